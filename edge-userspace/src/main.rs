@@ -1,0 +1,2 @@
+//! Command line of Edge.
+fn main() {}
