@@ -1,0 +1,404 @@
+//! The contract between the XDP program and the daemon: the read-only
+//! configuration, the maps and the records in them.
+//!
+//! Everything is `#[repr(C)]` without padding, so that a value can be written
+//! and compared as bytes. A change of any layout raises [`ABI_VERSION`], which
+//! is part of the directory in which maps are pinned: tables of another
+//! version are never taken over.
+
+use crate::{gcra::Limit, hash::Seed, reason::Reason};
+
+/// Version of every layout in this crate.
+pub const ABI_VERSION: u32 = 1;
+
+/// The most interfaces one daemon serves; each has its own counters.
+pub const MAX_INTERFACES: u32 = 32;
+
+/// The most limit profiles: the default one and the overrides.
+pub const MAX_PROFILES: usize = 64;
+
+/// Bytes of a packet in an event, at the most.
+pub const SAMPLE_BYTES: usize = 128;
+
+/// Names of the maps, as the program defines them and as they are pinned.
+pub mod maps {
+    /// Per-CPU array of [`super::Counter`]; index by [`super::counter_index`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Per-CPU array of `u64`, index [`super::TableStat`].
+    pub const STATS: &str = "STATS";
+    /// Array of `u64` TAT words, one a [`crate::reason::Reason`]: the budget of samples.
+    pub const SAMPLE_BUDGET: &str = "SAMPLE_BUDGET";
+    /// Ring buffer of [`super::Event`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Array of [`crate::table::Bucket4`], mappable.
+    pub const HOSTS4: &str = "HOSTS4";
+    /// Array of `u64`, mappable: the filter before `HOSTS4`.
+    pub const HOSTS4_FILTER: &str = "HOSTS4_FILTER";
+    /// Array of [`crate::table::BucketW`], mappable.
+    pub const WIDE: &str = "WIDE";
+    /// Array of `u64`, mappable: the filter before `WIDE`.
+    pub const WIDE_FILTER: &str = "WIDE_FILTER";
+    /// Array of `u64`, mappable: see [`crate::table::bitmap24`].
+    pub const BITMAP24: &str = "BITMAP24";
+    /// Array of `u64`, mappable: IPv4 lengths in use by first 16 bits.
+    pub const LENGTHS4: &str = "LENGTHS4";
+    /// Array of `u64`, mappable: IPv6 lengths 1 to 32 in use by first 16 bits.
+    pub const LENGTHS6: &str = "LENGTHS6";
+    /// Array of [`crate::table::LongLengths`], mappable.
+    pub const LENGTHS6_LONG: &str = "LENGTHS6_LONG";
+    /// Array of [`super::LimiterBucket`], mappable.
+    pub const LIMITER: &str = "LIMITER";
+    /// Hash from IPv4 address (as on the wire) to [`super::MacAddr`].
+    pub const ARP_BINDINGS: &str = "ARP_BINDINGS";
+
+    /// All of them.
+    pub const ALL: &[&str] = &[
+        COUNTERS,
+        STATS,
+        SAMPLE_BUDGET,
+        EVENTS,
+        HOSTS4,
+        HOSTS4_FILTER,
+        WIDE,
+        WIDE_FILTER,
+        BITMAP24,
+        LENGTHS4,
+        LENGTHS6,
+        LENGTHS6_LONG,
+        LIMITER,
+        ARP_BINDINGS,
+    ];
+}
+
+/// Name of the XDP program in the object.
+pub const PROGRAM: &str = "edge_xdp";
+/// Symbol of the read-only [`Config`].
+pub const CONFIG_SYMBOL: &str = "CONFIG";
+/// Symbol of the read-only `[Profile; MAX_PROFILES]`.
+pub const PROFILES_SYMBOL: &str = "PROFILES";
+
+/// What a check does when it finds something. Stored as `u32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Mode {
+    /// The check is not made, and costs nothing.
+    #[default]
+    Off = 0,
+    /// The packet is counted as one that would have been dropped, and goes on.
+    DryRun = 1,
+    /// The packet is dropped.
+    Enforce = 2,
+}
+
+/// What happens to fragments when the fragment check is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FragmentPolicy {
+    /// Drop only tiny first fragments and such as start inside the transport header.
+    #[default]
+    DropRisky = 0,
+    /// Drop every fragment.
+    DropAll = 1,
+}
+
+/// Indices of the limits in [`Config::limit_mode`] and [`Profile::limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum LimitKind {
+    /// Packets a second.
+    Packets = 0,
+    /// Bytes of frames a second.
+    Bytes = 1,
+    /// TCP SYNs (without ACK) a second.
+    Syn = 2,
+    /// UDP packets a second.
+    Udp = 3,
+    /// ICMP and ICMPv6 packets a second.
+    Icmp = 4,
+}
+
+/// How many kinds of limit there are.
+pub const LIMIT_KINDS: usize = 5;
+
+impl LimitKind {
+    /// All kinds in the order of their index.
+    pub const ALL: [Self; LIMIT_KINDS] =
+        [Self::Packets, Self::Bytes, Self::Syn, Self::Udp, Self::Icmp];
+
+    /// The reason a packet over this limit ends with.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Packets => Reason::LimitPackets,
+            Self::Bytes => Reason::LimitBytes,
+            Self::Syn => Reason::LimitSyn,
+            Self::Udp => Reason::LimitUdp,
+            Self::Icmp => Reason::LimitIcmp,
+        }
+    }
+
+    /// The key of the limit in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Packets => "packets",
+            Self::Bytes => "bytes",
+            Self::Syn => "syn",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+}
+
+/// The limits of one class of sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Profile {
+    /// By [`LimitKind`].
+    pub limits: [Limit; LIMIT_KINDS],
+}
+
+/// Everything the program reads from its configuration. It is read-only and
+/// known when the program is loaded, so that the verifier removes every stage
+/// that is off. A new configuration is a new load of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// Secret of the hashes.
+    pub seed: Seed,
+    /// Budget of samples a second of each reason that drops or would have; zero for none.
+    pub sample: Limit,
+    /// Mask of the upper half of an IPv6 source that shares one limit.
+    pub limit_mask6_hi: u64,
+    /// Mask of the lower half, likewise.
+    pub limit_mask6_lo: u64,
+    /// Mask of an IPv4 source that shares one limit, in the byte order of the wire.
+    pub limit_mask4: u32,
+    /// [`Mode`] of the header checks.
+    pub malformed: u32,
+    /// [`Mode`] of impossible TCP flags.
+    pub tcp_flags: u32,
+    /// [`Mode`] of LAND.
+    pub land: u32,
+    /// [`Mode`] of bogon sources.
+    pub bogons: u32,
+    /// [`Mode`] of fragments.
+    pub fragments: u32,
+    /// [`FragmentPolicy`].
+    pub fragment_policy: u32,
+    /// [`Mode`] of the ARP guard.
+    pub arp_guard: u32,
+    /// [`Mode`] of the blacklist.
+    pub blacklist: u32,
+    /// [`Mode`] by [`LimitKind`].
+    pub limit_mode: [u32; LIMIT_KINDS],
+    /// Which block of counters this load of the program uses.
+    pub interface: u32,
+    /// Entries of `HOSTS4`.
+    pub hosts4_buckets: u32,
+    /// Entries of `HOSTS4_FILTER`.
+    pub hosts4_filter_words: u32,
+    /// Entries of `WIDE`.
+    pub wide_buckets: u32,
+    /// Entries of `WIDE_FILTER`.
+    pub wide_filter_words: u32,
+    /// Entries of `LENGTHS6_LONG`.
+    pub long_lengths: u32,
+    /// Entries of `LIMITER`.
+    pub limiter_buckets: u32,
+    /// [`ABI_VERSION`].
+    pub abi_version: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 16 + 22 * 4);
+
+/// Packets and bytes of one reason on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of whole frames, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+/// Entries of `COUNTERS`: for each interface a block of final reasons and a
+/// block of reasons that dry runs would have dropped for.
+pub const COUNTER_ENTRIES: u32 = MAX_INTERFACES * 2 * Reason::COUNT as u32;
+
+/// Index into `COUNTERS`.
+#[inline(always)]
+pub const fn counter_index(interface: u32, would_drop: bool, reason: Reason) -> u32 {
+    (interface * 2 + would_drop as u32) * Reason::COUNT as u32 + reason.index()
+}
+
+/// Indices into `STATS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TableStat {
+    /// Limiter entries taken for the first time: the fill.
+    LimiterClaimed = 0,
+    /// Limiter entries taken over from an idle source, losing nothing.
+    LimiterRecycled = 1,
+    /// Limiter entries taken from a source whose limit was still in use.
+    LimiterEvicted = 2,
+    /// Packets denied because other CPUs won every compare-and-swap.
+    LimiterContended = 3,
+    /// Samples lost because the ring buffer was full.
+    EventsLost = 4,
+}
+
+/// Entries of `STATS`.
+pub const STATS_ENTRIES: u32 = 5;
+
+/// The limits' state of one source. All TATs in the past: idle, and free to
+/// be taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct LimiterSlot {
+    /// Keyed 64-bit hash of the source under the limit's mask; 0: never used.
+    pub tag: u64,
+    /// TATs by [`LimitKind`], in [`crate::gcra::ticks`].
+    pub tat: [u64; LIMIT_KINDS],
+    /// Fills the cache line.
+    pub pad: [u64; 2],
+}
+
+/// Sources that share a bucket of the limiter.
+pub const LIMITER_WAYS: usize = 2;
+
+/// A bucket of `LIMITER`: two neighbouring cache lines.
+pub type LimiterBucket = [LimiterSlot; LIMITER_WAYS];
+
+const _: () = assert!(size_of::<LimiterBucket>() == 128);
+
+/// A MAC address, padded to a whole word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MacAddr {
+    /// The six octets, then two zeros.
+    pub octets: [u8; 8],
+}
+
+/// A sampled packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC` (coarse), nanoseconds.
+    pub time_ns: u64,
+    /// Kernel index of the interface it came in on.
+    pub ifindex: u32,
+    /// Length of the frame in bytes.
+    pub frame_len: u32,
+    /// [`Reason::index`].
+    pub reason: u16,
+    /// 1 when a dry run would have dropped it, 0 when it ended with the reason.
+    pub would_drop: u16,
+    /// Valid bytes of `data`.
+    pub captured: u32,
+    /// The first bytes of the frame.
+    pub data: [u8; SAMPLE_BYTES],
+}
+
+const _: () = assert!(size_of::<Event>() == 24 + SAMPLE_BYTES);
+
+impl Event {
+    /// An event from a record of the ring buffer; `None` when it is too short
+    /// or its fields are out of range.
+    pub fn read(record: &[u8]) -> Option<Self> {
+        let (time_ns, rest) = record.split_first_chunk::<8>()?;
+        let (ifindex, rest) = rest.split_first_chunk::<4>()?;
+        let (frame_len, rest) = rest.split_first_chunk::<4>()?;
+        let (reason, rest) = rest.split_first_chunk::<2>()?;
+        let (would_drop, rest) = rest.split_first_chunk::<2>()?;
+        let (captured, rest) = rest.split_first_chunk::<4>()?;
+        let (data, _) = rest.split_first_chunk::<SAMPLE_BYTES>()?;
+        let event = Self {
+            time_ns: u64::from_ne_bytes(*time_ns),
+            ifindex: u32::from_ne_bytes(*ifindex),
+            frame_len: u32::from_ne_bytes(*frame_len),
+            reason: u16::from_ne_bytes(*reason),
+            would_drop: u16::from_ne_bytes(*would_drop),
+            captured: u32::from_ne_bytes(*captured),
+            data: *data,
+        };
+        let valid = Reason::from_index(u32::from(event.reason)).is_some()
+            && event.captured as usize <= SAMPLE_BYTES;
+        valid.then_some(event)
+    }
+
+    /// The captured bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.data
+            .get(..self.captured as usize)
+            .unwrap_or(&self.data)
+    }
+}
+
+impl Config {
+    /// Everything off, tables of one entry. What the object holds before the
+    /// daemon overrides it.
+    pub const OFF: Self = Self {
+        seed: Seed([0; 4]),
+        sample: Limit::NONE,
+        limit_mask6_hi: u64::MAX,
+        limit_mask6_lo: 0,
+        limit_mask4: u32::MAX,
+        malformed: 0,
+        tcp_flags: 0,
+        land: 0,
+        bogons: 0,
+        fragments: 0,
+        fragment_policy: 0,
+        arp_guard: 0,
+        blacklist: 0,
+        limit_mode: [0; LIMIT_KINDS],
+        interface: 0,
+        hosts4_buckets: 1,
+        hosts4_filter_words: 1,
+        wide_buckets: 1,
+        wide_filter_words: 1,
+        long_lengths: 1,
+        limiter_buckets: 1,
+        abi_version: ABI_VERSION,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::HashSet, vec};
+
+    #[test]
+    fn counters_do_not_overlap() {
+        let mut seen = HashSet::new();
+        for i in 0..MAX_INTERFACES {
+            for would in [false, true] {
+                for &r in Reason::ALL {
+                    let at = counter_index(i, would, r);
+                    assert!(at < COUNTER_ENTRIES && seen.insert(at));
+                }
+            }
+        }
+        assert_eq!(seen.len(), COUNTER_ENTRIES as usize);
+    }
+
+    #[test]
+    fn events_are_read_with_suspicion() {
+        let mut record = vec![0; size_of::<Event>()];
+        record[20..24].copy_from_slice(&64u32.to_ne_bytes());
+        assert_eq!(Event::read(&record).unwrap().bytes().len(), 64);
+        assert_eq!(Event::read(&record[1..]), None);
+        record[16..18].copy_from_slice(&u16::MAX.to_ne_bytes());
+        assert_eq!(Event::read(&record), None);
+        record[16..18].copy_from_slice(&0u16.to_ne_bytes());
+        record[20..24].copy_from_slice(&129u32.to_ne_bytes());
+        assert_eq!(Event::read(&record), None);
+    }
+
+    #[test]
+    fn kinds_stand_at_their_index() {
+        for (i, k) in LimitKind::ALL.iter().enumerate() {
+            assert_eq!(*k as usize, i);
+        }
+    }
+}

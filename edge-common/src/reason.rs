@@ -1,0 +1,155 @@
+//! What can become of a packet: one closed enum, a sentence each.
+//!
+//! The discriminant is the index into the counter map, the snake-case name is
+//! the metric label and what the CLI prints, and the sentence is what
+//! `edge events` and the documentation say. All of them come from the one
+//! table below.
+
+/// What the XDP program does with a packet that ended with a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Hand the packet to the kernel's network stack (`XDP_PASS`).
+    Pass,
+    /// Discard the packet (`XDP_DROP`).
+    Drop,
+}
+
+macro_rules! reasons {
+    ($( $(#[$doc:meta])* $variant:ident = $name:literal, $verdict:ident, $sentence:literal; )*) => {
+        /// Why a packet ended the way it did. Every packet ends with exactly one.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason {
+            $( #[doc = $sentence] $variant, )*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its counter index.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )* ];
+
+            /// The metric label and CLI word, in snake case.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )* }
+            }
+
+            /// One sentence for a person.
+            pub const fn sentence(self) -> &'static str {
+                match self { $( Self::$variant => $sentence, )* }
+            }
+
+            /// What is done with a packet that ends with this reason.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $( Self::$variant => Verdict::$verdict, )* }
+            }
+        }
+    };
+}
+
+reasons! {
+    Pass = "pass", Pass, "No check matched; the packet goes to the kernel.";
+    PassManagement = "pass_management", Pass, "The source is a management address, which nothing may lock out.";
+    PassAllowlisted = "pass_allowlisted", Pass, "The source is on the allowlist.";
+    PassArp = "pass_arp", Pass, "An ARP packet that the ARP guard has nothing against.";
+    PassNotIp = "pass_not_ip", Pass, "Neither IPv4, IPv6 nor ARP; left to the kernel.";
+    PassUnparsed = "pass_unparsed", Pass, "The headers are malformed, and that check is off or in dry run.";
+
+    EthTruncated = "eth_truncated", Drop, "The frame is shorter than its Ethernet or VLAN header.";
+    VlanTooDeep = "vlan_too_deep", Drop, "The frame carries more than two VLAN tags.";
+    ArpMalformed = "arp_malformed", Drop, "The ARP packet is truncated or not Ethernet/IPv4 ARP.";
+    Ipv4Truncated = "ipv4_truncated", Drop, "The frame ends inside the IPv4 header.";
+    Ipv4BadVersion = "ipv4_bad_version", Drop, "The version field of an IPv4 packet is not 4.";
+    Ipv4BadIhl = "ipv4_bad_ihl", Drop, "The IPv4 header length is below 20 bytes or beyond the total length.";
+    Ipv4BadLength = "ipv4_bad_length", Drop, "The IPv4 total length is beyond the end of the frame.";
+    Ipv6Truncated = "ipv6_truncated", Drop, "The frame ends inside the IPv6 header.";
+    Ipv6BadVersion = "ipv6_bad_version", Drop, "The version field of an IPv6 packet is not 6.";
+    Ipv6BadLength = "ipv6_bad_length", Drop, "The IPv6 payload length is beyond the end of the frame.";
+    Ipv6ExtTruncated = "ipv6_ext_truncated", Drop, "An IPv6 extension header ends beyond the packet.";
+    Ipv6ExtTooMany = "ipv6_ext_too_many", Drop, "The packet has more IPv6 extension headers than any sane sender makes.";
+    Ipv6ExtOrder = "ipv6_ext_order", Drop, "A hop-by-hop header is not the first, or a second fragment header follows.";
+    Ipv6RoutingType0 = "ipv6_routing_type0", Drop, "The deprecated routing header type 0 (RFC 5095) is present.";
+    FragmentBeyondEnd = "fragment_beyond_end", Drop, "The fragment would reach beyond the largest possible packet (ping of death), or is not a multiple of 8 bytes.";
+    TcpTruncated = "tcp_truncated", Drop, "The packet ends inside the TCP header.";
+    TcpBadOffset = "tcp_bad_offset", Drop, "The TCP data offset is below 20 bytes or beyond the segment.";
+    UdpTruncated = "udp_truncated", Drop, "The packet ends inside the UDP header.";
+    UdpBadLength = "udp_bad_length", Drop, "The UDP length is below 8 or beyond the packet.";
+    IcmpTruncated = "icmp_truncated", Drop, "The packet ends inside the ICMP or ICMPv6 header.";
+
+    TcpNoFlags = "tcp_no_flags", Drop, "The TCP segment carries no flag at all (null scan).";
+    TcpSynFin = "tcp_syn_fin", Drop, "SYN and FIN together.";
+    TcpSynRst = "tcp_syn_rst", Drop, "SYN and RST together.";
+    TcpFinWithoutAck = "tcp_fin_without_ack", Drop, "FIN without ACK (FIN and Xmas scans).";
+    TcpFinRst = "tcp_fin_rst", Drop, "FIN and RST together.";
+    Land = "land", Drop, "Source and destination address are the same (LAND).";
+    Bogon = "bogon", Drop, "The source is an address that cannot be a sender on this network.";
+    Fragment = "fragment", Drop, "The packet is a fragment, and the policy drops fragments.";
+    FragmentTiny = "fragment_tiny", Drop, "The first fragment is too short for the transport header (RFC 1858).";
+    FragmentOverlapRisk = "fragment_overlap_risk", Drop, "The fragment starts inside the transport header (RFC 3128).";
+    ArpSpoof = "arp_spoof", Drop, "An ARP packet claims a protected address from another MAC address.";
+    Blacklisted = "blacklisted", Drop, "The source is on the blacklist.";
+    LimitPackets = "limit_packets", Drop, "The source is over its limit of packets per second.";
+    LimitBytes = "limit_bytes", Drop, "The source is over its limit of bytes per second.";
+    LimitSyn = "limit_syn", Drop, "The source is over its limit of SYNs per second.";
+    LimitUdp = "limit_udp", Drop, "The source is over its limit of UDP packets per second.";
+    LimitIcmp = "limit_icmp", Drop, "The source is over its limit of ICMP packets per second.";
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The counter index.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// The reason with this counter index, or `None` when there is none.
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::ALL.get(index as usize).copied()
+    }
+
+    /// The reason with this name, or `None` when there is none.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|r| r.name() == name)
+    }
+
+    /// Whether the reason is a header that could not be parsed: the `malformed` check.
+    #[inline(always)]
+    pub const fn is_malformed(self) -> bool {
+        self as u8 >= Self::EthTruncated as u8 && self as u8 <= Self::IcmpTruncated as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_and_names_are_dense_and_unique() {
+        for (i, r) in Reason::ALL.iter().enumerate() {
+            assert_eq!(r.index() as usize, i);
+            assert_eq!(Reason::from_index(r.index()), Some(*r));
+            assert_eq!(Reason::from_name(r.name()), Some(*r));
+            assert!(
+                r.name()
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            );
+            assert!(r.sentence().ends_with('.'));
+        }
+        assert_eq!(Reason::from_index(Reason::COUNT as u32), None);
+        assert_eq!(Reason::from_name("nonsense"), None);
+    }
+
+    #[test]
+    fn names_tell_the_verdict() {
+        for r in Reason::ALL {
+            assert_eq!(
+                r.name().starts_with("pass"),
+                r.verdict() == Verdict::Pass,
+                "{r:?}"
+            );
+        }
+    }
+}
