@@ -1,1 +1,4 @@
 //! The Edge daemon.
+
+pub mod control;
+pub mod status;

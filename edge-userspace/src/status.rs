@@ -1,0 +1,231 @@
+//! What the daemon knows of itself: one set of facts that `edge status`
+//! prints and the metrics are made of. Putting it together reads counters and
+//! O(1) counts only, never a table from end to end.
+
+use edge_common::reason::Reason;
+use serde::{Deserialize, Serialize};
+
+use crate::control::wire;
+
+/// Who can tell the [`Status`], at any time and without waiting for work that
+/// is under way. Called from a thread that may block for a short time.
+pub trait Source: Send + Sync + 'static {
+    /// The facts of this moment.
+    fn status(&self) -> Status;
+}
+
+/// The facts. All times are Unix milliseconds, all sizes bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// [`edge_common::abi::ABI_VERSION`] of its tables.
+    pub abi_version: u32,
+    /// Process id.
+    pub pid: u32,
+    /// When the daemon started.
+    pub started_unix_ms: u64,
+    /// How long it has been running, milliseconds of the monotonic clock.
+    pub uptime_ms: u64,
+    /// The configuration in force.
+    pub config: ConfigStatus,
+    /// Reloads since the start.
+    pub reloads: Reloads,
+    /// The interfaces, in the order of the configuration.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Fill of every table that has a capacity.
+    pub tables: Vec<TableStatus>,
+    /// Entries of the lists.
+    pub lists: Vec<ListCount>,
+    /// State of the limiter.
+    pub limiter: LimiterStatus,
+    /// Sampled events.
+    pub events: EventsStatus,
+    /// Requests on the control socket.
+    pub control: Vec<ControlCount>,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The file it was read from.
+    pub file: String,
+    /// 1 at the start, one more at every successful reload or change of limits.
+    pub generation: u64,
+    /// When this generation came into force.
+    pub since_unix_ms: u64,
+}
+
+/// Reloads since the start; the load at the start is none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reloads {
+    /// Reloads that came into force.
+    pub succeeded: u64,
+    /// Reloads that were refused or rolled back.
+    pub failed: u64,
+    /// When the last one came into force.
+    pub last_success_unix_ms: Option<u64>,
+    /// When the last one failed.
+    pub last_failure_unix_ms: Option<u64>,
+    /// Why the last one failed; gone after one that succeeded.
+    pub last_error: Option<String>,
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachMode {
+    /// In the driver.
+    Native,
+    /// In the stack, after the kernel has made an skb of the frame: slow.
+    Generic,
+}
+
+impl AttachMode {
+    /// The word for it, also the value of the metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// Packets and bytes (whole frames).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// One interface. The counters live in the kernel and outlast the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its kernel index.
+    pub ifindex: u32,
+    /// How the program is attached.
+    pub mode: AttachMode,
+    /// Whether the link of a former daemon was taken over.
+    pub adopted: bool,
+    /// All that passed when this daemon started.
+    pub passed_at_start: Traffic,
+    /// All that was dropped when this daemon started.
+    pub dropped_at_start: Traffic,
+    /// Counters by reason; those that are not zero.
+    pub reasons: Vec<ReasonCount>,
+}
+
+/// The counters of one reason on one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// The reason.
+    #[serde(with = "wire::word")]
+    pub reason: Reason,
+    /// What ended with the reason.
+    pub ended: Traffic,
+    /// What would have been dropped for it, were its check not in dry run.
+    pub would_drop: Traffic,
+}
+
+/// Fill of a table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// Its key under `[tables]` in the configuration, for instance `hosts_v4`.
+    pub table: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// Entries it is sized for.
+    pub capacity: u64,
+}
+
+/// Entries of a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListCount {
+    /// Which list.
+    pub list: crate::control::protocol::List,
+    /// IPv4 or IPv6.
+    pub family: FamilyName,
+    /// Single addresses or prefixes.
+    pub kind: EntryKind,
+    /// How many.
+    pub entries: u64,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FamilyName {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl FamilyName {
+    /// The word for it, also the value of the metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+}
+
+/// A single address or a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A /32 or /128.
+    Host,
+    /// Anything shorter.
+    Prefix,
+}
+
+impl EntryKind {
+    /// The word for it, also the value of the metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Prefix => "prefix",
+        }
+    }
+}
+
+/// State of the limiter: [`edge_common::abi::TableStat`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimiterStatus {
+    /// Entries taken for the first time: the fill.
+    pub claimed: u64,
+    /// Entries taken over from an idle source, losing nothing.
+    pub recycled: u64,
+    /// Entries taken from a source whose limit was still in use.
+    pub evicted: u64,
+    /// Packets denied because other CPUs won every compare-and-swap.
+    pub contended: u64,
+}
+
+/// Sampled events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsStatus {
+    /// Read from the ring buffer since the start.
+    pub read: u64,
+    /// Lost in the kernel because the ring buffer was full.
+    pub lost_in_kernel: u64,
+    /// Not delivered to a follower that read too slowly.
+    pub lost_by_followers: u64,
+}
+
+/// Requests of one command on the control socket since the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlCount {
+    /// The command: [`crate::control::protocol::Command::name`].
+    pub command: String,
+    /// Answered with success.
+    pub succeeded: u64,
+    /// Answered with an error.
+    pub failed: u64,
+}
