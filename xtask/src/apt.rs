@@ -86,11 +86,27 @@ pub(crate) fn unpack(
         exec::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
     }
     fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))?;
+    prune(&root)?;
     for program in programs {
         wrap(&dir, program)?;
     }
     fs::write(dir.join(COMPLETE), packages.join("\n"))
         .with_context(|| format!("cannot write in {}", dir.display()))
+}
+
+/// Removes what no program started from here would find or need: data that is looked for at its
+/// absolute path, and of Rust's sources all but the library. It is more than half of the size.
+fn prune(root: &Path) -> Result<()> {
+    let mut useless = vec![root.join("usr/share")];
+    if let Ok(sources) = root.join("usr/src").read_dir() {
+        for tree in sources.flatten() {
+            useless.extend(["compiler", "src"].map(|part| tree.path().join(part)));
+        }
+    }
+    for dir in useless.iter().filter(|dir| dir.is_dir()) {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes `<group>/bin/<program>`, which starts the unpacked program with the unpacked libraries.

@@ -11,21 +11,16 @@ use anyhow::{Context as _, Result, bail};
 /// Directories that hold administration tools but are often missing in an ordinary user's `PATH`.
 const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// What cargo sets for the programs it runs and what must not leak into another cargo: it would
-/// choose the wrong compiler or flags there.
-const CARGO_LEAKS: [&str; 12] = [
-    "CARGO",
-    "CARGO_BUILD_RUSTC",
+/// Settings for one cargo run that must not leak into another: they would add flags meant for the
+/// outer one, or build for its target. Which compiler the host uses stays as the person chose it.
+const CARGO_LEAKS: [&str; 7] = [
     "CARGO_BUILD_RUSTFLAGS",
     "CARGO_BUILD_TARGET",
     "CARGO_ENCODED_RUSTFLAGS",
     "CARGO_MANIFEST_DIR",
     "CARGO_MANIFEST_PATH",
-    "RUSTC",
     "RUSTC_WORKSPACE_WRAPPER",
-    "RUSTDOC",
     "RUSTFLAGS",
-    "RUSTUP_TOOLCHAIN",
 ];
 
 /// Separates flags in `CARGO_ENCODED_RUSTFLAGS`, so that paths may hold spaces.
