@@ -1,4 +1,7 @@
 //! The Edge daemon.
 
+pub mod clock;
 pub mod control;
+pub mod memory;
 pub mod status;
+pub mod tables;
