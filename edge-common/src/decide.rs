@@ -7,16 +7,15 @@ use crate::{
     table::{FLAG_BOGON, FLAG_MANAGEMENT, Meta, Stamp},
 };
 
-/// What the policy tables know of a source.
+/// What the policy tables know of a source at some time: one word, so that it
+/// crosses function boundaries in a register and two of them merge by OR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Flags and limit profile.
-    pub meta: Meta,
-    /// Blacklisted until then.
-    pub black: Stamp,
-    /// On the allowlist until then.
-    pub allow: Stamp,
-}
+pub struct Policy(u32);
+
+const BLACK: u32 = 1;
+const ALLOW: u32 = 2;
+const FLAGS_SHIFT: u32 = 16;
+const PROFILE_SHIFT: u32 = 24;
 
 /// What the policy tables say of a source, in order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,45 +26,71 @@ pub enum Standing {
     Allowlisted,
     /// On the blacklist.
     Blacklisted,
-    /// Not on the blacklist, but in a bogon range.
-    Bogon,
-    /// Listed nowhere.
+    /// On no list.
     Unlisted,
 }
 
 impl Policy {
-    /// The policy of two tables together: the later stamps and all flags.
+    /// Nothing known.
+    pub const NONE: Self = Self(0);
+
+    /// The policy of an entry at `now`.
     #[inline(always)]
-    pub const fn merge(self, other: Self) -> Self {
-        Self {
-            meta: Meta {
-                flags: self.meta.flags | other.meta.flags,
-                profile: self.meta.profile | other.meta.profile,
-            },
-            black: if self.black > other.black {
-                self.black
-            } else {
-                other.black
-            },
-            allow: if self.allow > other.allow {
-                self.allow
-            } else {
-                other.allow
-            },
-        }
+    pub const fn of(meta: Meta, black: Stamp, allow: Stamp, now: Stamp) -> Self {
+        Self(
+            (black > now) as u32 * BLACK
+                | (allow > now) as u32 * ALLOW
+                | (meta.flags as u32) << FLAGS_SHIFT
+                | (meta.profile as u32) << PROFILE_SHIFT,
+        )
     }
 
-    /// The standing at `now`.
+    /// As a word, and back.
     #[inline(always)]
-    pub const fn standing(self, now: Stamp) -> Standing {
-        if self.meta.flags & FLAG_MANAGEMENT != 0 {
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// The policy in a word.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// What two tables know together. At most one of them may have a profile.
+    #[inline(always)]
+    pub const fn merge(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether a list has the source: the entry's hit counter counts.
+    #[inline(always)]
+    pub const fn is_listed(self) -> bool {
+        self.0 & (BLACK | ALLOW) != 0
+    }
+
+    /// Index of the limit profile.
+    #[inline(always)]
+    pub const fn profile(self) -> u8 {
+        (self.0 >> PROFILE_SHIFT) as u8
+    }
+
+    /// Whether the source lies in a bogon range. The lists come first: an
+    /// allowlisted bogon passes.
+    #[inline(always)]
+    pub const fn is_bogon(self) -> bool {
+        self.0 & (FLAG_BOGON as u32) << FLAGS_SHIFT != 0
+    }
+
+    /// The standing of the source.
+    #[inline(always)]
+    pub const fn standing(self) -> Standing {
+        if self.0 & (FLAG_MANAGEMENT as u32) << FLAGS_SHIFT != 0 {
             Standing::Management
-        } else if self.allow > now {
+        } else if self.0 & ALLOW != 0 {
             Standing::Allowlisted
-        } else if self.black > now {
+        } else if self.0 & BLACK != 0 {
             Standing::Blacklisted
-        } else if self.meta.flags & FLAG_BOGON != 0 {
-            Standing::Bogon
         } else {
             Standing::Unlisted
         }
@@ -125,41 +150,20 @@ mod tests {
 
     #[test]
     fn precedence_of_standings() {
-        let all = Policy {
-            meta: Meta {
-                flags: FLAG_MANAGEMENT | FLAG_BOGON,
-                profile: 0,
-            },
-            black: 10,
-            allow: 20,
-        };
-        assert_eq!(all.standing(5), Standing::Management);
-        let p = Policy {
-            meta: Meta {
-                flags: FLAG_BOGON,
-                profile: 0,
-            },
-            ..all
-        };
-        assert_eq!(p.standing(5), Standing::Allowlisted);
-        assert_eq!(Policy { allow: 5, ..p }.standing(5), Standing::Blacklisted);
-        assert_eq!(p.standing(20), Standing::Bogon);
-        assert_eq!(
-            Policy {
-                black: 10,
-                ..Policy::default()
-            }
-            .standing(10),
-            Standing::Unlisted
-        );
-        assert_eq!(
-            Policy {
-                black: 10,
-                ..Policy::default()
-            }
-            .standing(9),
-            Standing::Blacklisted
-        );
+        let meta = |flags| Meta { flags, profile: 3 };
+        let at = |flags, now| Policy::of(meta(flags), 10, 20, now);
+        assert_eq!(at(FLAG_MANAGEMENT | FLAG_BOGON, 5).standing(), Standing::Management);
+        assert_eq!(at(FLAG_BOGON, 5).standing(), Standing::Allowlisted);
+        assert_eq!(at(FLAG_BOGON, 20).standing(), Standing::Unlisted);
+        assert!(at(FLAG_BOGON, 20).is_bogon() && !at(FLAG_MANAGEMENT, 20).is_bogon());
+        let black = |now| Policy::of(Meta::default(), 10, 0, now);
+        assert_eq!(black(9).standing(), Standing::Blacklisted);
+        assert_eq!(black(10).standing(), Standing::Unlisted);
+        assert!(black(9).is_listed() && !black(10).is_listed());
+        let merged = black(9).merge(at(FLAG_BOGON, 30));
+        assert_eq!((merged.standing(), merged.profile()), (Standing::Blacklisted, 3));
+        assert!(merged.is_bogon());
+        assert_eq!(Policy::from_word(merged.word()), merged);
     }
 
     #[test]

@@ -24,8 +24,9 @@ pub trait PacketSource {
     /// One byte.
     fn byte(&self, offset: usize) -> Option<u8>;
 
-    /// Length of the whole frame in bytes, with parts that are not readable here.
-    fn frame_len(&self) -> usize;
+    /// Whether the frame has at least `len` bytes, counting parts that are not
+    /// readable here (the fragments of a multi-buffer XDP frame).
+    fn holds(&self, len: usize) -> bool;
 }
 
 impl PacketSource for [u8] {
@@ -46,8 +47,8 @@ impl PacketSource for [u8] {
         self.get(offset).copied()
     }
 
-    fn frame_len(&self) -> usize {
-        self.len()
+    fn holds(&self, len: usize) -> bool {
+        self.len() >= len
     }
 }
 
@@ -152,6 +153,8 @@ pub struct Ip<A> {
     pub source: A,
     /// Destination address.
     pub dest: A,
+    /// Where the packet ends in the frame; padding may follow.
+    pub end: usize,
     /// Protocol behind the last extension header.
     pub proto: u8,
     /// Fragment or whole.
@@ -300,7 +303,7 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
     if header < IPV4_LEN || header > total {
         return Err(Reason::Ipv4BadIhl);
     }
-    if offset + total > source.frame_len() {
+    if !source.holds(offset + total) {
         return Err(Reason::Ipv4BadLength);
     }
     let payload = total - header;
@@ -312,6 +315,7 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
     Ok(Ip {
         source: src,
         dest: dst,
+        end: offset + total,
         proto,
         fragment,
         transport,
@@ -331,7 +335,7 @@ pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6
     }
     let w1 = u32::from_be(w1);
     let payload = (w1 >> 16) as usize;
-    if offset + IPV6_LEN + payload > source.frame_len() {
+    if !source.holds(offset + IPV6_LEN + payload) {
         return Err(Reason::Ipv6BadLength);
     }
     let mut proto = (w1 >> 8) as u8;
@@ -370,7 +374,7 @@ pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6
     )?;
     Ok(Ip {
         source: [s0, s1, s2, s3],
-        dest: [d0, d1, d2, d3],
+        dest: [d0, d1, d2, d3], end: offset + IPV6_LEN + payload,
         proto,
         fragment: frag,
         transport,

@@ -1,0 +1,105 @@
+//! Counters and sampled events: what userspace sees of a packet.
+
+use crate::{
+    atomic::compare_exchange,
+    maps::{self, COUNTERS, EVENTS, SAMPLE_BUDGET, config},
+};
+use aya_ebpf::{helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
+use edge_common::{
+    abi::{Event, SAMPLE_BYTES, TableStat, counter_index},
+    gcra::ticks,
+    reason::{Reason, Verdict},
+};
+
+/// What there is to tell of a packet, whatever becomes of it.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    pub ctx: &'a XdpContext,
+    /// Coarse monotonic clock, nanoseconds.
+    pub now: u64,
+    /// Bytes of the frame.
+    pub frame_len: u32,
+}
+
+/// Records how a packet ended.
+#[inline(always)]
+pub fn ended(facts: Facts<'_>, reason: Reason) {
+    count(facts, reason, false);
+    if reason.verdict() == Verdict::Drop {
+        sample(facts, reason, false);
+    }
+}
+
+/// Records that a dry run would have dropped the packet.
+#[inline(always)]
+pub fn would_drop(facts: Facts<'_>, reason: Reason) {
+    count(facts, reason, true);
+    sample(facts, reason, true);
+}
+
+#[inline(always)]
+fn count(facts: Facts<'_>, reason: Reason, would_drop: bool) {
+    let index = counter_index(config!(interface), would_drop, reason);
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the element belongs to this CPU, and XDP programs of one CPU
+        // run one after the other.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += facts.frame_len as u64;
+        }
+    }
+}
+
+#[inline(always)]
+fn sample(facts: Facts<'_>, reason: Reason, would_drop: bool) {
+    let limit = config!(sample);
+    if !limit.is_some() {
+        return;
+    }
+    let Some(budget) = SAMPLE_BUDGET.get_ptr_mut(reason.index()) else {
+        return;
+    };
+    // SAFETY: a map value; concurrent writers go through compare_exchange only.
+    let tat = unsafe { budget.read_volatile() };
+    if let Some(new) = limit.admit(tat, ticks(facts.now), 1) {
+        // Losing the race means that another CPU took this sample's place.
+        // SAFETY: as above, 8 bytes aligned.
+        if unsafe { compare_exchange(budget, tat, new) } == tat {
+            send(facts.ctx, facts.now, facts.frame_len, reason.index() << 1 | would_drop as u32);
+        }
+    }
+}
+
+/// Copies the head of the packet to the ring buffer. Not inlined: it is rare,
+/// and would stand at every check otherwise.
+#[inline(never)]
+fn send(ctx: &XdpContext, now: u64, frame_len: u32, reason_and_would: u32) {
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        maps::count(TableStat::EventsLost);
+        return;
+    };
+    let captured = if frame_len < SAMPLE_BYTES as u32 { frame_len } else { SAMPLE_BYTES as u32 };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the reservation has the size and (8-byte) alignment of an Event;
+    // every field and every byte of `data` is written before it is submitted.
+    unsafe {
+        (&raw mut (*event).time_ns).write(now);
+        (&raw mut (*event).ifindex).write((*ctx.ctx).ingress_ifindex);
+        (&raw mut (*event).frame_len).write(frame_len);
+        (&raw mut (*event).reason).write((reason_and_would >> 1) as u16);
+        (&raw mut (*event).would_drop).write((reason_and_would & 1) as u16);
+        (&raw mut (*event).captured).write(captured);
+        (&raw mut (*event).data).cast::<[u64; SAMPLE_BYTES / 8]>().write([0; SAMPLE_BYTES / 8]);
+    }
+    // The verifier wants to see both ends of the length.
+    if captured == 0
+        || captured > SAMPLE_BYTES as u32
+        // SAFETY: at most SAMPLE_BYTES are written into `data`.
+        || unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*event).data).cast(), captured) } != 0
+    {
+        maps::count(TableStat::EventsLost);
+        entry.discard(0);
+        return;
+    }
+    entry.submit(0);
+}

@@ -1,0 +1,36 @@
+//! The kernel side of Edge: entry points, and the one place where a reason
+//! becomes an XDP action.
+#![no_std]
+#![no_main]
+// Inline assembly for BPF is not stable yet; barriers and atomics need it.
+#![feature(asm_experimental_arch)]
+
+mod atomic;
+mod emit;
+mod limiter;
+mod maps;
+mod pipeline;
+mod policy;
+mod source;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use edge_common::reason::Verdict;
+
+/// The XDP program. Aware of multi-buffer frames, so that jumbo MTUs attach.
+#[xdp(frags)]
+pub fn edge_xdp(ctx: XdpContext) -> u32 {
+    match pipeline::run(&ctx).verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program in which this could be reached.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,86 @@
+//! Every map, and the read-only configuration. Sizes of one entry here are
+//! replaced by the configured ones when the program is loaded.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use edge_common::{
+    abi::{self, Config, Counter, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
+    gcra::Limit,
+    reason::Reason,
+    table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
+};
+
+#[map]
+pub static COUNTERS: PerCpuArray<Counter> =
+    PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
+#[map]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::STATS_ENTRIES, 0);
+#[map]
+pub static SAMPLE_BUDGET: Array<u64> = Array::with_max_entries(Reason::COUNT as u32, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 12, 0);
+#[map]
+pub static HOSTS4: Array<Bucket4> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static HOSTS4_FILTER: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static WIDE: Array<BucketW> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static WIDE_FILTER: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static BITMAP24: Array<u64> = Array::with_max_entries(BITMAP24_WORDS, BPF_F_MMAPABLE);
+#[map]
+pub static LENGTHS4: Array<u64> = Array::with_max_entries(LENGTHS_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+pub static LENGTHS6: Array<u64> = Array::with_max_entries(LENGTHS_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+pub static LENGTHS6_LONG: Array<LongLengths> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static LIMITER: Array<LimiterBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static ARP_BINDINGS: HashMap<u32, MacAddr> = HashMap::with_max_entries(1, 0);
+
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config::OFF;
+#[unsafe(no_mangle)]
+static PROFILES: [Profile; MAX_PROFILES] =
+    [Profile { limits: [Limit::NONE; abi::LIMIT_KINDS] }; MAX_PROFILES];
+
+/// Reads a field of the configuration. Volatile, so that the compiler cannot
+/// put in the value the object was built with; the verifier knows the real one
+/// and removes what it makes unreachable.
+macro_rules! config {
+    ($($field:tt)+) => {
+        // SAFETY: the field lies inside a static that nobody writes once the
+        // program is loaded.
+        unsafe { (&raw const (*$crate::maps::config_ptr()).$($field)+).read_volatile() }
+    };
+}
+pub(crate) use config;
+
+#[inline(always)]
+pub fn config_ptr() -> *const Config {
+    &raw const CONFIG
+}
+
+/// The limit profile with this index; the default one when there is none.
+#[inline(always)]
+pub fn profile(index: u8) -> *const Profile {
+    // MAX_PROFILES is a power of two: the mask is the bounds check the verifier sees.
+    let index = index as usize & (MAX_PROFILES - 1);
+    // SAFETY: the index is below the array's length.
+    unsafe { (&raw const PROFILES).cast::<Profile>().add(index) }
+}
+
+/// Adds one to a table's statistic.
+#[inline(always)]
+pub fn count(stat: TableStat) {
+    if let Some(n) = STATS.get_ptr_mut(stat as u32) {
+        // SAFETY: the element belongs to this CPU, and programs of one CPU do
+        // not interrupt each other here (softirq).
+        unsafe { *n += 1 };
+    }
+}

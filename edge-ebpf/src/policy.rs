@@ -1,0 +1,302 @@
+//! What the policy tables know of a source: the reader's side of
+//! [`edge_common::table`].
+//!
+//! The filters are read inline; what lies behind them stands in global
+//! functions, which the verifier checks once and not again for every state
+//! the packet parser can leave behind.
+
+use crate::{
+    atomic::increment,
+    maps::{
+        BITMAP24, HOSTS4, HOSTS4_FILTER, LENGTHS4, LENGTHS6, LENGTHS6_LONG, WIDE, WIDE_FILTER,
+        config,
+    },
+    source::hide,
+};
+use aya_ebpf::helpers::generated::bpf_loop;
+use core::ffi::c_void;
+use edge_common::{
+    decide::Policy,
+    hash::hash_v4,
+    table::{
+        HITS_MAX, Half, KEY_MASK, LONGER, LenBit, Meta, OCCUPIED, Place, Slot4, SlotW, Stamp,
+        WAYS, bitmap24, len_key, long_index, mask,
+    },
+};
+
+/// The most prefix lengths that can be in use in one half of an address.
+const MAX_LENGTHS: u32 = 64;
+
+/// Looks up an IPv4 source (word as on the wire, and its hash).
+#[inline(always)]
+pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
+    let mut policy = Policy::NONE;
+    let (word, bit) = Place::new(hash).filter(config!(hosts4_filter_words));
+    if is_set(HOSTS4_FILTER.get(word), bit) {
+        policy = Policy::from_word(edge_host4(source, now));
+    }
+    let addr = u32::from_be(source);
+    let (word, bit) = bitmap24(addr);
+    if is_set(BITMAP24.get(word), bit) {
+        policy = policy.merge(Policy::from_word(edge_prefix4(addr, now)));
+    }
+    policy
+}
+
+/// Looks up an IPv6 source given as two halves in host byte order.
+#[inline(always)]
+pub fn v6(hi: u64, lo: u64, now: Stamp) -> Policy {
+    let mut policy = Policy::NONE;
+    let host = Place::wide(&config!(seed), hi, lo, len_key(Half::Low, 1));
+    let (word, bit) = host.filter(config!(wide_filter_words));
+    if is_set(WIDE_FILTER.get(word), bit) {
+        policy = Policy::from_word(edge_host6(hi, lo, now));
+    }
+    let short = LENGTHS6.get((hi >> 48) as u32).map_or(0, volatile);
+    if short != 0 {
+        policy = policy.merge(Policy::from_word(edge_prefix6(hi, lo, short, now)));
+    }
+    policy
+}
+
+#[inline(always)]
+fn is_set(word: Option<&u64>, bit: u64) -> bool {
+    word.map_or(0, volatile) & bit != 0
+}
+
+#[inline(always)]
+fn volatile<T: Copy>(value: &T) -> T {
+    // SAFETY: a valid reference. The daemon may write the word meanwhile;
+    // volatile keeps it to one load.
+    unsafe { (value as *const T).read_volatile() }
+}
+
+/// The entry of an IPv4 host (word as on the wire), as a [`Policy`] word.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_host4(source: u32, now: Stamp) -> u32 {
+    let place = Place::new(hash_v4(&config!(seed), source));
+    let buckets = config!(hosts4_buckets);
+    match probe4(place.first(buckets), source, now) {
+        Some(found) => found.word(),
+        None => probe4(place.second(buckets), source, now).unwrap_or(Policy::NONE).word(),
+    }
+}
+
+/// The entry of an IPv6 host, as a [`Policy`] word.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_host6(hi: u64, lo: u64, now: Stamp) -> u32 {
+    let key = len_key(Half::Low, 1);
+    let place = Place::wide(&config!(seed), hi, lo, key);
+    wide(place, hi, lo, key, now).unwrap_or(Policy::NONE).word()
+}
+
+/// The longest prefix that matches an IPv4 address (host byte order), as a
+/// [`Policy`] word.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_prefix4(addr: u32, now: Stamp) -> u32 {
+    let lengths = LENGTHS4.get(addr >> 16).map_or(0, volatile);
+    let mut search = Search::new(0, addr as u64, now);
+    search.longest(Half::V4, lengths);
+    search.word()
+}
+
+/// The longest prefix up to /127 that matches an IPv6 address, as a
+/// [`Policy`] word; `short` is its entry of `LENGTHS6`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_prefix6(hi: u64, lo: u64, short: u64, now: Stamp) -> u32 {
+    let mut search = Search::new(hi, lo, now);
+    let mut high = short & !LONGER;
+    if short & LONGER != 0 {
+        let index = long_index(&config!(seed), hi, config!(long_lengths));
+        if let Some(long) = LENGTHS6_LONG.get(index) {
+            if search.longest(Half::Low, volatile(&long.low)) {
+                return search.word();
+            }
+            high |= volatile(&long.high);
+        }
+    }
+    search.longest(Half::High, high);
+    search.word()
+}
+
+/// The state of a walk over prefix lengths.
+struct Search {
+    hi: u64,
+    lo: u64,
+    /// Lengths not yet tried, as bits of `half`.
+    lengths: u64,
+    now: Stamp,
+    half: u32,
+    /// [`FOUND`] and the policy's word, or 0.
+    found: u64,
+}
+
+/// Set in [`Search::found`] beside the word of a policy, which may be 0.
+const FOUND: u64 = 1 << 32;
+
+impl Search {
+    #[inline(always)]
+    fn new(hi: u64, lo: u64, now: Stamp) -> Self {
+        Self { hi, lo, lengths: 0, now, half: 0, found: 0 }
+    }
+
+    /// Tries the lengths in use, longest first.
+    #[inline(always)]
+    fn longest(&mut self, half: Half, lengths: u64) -> bool {
+        if lengths == 0 {
+            return false;
+        }
+        self.lengths = lengths;
+        self.half = half as u32;
+        // bpf_loop, because the verifier follows a plain loop through every
+        // combination of slots and lengths and gives up after a million instructions.
+        // SAFETY: the callback gets this very `self`, which outlives the call.
+        unsafe {
+            bpf_loop(MAX_LENGTHS, step as *mut c_void, (&raw mut *self).cast(), 0);
+        }
+        self.found != 0
+    }
+
+    /// The word of the policy found, 0 if none was.
+    #[inline(always)]
+    fn word(&self) -> u32 {
+        self.found as u32
+    }
+}
+
+/// Tries the longest length that is left; 1 ends the loop.
+extern "C" fn step(_: u32, search: *mut Search) -> i64 {
+    // SAFETY: `Search::longest` passes a live Search to nobody else.
+    let search = unsafe { &mut *search };
+    let bit: LenBit = search.lengths & search.lengths.wrapping_neg();
+    if bit == 0 {
+        return 1;
+    }
+    search.lengths ^= bit;
+    let half = match search.half {
+        0 => Half::High,
+        1 => Half::Low,
+        _ => Half::V4,
+    };
+    let (hi, lo) = mask(half, bit, search.hi, search.lo);
+    let key = len_key(half, bit);
+    let place = Place::wide(&config!(seed), hi, lo, key);
+    let (word, filter) = place.filter(config!(wide_filter_words));
+    if !is_set(WIDE_FILTER.get(word), filter) {
+        return 0;
+    }
+    match wide(place, hi, lo, key, search.now) {
+        Some(policy) => {
+            search.found = FOUND | policy.word() as u64;
+            1
+        }
+        None => 0,
+    }
+}
+
+/// The entry with this key in either of its buckets.
+#[inline(always)]
+fn wide(place: Place, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Policy> {
+    let buckets = config!(wide_buckets);
+    match probe(place.first(buckets), hi, lo, len_key, now) {
+        None => probe(place.second(buckets), hi, lo, len_key, now),
+        found => found,
+    }
+}
+
+/// Looks for an entry in a bucket of `WIDE`.
+#[inline(always)]
+fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Policy> {
+    let slots = WIDE.get_ptr_mut(bucket)?.cast::<SlotW>();
+    let want = OCCUPIED | len_key;
+    // SAFETY: `way` is below the number of slots of a bucket.
+    let way = matching_way(|way| unsafe { difference(slots.add(way), hi, lo, want) })?;
+    // SAFETY: as above.
+    unsafe {
+        let slot = slots.add(way);
+        let meta = (&raw const (*slot).meta).read_volatile();
+        let black = (&raw const (*slot).black).read_volatile();
+        let allow = (&raw const (*slot).allow).read_volatile();
+        // Were the stamps read from the entry that matched?
+        if difference(slot, hi, lo, want) != 0 {
+            return None;
+        }
+        Some(hit(&raw mut (*slot).hits, Policy::of(Meta::of(meta), black, allow, now)))
+    }
+}
+
+/// Looks for a host in a bucket of `HOSTS4`.
+#[inline(always)]
+fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
+    let slots = HOSTS4.get_ptr_mut(bucket)?.cast::<Slot4>();
+    // SAFETY: `way` is below the number of slots of a bucket. Volatile, for
+    // the daemon writes the same memory.
+    let key = |way: usize| unsafe { (&raw const (*slots.add(way)).addr).read_volatile() };
+    let way = matching_way(|way| (key(way) ^ source) as u64)?;
+    // SAFETY: as above.
+    unsafe {
+        let slot = slots.add(way);
+        let black = (&raw const (*slot).black).read_volatile();
+        let allow = (&raw const (*slot).allow).read_volatile();
+        if key(way) != source {
+            return None;
+        }
+        Some(hit(&raw mut (*slot).hits, Policy::of(Meta::default(), black, allow, now)))
+    }
+}
+
+/// 0 when the slot has this key. One number for all its parts: with a branch
+/// each the verifier would follow every combination of them.
+///
+/// # Safety
+/// `slot` must point to a slot of a bucket.
+#[inline(always)]
+unsafe fn difference(slot: *const SlotW, hi: u64, lo: u64, want: u32) -> u64 {
+    // SAFETY: the caller vouches for the pointer. Volatile, for the daemon
+    // writes the same memory.
+    unsafe {
+        ((&raw const (*slot).meta).read_volatile() & KEY_MASK ^ want) as u64
+            | (&raw const (*slot).lo).read_volatile() ^ lo
+            | (&raw const (*slot).hi).read_volatile() ^ hi
+    }
+}
+
+/// The way whose difference is 0, found without a branch a way.
+#[inline(always)]
+fn matching_way(difference: impl Fn(usize) -> u64) -> Option<usize> {
+    let (mut any, mut way) = (0, 0);
+    for i in 0..WAYS {
+        let equal = is_zero(difference(i));
+        any |= equal;
+        way |= equal * i as u64;
+    }
+    // The mask is the bounds check that the verifier sees.
+    (hide(any) != 0).then_some(hide(way) as usize & (WAYS - 1))
+}
+
+/// 1 for 0, else 0, without a branch (the target has no conditional move).
+#[inline(always)]
+fn is_zero(x: u64) -> u64 {
+    let x = hide(x);
+    hide((x | x.wrapping_neg()) >> 63) ^ 1
+}
+
+/// Counts a match of an entry that is in force.
+///
+/// # Safety
+/// `hits` must be the counter of a slot.
+#[inline(always)]
+unsafe fn hit(hits: *mut u32, policy: Policy) -> Policy {
+    // SAFETY: the caller vouches for the pointer; the daemon writes the word
+    // only when no reader can match the slot.
+    unsafe {
+        if policy.is_listed() && hits.read_volatile() < HITS_MAX {
+            increment(hits);
+        }
+    }
+    policy
+}
