@@ -152,7 +152,10 @@ mod tests {
     fn precedence_of_standings() {
         let meta = |flags| Meta { flags, profile: 3 };
         let at = |flags, now| Policy::of(meta(flags), 10, 20, now);
-        assert_eq!(at(FLAG_MANAGEMENT | FLAG_BOGON, 5).standing(), Standing::Management);
+        assert_eq!(
+            at(FLAG_MANAGEMENT | FLAG_BOGON, 5).standing(),
+            Standing::Management
+        );
         assert_eq!(at(FLAG_BOGON, 5).standing(), Standing::Allowlisted);
         assert_eq!(at(FLAG_BOGON, 20).standing(), Standing::Unlisted);
         assert!(at(FLAG_BOGON, 20).is_bogon() && !at(FLAG_MANAGEMENT, 20).is_bogon());
@@ -161,7 +164,10 @@ mod tests {
         assert_eq!(black(10).standing(), Standing::Unlisted);
         assert!(black(9).is_listed() && !black(10).is_listed());
         let merged = black(9).merge(at(FLAG_BOGON, 30));
-        assert_eq!((merged.standing(), merged.profile()), (Standing::Blacklisted, 3));
+        assert_eq!(
+            (merged.standing(), merged.profile()),
+            (Standing::Blacklisted, 3)
+        );
         assert!(merged.is_bogon());
         assert_eq!(Policy::from_word(merged.word()), merged);
     }

@@ -374,7 +374,8 @@ pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6
     )?;
     Ok(Ip {
         source: [s0, s1, s2, s3],
-        dest: [d0, d1, d2, d3], end: offset + IPV6_LEN + payload,
+        dest: [d0, d1, d2, d3],
+        end: offset + IPV6_LEN + payload,
         proto,
         fragment: frag,
         transport,

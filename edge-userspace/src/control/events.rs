@@ -127,8 +127,8 @@ impl PacketSource for Sample<'_> {
         self.bytes.byte(offset)
     }
 
-    fn frame_len(&self) -> usize {
-        self.frame_len
+    fn holds(&self, len: usize) -> bool {
+        self.frame_len >= len
     }
 }
 

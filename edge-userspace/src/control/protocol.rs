@@ -404,13 +404,11 @@ pub struct Outcome {
 }
 
 impl wire::Word for Standing {
-    const WHAT: &'static str =
-        "a standing: management, allowlisted, blacklisted, bogon or unlisted";
+    const WHAT: &'static str = "a standing: management, allowlisted, blacklisted or unlisted";
     const VALUES: &'static [Self] = &[
         Self::Management,
         Self::Allowlisted,
         Self::Blacklisted,
-        Self::Bogon,
         Self::Unlisted,
     ];
     fn word(self) -> &'static str {
@@ -418,7 +416,6 @@ impl wire::Word for Standing {
             Self::Management => "management",
             Self::Allowlisted => "allowlisted",
             Self::Blacklisted => "blacklisted",
-            Self::Bogon => "bogon",
             Self::Unlisted => "unlisted",
         }
     }
