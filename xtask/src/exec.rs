@@ -1,7 +1,7 @@
 //! Running programs: found, announced, and with errors that say what was run.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -99,4 +99,20 @@ pub(crate) fn which(name: &str, first: &[&Path]) -> Option<PathBuf> {
 pub(crate) fn is_executable(file: &Path) -> bool {
     file.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// `PATH` with `first` in front and the administration directories behind.
+pub(crate) fn path_with(first: &Path) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut dirs = vec![first.to_path_buf()];
+    dirs.extend(env::split_paths(&path).filter(|dir| dir != first));
+    for dir in ADMIN_DIRS {
+        if !dirs
+            .iter()
+            .any(|known| known.as_os_str() == OsStr::new(dir))
+        {
+            dirs.push(PathBuf::from(dir));
+        }
+    }
+    env::join_paths(dirs).context("a directory in PATH holds a colon")
 }

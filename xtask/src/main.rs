@@ -3,14 +3,19 @@
 //! One module a command. What several commands need (paths, running programs, the eBPF toolchain)
 //! has a module of its own below.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod apt;
 mod build;
 mod exec;
 mod linker;
+mod lint;
 mod setup;
+mod test;
+mod tidy;
 mod toolchain;
 mod tools;
 mod workspace;
@@ -27,17 +32,52 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Find or install what a fresh machine lacks
+    /// Find or fetch what a fresh machine lacks
     Setup(setup::Args),
-    /// Build the eBPF object and the daemon that embeds it
+    /// Build the eBPF objects and the daemon that embeds one of them
     Build(build::Args),
+    /// Run all tests; does set-up and build itself
+    Test(test::Args),
+    /// Check format and lints of both sides
+    Lint,
+    /// Check what the compiler does not: layers of modules, size of files, references in documents
+    Tidy,
+    /// All that a change must pass: tidy, lint, test
+    Ci,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not `{error:?}`: a person needs the chain of causes, not this program's stack.
+            eprintln!("xtask: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
     let workspace = Workspace::discover()?;
-    match cli.command {
+    match command {
         Command::Setup(args) => setup::run(&workspace, &args),
         Command::Build(args) => build::run(&workspace, &args),
+        Command::Test(args) => test::run(&workspace, &args),
+        Command::Lint => lint::run(&workspace),
+        Command::Tidy => run_tidy(&workspace),
+        Command::Ci => {
+            run_tidy(&workspace)?;
+            lint::run(&workspace)?;
+            test::run(&workspace, &test::Args::default())
+        }
     }
+}
+
+fn run_tidy(workspace: &Workspace) -> Result<()> {
+    let subcommands: Vec<String> = Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    tidy::run(workspace, &subcommands)
 }

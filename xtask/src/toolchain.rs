@@ -39,6 +39,8 @@ pub(crate) struct Toolchain {
     pub(crate) rustc: PathBuf,
     /// The cargo of the same toolchain, when it has one.
     pub(crate) cargo: Option<PathBuf>,
+    /// The lint driver of the same toolchain, when it has one.
+    pub(crate) clippy_driver: Option<PathBuf>,
     /// Directories that may hold the compiler's own `libLLVM`.
     pub(crate) lib_dirs: Vec<PathBuf>,
     /// Its version.
@@ -171,6 +173,7 @@ impl Candidate {
         Ok(Toolchain {
             name: self.name.clone(),
             cargo: beside("cargo"),
+            clippy_driver: beside("clippy-driver"),
             rustc,
             lib_dirs: apt::lib_dirs(&self.sysroot),
             version,

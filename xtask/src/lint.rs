@@ -1,0 +1,92 @@
+//! `cargo xtask lint`: rustfmt and clippy, with warnings as errors, on every crate of the tree.
+//!
+//! The eBPF side is linted for its own target, with the clippy of the very compiler that builds it.
+//! `cargo clippy` itself would choose another one, so cargo is told to put the lint driver in front
+//! of the compiler, which is all that `cargo clippy` does.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::build;
+use crate::exec::{self, announce};
+use crate::setup::{self, BpfTools};
+use crate::workspace::Workspace;
+
+/// Crates outside of the workspace, by their manifests.
+const OUTSIDE: [&str; 2] = ["edge-ebpf/Cargo.toml", "edge-common/fuzz/Cargo.toml"];
+
+/// How cargo-clippy hands its arguments to the driver: joined by this.
+const DRIVER_ARGS: &str = "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__";
+
+/// Runs the command.
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    format(workspace)?;
+    let bpf = setup::bpf_tools(workspace)?;
+    // The daemon does not compile without the object that it embeds.
+    build::ebpf(workspace, &bpf)?;
+    announce("clippy: the workspace");
+    clippy(workspace, "Cargo.toml", &["--workspace"])?;
+    let fuzz = OUTSIDE[1];
+    if workspace.root.join(fuzz).is_file() {
+        announce("clippy: the fuzz targets");
+        clippy(workspace, fuzz, &[])?;
+    }
+    announce("clippy: the eBPF side");
+    clippy_ebpf(workspace, &bpf)
+}
+
+fn format(workspace: &Workspace) -> Result<()> {
+    announce("rustfmt: all crates");
+    let outside = OUTSIDE
+        .into_iter()
+        .filter(|manifest| workspace.root.join(manifest).is_file());
+    for manifest in std::iter::once("Cargo.toml").chain(outside) {
+        let mut command = Command::new(exec::host_cargo());
+        command.current_dir(&workspace.root).args([
+            "fmt",
+            "--all",
+            "--check",
+            "--manifest-path",
+            manifest,
+        ]);
+        exec::run(&mut command).with_context(|| {
+            format!("the format differs; cargo fmt --all --manifest-path {manifest} mends it")
+        })?;
+    }
+    Ok(())
+}
+
+fn clippy(workspace: &Workspace, manifest: &str, more: &[&str]) -> Result<()> {
+    let mut command = Command::new(exec::host_cargo());
+    command
+        .current_dir(&workspace.root)
+        .args([
+            "clippy",
+            "--quiet",
+            "--all-targets",
+            "--manifest-path",
+            manifest,
+        ])
+        .args(more)
+        .args(["--", "-Dwarnings"])
+        .env("CARGO_TARGET_DIR", &workspace.target);
+    exec::run(&mut command)
+}
+
+fn clippy_ebpf(workspace: &Workspace, bpf: &BpfTools) -> Result<()> {
+    let toolchain = &bpf.toolchain;
+    let driver = toolchain.clippy_driver.as_ref().with_context(|| {
+        format!(
+            "the toolchain {0} has no clippy; rustup component add clippy --toolchain {0} (Debian: \
+             rust-web-clippy)",
+            toolchain.name
+        )
+    })?;
+    let mut command = build::ebpf_cargo(workspace, bpf, "check");
+    command
+        .args(["--quiet", "--bins"])
+        .env("RUSTC_WORKSPACE_WRAPPER", driver)
+        .env("CLIPPY_ARGS", DRIVER_ARGS);
+    exec::run(&mut command)
+}
