@@ -6,7 +6,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::build;
 use crate::exec::{self, announce};
@@ -19,42 +19,52 @@ const OUTSIDE: [&str; 2] = ["edge-ebpf/Cargo.toml", "edge-common/fuzz/Cargo.toml
 /// How cargo-clippy hands its arguments to the driver: joined by this.
 const DRIVER_ARGS: &str = "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__";
 
-/// Runs the command.
+/// Runs the command. All checks run, so that one round shows everything.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
-    format(workspace)?;
-    let bpf = setup::bpf_tools(workspace)?;
-    // The daemon does not compile without the object that it embeds.
-    build::ebpf(workspace, &bpf)?;
-    announce("clippy: the workspace");
-    clippy(workspace, "Cargo.toml", &["--workspace"])?;
-    let fuzz = OUTSIDE[1];
-    if workspace.root.join(fuzz).is_file() {
-        announce("clippy: the fuzz targets");
-        clippy(workspace, fuzz, &[])?;
-    }
-    announce("clippy: the eBPF side");
-    clippy_ebpf(workspace, &bpf)
-}
-
-fn format(workspace: &Workspace) -> Result<()> {
+    let mut failures = Vec::new();
+    let mut note = |result: Result<()>| {
+        if let Err(error) = result {
+            failures.push(format!("{error:#}"));
+        }
+    };
     announce("rustfmt: all crates");
     let outside = OUTSIDE
         .into_iter()
         .filter(|manifest| workspace.root.join(manifest).is_file());
     for manifest in std::iter::once("Cargo.toml").chain(outside) {
-        let mut command = Command::new(exec::host_cargo());
-        command.current_dir(&workspace.root).args([
-            "fmt",
-            "--all",
-            "--check",
-            "--manifest-path",
-            manifest,
-        ]);
-        exec::run(&mut command).with_context(|| {
-            format!("the format differs; cargo fmt --all --manifest-path {manifest} mends it")
-        })?;
+        note(format(workspace, manifest));
     }
+    let bpf = setup::bpf_tools(workspace)?;
+    // The daemon does not compile without the object that it embeds.
+    build::ebpf(workspace, &bpf)?;
+    announce("clippy: the workspace");
+    note(clippy(workspace, "Cargo.toml", &["--workspace"]));
+    let fuzz = OUTSIDE[1];
+    if workspace.root.join(fuzz).is_file() {
+        announce("clippy: the fuzz targets");
+        note(clippy(workspace, fuzz, &[]));
+    }
+    announce("clippy: the eBPF side");
+    note(clippy_ebpf(workspace, &bpf));
+    if !failures.is_empty() {
+        bail!("lint:\n  {}", failures.join("\n  "));
+    }
+    println!("lint: no findings");
     Ok(())
+}
+
+fn format(workspace: &Workspace, manifest: &str) -> Result<()> {
+    let mut command = Command::new(exec::host_cargo());
+    command.current_dir(&workspace.root).args([
+        "fmt",
+        "--all",
+        "--check",
+        "--manifest-path",
+        manifest,
+    ]);
+    exec::run(&mut command).with_context(|| {
+        format!("the format differs; cargo fmt --all --manifest-path {manifest} mends it")
+    })
 }
 
 fn clippy(workspace: &Workspace, manifest: &str, more: &[&str]) -> Result<()> {
