@@ -60,6 +60,8 @@ pub(crate) fn run(workspace: &Workspace, subcommands: &[String]) -> Result<()> {
     findings.extend(files::check(&sources));
     findings.extend(docs::check(&sources, &workspace.root, subcommands));
     findings.sort();
+    // One line may name the same thing several times.
+    findings.dedup();
     for Finding {
         path,
         line,
