@@ -90,6 +90,20 @@ pub enum Mode {
     Enforce = 2,
 }
 
+impl Mode {
+    /// All modes.
+    pub const ALL: [Self; 3] = [Self::Off, Self::DryRun, Self::Enforce];
+
+    /// The word for it in the configuration and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::DryRun => "dry-run",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
 /// What happens to fragments when the fragment check is on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
@@ -99,6 +113,19 @@ pub enum FragmentPolicy {
     DropRisky = 0,
     /// Drop every fragment.
     DropAll = 1,
+}
+
+impl FragmentPolicy {
+    /// All policies.
+    pub const ALL: [Self; 2] = [Self::DropRisky, Self::DropAll];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DropRisky => "drop-risky",
+            Self::DropAll => "drop-all",
+        }
+    }
 }
 
 /// Indices of the limits in [`Config::limit_mode`] and [`Profile::limits`].

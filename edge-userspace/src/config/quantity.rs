@@ -1,0 +1,265 @@
+//! Amounts and rates as people write them: `250000`, `"250k"`, `"10MiB"`,
+//! `"2.5Gbit/s"`.
+//!
+//! A number alone counts packets, entries or bytes. `k`, `M` and `G` are
+//! powers of 1000, `Ki`, `Mi` and `Gi` powers of 1024. Bytes and bits are never
+//! guessed: text must say `B` or `bit`, and a `b` alone is refused.
+
+use super::{
+    reader::{FromToml, Node, place, wrong_type},
+    report::Report,
+};
+
+/// What an amount counts, and so which units it may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Things: entries, packets.
+    Count,
+    /// Things a second.
+    CountRate,
+    /// Bytes.
+    Bytes,
+    /// Bytes a second; also written in bits a second.
+    ByteRate,
+}
+
+impl Unit {
+    /// What may be written, for an error.
+    const fn expected(self) -> &'static str {
+        match self {
+            Self::Count => "a whole number such as 250000 or \"250k\" (k, M, G: powers of 1000)",
+            Self::CountRate => {
+                "a whole number a second such as 250000 or \"250k\" (k, M, G: powers of 1000)"
+            }
+            Self::Bytes => "a number of bytes such as 1048576, \"1MiB\" or \"10MB\"",
+            Self::ByteRate => {
+                "a number of bytes a second such as 12500000, \"12.5MB\", \"10MiB\" or \"100Mbit\""
+            }
+        }
+    }
+
+    const fn is_rate(self) -> bool {
+        matches!(self, Self::CountRate | Self::ByteRate)
+    }
+
+    /// Multiplier and divisor of a unit's name.
+    fn scale(self, name: &str) -> Option<(u64, u64)> {
+        let (prefix, divisor) = match self {
+            Self::Count | Self::CountRate => return Some((decimal(name)?, 1)),
+            Self::Bytes => (name.strip_suffix('B')?, 1),
+            Self::ByteRate => match name.strip_suffix("bit") {
+                Some(prefix) => (prefix, 8),
+                None => (name.strip_suffix('B')?, 1),
+            },
+        };
+        Some((decimal(prefix).or_else(|| binary(prefix))?, divisor))
+    }
+}
+
+fn decimal(prefix: &str) -> Option<u64> {
+    match prefix {
+        "" => Some(1),
+        "k" | "K" => Some(1_000),
+        "M" => Some(1_000_000),
+        "G" => Some(1_000_000_000),
+        _ => None,
+    }
+}
+
+fn binary(prefix: &str) -> Option<u64> {
+    match prefix {
+        "Ki" => Some(1 << 10),
+        "Mi" => Some(1 << 20),
+        "Gi" => Some(1 << 30),
+        _ => None,
+    }
+}
+
+/// Why a text is no amount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuantityError {
+    /// No number, or no unit that belongs to it.
+    #[error("not an amount; expected {}", .0.expected())]
+    Syntax(Unit),
+    /// A number of bytes without `B`.
+    #[error("bytes or bits? Write B for bytes or, in rates, bit for bits: {}", .0.expected())]
+    ByteOrBit(Unit),
+    /// A fraction that is no whole number of packets, entries or bytes.
+    #[error("not a whole number once the unit is applied; expected {}", .0.expected())]
+    Fraction(Unit),
+    /// More than 64 bits hold.
+    #[error("too large; expected {}", .0.expected())]
+    TooLarge(Unit),
+}
+
+/// The amount that a text stands for.
+///
+/// # Errors
+/// [`QuantityError`], which names what may be written.
+pub fn parse(text: &str, unit: Unit) -> Result<u64, QuantityError> {
+    let amount = match text.strip_suffix("/s") {
+        Some(amount) if unit.is_rate() => amount,
+        _ => text,
+    };
+    let end = amount
+        .find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_')
+        .unwrap_or(amount.len());
+    let (number, name) = amount.split_at(end);
+    let name = name.strip_prefix(' ').unwrap_or(name);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let whole = digits(whole, unit)?;
+    let places = u32::try_from(fraction.len()).unwrap_or(u32::MAX);
+    let ten = 10u128.checked_pow(places).filter(|&t| t <= 1_000_000_000_000);
+    let ten = ten.ok_or(QuantityError::Fraction(unit))?;
+    let fraction = digits(fraction, unit)?;
+    let (multiplier, divisor) = match unit.scale(name) {
+        Some(scale) => scale,
+        None if matches!(unit, Unit::Bytes | Unit::ByteRate)
+            && (name.ends_with('b') || name.ends_with("bps") || decimal(name).is_some()) =>
+        {
+            return Err(QuantityError::ByteOrBit(unit));
+        }
+        None => return Err(QuantityError::Syntax(unit)),
+    };
+    // At most 2^64 × 10^12 × 10^9, which 128 bits do not hold: hence checked.
+    let scaled = (whole.checked_mul(ten))
+        .and_then(|w| w.checked_add(fraction))
+        .and_then(|n| n.checked_mul(u128::from(multiplier)))
+        .ok_or(QuantityError::TooLarge(unit))?;
+    let divisor = ten * u128::from(divisor);
+    if !scaled.is_multiple_of(divisor) {
+        return Err(QuantityError::Fraction(unit));
+    }
+    u64::try_from(scaled / divisor).map_err(|_| QuantityError::TooLarge(unit))
+}
+
+/// Digits, which single underscores may group.
+fn digits(text: &str, unit: Unit) -> Result<u128, QuantityError> {
+    let grouped = !text.starts_with('_') && !text.ends_with('_') && !text.contains("__");
+    let plain: String = text.chars().filter(|&c| c != '_').collect();
+    if !grouped || plain.is_empty() || !plain.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(QuantityError::Syntax(unit));
+    }
+    let value = plain.parse::<u64>();
+    value.map(u128::from).map_err(|_| QuantityError::TooLarge(unit))
+}
+
+/// An amount from an integer or a string.
+fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>, unit: Unit) -> Option<u64> {
+    let value = node.get_ref();
+    let result = if let Some(integer) = value.as_integer() {
+        // i128: a sign must not look like a wrong digit.
+        match i128::from_str_radix(integer.as_str(), integer.radix()).map(u64::try_from) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_)) if integer.as_str().starts_with('-') => Err(QuantityError::Syntax(unit)),
+            _ => Err(QuantityError::TooLarge(unit)),
+        }
+    } else if let Some(text) = value.as_str() {
+        parse(text, unit)
+    } else {
+        wrong_type(node, key, unit.expected(), report);
+        return None;
+    };
+    match result {
+        Ok(amount) => Some(amount),
+        Err(error) => {
+            report.problem(&place(node, key), error);
+            None
+        }
+    }
+}
+
+macro_rules! amounts {
+    ($( $(#[$doc:meta])* $name:ident, $unit:ident; )*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) struct $name(pub(super) u64);
+
+        impl FromToml for $name {
+            fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+                from_toml(node, key, report, Unit::$unit).map(Self)
+            }
+        }
+    )* };
+}
+
+amounts! {
+    /// A number of things.
+    Count, Count;
+    /// Things a second.
+    CountRate, CountRate;
+    /// Bytes.
+    Bytes, Bytes;
+    /// Bytes a second.
+    ByteRate, ByteRate;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_write() {
+        for (text, unit, want) in [
+            ("0", Unit::Count, 0),
+            ("250k", Unit::Count, 250_000),
+            ("250_000", Unit::Count, 250_000),
+            ("1.5M", Unit::CountRate, 1_500_000),
+            ("100K/s", Unit::CountRate, 100_000),
+            ("2G", Unit::Count, 2_000_000_000),
+            ("64KiB", Unit::Bytes, 65_536),
+            ("10MB", Unit::Bytes, 10_000_000),
+            ("10 MiB", Unit::Bytes, 10 << 20),
+            ("512B", Unit::Bytes, 512),
+            ("100Mbit", Unit::ByteRate, 12_500_000),
+            ("2.5Gbit/s", Unit::ByteRate, 312_500_000),
+            ("1Gibit", Unit::ByteRate, 1 << 27),
+            ("12.5MB/s", Unit::ByteRate, 12_500_000),
+            ("18446744073709551615", Unit::Count, u64::MAX),
+        ] {
+            assert_eq!(parse(text, unit), Ok(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_could_mean_two_things() {
+        for (text, unit) in [
+            ("10M", Unit::Bytes),
+            ("10", Unit::ByteRate),
+            ("10Mb", Unit::ByteRate),
+            ("10Mbps", Unit::ByteRate),
+            ("10b", Unit::Bytes),
+        ] {
+            assert_eq!(parse(text, unit), Err(QuantityError::ByteOrBit(unit)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_amount() {
+        use QuantityError::{Fraction, Syntax, TooLarge};
+        for (text, unit, want) in [
+            ("", Unit::Count, Syntax(Unit::Count)),
+            ("k", Unit::Count, Syntax(Unit::Count)),
+            ("-1", Unit::Count, Syntax(Unit::Count)),
+            ("+1", Unit::Count, Syntax(Unit::Count)),
+            ("1.", Unit::Count, Syntax(Unit::Count)),
+            (".5k", Unit::Count, Syntax(Unit::Count)),
+            ("1.2.3k", Unit::Count, Syntax(Unit::Count)),
+            ("1__0", Unit::Count, Syntax(Unit::Count)),
+            ("1 000", Unit::Count, Syntax(Unit::Count)),
+            ("10/s", Unit::Count, Syntax(Unit::Count)),
+            ("10Mbit", Unit::Bytes, Syntax(Unit::Bytes)),
+            ("10KiB", Unit::Count, Syntax(Unit::Count)),
+            ("1m", Unit::Count, Syntax(Unit::Count)),
+            ("0.5", Unit::Count, Fraction(Unit::Count)),
+            ("1.0001k", Unit::Count, Fraction(Unit::Count)),
+            ("1bit", Unit::ByteRate, Fraction(Unit::ByteRate)),
+            ("18446744073709551616", Unit::Count, TooLarge(Unit::Count)),
+            ("18446744073709551615G", Unit::Count, TooLarge(Unit::Count)),
+        ] {
+            assert_eq!(parse(text, unit), Err(want), "{text:?}");
+        }
+        let long = format!("0.{}", "0".repeat(100_000));
+        assert_eq!(parse(&long, Unit::Count), Err(Fraction(Unit::Count)));
+    }
+}
