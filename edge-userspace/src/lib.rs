@@ -1,6 +1,7 @@
 //! The Edge daemon.
 
 pub mod clock;
+pub mod config;
 pub mod control;
 pub mod memory;
 pub mod status;

@@ -109,7 +109,9 @@ pub fn parse(text: &str, unit: Unit) -> Result<u64, QuantityError> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let whole = digits(whole, unit)?;
     let places = u32::try_from(fraction.len()).unwrap_or(u32::MAX);
-    let ten = 10u128.checked_pow(places).filter(|&t| t <= 1_000_000_000_000);
+    let ten = 10u128
+        .checked_pow(places)
+        .filter(|&t| t <= 1_000_000_000_000);
     let ten = ten.ok_or(QuantityError::Fraction(unit))?;
     let fraction = digits(fraction, unit)?;
     let (multiplier, divisor) = match unit.scale(name) {
@@ -141,7 +143,9 @@ fn digits(text: &str, unit: Unit) -> Result<u128, QuantityError> {
         return Err(QuantityError::Syntax(unit));
     }
     let value = plain.parse::<u64>();
-    value.map(u128::from).map_err(|_| QuantityError::TooLarge(unit))
+    value
+        .map(u128::from)
+        .map_err(|_| QuantityError::TooLarge(unit))
 }
 
 /// An amount from an integer or a string.
@@ -230,7 +234,11 @@ mod tests {
             ("10Mbps", Unit::ByteRate),
             ("10b", Unit::Bytes),
         ] {
-            assert_eq!(parse(text, unit), Err(QuantityError::ByteOrBit(unit)), "{text}");
+            assert_eq!(
+                parse(text, unit),
+                Err(QuantityError::ByteOrBit(unit)),
+                "{text}"
+            );
         }
     }
 

@@ -105,7 +105,10 @@ pub(super) fn unknown_key(
         all.into_iter()
             .find(|k| k.rsplit('.').next().is_some_and(|last| last == name))
     };
-    let hint = match nearest(name, known).map(|k| join(section, k)).or_else(elsewhere) {
+    let hint = match nearest(name, known)
+        .map(|k| join(section, k))
+        .or_else(elsewhere)
+    {
         Some(near) => format!("did you mean {near}?"),
         None if section.is_empty() => format!("the file takes {}", known.join(", ")),
         None => format!("this section takes {}", known.join(", ")),
@@ -168,7 +171,11 @@ impl<T: FromToml> FromToml for At<T> {
 impl<T: FromToml> FromToml for Vec<T> {
     fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
         let Some(array) = node.get_ref().as_array() else {
-            wrong_type(node, key, "a list in [ ]", report);
+            if node.get_ref().is_table() {
+                wrong_type(node, key, &format!("a list; write [[{key}]]"), report);
+            } else {
+                wrong_type(node, key, "a list in [ ]", report);
+            }
             return None;
         };
         if array.len() > MAX_ELEMENTS {

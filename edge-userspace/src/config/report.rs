@@ -152,7 +152,12 @@ pub(super) struct Report<'i> {
 impl<'i> Report<'i> {
     pub(super) fn new(file: &str, text: &'i str) -> Self {
         let mut lines = vec![0];
-        lines.extend(text.bytes().enumerate().filter(|&(_, b)| b == b'\n').map(|(i, _)| i + 1));
+        lines.extend(
+            text.bytes()
+                .enumerate()
+                .filter(|&(_, b)| b == b'\n')
+                .map(|(i, _)| i + 1),
+        );
         Self {
             file: file.into(),
             text,
@@ -189,17 +194,33 @@ impl<'i> Report<'i> {
         !self.problems.is_empty()
     }
 
+    /// Whether something is wrong with a key or inside it: then it is there,
+    /// and must not be called missing. Errs on that side after many problems.
+    pub(super) fn has_problem_at(&self, key: &str) -> bool {
+        self.omitted > 0
+            || self.problems.iter().any(|p| {
+                p.key
+                    .strip_prefix(key)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            })
+    }
+
     /// The warnings, or all that is wrong.
     pub(super) fn finish(mut self) -> Result<Vec<Finding>, ConfigError> {
-        if self.problems.is_empty() {
-            self.warnings.sort_by_key(|w| w.line);
-            return Ok(self.warnings);
+        if self.has_problems() {
+            return Err(self.into_error());
         }
+        self.warnings.sort_by_key(|w| w.line);
+        Ok(self.warnings)
+    }
+
+    /// All that is wrong.
+    pub(super) fn into_error(mut self) -> ConfigError {
         self.problems.sort_by_key(|p| p.line);
-        Err(ConfigError::Invalid(Findings {
+        ConfigError::Invalid(Findings {
             list: self.problems,
             omitted: self.omitted,
-        }))
+        })
     }
 
     fn push(&mut self, place: &Place, value: Option<String>, message: impl fmt::Display) {
@@ -218,13 +239,10 @@ impl<'i> Report<'i> {
         }
     }
 
-    fn finding(
-        &self,
-        place: &Place,
-        value: Option<String>,
-        message: impl fmt::Display,
-    ) -> Finding {
-        let line = self.lines.partition_point(|&start| start <= place.span.start);
+    fn finding(&self, place: &Place, value: Option<String>, message: impl fmt::Display) -> Finding {
+        let line = self
+            .lines
+            .partition_point(|&start| start <= place.span.start);
         Finding {
             file: Arc::clone(&self.file),
             line: u32::try_from(line).unwrap_or(u32::MAX).max(1),

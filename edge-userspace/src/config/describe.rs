@@ -1,0 +1,249 @@
+//! What a configuration turns on and what it takes, for `edge check`.
+
+use std::fmt;
+
+use edge_common::abi::LimitKind;
+use serde::Serialize;
+
+use super::{
+    limits::{LimitSet, OverrideLimit, Rate},
+    model::Model,
+};
+use crate::tables::Geometry;
+
+/// A configuration in words and numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Description {
+    /// The interfaces.
+    pub interfaces: Vec<String>,
+    /// `native` or `native or generic`.
+    pub attach: &'static str,
+    /// Mode of each check.
+    pub checks: Vec<CheckMode>,
+    /// Mode and default of each limit.
+    pub limits: Vec<LimitDescription>,
+    /// Prefixes with limits of their own.
+    pub overrides: usize,
+    /// Entries of the lists in the file.
+    pub lists: Lists,
+    /// Where metrics are served.
+    pub metrics_listen: Option<String>,
+    /// Kernel memory of the maps.
+    pub memory: Vec<MapMemory>,
+    /// Their sum, bytes.
+    pub memory_total: u64,
+}
+
+/// What a check does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckMode {
+    /// Its key.
+    pub check: &'static str,
+    /// `off`, `dry-run` or `enforce`.
+    pub mode: &'static str,
+}
+
+/// A limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LimitDescription {
+    /// Its key.
+    pub limit: &'static str,
+    /// `off`, `dry-run` or `enforce`.
+    pub mode: &'static str,
+    /// Packets or bytes a second of a source; none for no limit by default.
+    pub per_second: Option<u64>,
+    /// Packets or bytes at once.
+    pub burst: Option<u64>,
+    /// How many prefixes have another one.
+    pub overrides: usize,
+}
+
+/// How many entries the file itself lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lists {
+    /// Management prefixes.
+    pub management: usize,
+    /// Allowlist.
+    pub allow: usize,
+    /// Blacklist.
+    pub blacklist: usize,
+    /// Bogon ranges.
+    pub bogons: usize,
+    /// ARP bindings.
+    pub arp_bindings: usize,
+}
+
+/// The memory of a map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MapMemory {
+    /// Its name.
+    pub map: &'static str,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Describes a configuration and the maps made for it.
+pub fn describe(model: &Model, geometry: &Geometry) -> Description {
+    let LimitSet { kinds } = model.limits.default;
+    let limits = LimitKind::ALL.map(|kind| {
+        let default = kinds[kind as usize];
+        let own = |o: &OverrideLimit| *o != OverrideLimit::Inherit;
+        let overrides = model.limits.overrides.iter();
+        LimitDescription {
+            limit: kind.name(),
+            mode: model.limits.mode(kind).name(),
+            per_second: default.map(Rate::per_second),
+            burst: default.map(Rate::burst),
+            overrides: overrides.filter(|o| own(&o.kinds[kind as usize])).count(),
+        }
+    });
+    let checks = model.effective_checks().modes();
+    let buffer = u64::from(model.events_buffer);
+    let memory: Vec<MapMemory> = geometry
+        .memory()
+        .into_iter()
+        .chain([(edge_common::abi::maps::EVENTS, buffer)])
+        .map(|(map, bytes)| MapMemory { map, bytes })
+        .collect();
+    Description {
+        interfaces: model.interfaces.clone(),
+        attach: if model.allow_generic {
+            "native or generic"
+        } else {
+            "native"
+        },
+        checks: checks
+            .into_iter()
+            .map(|(check, mode)| CheckMode {
+                check,
+                mode: mode.name(),
+            })
+            .collect(),
+        limits: limits.to_vec(),
+        overrides: model.limits.overrides.len(),
+        lists: Lists {
+            management: model.management.len(),
+            allow: model.allow.len(),
+            blacklist: model.blacklist.len(),
+            bogons: model.bogon_prefixes.len(),
+            arp_bindings: model.arp_bindings.len(),
+        },
+        metrics_listen: model.metrics_listen.map(|l| l.to_string()),
+        memory_total: memory.iter().map(|m| m.bytes).sum(),
+        memory,
+    }
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "interfaces  {} ({})",
+            self.interfaces.join(", "),
+            self.attach
+        )?;
+        writeln!(
+            f,
+            "metrics     {}",
+            self.metrics_listen.as_deref().unwrap_or("not served")
+        )?;
+        let Lists {
+            management,
+            allow,
+            blacklist,
+            bogons,
+            arp_bindings,
+        } = &self.lists;
+        writeln!(
+            f,
+            "lists       management {management}, allow {allow}, blacklist {blacklist}, bogons {bogons}, ARP bindings {arp_bindings}"
+        )?;
+        writeln!(f, "\ncheck       mode")?;
+        for CheckMode { check, mode } in &self.checks {
+            writeln!(f, "{check:11} {mode}")?;
+        }
+        writeln!(
+            f,
+            "\nlimit       mode     per second and source   burst   overrides"
+        )?;
+        for l in &self.limits {
+            let shown = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let (rate, burst) = (shown(l.per_second), shown(l.burst));
+            writeln!(
+                f,
+                "{:11} {:8} {rate:>21} {burst:>7} {:>11}",
+                l.limit, l.mode, l.overrides
+            )?;
+        }
+        writeln!(f, "\nmap               memory")?;
+        for MapMemory { map, bytes } in &self.memory {
+            writeln!(f, "{map:14} {:>9}", size(*bytes))?;
+        }
+        write!(f, "{:14} {:>9}", "total", size(self.memory_total))
+    }
+}
+
+/// Bytes in the largest unit that keeps three digits.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes} B"),
+        10_240..10_485_760 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::test::{model, model_of};
+
+    #[test]
+    fn memory_adds_up_and_everything_is_told() {
+        let model = model_of(
+            "[limits.packets]\nrate = 1000\nburst = 500\n[[limits.override]]\nprefixes = ['10.0.0.0/8', '10.1.0.0/16']\npackets = 'unlimited'",
+        );
+        let geometry = Geometry::for_capacity(&model.capacity);
+        let got = describe(&model, &geometry);
+        let maps: u64 = geometry.memory().iter().map(|m| m.1).sum();
+        assert_eq!(got.memory_total, maps + u64::from(model.events_buffer));
+        assert_eq!(got.overrides, 2);
+        let packets = LimitDescription {
+            limit: "packets",
+            mode: "enforce",
+            per_second: Some(1000),
+            burst: Some(500),
+            overrides: 2,
+        };
+        assert_eq!(got.limits[0], packets);
+        let text = got.to_string();
+        for word in [
+            "eth0",
+            "HOSTS4_FILTER",
+            "LIMITER",
+            "EVENTS",
+            "tcp_flags",
+            "icmp",
+            "total",
+            "1000",
+        ] {
+            assert!(text.contains(word), "{word} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_check_with_nothing_to_look_for_is_told_as_off() {
+        let got = describe(&model(), &Geometry::for_capacity(&model().capacity));
+        let mode = |name| got.checks.iter().find(|c| c.check == name).map(|c| c.mode);
+        assert_eq!(
+            (mode("arp_guard"), mode("bogons")),
+            (Some("off"), Some("enforce"))
+        );
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(65_536), "64 KiB");
+        assert_eq!(size(1 << 30), "1024 MiB");
+    }
+}

@@ -1,0 +1,167 @@
+//! What a new configuration changes, and what it cannot change while the
+//! daemon runs.
+
+use super::model::Model;
+
+/// A key that a running daemon cannot change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Immutable {
+    /// The key.
+    pub key: &'static str,
+    /// What is in force.
+    pub old: String,
+    /// What the file says now.
+    pub new: String,
+}
+
+/// The new configuration changes keys that only a restart can change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.sentences())]
+pub struct RestartNeeded {
+    /// At least one.
+    pub keys: Vec<Immutable>,
+}
+
+impl RestartNeeded {
+    fn sentences(&self) -> String {
+        let sentence = |k: &Immutable| {
+            format!(
+                "{} cannot change while the daemon runs ({} is in force, the file says {}): restart needed, or change it back",
+                k.key, k.old, k.new
+            )
+        };
+        self.keys
+            .iter()
+            .map(sentence)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+/// What has to be done to get from one configuration to the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Interfaces to attach to.
+    pub added: Vec<String>,
+    /// Interfaces to detach from.
+    pub removed: Vec<String>,
+    /// Keys that need new tables, filled before they replace the old ones.
+    pub new_tables: Vec<&'static str>,
+    /// Whether anything changes at all.
+    pub any: bool,
+}
+
+/// Compares the configuration in force with the next one.
+///
+/// # Errors
+/// [`RestartNeeded`] names the keys that cannot change.
+pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
+    let path = |p: &std::path::Path| p.display().to_string();
+    let listen = |m: &Model| {
+        m.metrics_listen
+            .map_or_else(|| "none".into(), |l| l.to_string())
+    };
+    let fixed = [
+        (
+            "paths.state_dir",
+            path(&old.state_dir),
+            path(&new.state_dir),
+        ),
+        ("paths.socket", path(&old.socket), path(&new.socket)),
+        (
+            "paths.bpffs_dir",
+            path(&old.bpffs_dir),
+            path(&new.bpffs_dir),
+        ),
+        ("metrics.listen", listen(old), listen(new)),
+        (
+            "events.buffer",
+            old.events_buffer.to_string(),
+            new.events_buffer.to_string(),
+        ),
+    ];
+    let keys: Vec<Immutable> = fixed
+        .into_iter()
+        .filter(|(_, old, new)| old != new)
+        .map(|(key, old, new)| Immutable { key, old, new })
+        .collect();
+    if !keys.is_empty() {
+        return Err(RestartNeeded { keys });
+    }
+    let (was, is) = (&old.capacity, &new.capacity);
+    let sizes = [
+        ("tables.hosts_v4", was.hosts_v4 != is.hosts_v4),
+        ("tables.hosts_v6", was.hosts_v6 != is.hosts_v6),
+        ("tables.prefixes", was.prefixes != is.prefixes),
+        (
+            "tables.limiter_sources",
+            was.limiter_sources != is.limiter_sources,
+        ),
+    ];
+    let without = |a: &Model, b: &Model| {
+        let other = &b.interfaces;
+        a.interfaces
+            .iter()
+            .filter(|i| !other.contains(i))
+            .cloned()
+            .collect()
+    };
+    Ok(Changes {
+        added: without(new, old),
+        removed: without(old, new),
+        new_tables: sizes.into_iter().filter(|s| s.1).map(|s| s.0).collect(),
+        any: old != new,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::test::{model, model_of};
+
+    #[test]
+    fn the_same_file_changes_nothing() {
+        assert_eq!(changes(&model(), &model()), Ok(Changes::default()));
+    }
+
+    #[test]
+    fn fixed_keys_are_all_named() {
+        let new = model_of(
+            "paths.state_dir = '/srv/a'\npaths.socket = '/run/b'\npaths.bpffs_dir = '/sys/fs/bpf/c'\nmetrics.listen = '127.0.0.1:1'\nevents.buffer = 65536",
+        );
+        let error = changes(&model(), &new).unwrap_err();
+        let text = error.to_string();
+        for key in [
+            "paths.state_dir",
+            "paths.socket",
+            "paths.bpffs_dir",
+            "metrics.listen",
+            "events.buffer",
+        ] {
+            assert!(error.keys.iter().any(|k| k.key == key), "{key}");
+            assert!(text.contains(key) && text.contains("restart needed"));
+        }
+        assert!(
+            text.contains("/var/lib/edge is in force, the file says /srv/a"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn interfaces_and_sizes_may_change() {
+        let mut old = model_of("tables.hosts_v4 = 10");
+        old.interfaces = vec!["a".into(), "b".into()];
+        let mut new = model_of("checks.land = 'off'\ntables.limiter_sources = 10");
+        new.interfaces = vec!["b".into(), "c".into()];
+        let got = changes(&old, &new).unwrap();
+        assert_eq!(
+            (got.added, got.removed),
+            (vec!["c".into()], vec!["a".into()])
+        );
+        assert_eq!(
+            got.new_tables,
+            ["tables.hosts_v4", "tables.limiter_sources"]
+        );
+        assert!(got.any);
+    }
+}
