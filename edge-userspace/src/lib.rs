@@ -4,5 +4,6 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod memory;
+pub mod metrics;
 pub mod status;
 pub mod tables;

@@ -1,0 +1,5 @@
+//! Prometheus metrics: the names, the text, the endpoint.
+
+pub mod names;
+pub mod registry;
+pub mod serve;

@@ -1,0 +1,161 @@
+//! Every metric: name, meaning and labels. The only place with such strings.
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; its samples end in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// A metric family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// The name, for a counter without `_total`.
+    pub name: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// One sentence.
+    pub help: &'static str,
+    /// Label names, in the order of their values.
+    pub labels: &'static [&'static str],
+}
+
+impl Metric {
+    /// The name as a query writes it.
+    pub fn sample_name(&self) -> String {
+        match self.kind {
+            Kind::Counter => format!("{}_total", self.name),
+            Kind::Gauge => self.name.to_owned(),
+        }
+    }
+}
+
+/// Name of an interface.
+pub const INTERFACE: &str = "interface";
+/// [`edge_common::reason::Reason::name`].
+pub const REASON: &str = "reason";
+/// Key of a table under `[tables]` in the configuration.
+pub const TABLE: &str = "table";
+/// [`crate::control::protocol::List::name`].
+pub const LIST: &str = "list";
+/// [`crate::status::FamilyName::name`].
+pub const FAMILY: &str = "family";
+/// [`crate::status::EntryKind::name`].
+pub const KIND: &str = "kind";
+/// [`SUCCESS`] or [`FAILURE`].
+pub const RESULT: &str = "result";
+/// [`crate::control::protocol::Command::name`].
+pub const COMMAND: &str = "command";
+/// [`crate::status::AttachMode::name`].
+pub const MODE: &str = "mode";
+/// Where events are lost: [`RING_BUFFER`] or [`FOLLOWER`].
+pub const PLACE: &str = "place";
+/// Version of the daemon.
+pub const VERSION: &str = "version";
+/// Version of the table layouts.
+pub const ABI_VERSION: &str = "abi_version";
+
+/// Value of [`RESULT`].
+pub const SUCCESS: &str = "success";
+/// Value of [`RESULT`].
+pub const FAILURE: &str = "failure";
+/// Value of [`PLACE`]: between kernel and daemon.
+pub const RING_BUFFER: &str = "ring_buffer";
+/// Value of [`PLACE`]: between daemon and `edge events`.
+pub const FOLLOWER: &str = "follower";
+
+macro_rules! metrics {
+    ($( $const:ident = $kind:ident, $name:literal, [$($label:ident),*], $help:literal; )*) => {
+        $(
+            #[doc = $help]
+            pub const $const: Metric = Metric {
+                name: $name,
+                kind: Kind::$kind,
+                help: $help,
+                labels: &[$($label),*],
+            };
+        )*
+
+        /// All of them, in the order in which they are rendered.
+        pub const ALL: &[&Metric] = &[$(&$const),*];
+    };
+}
+
+metrics! {
+    BUILD_INFO = Gauge, "edge_build_info", [VERSION, ABI_VERSION],
+        "Always 1; the labels say which daemon runs.";
+    START_TIME = Gauge, "edge_start_time_seconds", [],
+        "When the daemon started, in seconds since the Unix epoch.";
+    UPTIME = Gauge, "edge_uptime_seconds", [],
+        "How long the daemon has been running.";
+    CONFIG_GENERATION = Gauge, "edge_config_generation", [],
+        "Generation of the configuration in force: 1 at the start, one more at each change.";
+    CONFIG_TIMESTAMP = Gauge, "edge_config_timestamp_seconds", [],
+        "When the configuration in force came into force, in seconds since the Unix epoch.";
+    RELOADS = Counter, "edge_config_reloads", [RESULT],
+        "Reloads of the configuration since the daemon started.";
+    LAST_RELOAD_SUCCESSFUL = Gauge, "edge_config_last_reload_successful", [],
+        "1 if the last reload came into force or there was none yet, 0 if it was refused.";
+    LAST_RELOAD_TIMESTAMP = Gauge, "edge_config_last_reload_timestamp_seconds", [RESULT],
+        "When a reload last ended this way, in seconds since the Unix epoch; 0 if none has.";
+    INTERFACE_INFO = Gauge, "edge_interface_info", [INTERFACE, MODE],
+        "Always 1; the mode says whether XDP runs in the driver (native) or in the stack (generic, slow).";
+    PACKETS = Counter, "edge_packets", [INTERFACE, REASON],
+        "Packets by the reason they ended with. Reasons that begin with pass went to the kernel, all others were dropped.";
+    BYTES = Counter, "edge_bytes", [INTERFACE, REASON],
+        "Bytes of whole frames by the reason they ended with.";
+    WOULD_DROP_PACKETS = Counter, "edge_would_drop_packets", [INTERFACE, REASON],
+        "Packets that a check in dry run would have dropped.";
+    WOULD_DROP_BYTES = Counter, "edge_would_drop_bytes", [INTERFACE, REASON],
+        "Bytes of whole frames that a check in dry run would have dropped.";
+    TABLE_ENTRIES = Gauge, "edge_table_entries", [TABLE],
+        "Entries in a table.";
+    TABLE_CAPACITY = Gauge, "edge_table_capacity_entries", [TABLE],
+        "Entries that a table has room for: its key under [tables] in the configuration.";
+    LIST_ENTRIES = Gauge, "edge_list_entries", [LIST, FAMILY, KIND],
+        "Entries of a list.";
+    LIMITER_CLAIMED = Counter, "edge_limiter_claimed", [],
+        "Entries of the limiter that were taken for the first time.";
+    LIMITER_RECYCLED = Counter, "edge_limiter_recycled", [],
+        "Entries of the limiter taken over from a source that had gone quiet.";
+    LIMITER_EVICTED = Counter, "edge_limiter_evicted", [],
+        "Entries of the limiter taken from a source that was still active; its limit began anew.";
+    LIMITER_CONTENDED = Counter, "edge_limiter_contended_packets", [],
+        "Packets denied because other CPUs were updating the same source.";
+    EVENTS = Counter, "edge_events", [],
+        "Sampled events read from the kernel.";
+    EVENTS_LOST = Counter, "edge_events_lost", [PLACE],
+        "Sampled events lost because a reader was too slow.";
+    CONTROL_REQUESTS = Counter, "edge_control_requests", [COMMAND, RESULT],
+        "Requests on the control socket.";
+}
+
+/// The metric with this name (without `_total`), or `None` when there is none.
+pub fn find(name: &str) -> Option<&'static Metric> {
+    ALL.iter().copied().find(|m| m.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_keep_the_conventions_of_prometheus() {
+        let mut seen = HashSet::new();
+        for m in ALL {
+            assert!(seen.insert(m.sample_name()), "{} twice", m.name);
+            assert!(m.name.starts_with("edge_"), "{}", m.name);
+            let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+            assert!(m.name.bytes().all(plain), "{}", m.name);
+            assert!(!m.name.ends_with("_total"), "{}", m.name);
+            assert!(m.help.ends_with('.'), "{}", m.name);
+            for label in m.labels {
+                assert!(label.bytes().all(plain), "{label}");
+            }
+        }
+    }
+}

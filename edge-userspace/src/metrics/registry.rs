@@ -1,0 +1,480 @@
+//! From the facts to the text that Prometheus reads.
+
+use std::fmt;
+
+use edge_common::reason::{Reason, Verdict};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, text},
+    metrics::MetricType,
+    registry::Registry,
+};
+
+use super::names::{self, Kind, Metric};
+use crate::status::{InterfaceStatus, Status, Traffic};
+
+/// The two text formats that Prometheus reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus text format 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// Its media type.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// Renders the facts.
+///
+/// # Errors
+/// Those of the encoder, which writes to memory and has none of its own.
+pub fn render(status: Status, format: Format) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Facts(status)));
+    let mut openmetrics = String::new();
+    text::encode(&mut openmetrics, &registry)?;
+    Ok(match format {
+        Format::OpenMetrics => openmetrics,
+        Format::Prometheus => to_prometheus(&openmetrics),
+    })
+}
+
+/// The older format names a counter's samples in HELP and TYPE, with `_total`,
+/// where OpenMetrics names the family; and it has no end mark.
+fn to_prometheus(openmetrics: &str) -> String {
+    let mut out = String::with_capacity(openmetrics.len() + 1024);
+    for line in openmetrics.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(keyword), Some(name), Some(rest))
+                if names::find(name).is_some_and(|m| m.kind == Kind::Counter) =>
+            {
+                out.extend(["# ", keyword, " ", name, "_total ", rest]);
+            }
+            _ => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// The facts of one scrape.
+#[derive(Debug)]
+struct Facts(Status);
+
+impl Collector for Facts {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut w = Writer { encoder };
+        self.daemon(&mut w)?;
+        self.interfaces(&mut w)?;
+        self.tables(&mut w)?;
+        self.events_and_control(&mut w)
+    }
+}
+
+/// The value of a sample.
+#[derive(Clone, Copy)]
+enum Value {
+    Int(u64),
+    Float(f64),
+}
+
+impl Value {
+    fn encode(self, kind: Kind, sample: &mut MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        /// No exemplar has labels, as there is none.
+        type NoLabels = [(&'static str, &'static str); 0];
+        match (kind, self) {
+            (Kind::Counter, Self::Int(v)) => sample.encode_counter::<NoLabels, _, u64>(&v, None),
+            (Kind::Counter, Self::Float(v)) => sample.encode_counter::<NoLabels, _, u64>(&v, None),
+            (Kind::Gauge, Self::Int(v)) => sample.encode_gauge(&v),
+            (Kind::Gauge, Self::Float(v)) => sample.encode_gauge(&v),
+        }
+    }
+}
+
+/// Milliseconds as seconds, the base unit.
+fn seconds(ms: u64) -> Value {
+    Value::Float(ms as f64 / 1000.0)
+}
+
+/// Label values and the value of a sample.
+type Sample<'a, const LABELS: usize> = ([&'a str; LABELS], Value);
+
+struct Writer<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Writer<'_> {
+    fn family<'s, const LABELS: usize>(
+        &mut self,
+        metric: &Metric,
+        samples: impl IntoIterator<Item = Sample<'s, LABELS>>,
+    ) -> Result<(), fmt::Error> {
+        let kind = match metric.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+        };
+        let mut family = self
+            .encoder
+            .encode_descriptor(metric.name, metric.help, None, kind)?;
+        for (values, value) in samples {
+            debug_assert_eq!(metric.labels.len(), LABELS, "{}", metric.name);
+            let labels: Vec<(&str, &str)> = metric.labels.iter().copied().zip(values).collect();
+            if labels.is_empty() {
+                value.encode(metric.kind, &mut family)?;
+            } else {
+                value.encode(metric.kind, &mut family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn single(&mut self, metric: &Metric, value: Value) -> Result<(), fmt::Error> {
+        self.family(metric, [([], value)])
+    }
+}
+
+impl Facts {
+    fn daemon(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let s = &self.0;
+        let abi = s.abi_version.to_string();
+        w.family(
+            &names::BUILD_INFO,
+            [([s.version.as_str(), abi.as_str()], Value::Int(1))],
+        )?;
+        w.single(&names::START_TIME, seconds(s.started_unix_ms))?;
+        w.single(&names::UPTIME, seconds(s.uptime_ms))?;
+        w.single(&names::CONFIG_GENERATION, Value::Int(s.config.generation))?;
+        w.single(&names::CONFIG_TIMESTAMP, seconds(s.config.since_unix_ms))?;
+        let r = &s.reloads;
+        w.family(
+            &names::RELOADS,
+            [
+                ([names::SUCCESS], Value::Int(r.succeeded)),
+                ([names::FAILURE], Value::Int(r.failed)),
+            ],
+        )?;
+        w.single(
+            &names::LAST_RELOAD_SUCCESSFUL,
+            Value::Int(u64::from(r.last_error.is_none())),
+        )?;
+        w.family(
+            &names::LAST_RELOAD_TIMESTAMP,
+            [
+                (
+                    [names::SUCCESS],
+                    seconds(r.last_success_unix_ms.unwrap_or(0)),
+                ),
+                (
+                    [names::FAILURE],
+                    seconds(r.last_failure_unix_ms.unwrap_or(0)),
+                ),
+            ],
+        )
+    }
+
+    fn interfaces(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let interfaces = &self.0.interfaces;
+        w.family(
+            &names::INTERFACE_INFO,
+            interfaces
+                .iter()
+                .map(|i| ([i.name.as_str(), i.mode.name()], Value::Int(1))),
+        )?;
+        // All reasons, also those still at zero: a counter that appears with
+        // its first packet loses that packet from every rate().
+        let all: Vec<_> = interfaces
+            .iter()
+            .flat_map(|i| Reason::ALL.iter().map(move |r| (i, *r)))
+            .collect();
+        let family = |w: &mut Writer<'_>, metric, dry: bool, pick: fn(Traffic) -> u64| {
+            let samples = all
+                .iter()
+                // What passes cannot have been dropped in a dry run.
+                .filter(|(_, reason)| !dry || reason.verdict() == Verdict::Drop)
+                .map(|(i, reason)| {
+                    let (ended, would_drop) = counters(i, *reason);
+                    let value = pick(if dry { would_drop } else { ended });
+                    ([i.name.as_str(), reason.name()], Value::Int(value))
+                });
+            w.family(metric, samples)
+        };
+        family(w, &names::PACKETS, false, |t| t.packets)?;
+        family(w, &names::BYTES, false, |t| t.bytes)?;
+        family(w, &names::WOULD_DROP_PACKETS, true, |t| t.packets)?;
+        family(w, &names::WOULD_DROP_BYTES, true, |t| t.bytes)
+    }
+
+    fn tables(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let s = &self.0;
+        w.family(
+            &names::TABLE_ENTRIES,
+            s.tables
+                .iter()
+                .map(|t| ([t.table.as_str()], Value::Int(t.entries))),
+        )?;
+        w.family(
+            &names::TABLE_CAPACITY,
+            s.tables
+                .iter()
+                .map(|t| ([t.table.as_str()], Value::Int(t.capacity))),
+        )?;
+        w.family(
+            &names::LIST_ENTRIES,
+            s.lists.iter().map(|l| {
+                (
+                    [l.list.name(), l.family.name(), l.kind.name()],
+                    Value::Int(l.entries),
+                )
+            }),
+        )?;
+        let l = &s.limiter;
+        w.single(&names::LIMITER_CLAIMED, Value::Int(l.claimed))?;
+        w.single(&names::LIMITER_RECYCLED, Value::Int(l.recycled))?;
+        w.single(&names::LIMITER_EVICTED, Value::Int(l.evicted))?;
+        w.single(&names::LIMITER_CONTENDED, Value::Int(l.contended))
+    }
+
+    fn events_and_control(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let s = &self.0;
+        w.single(&names::EVENTS, Value::Int(s.events.read))?;
+        w.family(
+            &names::EVENTS_LOST,
+            [
+                ([names::RING_BUFFER], Value::Int(s.events.lost_in_kernel)),
+                ([names::FOLLOWER], Value::Int(s.events.lost_by_followers)),
+            ],
+        )?;
+        w.family(
+            &names::CONTROL_REQUESTS,
+            s.control.iter().flat_map(|c| {
+                [
+                    (
+                        [c.command.as_str(), names::SUCCESS],
+                        Value::Int(c.succeeded),
+                    ),
+                    ([c.command.as_str(), names::FAILURE], Value::Int(c.failed)),
+                ]
+            }),
+        )
+    }
+}
+
+/// What ended with a reason on an interface, and what would have.
+fn counters(interface: &InterfaceStatus, reason: Reason) -> (Traffic, Traffic) {
+    interface
+        .reasons
+        .iter()
+        .find(|c| c.reason == reason)
+        .map_or_else(Default::default, |c| (c.ended, c.would_drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::{
+        control::{protocol::List, stats::Stats},
+        status::{
+            AttachMode, ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus,
+            ListCount, ReasonCount, Reloads, TableStatus,
+        },
+    };
+
+    fn status() -> Status {
+        Status {
+            version: "1.2.3".to_owned(),
+            abi_version: 1,
+            pid: 7,
+            started_unix_ms: 1_790_000_000_500,
+            uptime_ms: 1500,
+            config: ConfigStatus {
+                file: "edge.toml".to_owned(),
+                generation: 3,
+                since_unix_ms: 1_790_000_001_000,
+            },
+            reloads: Reloads {
+                succeeded: 2,
+                failed: 1,
+                last_success_unix_ms: Some(1_790_000_001_000),
+                last_failure_unix_ms: None,
+                last_error: None,
+            },
+            interfaces: ["eth0", "eth1"]
+                .map(|name| InterfaceStatus {
+                    name: name.to_owned(),
+                    ifindex: 2,
+                    mode: AttachMode::Native,
+                    adopted: false,
+                    passed_at_start: Traffic::default(),
+                    dropped_at_start: Traffic::default(),
+                    reasons: vec![ReasonCount {
+                        reason: Reason::Blacklisted,
+                        ended: Traffic {
+                            packets: 5,
+                            bytes: 300,
+                        },
+                        would_drop: Traffic {
+                            packets: 1,
+                            bytes: 60,
+                        },
+                    }],
+                })
+                .into(),
+            tables: vec![TableStatus {
+                table: "hosts_v4".to_owned(),
+                entries: 9,
+                capacity: 1000,
+            }],
+            lists: vec![ListCount {
+                list: List::Black,
+                family: FamilyName::Ipv4,
+                kind: EntryKind::Host,
+                entries: 9,
+            }],
+            limiter: LimiterStatus {
+                evicted: 4,
+                ..LimiterStatus::default()
+            },
+            events: EventsStatus::default(),
+            control: Stats::default().counts(),
+        }
+    }
+
+    /// Samples (name and labels to value) of a rendered text, after checking
+    /// that every line is a sample behind its own HELP and TYPE.
+    fn parse(text: &str) -> BTreeMap<String, f64> {
+        let mut samples = BTreeMap::new();
+        let mut helped = String::new();
+        let mut typed = (String::new(), String::new());
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            match words.next().unwrap() {
+                "#" => match words.next().unwrap() {
+                    "HELP" => helped = words.next().unwrap().to_owned(),
+                    "TYPE" => {
+                        typed = (
+                            words.next().unwrap().to_owned(),
+                            words.next().unwrap().to_owned(),
+                        );
+                        assert_eq!(helped, typed.0);
+                    }
+                    other => panic!("{other}"),
+                },
+                series => {
+                    let name = series.split('{').next().unwrap();
+                    assert_eq!(name, typed.0, "{line}");
+                    let value = words.next().unwrap().parse().unwrap();
+                    assert_eq!(words.next(), None);
+                    assert!(samples.insert(series.to_owned(), value).is_none(), "{line}");
+                    assert_eq!(name.ends_with("_total"), typed.1 == "counter", "{line}");
+                }
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn every_name_is_rendered_and_nothing_else() {
+        let samples = parse(&render(status(), Format::Prometheus).unwrap());
+        let rendered: BTreeSet<String> = samples
+            .keys()
+            .map(|s| s.split('{').next().unwrap().to_owned())
+            .collect();
+        let named: BTreeSet<String> = names::ALL.iter().map(|m| m.sample_name()).collect();
+        assert_eq!(rendered, named);
+        for series in samples.keys() {
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let metric = names::ALL.iter().find(|m| m.sample_name() == name).unwrap();
+            let labels: Vec<&str> = labels
+                .trim_end_matches('}')
+                .split(',')
+                .filter(|l| !l.is_empty())
+                .map(|l| l.split('=').next().unwrap())
+                .collect();
+            assert_eq!(labels, metric.labels, "{series}");
+        }
+    }
+
+    #[test]
+    fn values_stand_where_they_belong_in_base_units() {
+        let samples = parse(&render(status(), Format::Prometheus).unwrap());
+        for (series, value) in [
+            (
+                r#"edge_packets_total{interface="eth1",reason="blacklisted"}"#,
+                5.0,
+            ),
+            (
+                r#"edge_bytes_total{interface="eth1",reason="blacklisted"}"#,
+                300.0,
+            ),
+            (r#"edge_packets_total{interface="eth0",reason="land"}"#, 0.0),
+            (
+                r#"edge_would_drop_packets_total{interface="eth0",reason="blacklisted"}"#,
+                1.0,
+            ),
+            (
+                r#"edge_would_drop_bytes_total{interface="eth0",reason="blacklisted"}"#,
+                60.0,
+            ),
+            ("edge_start_time_seconds", 1_790_000_000.5),
+            ("edge_uptime_seconds", 1.5),
+            (r#"edge_table_entries{table="hosts_v4"}"#, 9.0),
+            (r#"edge_table_capacity_entries{table="hosts_v4"}"#, 1000.0),
+            (
+                r#"edge_list_entries{list="blacklist",family="ipv4",kind="host"}"#,
+                9.0,
+            ),
+            ("edge_limiter_evicted_total", 4.0),
+            (r#"edge_config_reloads_total{result="failure"}"#, 1.0),
+            (
+                r#"edge_control_requests_total{command="add",result="success"}"#,
+                0.0,
+            ),
+            (r#"edge_build_info{version="1.2.3",abi_version="1"}"#, 1.0),
+        ] {
+            assert_eq!(samples.get(series), Some(&value), "{series}");
+        }
+        let absent = r#"edge_would_drop_packets_total{interface="eth0",reason="pass"}"#;
+        assert_eq!(samples.get(absent), None);
+    }
+
+    #[test]
+    fn the_number_of_series_follows_the_interfaces_only() {
+        let of = |n: usize| {
+            let mut status = status();
+            let one = status.interfaces.remove(0);
+            status.interfaces = (0..n)
+                .map(|i| InterfaceStatus {
+                    name: format!("eth{i}"),
+                    ..one.clone()
+                })
+                .collect();
+            parse(&render(status, Format::Prometheus).unwrap()).len()
+        };
+        let drops = Reason::ALL
+            .iter()
+            .filter(|r| r.verdict() == Verdict::Drop)
+            .count();
+        assert_eq!(of(32) - of(31), 2 * Reason::COUNT + 2 * drops + 1);
+    }
+
+    #[test]
+    fn openmetrics_names_families_and_ends() {
+        let text = render(status(), Format::OpenMetrics).unwrap();
+        assert!(text.contains("# TYPE edge_packets counter\nedge_packets_total{"));
+        assert!(text.ends_with("# EOF\n"));
+        let plain = render(status(), Format::Prometheus).unwrap();
+        assert!(plain.contains("# TYPE edge_packets_total counter\nedge_packets_total{"));
+        assert!(!plain.contains("# EOF"));
+    }
+}
