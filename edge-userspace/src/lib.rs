@@ -3,7 +3,9 @@
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod entry;
 pub mod memory;
 pub mod metrics;
 pub mod status;
 pub mod tables;
+pub mod wire;

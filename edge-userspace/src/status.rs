@@ -5,7 +5,7 @@
 use edge_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 
-use crate::control::wire;
+use crate::{entry::List, wire};
 
 /// Who can tell the [`Status`], at any time and without waiting for work that
 /// is under way. Called from a thread that may block for a short time.
@@ -146,7 +146,7 @@ pub struct TableStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListCount {
     /// Which list.
-    pub list: crate::control::protocol::List,
+    pub list: List,
     /// IPv4 or IPv6.
     pub family: FamilyName,
     /// Single addresses or prefixes.
@@ -222,7 +222,7 @@ pub struct EventsStatus {
 /// Requests of one command on the control socket since the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlCount {
-    /// The command: [`crate::control::protocol::Command::name`].
+    /// The command, for instance `add`.
     pub command: String,
     /// Answered with success.
     pub succeeded: u64,

@@ -10,13 +10,11 @@ use std::{
 use edge_common::addr::Prefix;
 use serde::Serialize;
 
-use super::{
-    protocol::{
-        ClientMessage, Failure, FailureKind, ImportHeader, MAX_CHUNK, Request, Response,
-        ServerMessage, VERSION,
-    },
-    wire,
+use super::protocol::{
+    ClientMessage, Failure, FailureKind, ImportHeader, MAX_CHUNK, Request, Response, ServerMessage,
+    VERSION,
 };
+use crate::wire;
 
 /// The longest line taken from a daemon, in bytes.
 const MAX_ANSWER: u64 = 64 << 20;

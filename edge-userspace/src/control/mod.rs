@@ -8,4 +8,3 @@ pub mod protocol;
 pub mod server;
 pub mod socket;
 pub mod stats;
-pub mod wire;

@@ -22,8 +22,8 @@ use edge_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::wire;
-use crate::status::Status;
+pub use crate::entry::{List, Origin};
+use crate::{status::Status, wire};
 
 /// Version of this protocol. Client and daemon must have the same one.
 pub const VERSION: u32 = 1;
@@ -45,56 +45,6 @@ pub const MAX_TTL_S: u64 = 3650 * 24 * 60 * 60;
 
 /// The most events that are kept for `events` without `--follow`.
 pub const MAX_RECENT_EVENTS: u32 = 1024;
-
-/// Which list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum List {
-    /// The blacklist.
-    #[serde(rename = "blacklist")]
-    Black,
-    /// The allowlist.
-    #[serde(rename = "allowlist")]
-    Allow,
-}
-
-impl List {
-    /// The word for it, also the value of the metric label.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Black => "blacklist",
-            Self::Allow => "allowlist",
-        }
-    }
-}
-
-/// Where an entry came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Origin {
-    /// `blacklist add` and `allow add`.
-    Cli,
-    /// The configuration file.
-    File,
-    /// `blacklist import` and `allow import`.
-    Feed,
-    /// A verdict of the proxy.
-    L7,
-    /// A verdict of the packet path.
-    Auto,
-}
-
-impl Origin {
-    /// The word for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cli => "cli",
-            Self::File => "file",
-            Self::Feed => "feed",
-            Self::L7 => "l7",
-            Self::Auto => "auto",
-        }
-    }
-}
 
 /// One line from the client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -42,13 +42,9 @@ impl Word for LimitKind {
 
 impl Word for Mode {
     const WHAT: &'static str = "a mode: off, dry-run or enforce";
-    const VALUES: &'static [Self] = &[Self::Off, Self::DryRun, Self::Enforce];
+    const VALUES: &'static [Self] = &Self::ALL;
     fn word(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::DryRun => "dry-run",
-            Self::Enforce => "enforce",
-        }
+        self.name()
     }
 }
 
