@@ -8,13 +8,15 @@
 //!   change of it takes, and what it is in words.
 //!
 //! Whatever is wrong is reported in one go, each with file, line, key and
-//! remedy. What works but was probably not meant is a warning. Nothing in here
-//! asks the system about interfaces or paths: a file means the same everywhere.
+//! remedy. What works but was probably not meant is a warning. Only [`load`]
+//! touches the system, to read the file; nothing asks it about interfaces or
+//! paths, so that a file means the same everywhere.
 
 pub mod bogons;
 mod describe;
 mod kernel;
 pub mod limits;
+mod load;
 pub mod model;
 pub mod quantity;
 mod raw;
@@ -25,15 +27,12 @@ mod report;
 mod test;
 mod validate;
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::path::Path;
 
 use toml::de::DeTable;
 
 pub use describe::{CheckMode, Description, LimitDescription, Lists, MapMemory, describe};
+pub use load::load;
 pub use model::Model;
 pub use report::{ConfigError, Finding, Findings, MAX_FINDINGS};
 
@@ -47,21 +46,13 @@ pub const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct Checked {
     /// The configuration.
     pub model: Model,
-    /// What was probably not meant, by line; at most [`MAX_FINDINGS`].
+    /// What was probably not meant, by line; bounded as [`MAX_FINDINGS`] says.
     pub warnings: Vec<Finding>,
 }
 
-/// Reads and checks a file. `tick_ns` is the resolution of
-/// `CLOCK_MONOTONIC_COARSE` (`clock_getres`), which bounds bursts from below.
-///
-/// # Errors
-/// [`ConfigError`]: it cannot be read, or everything that is wrong with it.
-pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
-    let text = read(path)?;
-    parse(&text, path, tick_ns)
-}
-
-/// Checks the text of a file; `path` is for the messages only.
+/// Checks the text of a file; `path` is for the messages only. `tick_ns` is the
+/// resolution of `CLOCK_MONOTONIC_COARSE` (`clock_getres`) in nanoseconds, which
+/// bounds bursts from below.
 ///
 /// # Errors
 /// [`ConfigError::Invalid`] with everything that is wrong.
@@ -83,36 +74,4 @@ pub fn parse(text: &str, path: &Path, tick_ns: u64) -> Result<Checked, ConfigErr
     let model = validate::model(&raw, &mut report, tick_ns);
     let warnings = report.finish()?;
     Ok(Checked { model, warnings })
-}
-
-fn read(path: &Path) -> Result<String, ConfigError> {
-    let failed = |source: io::Error| ConfigError::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    // Before it is opened: opening a pipe would wait for somebody to write.
-    if !path.metadata().map_err(failed)?.is_file() {
-        return Err(ConfigError::NotAFile {
-            path: path.to_path_buf(),
-        });
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(ConfigError::TooLarge {
-            path: path.to_path_buf(),
-            limit: MAX_FILE_BYTES,
-        });
-    }
-    String::from_utf8(bytes).map_err(|e| {
-        let valid = e.as_bytes().iter().take(e.utf8_error().valid_up_to());
-        let line = 1 + valid.filter(|&&b| b == b'\n').count();
-        ConfigError::NotText {
-            path: path.to_path_buf(),
-            line: u32::try_from(line).unwrap_or(u32::MAX),
-        }
-    })
 }

@@ -9,10 +9,9 @@ use edge_common::{
 use proptest::prelude::*;
 
 use super::{
-    Checked, ConfigError, Finding, MAX_FILE_BYTES, MAX_FINDINGS,
+    Checked, ConfigError, Finding, MAX_FINDINGS,
     bogons::{DEFAULT, default_prefixes},
     limits::OverrideLimit,
-    load,
     model::{Model, OnExit},
     parse,
     raw::Root,
@@ -20,7 +19,7 @@ use super::{
 };
 
 /// A tick of a kernel with 250 of them a second.
-const TICK_NS: u64 = 4_000_000;
+pub(super) const TICK_NS: u64 = 4_000_000;
 const MINIMAL: &str = include_str!("../../../config/edge.minimal.toml");
 const EXAMPLE: &str = include_str!("../../../config/edge.example.toml");
 const REFERENCE: &str = include_str!("../../../docs/CONFIGURATION.md");
@@ -520,39 +519,6 @@ fn exceptions_make_holes_in_the_bogon_list() {
     for fine in ["10.1.2.3", "198.18.0.1", "198.19.0.1", "2001:db8:1::1"] {
         assert!(!is_bogon(fine), "{fine}");
     }
-}
-
-#[test]
-fn files_are_read_with_suspicion() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, bytes: &[u8]| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
-    };
-    let good = file("good.toml", b"interfaces = ['eth0']");
-    assert_eq!(load(&good, TICK_NS).unwrap().model, model());
-    let missing = load(&dir.path().join("missing.toml"), TICK_NS).unwrap_err();
-    assert!(
-        missing.to_string().contains("missing.toml: cannot read"),
-        "{missing}"
-    );
-    assert!(matches!(
-        load(dir.path(), TICK_NS),
-        Err(ConfigError::NotAFile { .. })
-    ));
-    let binary = load(&file("binary.toml", b"a = 1\nb = '\xff'\n"), TICK_NS).unwrap_err();
-    assert!(
-        binary.to_string().contains("binary.toml:2: not UTF-8"),
-        "{binary}"
-    );
-    let large = vec![b'\n'; MAX_FILE_BYTES as usize + 1];
-    assert!(matches!(
-        load(&file("l.toml", &large), TICK_NS),
-        Err(ConfigError::TooLarge { .. })
-    ));
-    let largest = load(&file("m.toml", &large[1..]), TICK_NS);
-    assert!(matches!(largest, Err(ConfigError::Invalid(_))));
 }
 
 #[test]
