@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::exec;
 use crate::workspace::Workspace;
@@ -70,14 +70,7 @@ pub(crate) fn unpack(
     for path in [&root, &debs] {
         fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
-    let (apt, closure) = Apt::resolve(workspace, packages)?;
-    exec::announce(&format!("downloading {}", closure.join(" ")));
-    exec::run(
-        apt.command("apt-get")
-            .args(["-qq", "download"])
-            .args(&closure)
-            .current_dir(&debs),
-    )?;
+    fetch(workspace, packages, &debs)?;
     for entry in debs
         .read_dir()
         .with_context(|| format!("cannot read {}", debs.display()))?
@@ -152,58 +145,82 @@ fn wrap(group: &Path, program: &str) -> Result<()> {
         .with_context(|| format!("cannot make {} executable", file.display()))
 }
 
+/// Downloads `packages`, and what they need and the machine lacks, into `to`.
+///
+/// The machine's package lists are tried first. They may not know the packages (a fresh container
+/// has none) or name files that the mirror replaced since, and only root may renew them; so the
+/// second try is with lists of our own as they are, the third with them renewed.
+fn fetch(workspace: &Workspace, packages: &[&str], to: &Path) -> Result<()> {
+    if Apt::of_machine().download(packages, to).is_ok() {
+        return Ok(());
+    }
+    let own = Apt::private(&workspace.tools.join("apt"))?;
+    if own.download(packages, to).is_ok() {
+        return Ok(());
+    }
+    exec::announce("fetching apt's package lists (privately; the machine's stay as they are)");
+    exec::run(own.command().args(["-qq", "update"]))?;
+    own.download(packages, to)
+}
+
 /// apt with the machine's package lists, or with lists of our own.
 struct Apt {
-    /// Options that redirect apt's state; empty for the machine's own.
-    options: Vec<String>,
+    /// A configuration file read after the machine's own.
+    config: Option<PathBuf>,
 }
 
 impl Apt {
-    /// Finds out which packages must be fetched: with the machine's lists when they know the
-    /// packages and are fresh enough to download from, else with lists fetched privately, which
-    /// needs no root.
-    fn resolve(workspace: &Workspace, packages: &[&str]) -> Result<(Self, Vec<String>)> {
-        let machine = Self {
-            options: Vec::new(),
-        };
-        if let Ok(closure) = machine.closure(packages)
-            && machine.can_download(&closure)
-        {
-            return Ok((machine, closure));
-        }
-        let state = workspace.tools.join("apt");
+    fn of_machine() -> Self {
+        Self { config: None }
+    }
+
+    /// Keeps lists and caches below `state`, with the machine's sources and proxies.
+    fn private(state: &Path) -> Result<Self> {
         for dir in ["lists/partial", "cache/archives/partial"] {
             let dir = state.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
-        let own = Self {
-            options: vec![
-                format!("Dir::State::lists={}", state.join("lists").display()),
-                format!("Dir::Cache={}", state.join("cache").display()),
-            ],
-        };
-        exec::announce("fetching apt's package lists (privately; the machine's stay as they are)");
-        exec::run(own.command("apt-get").args(["-qq", "update"]))?;
-        let closure = own.closure(packages)?;
-        Ok((own, closure))
+        let config = state.join("apt.conf");
+        // Hooks of the machine would act on the machine (containers empty its cache with one).
+        let text = format!(
+            "Dir::State::lists \"{0}/lists\";\nDir::Cache \"{0}/cache\";\n\
+             #clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n\
+             #clear APT::Update::Post-Invoke-Success;\n",
+            state.display()
+        );
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        Ok(Self {
+            config: Some(config),
+        })
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        // The sandbox user cannot write into a private directory; apt would warn for each file.
-        command
-            .env("LC_ALL", "C")
-            .args(["-o", "APT::Sandbox::User=root"]);
-        for option in &self.options {
-            command.args(["-o", option]);
+    fn command(&self) -> Command {
+        let mut command = Command::new("apt-get");
+        command.env("LC_ALL", "C");
+        if let Some(config) = &self.config {
+            command.arg("--config-file").arg(config);
         }
+        // The sandbox user cannot write into a private directory; apt would warn for each file.
+        command.args(["--option", "APT::Sandbox::User=root"]);
         command
+    }
+
+    fn download(&self, packages: &[&str], to: &Path) -> Result<()> {
+        let closure = self.closure(packages)?;
+        exec::announce(&format!("downloading {}", closure.join(" ")));
+        exec::capture(
+            self.command()
+                .args(["-qq", "download"])
+                .args(&closure)
+                .current_dir(to),
+        )?;
+        Ok(())
     }
 
     /// What an installation would add. A simulation only: it needs no root and changes nothing.
     fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
         let text = exec::capture(
-            self.command("apt-get")
+            self.command()
                 .args(["install", "--simulate", "--no-install-recommends"])
                 .args(packages),
         )?;
@@ -217,21 +234,7 @@ impl Apt {
                 closure.push((*package).to_owned());
             }
         }
-        if closure.is_empty() {
-            bail!("apt knows nothing to fetch for {}", packages.join(" "));
-        }
         Ok(closure)
-    }
-
-    /// Whether the mirror still has these files. Lists go stale: a version that was replaced is
-    /// gone from the mirror.
-    fn can_download(&self, closure: &[String]) -> bool {
-        exec::capture(
-            self.command("apt-get")
-                .args(["-qq", "download", "--print-uris"])
-                .args(closure),
-        )
-        .is_ok()
     }
 }
 

@@ -121,6 +121,19 @@ fn missing_tools(workspace: &Workspace) -> Vec<Tool> {
 
 /// Nothing usable is there: Debian's pair, privately, or rustup's component.
 fn install_toolchain(workspace: &Workspace, rejected: &[String]) -> Result<Toolchain> {
+    if let Some(choice) = toolchain::choice()
+        && choice != toolchain::DEBIAN
+    {
+        bail!(
+            "{}={choice} names no toolchain that can build core for eBPF{}\nRemedy: rustup \
+             component add rust-src --toolchain {choice}, or unset the variable",
+            toolchain::CHOICE_VAR,
+            rejected
+                .iter()
+                .map(|why| format!("\n  {why}"))
+                .collect::<String>()
+        );
+    }
     announce("no compiler with sources of its own core was found:");
     for why in rejected {
         announce(&format!("  {why}"));

@@ -27,6 +27,9 @@ const LLVM_MAJORS: std::ops::RangeInclusive<u32> = 21..=23;
 /// The apt group under which Debian's pair of compiler and sources is unpacked.
 pub(crate) const DEBIAN_GROUP: &str = "rust";
 
+/// The name of the toolchain that set-up unpacks.
+pub(crate) const DEBIAN: &str = "debian";
+
 /// Debian's current compiler, its sources and its lints; they always have the same version.
 pub(crate) const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "rust-web-clippy"];
 
@@ -111,7 +114,7 @@ pub(crate) struct Search {
 /// Looks for a usable toolchain: rustup's first (nightly before stable before others), then the
 /// system's compiler, then the pair that set-up unpacked.
 pub(crate) fn search(workspace: &Workspace) -> Result<Search> {
-    let choice = env::var(CHOICE_VAR).ok().filter(|name| !name.is_empty());
+    let choice = choice();
     let mut search = Search::default();
     for candidate in candidates(workspace)? {
         if choice
@@ -129,6 +132,11 @@ pub(crate) fn search(workspace: &Workspace) -> Result<Search> {
         }
     }
     Ok(search)
+}
+
+/// The toolchain that the person asked for, if any.
+pub(crate) fn choice() -> Option<String> {
+    env::var(CHOICE_VAR).ok().filter(|name| !name.is_empty())
 }
 
 /// A place where a compiler may be, not yet looked at.
@@ -188,7 +196,7 @@ fn candidates(workspace: &Workspace) -> Result<Vec<Candidate>> {
     if apt::is_complete(&group, &DEBIAN_PACKAGES) {
         list.push(Candidate {
             bin: group.join("bin"),
-            ..Candidate::new("debian", group.join("root/usr"))
+            ..Candidate::new(DEBIAN, group.join("root/usr"))
         });
     }
     Ok(list)
