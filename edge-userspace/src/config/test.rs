@@ -22,6 +22,7 @@ use super::{
 pub(super) const TICK_NS: u64 = 4_000_000;
 const MINIMAL: &str = include_str!("../../../config/edge.minimal.toml");
 const EXAMPLE: &str = include_str!("../../../config/edge.example.toml");
+const UNIT: &str = include_str!("../../../config/edge.service");
 const REFERENCE: &str = include_str!("../../../docs/CONFIGURATION.md");
 
 fn check(text: &str) -> Result<Checked, ConfigError> {
@@ -162,6 +163,43 @@ fn the_reference_names_no_key_that_is_not() {
     {
         assert!(keys.iter().any(|k| k == name), "{name} is no key");
     }
+}
+
+#[test]
+fn the_unit_grants_what_the_defaults_need() {
+    let all = |key: &str| -> Vec<&str> {
+        let lines = UNIT
+            .lines()
+            .filter_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        lines.flat_map(str::split_whitespace).collect()
+    };
+    let m = model();
+    let [state] = all("StateDirectory")[..] else {
+        panic!()
+    };
+    assert_eq!(m.state_dir, Path::new("/var/lib").join(state));
+    let [runtime] = all("RuntimeDirectory")[..] else {
+        panic!()
+    };
+    assert_eq!(
+        m.socket.parent(),
+        Some(Path::new("/run").join(runtime).as_path())
+    );
+    assert!(
+        all("ReadWritePaths")
+            .iter()
+            .any(|p| m.bpffs_dir.starts_with(p))
+    );
+    // It would make the BPF file system read-only in spite of that.
+    assert_eq!(all("ProtectKernelTunables"), Vec::<&str>::new());
+    assert_eq!(
+        all("CapabilityBoundingSet"),
+        ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]
+    );
+    // bpf is one of @privileged: only a later line brings it back.
+    let calls = all("SystemCallFilter");
+    let at = |name| calls.iter().position(|c| *c == name);
+    assert!(at("~@privileged").is_some() && at("bpf") > at("~@privileged"));
 }
 
 #[test]
