@@ -105,10 +105,12 @@ pub struct Traffic {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// Its kernel index.
+    /// Its kernel index; 0 while it does not exist.
     pub ifindex: u32,
-    /// How the program is attached.
-    pub mode: AttachMode,
+    /// How the program is attached; `null` while it is not.
+    pub mode: Option<AttachMode>,
+    /// Why the program is not attached.
+    pub problem: Option<String>,
     /// Whether the link of a former daemon was taken over.
     pub adopted: bool,
     /// All that passed when this daemon started.

@@ -102,6 +102,8 @@ metrics! {
         "When a reload last ended this way, in seconds since the Unix epoch; 0 if none has.";
     INTERFACE_INFO = Gauge, "edge_interface_info", [INTERFACE, MODE],
         "Always 1; the mode says whether XDP runs in the driver (native) or in the stack (generic, slow).";
+    INTERFACE_ATTACHED = Gauge, "edge_interface_attached", [INTERFACE],
+        "1 while the XDP program is on the interface, 0 while it is not, for instance because the interface is gone.";
     PACKETS = Counter, "edge_packets", [INTERFACE, REASON],
         "Packets by the reason they ended with. Reasons that begin with pass went to the kernel, all others were dropped.";
     BYTES = Counter, "edge_bytes", [INTERFACE, REASON],

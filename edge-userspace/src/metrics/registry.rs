@@ -185,9 +185,17 @@ impl Facts {
         let interfaces = &self.0.interfaces;
         w.family(
             &names::INTERFACE_INFO,
-            interfaces
-                .iter()
-                .map(|i| ([i.name.as_str(), i.mode.name()], Value::Int(1))),
+            interfaces.iter().filter_map(|i| {
+                let mode = i.mode?.name();
+                Some(([i.name.as_str(), mode], Value::Int(1)))
+            }),
+        )?;
+        w.family(
+            &names::INTERFACE_ATTACHED,
+            interfaces.iter().map(|i| {
+                let attached = u64::from(i.mode.is_some());
+                ([i.name.as_str()], Value::Int(attached))
+            }),
         )?;
         // All reasons, also those still at zero: a counter that appears with
         // its first packet loses that packet from every rate().
@@ -313,7 +321,8 @@ mod tests {
                 .map(|name| InterfaceStatus {
                     name: name.to_owned(),
                     ifindex: 2,
-                    mode: AttachMode::Native,
+                    mode: Some(AttachMode::Native),
+                    problem: None,
                     adopted: false,
                     passed_at_start: Traffic::default(),
                     dropped_at_start: Traffic::default(),
@@ -465,7 +474,7 @@ mod tests {
             .iter()
             .filter(|r| r.verdict() == Verdict::Drop)
             .count();
-        assert_eq!(of(32) - of(31), 2 * Reason::COUNT + 2 * drops + 1);
+        assert_eq!(of(32) - of(31), 2 * Reason::COUNT + 2 * drops + 2);
     }
 
     #[test]
