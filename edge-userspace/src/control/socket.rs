@@ -33,20 +33,22 @@ pub struct Socket {
 pub enum BindError {
     /// Somebody listens on it.
     #[error(
-        "{path}: another daemon listens on this socket; stop it, or give this one another `socket` (and `state_dir` and `bpffs_dir`)"
+        "{path}: another daemon listens on this socket; stop it, or give this one other `paths` in its configuration"
     )]
     InUse {
         /// The path of the socket.
         path: PathBuf,
     },
     /// There is something else at the path.
-    #[error("{path}: there is a file here that is not a socket; remove it or change `socket`")]
+    #[error(
+        "{path}: there is a file here that is not a socket; remove it or change `paths.socket`"
+    )]
     NotASocket {
         /// The path of the socket.
         path: PathBuf,
     },
     /// The system refused.
-    #[error("{path}: cannot {action} (`socket` in the configuration): {source}")]
+    #[error("{path}: cannot {action} (`paths.socket`): {source}")]
     Io {
         /// The path of the socket.
         path: PathBuf,
@@ -223,6 +225,6 @@ mod tests {
 
         let long = dir.path().join("x".repeat(120));
         let e = Socket::bind(&long).await.unwrap_err();
-        assert!(e.to_string().contains("`socket`"), "{e}");
+        assert!(e.to_string().contains("`paths.socket`"), "{e}");
     }
 }

@@ -71,8 +71,11 @@ const IMPURE: [(&str, &str); 14] = [
     ),
 ];
 
-/// What `cli` may know of ours.
-const CLI_MAY_USE: [&str; 3] = ["cli", "control", "status"];
+/// What `cli` may know of ours: what it says to the daemon, and what needs no daemon (checking a
+/// configuration, reading a feed).
+const CLI_MAY_USE: [&str; 9] = [
+    "cli", "clock", "config", "control", "entry", "feed", "status", "tables", "wire",
+];
 
 /// Where errors meet a person and may be of any type.
 const ANYHOW_HOMES: [&str; 3] = ["main", "cli", "daemon"];
