@@ -55,13 +55,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let cargo = |subcommand: &[&str]| {
         let mut command = Command::new(exec::host_cargo());
         command.current_dir(&workspace.root);
+        command.args(subcommand).arg("--workspace");
+        // After the subcommand: cargo does not hand its own options on to nextest.
         if let Some(config) = &elevate {
             command.arg("--config").arg(config);
         }
-        command
-            .args(subcommand)
-            .arg("--workspace")
-            .envs(variables.iter().cloned());
+        command.envs(variables.iter().cloned());
         command
     };
     if args.no_nextest || !has_nextest() {
