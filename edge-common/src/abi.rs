@@ -48,6 +48,9 @@ pub mod maps {
     pub const LENGTHS6_LONG: &str = "LENGTHS6_LONG";
     /// Array of [`super::LimiterBucket`], mappable.
     pub const LIMITER: &str = "LIMITER";
+    /// Array of one `u64`: what must be added to the program's clock; set by
+    /// running [`super::CLOCK_PROGRAM`].
+    pub const CLOCK: &str = "CLOCK";
     /// Hash from IPv4 address (as on the wire) to [`super::MacAddr`].
     pub const ARP_BINDINGS: &str = "ARP_BINDINGS";
 
@@ -66,12 +69,19 @@ pub mod maps {
         LENGTHS6,
         LENGTHS6_LONG,
         LIMITER,
+        CLOCK,
         ARP_BINDINGS,
     ];
 }
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "edge_xdp";
+/// Name of the program that sets the clock: to be run once by
+/// `BPF_PROG_TEST_RUN` after loading and before attaching, and again now and
+/// then. The main program counts ticks (`bpf_jiffies64`), which costs nothing
+/// where `bpf_ktime_get_coarse_ns` is a call into the kernel; this one finds
+/// what has to be added to make it `CLOCK_MONOTONIC`.
+pub const CLOCK_PROGRAM: &str = "edge_clock";
 /// Symbol of the read-only [`Config`].
 pub const CONFIG_SYMBOL: &str = "CONFIG";
 /// Symbol of the read-only `[Profile; MAX_PROFILES]`.
@@ -176,12 +186,26 @@ impl LimitKind {
     }
 }
 
+/// Entries of [`Profile::limits`]: a power of two, so that a mask bounds the index.
+pub const LIMIT_SLOTS: usize = 8;
+
 /// The limits of one class of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Profile {
-    /// By [`LimitKind`].
-    pub limits: [Limit; LIMIT_KINDS],
+    /// By [`LimitKind`]; what lies behind the last kind is not used.
+    pub limits: [Limit; LIMIT_SLOTS],
+}
+
+impl Profile {
+    /// A profile of the limits by [`LimitKind`].
+    pub const fn new(limits: [Limit; LIMIT_KINDS]) -> Self {
+        let [a, b, c, d, e] = limits;
+        let none = Limit::NONE;
+        Self {
+            limits: [a, b, c, d, e, none, none, none],
+        }
+    }
 }
 
 /// Everything the program reads from its configuration. It is read-only and
@@ -194,6 +218,9 @@ pub struct Config {
     pub seed: Seed,
     /// Budget of samples a second of each reason that drops or would have; zero for none.
     pub sample: Limit,
+    /// Nanoseconds in a tick of the kernel's clock (`clock_getres` of
+    /// `CLOCK_MONOTONIC_COARSE`): the step of the program's clock.
+    pub tick_ns: u64,
     /// Mask of the upper half of an IPv6 source that shares one limit.
     pub limit_mask6_hi: u64,
     /// Mask of the lower half, likewise.
@@ -236,7 +263,7 @@ pub struct Config {
     pub abi_version: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 16 + 22 * 4);
+const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 22 * 4);
 
 /// Packets and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -367,6 +394,7 @@ impl Config {
     pub const OFF: Self = Self {
         seed: Seed([0; 4]),
         sample: Limit::NONE,
+        tick_ns: 0,
         limit_mask6_hi: u64::MAX,
         limit_mask6_lo: 0,
         limit_mask4: u32::MAX,

@@ -57,10 +57,17 @@ impl Policy {
         Self(word)
     }
 
-    /// What two tables know together. At most one of them may have a profile.
+    /// What two entries know together; `self` is the more specific one, whose
+    /// profile counts when both have one.
     #[inline(always)]
     pub const fn merge(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        const PROFILE: u32 = 0xff << PROFILE_SHIFT;
+        let other = if self.0 & PROFILE != 0 {
+            other.0 & !PROFILE
+        } else {
+            other.0
+        };
+        Self(self.0 | other)
     }
 
     /// Whether a list has the source: the entry's hit counter counts.
@@ -169,6 +176,17 @@ mod tests {
             (Standing::Blacklisted, 3)
         );
         assert!(merged.is_bogon());
+        let specific = Policy::of(
+            Meta {
+                flags: 0,
+                profile: 5,
+            },
+            0,
+            0,
+            0,
+        );
+        assert_eq!(specific.merge(merged).profile(), 5);
+        assert_eq!(merged.merge(specific).profile(), 3);
         assert_eq!(Policy::from_word(merged.word()), merged);
     }
 

@@ -14,25 +14,29 @@ pub struct Seed(pub [u64; 4]);
 /// kinds of keys apart.
 #[inline(always)]
 pub const fn hash(seed: &Seed, hi: u64, lo: u64, tag: u32) -> u64 {
-    let [k0, k1, k2, k3] = seed.0;
-    let mut x = (lo ^ k0).wrapping_mul(k1 | 1);
-    x ^= x >> 32;
-    x = (x ^ hi)
+    let [_, _, k2, k3] = seed.0;
+    let x = (half(seed, hi) ^ lo)
         .wrapping_add((tag as u64) << 32)
         .wrapping_mul(k2 | 1);
-    x ^= x >> 29;
-    x = x.wrapping_mul(k3 | 1);
+    let x = (x ^ (x >> 29)).wrapping_mul(k3 | 1);
     x ^ (x >> 32)
 }
 
-/// The hash of an IPv4 host address (native-endian word as read from the wire).
+/// The hash of a 64-bit key: of the upper half of an IPv6 address, or an IPv4
+/// address (native-endian word as read from the wire). Its first round is that
+/// of [`hash`] over the same half.
 #[inline(always)]
-pub const fn hash_v4(seed: &Seed, addr: u32) -> u64 {
-    let [k0, k1, k2, _] = seed.0;
-    let mut x = (addr as u64 ^ k0).wrapping_mul(k1 | 1);
-    x ^= x >> 32;
-    x = x.wrapping_mul(k2 | 1);
+pub const fn hash64(seed: &Seed, key: u64) -> u64 {
+    let [_, _, k2, _] = seed.0;
+    let x = half(seed, key).wrapping_mul(k2 | 1);
     x ^ (x >> 29)
+}
+
+#[inline(always)]
+const fn half(seed: &Seed, key: u64) -> u64 {
+    let [k0, k1, _, _] = seed.0;
+    let x = (key ^ k0).wrapping_mul(k1 | 1);
+    x ^ (x >> 32)
 }
 
 /// Maps 32 random bits onto `0..n` without a division.
@@ -57,7 +61,7 @@ mod tests {
     fn sequential_sources_spread_evenly() {
         let mut bins = vec![0u32; 1024];
         for i in 0..1024 * 64u32 {
-            let h = hash_v4(&SEED, (0x0a00_0000 + i).to_be());
+            let h = hash64(&SEED, u64::from((0x0a00_0000 + i).to_be()));
             bins[reduce(h as u32, 1024) as usize] += 1;
         }
         // Poisson with mean 64: 8 standard deviations either way.

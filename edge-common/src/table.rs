@@ -29,7 +29,7 @@
 //! So a slot that can be matched always holds values that are in force: a
 //! longer prefix that comes or goes never hides the one that covers it.
 
-use crate::hash::{Seed, hash, hash_v4, reduce};
+use crate::hash::{Seed, hash, hash64, reduce};
 
 /// Entries in a bucket.
 pub const WAYS: usize = 4;
@@ -201,7 +201,7 @@ impl Place {
     /// The place of an IPv4 host (address as read from the wire).
     #[inline(always)]
     pub const fn host_v4(seed: &Seed, addr: u32) -> Self {
-        Self::new(hash_v4(seed, addr))
+        Self::new(hash64(seed, addr as u64))
     }
 
     /// The place of an entry of `WIDE`.

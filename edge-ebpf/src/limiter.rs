@@ -8,10 +8,11 @@
 use crate::{
     atomic::compare_exchange,
     emit::{Facts, would_drop},
-    maps::{self, LIMITER, config},
+    maps::{self, LIMITER, Unknown, config},
+    source::hide,
 };
 use edge_common::{
-    abi::{LIMIT_KINDS, LIMITER_WAYS, LimitKind, LimiterSlot, Mode, Profile, TableStat},
+    abi::{LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Mode, Profile, TableStat},
     gcra::{Limit, ticks},
     hash::reduce,
     reason::Reason,
@@ -36,107 +37,168 @@ pub fn is_on() -> bool {
 pub fn charge(
     facts: Facts<'_>,
     hash: u64,
-    profile: *const Profile,
-    class: Option<LimitKind>,
+    profile: u8,
+    class: LimitKind,
 ) -> Result<(), Reason> {
-    let now = ticks(facts.now);
-    let Some(slot) = find(hash, now) else {
+    let word = exceeded(hash, facts.now, profile, class, facts.frame_len);
+    if word == 0 {
         return Ok(());
-    };
-    // First look at all, then write: a packet that any limit denies must leave
-    // the line alone, or a flood over its limit would bounce it between CPUs.
-    let packets = look(facts, slot, profile, LimitKind::Packets, 1, now)?;
-    let bytes = look(facts, slot, profile, LimitKind::Bytes, facts.frame_len, now)?;
-    match class {
-        Some(LimitKind::Syn) => one(facts, slot, profile, LimitKind::Syn, now)?,
-        Some(LimitKind::Udp) => one(facts, slot, profile, LimitKind::Udp, now)?,
-        Some(LimitKind::Icmp) => one(facts, slot, profile, LimitKind::Icmp, now)?,
-        _ => {}
     }
-    commit(packets, LimitKind::Packets, now)?;
-    commit(bytes, LimitKind::Bytes, now)
+    for kind in LimitKind::ALL {
+        if word & denied(kind) == 0 {
+            continue;
+        }
+        if config!(limit_mode[kind as usize]) == Mode::Enforce as u32 {
+            return Err(kind.reason());
+        }
+        would_drop(facts, kind.reason());
+    }
+    Ok(())
 }
 
-/// A limit that admits the packet, not yet charged.
-struct Admitted {
-    word: *mut u64,
-    limit: Limit,
+/// The bit of a limit in the result of [`exceeded`].
+#[inline(always)]
+const fn denied(kind: LimitKind) -> u32 {
+    1 << kind as u32
+}
+
+/// Charges a packet; the result has a bit for each limit that it exceeds.
+#[inline(always)]
+fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) -> u32 {
+    let now = ticks(now);
+    let Some(slot) = find(hash, now) else {
+        return 0;
+    };
+    let limits = maps::profile(profile);
+    // First look at all, then write: a packet that any limit denies must leave
+    // the line alone, or a flood over its limit would bounce it between CPUs.
+    let packets = Look::at(slot, limits, LimitKind::Packets as u32, 1, now);
+    let bytes = Look::at(slot, limits, LimitKind::Bytes as u32, frame_len, now);
+    // One number, so that the verifier follows what comes behind once.
+    let class = Unknown::new().number(class as u32);
+    let class = if class == LimitKind::Packets as u32 {
+        Look::NOTHING
+    } else {
+        Look::at(slot, limits, class, 1, now)
+    };
+    let over = packets.over | bytes.over | class.over;
+    if over & enforced() != 0 {
+        return over;
+    }
+    over | packets.commit(slot, profile, now)
+        | bytes.commit(slot, profile, now)
+        | class.commit(slot, profile, now)
+}
+
+/// The limits that are enforced, as bits.
+#[inline(always)]
+fn enforced() -> u32 {
+    let mut bits = 0;
+    for kind in LimitKind::ALL {
+        if config!(limit_mode[kind as usize]) == Mode::Enforce as u32 {
+            bits |= denied(kind);
+        }
+    }
+    bits
+}
+
+/// What one limit says of a packet, before it is charged.
+#[derive(Clone, Copy)]
+struct Look {
+    /// Index of the TAT to charge among the slot's words; 0, where the tag is,
+    /// when there is nothing to charge.
+    at: u32,
+    /// Index of the limit.
+    kind: u32,
     units: u32,
     tat: u64,
     new: u64,
+    /// The bit of the limit when the packet is over it, else 0.
+    over: u32,
 }
 
-/// Looks and charges at once.
-#[inline(always)]
-fn one(
-    facts: Facts<'_>,
-    slot: *mut LimiterSlot,
-    profile: *const Profile,
-    kind: LimitKind,
-    now: u64,
-) -> Result<(), Reason> {
-    let admitted = look(facts, slot, profile, kind, 1, now)?;
-    commit(admitted, kind, now)
-}
+impl Look {
+    const NOTHING: Self = Self { at: 0, kind: 0, units: 0, tat: 0, new: 0, over: 0 };
 
-#[inline(always)]
-fn look(
-    facts: Facts<'_>,
-    slot: *mut LimiterSlot,
-    profile: *const Profile,
-    kind: LimitKind,
-    units: u32,
-    now: u64,
-) -> Result<Option<Admitted>, Reason> {
-    let mode = config!(limit_mode[kind as usize]);
-    if mode == Mode::Off as u32 {
-        return Ok(None);
+    #[inline(always)]
+    fn at(slot: *mut LimiterSlot, profile: *const Profile, kind: u32, units: u32, now: u64) -> Self {
+        // SAFETY: the index is masked to the array's length, and the profile is read-only.
+        let limit = unsafe { limit(profile, kind).read_volatile() };
+        // A limit that is off has no rate in any profile.
+        if !limit.is_some() {
+            return Self::NOTHING;
+        }
+        let at = kind + 1;
+        // SAFETY: a word of a map value, 8 bytes aligned.
+        let tat = unsafe { word(slot, at).read_volatile() };
+        match limit.admit(tat, now, units) {
+            Some(new) => Self { at, kind, units, tat, new, over: 0 },
+            None => Self { over: 1 << kind, ..Self::NOTHING },
+        }
     }
-    // SAFETY: `kind` indexes both arrays, and the pointers are to a map value
-    // and to the read-only profiles.
-    let (limit, word) = unsafe {
-        (
-            (&raw const (*profile).limits[kind as usize]).read_volatile(),
-            &raw mut (*slot).tat[kind as usize],
-        )
-    };
-    if !limit.is_some() {
-        return Ok(None);
-    }
-    // SAFETY: a map value, 8 bytes aligned.
-    let tat = unsafe { word.read_volatile() };
-    match limit.admit(tat, now, units) {
-        Some(new) => Ok(Some(Admitted { word, limit, units, tat, new })),
-        None if mode == Mode::Enforce as u32 => Err(kind.reason()),
-        None => {
-            would_drop(facts, kind.reason());
-            Ok(None)
+
+    /// Charges the packet, if there is anything to charge; the bit of the
+    /// limit when other CPUs used it up meanwhile.
+    #[inline(always)]
+    fn commit(self, slot: *mut LimiterSlot, profile: u8, now: u64) -> u32 {
+        if self.at == 0 {
+            return 0;
+        }
+        let word = word(slot, self.at);
+        // SAFETY: a word of a map value, 8 bytes aligned, written by this operation only.
+        let found = unsafe { compare_exchange(word, self.tat, self.new) };
+        if found == self.tat {
+            return 0;
+        }
+        match edge_charge_again(word, (profile as u32) << 8 | self.kind, found, now, self.units) {
+            0 => 1 << self.kind,
+            _ => 0,
         }
     }
 }
 
+/// The limit with this index. The mask is the bounds check that the verifier sees.
 #[inline(always)]
-fn commit(admitted: Option<Admitted>, kind: LimitKind, now: u64) -> Result<(), Reason> {
-    let Some(Admitted { word, limit, units, mut tat, mut new }) = admitted else {
-        return Ok(());
-    };
-    for _ in 0..TRIES {
-        // SAFETY: a map value, 8 bytes aligned, written by this operation only.
+fn limit(profile: *const Profile, kind: u32) -> *const Limit {
+    let at = hide(kind as u64) as usize & (LIMIT_SLOTS - 1);
+    profile.cast::<Limit>().wrapping_add(at)
+}
+
+/// A word of a slot: eight of them, the tag first. The mask is the bounds check
+/// that the verifier sees.
+#[inline(always)]
+fn word(slot: *mut LimiterSlot, at: u32) -> *mut u64 {
+    const WORDS: usize = size_of::<LimiterSlot>() / 8;
+    const { assert!(WORDS.is_power_of_two()) };
+    slot.cast::<u64>().wrapping_add(hide(at as u64) as usize & (WORDS - 1))
+}
+
+/// Charges after another CPU was faster; 0 when the limit is used up. `which`
+/// is the profile's index, shifted by 8, with the limit's. A global function: it
+/// is rare, and the verifier checks it once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_charge_again(word: *mut u64, which: u32, tat: u64, now: u64, units: u32) -> u32 {
+    if word.is_null() {
+        return 0;
+    }
+    // SAFETY: the index is masked to the array's length, and the profile is read-only.
+    let limit = unsafe { limit(maps::profile((which >> 8) as u8), which & 0xff).read_volatile() };
+    let mut tat = tat;
+    for _ in 1..TRIES {
+        let Some(new) = limit.admit(tat, now, units) else {
+            return 0;
+        };
+        // SAFETY: not null, and the verifier checks that callers pass 8 bytes of
+        // a map, written by this operation only.
         let found = unsafe { compare_exchange(word, tat, new) };
         if found == tat {
-            return Ok(());
+            return 1;
         }
         tat = found;
-        match limit.admit(tat, now, units) {
-            Some(next) => new = next,
-            None => break,
-        }
     }
-    if config!(limit_mode[kind as usize]) == Mode::Enforce as u32 {
-        maps::count(TableStat::LimiterContended);
-        return Err(kind.reason());
-    }
-    Ok(())
+    maps::count(TableStat::LimiterContended);
+    0
 }
 
 /// The slot of the source, taken over from another one if need be.

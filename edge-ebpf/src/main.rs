@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod clock;
 mod emit;
 mod limiter;
 mod maps;
@@ -23,6 +24,13 @@ pub fn edge_xdp(ctx: XdpContext) -> u32 {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
+}
+
+/// Sets the clock of [`edge_xdp`]; never attached, only run by the daemon.
+#[xdp]
+pub fn edge_clock(_ctx: XdpContext) -> u32 {
+    clock::set();
+    xdp_action::XDP_PASS
 }
 
 #[panic_handler]

@@ -43,11 +43,17 @@ pub static LIMITER: Array<LimiterBucket> = Array::with_max_entries(1, BPF_F_MMAP
 #[map]
 pub static ARP_BINDINGS: HashMap<u32, MacAddr> = HashMap::with_max_entries(1, 0);
 
+#[map]
+pub static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
+/// A word that is always zero; see [`Unknown`].
+#[map]
+static ZERO: Array<u64> = Array::with_max_entries(1, 0);
+
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config::OFF;
 #[unsafe(no_mangle)]
 static PROFILES: [Profile; MAX_PROFILES] =
-    [Profile { limits: [Limit::NONE; abi::LIMIT_KINDS] }; MAX_PROFILES];
+    [Profile::new([Limit::NONE; abi::LIMIT_KINDS]); MAX_PROFILES];
 
 /// Reads a field of the configuration. Volatile, so that the compiler cannot
 /// put in the value the object was built with; the verifier knows the real one
@@ -64,6 +70,26 @@ pub(crate) use config;
 #[inline(always)]
 pub fn config_ptr() -> *const Config {
     &raw const CONFIG
+}
+
+/// A zero of which only we know that it is one. Adding it to a number makes the
+/// verifier forget what it knew of the number: it follows what comes behind a
+/// parser once for every way through the parser, and behind this, once.
+#[derive(Clone, Copy)]
+pub struct Unknown(u32);
+
+impl Unknown {
+    #[inline(always)]
+    pub fn new() -> Self {
+        // SAFETY: a map value that nobody writes.
+        Self(ZERO.get_ptr(0).map_or(0, |zero| unsafe { zero.read_volatile() as u32 }))
+    }
+
+    /// The same number.
+    #[inline(always)]
+    pub fn number(self, n: u32) -> u32 {
+        n.wrapping_add(self.0)
+    }
 }
 
 /// The limit profile with this index; the default one when there is none.

@@ -1,19 +1,20 @@
 //! The stages in order. Each ends the packet with a reason or lets it go on.
 
 use crate::{
+    clock,
     emit::{self, Facts},
     limiter,
-    maps::{self, ARP_BINDINGS, config},
+    maps::{ARP_BINDINGS, Unknown, config},
     policy,
     source::XdpSource,
 };
-use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use edge_common::{
     abi::{FragmentPolicy, LimitKind, MacAddr, Mode},
     addr::Family,
     decide::{self, Policy, Standing},
-    hash::{hash, hash_v4},
-    parse::{self, Arp, Fragment, Ip, Network, V4, V6, proto, tcp},
+    hash::{hash, hash64},
+    parse::{self, Arp, Fragment, Ip, Network, Transport, V4, V6, proto, tcp},
     reason::Reason,
     table::stamp,
 };
@@ -27,8 +28,7 @@ pub fn run(ctx: &XdpContext) -> Reason {
     let source = XdpSource::new(ctx);
     let mut facts = Facts {
         ctx,
-        // SAFETY: a helper without arguments.
-        now: unsafe { bpf_ktime_get_coarse_ns() },
+        now: clock::now(),
         frame_len: source.linear_len() as u32,
     };
     let reason = match stages(&source, &mut facts) {
@@ -48,11 +48,11 @@ fn stages(source: &XdpSource<'_>, facts: &mut Facts<'_>) -> Result<Reason, Reaso
     };
     match link.network {
         Network::Ipv4 => match parse::ipv4(source, link.offset) {
-            Ok(ip) => v4(facts, &ip),
+            Ok(ip) => v4(facts, &forget(ip)),
             Err(reason) => malformed(*facts, reason),
         },
         Network::Ipv6 => match parse::ipv6(source, link.offset) {
-            Ok(ip) => v6(facts, &ip),
+            Ok(ip) => v6(facts, &forget(ip)),
             Err(reason) => malformed(*facts, reason),
         },
         Network::Arp => match parse::arp(source, link.offset) {
@@ -104,38 +104,44 @@ fn same_mac(bound: &MacAddr, mac: [u8; 6]) -> bool {
 
 #[inline(always)]
 fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
-    whole_frame(facts, ip.end);
+    let facts = whole_frame(facts, ip.end);
     let seed = config!(seed);
-    let host = hash_v4(&seed, ip.source);
+    let host = hash64(&seed, ip.source as u64);
     let policy = policy::v4(ip.source, host, stamp(facts.now));
-    if let Some(pass) = standing(*facts, policy, Family::V4, ip.proto)? {
+    if let Some(pass) = standing(facts, policy, Family::V4, ip.proto)? {
         return Ok(pass);
     }
-    sanity(*facts, ip, ip.source == ip.dest)?;
+    sanity(facts, ip, ip.source == ip.dest)?;
     if limiter::is_on() {
         let mask = config!(limit_mask4);
         // Known to the verifier: the usual /32 needs no second hash.
-        let key = if mask == u32::MAX { host } else { hash_v4(&seed, ip.source & mask) };
-        limiter::charge(*facts, key, maps::profile(policy.profile()), class(ip))?;
+        let key = if mask == u32::MAX { host } else { hash64(&seed, (ip.source & mask) as u64) };
+        limiter::charge(facts, key, policy.profile(), class(ip))?;
     }
     Ok(Reason::Pass)
 }
 
 #[inline(always)]
 fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
-    whole_frame(facts, ip.end);
+    let facts = whole_frame(facts, ip.end);
     let [a, b, c, d] = ip.source;
     let (hi, lo) = (pair(a, b), pair(c, d));
-    let policy = policy::v6(hi, lo, stamp(facts.now));
-    if let Some(pass) = standing(*facts, policy, Family::V6, ip.proto)? {
+    let seed = config!(seed);
+    let policy = policy::v6(&seed, hi, lo, stamp(facts.now));
+    if let Some(pass) = standing(facts, policy, Family::V6, ip.proto)? {
         return Ok(pass);
     }
     let [e, f, g, h] = ip.dest;
-    sanity(*facts, ip, hi == pair(e, f) && lo == pair(g, h))?;
+    sanity(facts, ip, hi == pair(e, f) && lo == pair(g, h))?;
     if limiter::is_on() {
-        let (hi, lo) = (hi & config!(limit_mask6_hi), lo & config!(limit_mask6_lo));
-        let key = hash(&config!(seed), hi, lo, LIMIT_TAG);
-        limiter::charge(*facts, key, maps::profile(policy.profile()), class(ip))?;
+        let (mask_hi, mask_lo) = (config!(limit_mask6_hi), config!(limit_mask6_lo));
+        // Known to the verifier: the usual /64 shares a round with the host's hash.
+        let key = if mask_hi == u64::MAX && mask_lo == 0 {
+            hash64(&seed, hi)
+        } else {
+            hash(&seed, hi & mask_hi, lo & mask_lo, LIMIT_TAG)
+        };
+        limiter::charge(facts, key, policy.profile(), class(ip))?;
     }
     Ok(Reason::Pass)
 }
@@ -146,12 +152,41 @@ fn pair(high: u32, low: u32) -> u64 {
     (u32::from_be(high) as u64) << 32 | u32::from_be(low) as u64
 }
 
+/// The packet, of which the verifier has forgotten how it was parsed.
+#[inline(always)]
+fn forget<A>(ip: Ip<A>) -> Ip<A> {
+    let zero = Unknown::new();
+    let offset = match ip.fragment {
+        Fragment::Whole => 0,
+        Fragment::First => 1,
+        Fragment::Later { offset } => offset as u32,
+    };
+    let fragment = match zero.number(offset) {
+        0 => Fragment::Whole,
+        1 => Fragment::First,
+        offset => Fragment::Later { offset: offset as u16 },
+    };
+    let flags = zero.number(ip.transport.tcp_flags as u32 | (ip.transport.truncated as u32) << 8);
+    Ip {
+        fragment,
+        end: zero.number(ip.end as u32) as usize,
+        proto: zero.number(ip.proto as u32) as u8,
+        transport: Transport {
+            tcp_flags: flags as u8,
+            truncated: flags >> 8 != 0,
+            ..ip.transport
+        },
+        ..ip
+    }
+}
+
 /// A multi-buffer frame is longer than its linear part; the packet tells.
 #[inline(always)]
-fn whole_frame(facts: &mut Facts<'_>, end: usize) {
+fn whole_frame<'a>(facts: &mut Facts<'a>, end: usize) -> Facts<'a> {
     if end as u32 > facts.frame_len {
         facts.frame_len = end as u32;
     }
+    *facts
 }
 
 /// Management guard, allowlist, blacklist and bogons: `Some` passes at once.
@@ -199,15 +234,14 @@ fn sanity<A>(facts: Facts<'_>, ip: &Ip<A>, same_addresses: bool) -> Result<(), R
     Ok(())
 }
 
-/// Which limit beside packets and bytes counts this packet.
+/// The limit that counts this packet beside those of packets and bytes;
+/// [`LimitKind::Packets`] when there is none.
 #[inline(always)]
-fn class<A>(ip: &Ip<A>) -> Option<LimitKind> {
+fn class<A>(ip: &Ip<A>) -> LimitKind {
     match ip.proto {
-        proto::TCP if ip.transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => {
-            Some(LimitKind::Syn)
-        }
-        proto::UDP => Some(LimitKind::Udp),
-        proto::ICMP | proto::ICMPV6 => Some(LimitKind::Icmp),
-        _ => None,
+        proto::TCP if ip.transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => LimitKind::Syn,
+        proto::UDP => LimitKind::Udp,
+        proto::ICMP | proto::ICMPV6 => LimitKind::Icmp,
+        _ => LimitKind::Packets,
     }
 }

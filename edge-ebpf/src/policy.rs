@@ -17,7 +17,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use edge_common::{
     decide::Policy,
-    hash::hash_v4,
+    hash::{Seed, hash64},
     table::{
         HITS_MAX, Half, KEY_MASK, LONGER, LenBit, Meta, OCCUPIED, Place, Slot4, SlotW, Stamp,
         WAYS, bitmap24, len_key, long_index, mask,
@@ -45,9 +45,9 @@ pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
 
 /// Looks up an IPv6 source given as two halves in host byte order.
 #[inline(always)]
-pub fn v6(hi: u64, lo: u64, now: Stamp) -> Policy {
+pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
     let mut policy = Policy::NONE;
-    let host = Place::wide(&config!(seed), hi, lo, len_key(Half::Low, 1));
+    let host = Place::wide(seed, hi, lo, len_key(Half::Low, 1));
     let (word, bit) = host.filter(config!(wide_filter_words));
     if is_set(WIDE_FILTER.get(word), bit) {
         policy = Policy::from_word(edge_host6(hi, lo, now));
@@ -75,7 +75,7 @@ fn volatile<T: Copy>(value: &T) -> T {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn edge_host4(source: u32, now: Stamp) -> u32 {
-    let place = Place::new(hash_v4(&config!(seed), source));
+    let place = Place::new(hash64(&config!(seed), source as u64));
     let buckets = config!(hosts4_buckets);
     match probe4(place.first(buckets), source, now) {
         Some(found) => found.word(),
@@ -281,8 +281,9 @@ fn matching_way(difference: impl Fn(usize) -> u64) -> Option<usize> {
 /// 1 for 0, else 0, without a branch (the target has no conditional move).
 #[inline(always)]
 fn is_zero(x: u64) -> u64 {
-    let x = hide(x);
-    hide((x | x.wrapping_neg()) >> 63) ^ 1
+    // Hidden, or LLVM makes the comparison of it that it is.
+    let negated = hide(x.wrapping_neg());
+    (x | negated) >> 63 ^ 1
 }
 
 /// Counts a match of an entry that is in force.
