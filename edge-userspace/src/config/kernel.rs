@@ -16,8 +16,15 @@ impl Model {
     /// The read-only `CONFIG` of the load of the program that serves the
     /// interface with this block of counters.
     ///
+    /// `tick_ns` is the resolution of `CLOCK_MONOTONIC_COARSE` in nanoseconds.
     /// Checks and limits that have nothing to look for are off in it.
-    pub fn abi_config(&self, geometry: &Geometry, seed: Seed, interface: u32) -> Config {
+    pub fn abi_config(
+        &self,
+        geometry: &Geometry,
+        seed: Seed,
+        tick_ns: u64,
+        interface: u32,
+    ) -> Config {
         let checks = self.effective_checks();
         let mut limit_mode = [0; LIMIT_KINDS];
         for kind in LimitKind::ALL {
@@ -29,6 +36,7 @@ impl Model {
             seed,
             // `None` is for 0 a second.
             sample: Limit::per_second(per_second, per_second).unwrap_or(Limit::NONE),
+            tick_ns,
             limit_mask6_hi: (mask6 >> 64) as u64,
             limit_mask6_lo: mask6 as u64,
             limit_mask4: leading_ones_32(self.limits.v4_prefix).to_be(),
@@ -82,7 +90,7 @@ mod tests {
     const SEED: Seed = Seed([1, 2, 3, 4]);
 
     fn lower(model: &Model) -> Config {
-        model.abi_config(&Geometry::for_capacity(&model.capacity), SEED, 7)
+        model.abi_config(&Geometry::for_capacity(&model.capacity), SEED, 4_000_000, 7)
     }
 
     #[test]

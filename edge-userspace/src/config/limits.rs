@@ -309,7 +309,7 @@ impl Limits {
                     *limit = rate.limit();
                 }
             }
-            Profile { limits }
+            Profile::new(limits)
         };
         let mut table = [Profile::default(); MAX_PROFILES];
         let mut used = 1;
