@@ -160,7 +160,7 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     // Written beside and renamed: a build that runs at the same time never embeds half of it.
-    let partial = to.with_extension("o.partial");
+    let partial = to.with_extension(format!("o.{}", std::process::id()));
     fs::write(&partial, new).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, to).with_context(|| format!("cannot replace {}", to.display()))
 }

@@ -54,6 +54,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 
 /// Finds the compiler and the linker, and fetches those that are missing.
 pub(crate) fn bpf_tools(workspace: &Workspace) -> Result<BpfTools> {
+    if let Some(found) = find_bpf_tools(workspace)? {
+        return Ok(found);
+    }
+    let _lock = workspace.lock_tools()?;
+    // Looked for again: another set-up may just have fetched them.
     let toolchain = match toolchain::search(workspace)? {
         toolchain::Search {
             found: Some(toolchain),
@@ -61,17 +66,16 @@ pub(crate) fn bpf_tools(workspace: &Workspace) -> Result<BpfTools> {
         } => toolchain,
         toolchain::Search { rejected, .. } => install_toolchain(workspace, &rejected)?,
     };
-    if let Some(linker) = linker::find(workspace, &toolchain) {
-        return Ok(BpfTools { toolchain, linker });
+    if linker::find(workspace, &toolchain).is_none() {
+        announce(&format!(
+            "building bpf-linker {} against LLVM {} of the toolchain {} into {} (about a minute)",
+            linker::VERSION,
+            toolchain.version.llvm,
+            toolchain.name,
+            workspace.display(&workspace.tools)
+        ));
+        linker::install(workspace, &toolchain)?;
     }
-    announce(&format!(
-        "building bpf-linker {} against LLVM {} of the toolchain {} into {} (about a minute)",
-        linker::VERSION,
-        toolchain.version.llvm,
-        toolchain.name,
-        workspace.display(&workspace.tools)
-    ));
-    linker::install(workspace, &toolchain)?;
     match linker::find(workspace, &toolchain) {
         Some(linker) => Ok(BpfTools { toolchain, linker }),
         None => bail!(
@@ -81,14 +85,26 @@ pub(crate) fn bpf_tools(workspace: &Workspace) -> Result<BpfTools> {
     }
 }
 
+fn find_bpf_tools(workspace: &Workspace) -> Result<Option<BpfTools>> {
+    let found = toolchain::search(workspace)?.found;
+    Ok(found.and_then(|toolchain| {
+        let linker = linker::find(workspace, &toolchain)?;
+        Some(BpfTools { toolchain, linker })
+    }))
+}
+
 /// Finds the programs of tests and the demonstration, and fetches those that are missing.
 pub(crate) fn test_tools(workspace: &Workspace) -> Result<()> {
-    let missing = missing_tools(workspace);
-    if missing.is_empty() {
+    if missing_tools(workspace).is_empty() {
         return Ok(());
     }
+    let _lock = workspace.lock_tools()?;
+    let missing = missing_tools(workspace);
     for tool in &missing {
         announce(&format!("{} is missing ({})", tool.command, tool.purpose));
+    }
+    if missing.is_empty() {
+        return Ok(());
     }
     let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
     if !apt::is_available() {

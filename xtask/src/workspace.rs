@@ -1,6 +1,7 @@
 //! Where things are: the tree, cargo's target directory, and the tools that set-up made.
 
 use std::env;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -74,6 +75,19 @@ impl Workspace {
     /// Wrappers of the programs that set-up unpacked; goes at the front of `PATH`.
     pub(crate) fn tools_bin(&self) -> PathBuf {
         self.tools.join("bin")
+    }
+
+    /// Waits until no other set-up changes the tools directory; holds it until the file is dropped.
+    /// Checkouts that share the directory may be set up at once.
+    pub(crate) fn lock_tools(&self) -> Result<File> {
+        fs::create_dir_all(&self.tools)
+            .with_context(|| format!("cannot make {}", self.tools.display()))?;
+        let path = self.tools.join("lock");
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(file)
     }
 
     /// A path as a person wants to read it: relative to the tree when inside of it.
