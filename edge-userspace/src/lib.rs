@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod datapath;
 pub mod entry;
 pub mod memory;
 pub mod metrics;

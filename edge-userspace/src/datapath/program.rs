@@ -1,0 +1,150 @@
+//! The XDP program: the embedded object, what is put into it, and loading it.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, TestRun, TestRunOptions,
+    programs::{ProgramError, Xdp},
+};
+use edge_common::{
+    abi::{self, Config, MAX_PROFILES, Profile},
+    hash::Seed,
+};
+
+use super::{
+    error::{DatapathError, chain},
+    maps::{self, Specs},
+};
+
+/// The object of this build.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.o"));
+
+/// What a load of the program is made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// Checks, table sizes and the seed. The block of counters is filled in
+    /// for each interface.
+    pub config: Config,
+    /// The limits by profile number.
+    pub profiles: Box<[Profile; MAX_PROFILES]>,
+    /// Size of the ring buffer of events in bytes, a power of two.
+    pub events_buffer: u32,
+}
+
+impl Program {
+    /// The maps it needs.
+    pub(super) fn specs(&self) -> Specs {
+        maps::specs(&self.config, self.events_buffer)
+    }
+
+    /// Loads the program, with maps from `pins` by name: those that are not
+    /// pinned there yet are made and pinned, those that are not in `pins` are
+    /// made for this load alone.
+    pub(super) fn load(
+        &self,
+        interface: &str,
+        block: u32,
+        pins: &BTreeMap<&'static str, PathBuf>,
+    ) -> Result<Ebpf, DatapathError> {
+        let config = Config {
+            interface: block,
+            abi_version: abi::ABI_VERSION,
+            ..self.config
+        };
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(abi::CONFIG_SYMBOL, config_bytes(&config), true)
+            .override_global(abi::PROFILES_SYMBOL, profile_bytes(&self.profiles), true);
+        for spec in self.specs() {
+            loader.map_max_entries(spec.name, spec.entries);
+            if let Some(path) = pins.get(spec.name) {
+                loader.map_pin_path(spec.name, path.as_path());
+            }
+        }
+        let failed = |e: &EbpfError| DatapathError::load(interface, e);
+        let mut loaded = loader.load(OBJECT).map_err(|e| failed(&e))?;
+        for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
+            by_name(&mut loaded, name)
+                .and_then(Xdp::load)
+                .map_err(|e| failed(&EbpfError::ProgramError(e)))?;
+        }
+        Ok(loaded)
+    }
+}
+
+/// The XDP program of a loaded object.
+pub(super) fn xdp(loaded: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
+    by_name(loaded, abi::PROGRAM)
+}
+
+fn by_name<'a>(loaded: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
+    loaded
+        .program_mut(name)
+        .ok_or(ProgramError::NotLoaded)?
+        .try_into()
+}
+
+/// Sets the clock of all loads that share the maps of this one.
+pub(super) fn set_clock(loaded: &mut Ebpf) -> Result<(), DatapathError> {
+    /// The kernel runs no XDP program on less than an Ethernet header.
+    const FRAME: [u8; 64] = [0; 64];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(&FRAME);
+    by_name(loaded, abi::CLOCK_PROGRAM)
+        .and_then(|clock| clock.test_run(options))
+        .map_err(|e| DatapathError::Map {
+            map: abi::maps::CLOCK,
+            why: format!("cannot be set: {}", chain(&e)),
+        })?;
+    Ok(())
+}
+
+/// A short text that differs when the seed does. It says nothing useful about
+/// the seed.
+pub(super) fn fingerprint(seed: &Seed) -> String {
+    // Neither half of any real key is all ones, and no kind of key has this tag.
+    let hash = edge_common::hash::hash(seed, u64::MAX, u64::MAX, u32::MAX);
+    format!("{hash:016x}")
+}
+
+fn config_bytes(config: &Config) -> &[u8] {
+    // SAFETY: `Config` is repr(C) without padding (its size is asserted to be
+    // the sum of its fields), so that all of its bytes are initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(config).cast(), size_of::<Config>()) }
+}
+
+fn profile_bytes(profiles: &[Profile; MAX_PROFILES]) -> &[u8] {
+    const {
+        assert!(size_of::<Profile>() == abi::LIMIT_SLOTS * 2 * size_of::<u64>());
+    }
+    // SAFETY: a `Profile` is repr(C) and holds nothing but 64-bit words (asserted
+    // above), so that all of its bytes are initialised.
+    unsafe { std::slice::from_raw_parts(profiles.as_ptr().cast(), size_of_val(profiles)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_tell_seeds_apart() {
+        let a = fingerprint(&Seed([1, 2, 3, 4]));
+        assert_eq!(a, fingerprint(&Seed([1, 2, 3, 4])));
+        assert_ne!(a, fingerprint(&Seed([1, 2, 3, 6])));
+        assert_eq!(a.len(), 16);
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_fields() {
+        let config = Config {
+            abi_version: 0x0102_0304,
+            ..Config::OFF
+        };
+        assert!(config_bytes(&config).ends_with(&0x0102_0304u32.to_ne_bytes()));
+        let mut profiles = [Profile::default(); MAX_PROFILES];
+        profiles[1].limits[0] = edge_common::gcra::Limit::per_second(1, 1).unwrap();
+        let bytes = profile_bytes(&profiles);
+        let at = bytes.iter().position(|&b| b != 0).unwrap();
+        assert!((128..144).contains(&at), "{at}");
+    }
+}

@@ -1,0 +1,137 @@
+//! The program without an interface, for `BPF_PROG_TEST_RUN`: golden tests and
+//! measurements go through the same loader as the daemon.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use aya::{Ebpf, TestRun, TestRunOptions};
+use edge_common::abi::{self, TableStat};
+
+use super::{
+    error::{self, DatapathError},
+    events::EventRing,
+    maps::{ArpTable, InterfaceCounters, Maps},
+    preflight, program,
+    program::Program,
+};
+use crate::memory::Region;
+
+/// A loaded program with maps of its own, attached to nothing and pinned nowhere.
+#[derive(Debug)]
+pub struct Unattached {
+    ebpf: Ebpf,
+    maps: Maps,
+}
+
+/// What a test run gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The program's return value: an XDP action.
+    pub action: u32,
+    /// Mean time of one run.
+    pub duration: Duration,
+}
+
+impl Unattached {
+    /// Loads the program. Counters are those of block 0.
+    ///
+    /// # Errors
+    /// When capabilities are missing, a map cannot be made, or the kernel does
+    /// not take the program.
+    pub fn load(program: &Program) -> Result<Self, DatapathError> {
+        preflight::permissions()?;
+        preflight::lift_memory_limit();
+        let mut ebpf = program.load("a test run", 0, &BTreeMap::new())?;
+        program::set_clock(&mut ebpf)?;
+        let maps = Maps::new(program.specs(), |name| {
+            ebpf.take_map(name).ok_or(DatapathError::Map {
+                map: name,
+                why: "is not in the object".into(),
+            })
+        })?;
+        Ok(Self { ebpf, maps })
+    }
+
+    /// The table with this name ([`abi::maps`]), mapped into memory.
+    ///
+    /// # Errors
+    /// When a map cannot be mapped.
+    pub fn region(&self, name: &'static str) -> Result<Region, DatapathError> {
+        self.maps.region(name)
+    }
+
+    /// Makes the ARP bindings exactly these.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_arp_bindings(&self, bindings: &[(Ipv4Addr, [u8; 6])]) -> Result<(), DatapathError> {
+        ArpTable::from_map(self.maps.reopen(abi::maps::ARP_BINDINGS)?)?.set(bindings)
+    }
+
+    /// The counters.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn counters(&self) -> Result<InterfaceCounters, DatapathError> {
+        self.maps.counters(0)
+    }
+
+    /// A statistic of the tables.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn stat(&self, stat: TableStat) -> Result<u64, DatapathError> {
+        self.maps.stat(stat)
+    }
+
+    /// The ring buffer of events. There must be only one reader.
+    ///
+    /// # Errors
+    /// When it cannot be mapped.
+    pub fn events(&self) -> Result<EventRing, DatapathError> {
+        Ok(EventRing(self.maps.events()?))
+    }
+
+    /// Runs the program `repeat` times over `frame`, without undoing between
+    /// runs what a program does to it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for instance a frame below 14 bytes.
+    pub fn run(&mut self, frame: &[u8], repeat: u32) -> Result<Run, DatapathError> {
+        let failed = |e| DatapathError::Attach {
+            interface: "test run".into(),
+            why: error::chain(&e),
+        };
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.repeat = repeat;
+        let result = program::xdp(&mut self.ebpf)
+            .and_then(|xdp| xdp.test_run(options))
+            .map_err(failed)?;
+        Ok(Run {
+            action: result.return_value,
+            duration: result.duration,
+        })
+    }
+
+    /// Calls `f` with the program's descriptor, for what [`Unattached::run`] does not do.
+    ///
+    /// # Errors
+    /// When the program is not loaded.
+    pub fn with_program<T>(
+        &mut self,
+        f: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Result<T, DatapathError> {
+        let failed = |e| DatapathError::Attach {
+            interface: "test run".into(),
+            why: error::chain(&e),
+        };
+        let xdp = program::xdp(&mut self.ebpf).map_err(failed)?;
+        let fd = xdp.fd().map_err(failed)?;
+        Ok(f(fd.as_fd()))
+    }
+}
