@@ -5,6 +5,7 @@ use std::{
     fs,
     net::Ipv4Addr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     thread,
@@ -444,6 +445,11 @@ fn obstacles_are_named() {
             error.contains("'nope0'") && error.contains("a0, a0p, lo"),
             "{error}"
         );
+        let open = pins.with_file_name("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Datapath::open(&open).unwrap_err().to_string();
+        assert!(error.contains("others may write to it"), "{error}");
         let error = Datapath::open(Path::new("/dev/shm/edge-none")).unwrap_err();
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
     });

@@ -96,6 +96,8 @@ impl Datapath {
         }
         staged.0.clear();
         drop(steps);
+        // Whoever has a link open keeps it attached.
+        self.active = None;
         self.clean_up(&mut loaded);
         self.active = Some(Active {
             maps: Arc::new(maps),

@@ -41,6 +41,17 @@ pub enum DatapathError {
         path: PathBuf,
     },
 
+    /// Somebody else can write to the pin directory.
+    #[error(
+        "{} belongs to another user or others may write to it; remove it, or give `bpffs_dir` \
+         another place",
+        path.display()
+    )]
+    NotOurs {
+        /// The pin directory.
+        path: PathBuf,
+    },
+
     /// A pin or its directory cannot be worked on.
     #[error("cannot {action} {}: {source}", path.display())]
     Pin {

@@ -21,7 +21,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -56,6 +56,16 @@ impl Pins {
                 .map_err(|e| DatapathError::pin("create (no dots in names there)", &path, e))?;
         }
         let lock = File::open(root).map_err(|e| DatapathError::pin("open", root, e))?;
+        let facts = lock
+            .metadata()
+            .map_err(|e| DatapathError::pin("look at", root, e))?;
+        // SAFETY: no preconditions, and it always succeeds (geteuid(2)).
+        let own = unsafe { libc::geteuid() };
+        // A BPF file system is commonly open to everybody: somebody may have
+        // been here first.
+        if facts.uid() != own || facts.mode() & 0o022 != 0 {
+            return Err(DatapathError::NotOurs { path: root.into() });
+        }
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
