@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod entry;
+pub mod feed;
 pub mod memory;
 pub mod metrics;
 pub mod status;
