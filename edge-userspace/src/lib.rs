@@ -1,5 +1,6 @@
 //! The Edge daemon.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

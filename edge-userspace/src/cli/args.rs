@@ -1,0 +1,435 @@
+//! The arguments.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use edge_common::{
+    abi::{LimitKind, Mode},
+    addr::Prefix,
+};
+
+use super::duration;
+use crate::{
+    config::model::SOCKET,
+    control::{
+        check,
+        protocol::{MAX_NOTE, MAX_RECENT_EVENTS},
+    },
+    entry::Origin,
+    wire::Word,
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the operation failed, or an entry to remove was not there
+  2  the command line, a file or a value is wrong; nothing was changed
+  3  no daemon listens on the socket
+  4  permission denied";
+
+/// Edge: an XDP firewall with blacklist, allowlist and limits per source.
+#[derive(Debug, Parser)]
+#[command(name = "edge", version, after_help = EXIT_CODES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// The daemon's control socket.
+    #[arg(long, global = true, value_name = "PATH", env = "EDGE_SOCKET", default_value = SOCKET)]
+    pub(super) socket: PathBuf,
+    /// Print JSON, one object a line.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon in the foreground.
+    #[command(after_help = "\
+Examples:
+  edge run -c /etc/edge/edge.toml
+
+Checks everything first, tells the memory that the tables take, attaches to the
+interfaces and runs until SIGTERM or SIGINT. SIGHUP reloads the configuration.")]
+    Run(RunArgs),
+    /// Check a configuration and tell what it takes; needs no daemon.
+    #[command(after_help = "\
+Examples:
+  edge check -c /etc/edge/edge.toml
+  edge check -c edge.toml --json | jq .memory_total")]
+    Check {
+        /// The configuration.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show interfaces, counters, tables and lists.
+    #[command(after_help = "\
+Examples:
+  edge status
+  edge status --json | jq '.interfaces[].mode'")]
+    Status,
+    /// Put a changed configuration file into force, all of it or nothing.
+    #[command(after_help = "\
+Examples:
+  edge check -c /etc/edge/edge.toml && edge reload")]
+    Reload,
+    /// Addresses and prefixes whose packets are dropped.
+    #[command(subcommand)]
+    Blacklist(ListCommand),
+    /// Addresses and prefixes whose packets always pass.
+    #[command(subcommand)]
+    Allow(ListCommand),
+    /// Tell which entries cover an address, and what happens to its packets.
+    #[command(after_help = "\
+Examples:
+  edge lookup 192.0.2.7
+  edge lookup 2001:db8::1 --json | jq .outcome.reason")]
+    Lookup {
+        /// An IPv4 or IPv6 address.
+        address: IpAddr,
+    },
+    /// Limits per source.
+    #[command(subcommand)]
+    Limits(LimitsCommand),
+    /// Show sampled packets that were dropped, or would have been.
+    #[command(after_help = "\
+Examples:
+  edge events
+  edge events -f
+  edge events -f -n 0 --json | jq -r .packet.source
+
+Not every packet is shown: at most `events.per_second` of each reason.")]
+    Events {
+        /// Go on with new ones as they come.
+        #[arg(short, long)]
+        follow: bool,
+        /// Show so many of the last ones first.
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 20,
+              value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RECENT_EVENTS)))]
+        last: u32,
+    },
+    /// List all reasons a packet can end with; needs no daemon.
+    #[command(after_help = "\
+Examples:
+  edge reasons
+  edge reasons --json | jq -r 'select(.verdict == \"drop\").reason'")]
+    Reasons,
+}
+
+/// What the daemon is started with.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The configuration.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// What is logged, such as debug or edge_userspace::datapath=debug; info by default.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    pub log: Option<String>,
+}
+
+/// The same for both lists; the examples name the blacklist and are turned
+/// into those of the allowlist in [`command`].
+#[derive(Debug, Subcommand)]
+pub(super) enum ListCommand {
+    /// Add entries, or change those that are there; in force at once.
+    #[command(after_help = "\
+Examples:
+  edge blacklist add 192.0.2.7
+  edge blacklist add 192.0.2.0/24 2001:db8::/32 --ttl 1h30m --note 'port scan'
+
+All entries or, when one cannot be added, none.")]
+    Add {
+        /// Addresses or prefixes.
+        #[arg(required = true, value_name = "PREFIX")]
+        prefixes: Vec<Prefix>,
+        #[command(flatten)]
+        terms: Terms,
+    },
+    /// Remove entries by exactly the prefix they were added with.
+    #[command(after_help = "\
+Examples:
+  edge blacklist del 192.0.2.7
+  edge blacklist del 192.0.2.0/24 2001:db8::/32
+
+Those that are on the list are removed. Those that are not are named, and the
+exit code is 1. Entries of the configuration file are removed there.")]
+    Del {
+        /// Addresses or prefixes.
+        #[arg(required = true, value_name = "PREFIX")]
+        prefixes: Vec<Prefix>,
+    },
+    /// List the entries, in the order of their addresses.
+    #[command(after_help = "\
+Examples:
+  edge blacklist list
+  edge blacklist list 192.0.2.0/24 --limit 10
+  edge blacklist list --json | jq -r 'select(.origin == \"cli\").prefix'")]
+    List {
+        /// Only entries inside this prefix.
+        #[arg(value_name = "PREFIX")]
+        within: Option<Prefix>,
+        /// At most so many.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Print the entries in the form that import reads, notes as comments.
+    #[command(after_help = "\
+Examples:
+  edge blacklist export > blacklist.txt
+  edge blacklist export --json > blacklist.jsonl
+
+Expiry and origin are in the JSON form only.")]
+    Export {
+        /// Only entries inside this prefix.
+        #[arg(value_name = "PREFIX")]
+        within: Option<Prefix>,
+    },
+    /// Remove all entries, or all of one origin.
+    #[command(after_help = "\
+Examples:
+  edge blacklist flush
+  edge blacklist flush --origin feed --yes
+
+Asks first; where nobody can answer, --yes is needed. Entries of the
+configuration file stay.")]
+    Flush {
+        /// Only entries of this origin: cli, feed, l7 or auto.
+        #[arg(long, value_parser = origin)]
+        origin: Option<Origin>,
+        /// Do not ask.
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Terms {
+    /// Entries expire after this time, such as 90s, 1h30m or 7d.
+    #[arg(long = "ttl", value_name = "TIME", value_parser = duration::parse)]
+    pub(super) ttl_s: Option<u64>,
+    /// Why they are here, one line.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true,
+          value_parser = note)]
+    pub(super) note: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LimitsCommand {
+    /// Show the limits in force, and whether they come from the file or from here.
+    #[command(after_help = "\
+Examples:
+  edge limits show
+  edge limits show --json | jq '.rules[] | select(.origin == \"cli\")'")]
+    Show,
+    /// Change a limit; in force at once, and still after a restart.
+    #[command(after_help = "\
+Examples:
+  edge limits set syn --rate 200 --burst 400
+  edge limits set bytes --rate 100Mbit --burst 2MB --prefix 198.51.100.0/24
+  edge limits set packets --unlimited --prefix 2001:db8::/32
+  edge limits set udp --mode dry-run
+
+Amounts are written as in the configuration: 250k, 10MB, 100Mbit; a number alone
+counts packets or bytes. What is set here goes before what the file says until
+`edge limits reset`.")]
+    Set {
+        /// packets, bytes, syn, udp or icmp.
+        #[arg(value_parser = kind)]
+        kind: LimitKind,
+        /// Packets or bytes a second of one source.
+        #[arg(long, value_name = "AMOUNT", conflicts_with = "unlimited")]
+        rate: Option<String>,
+        /// Packets or bytes at once; what the rate gives in a second, if not given.
+        #[arg(long, value_name = "AMOUNT", requires = "rate")]
+        burst: Option<String>,
+        /// No limit.
+        #[arg(long)]
+        unlimited: bool,
+        /// Only for sources inside this prefix.
+        #[arg(long, value_name = "PREFIX", conflicts_with = "mode")]
+        prefix: Option<Prefix>,
+        /// off, dry-run or enforce; for all sources.
+        #[arg(long, value_parser = mode)]
+        mode: Option<Mode>,
+    },
+    /// Take changes back: what the file says is in force again.
+    #[command(after_help = "\
+Examples:
+  edge limits reset
+  edge limits reset syn
+  edge limits reset bytes --prefix 198.51.100.0/24")]
+    Reset {
+        /// Only this kind: packets, bytes, syn, udp or icmp.
+        #[arg(value_parser = kind)]
+        kind: Option<LimitKind>,
+        /// Only what was set for this prefix.
+        #[arg(long, value_name = "PREFIX")]
+        prefix: Option<Prefix>,
+    },
+}
+
+fn kind(text: &str) -> Result<LimitKind, String> {
+    LimitKind::of(text).ok_or_else(|| format!("expected {}", LimitKind::WHAT))
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    Mode::of(text).ok_or_else(|| format!("expected {}", Mode::WHAT))
+}
+
+fn origin(text: &str) -> Result<Origin, String> {
+    // Those of the file go with the file.
+    [Origin::Cli, Origin::Feed, Origin::L7, Origin::Auto]
+        .into_iter()
+        .find(|o| o.name() == text)
+        .ok_or_else(|| "expected cli, feed, l7 or auto".to_owned())
+}
+
+fn note(text: &str) -> Result<String, String> {
+    check::note(text)
+        .map(|()| text.to_owned())
+        .map_err(|e| format!("{e} (one line, at most {MAX_NOTE} bytes)"))
+}
+
+/// The whole command, with help.
+pub(super) fn command() -> clap::Command {
+    Cli::command().mut_subcommand("allow", |allow| {
+        allow.mut_subcommands(|command| match command.get_after_help() {
+            Some(help) => {
+                let help = help
+                    .to_string()
+                    .replace("edge blacklist", "edge allow")
+                    .replace("blacklist.", "allow.");
+                command.after_help(help)
+            }
+            None => command,
+        })
+    })
+}
+
+/// Reads the command line; ends the process when it is wrong (exit code 2) or
+/// only asks for help.
+pub(super) fn parse() -> Cli {
+    let matches = command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        // Words, with '…' for one that has spaces.
+        let mut words = vec!["edge".to_owned()];
+        for (i, part) in line.split('\'').enumerate() {
+            if i % 2 == 1 {
+                words.push(part.to_owned());
+            } else {
+                words.extend(part.split_whitespace().map(str::to_owned));
+            }
+        }
+        let matches = command().try_get_matches_from(words)?;
+        Cli::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_the_help_parses() {
+        fn examples(command: &clap::Command, found: &mut Vec<String>) {
+            for line in command
+                .get_after_help()
+                .map(|h| h.to_string())
+                .unwrap_or_default()
+                .lines()
+            {
+                // What stands before or behind another program's part is ours.
+                for part in line.split("| ").flat_map(|p| p.split("&& ")) {
+                    let part = part.split(" > ").next().unwrap_or(part).trim();
+                    if line.starts_with("  ")
+                        && let Some(rest) = part.strip_prefix("edge ")
+                    {
+                        found.push(rest.to_owned());
+                    }
+                }
+            }
+            for sub in command.get_subcommands() {
+                if sub.get_name() != "help" {
+                    let before = found.len();
+                    examples(sub, found);
+                    assert!(
+                        sub.has_subcommands() || found.len() > before,
+                        "{} has no example",
+                        sub.get_name()
+                    );
+                }
+            }
+        }
+        let mut found = Vec::new();
+        examples(&command(), &mut found);
+        assert!(found.len() > 25, "{}", found.len());
+        assert!(found.iter().any(|e| e.starts_with("allow add")));
+        for example in found {
+            parse(&example).unwrap_or_else(|e| panic!("{example}: {e}"));
+        }
+    }
+
+    #[test]
+    fn values_arrive() {
+        let cli = parse("allow add 10.0.0.0/8 ::1 --ttl 1h30m --note 'a b' --json").unwrap();
+        assert!(cli.global.json);
+        match cli.command {
+            Command::Allow(ListCommand::Add { prefixes, terms }) => {
+                assert_eq!(prefixes.len(), 2);
+                assert_eq!((terms.ttl_s, terms.note.as_str()), (Some(5400), "a b"));
+            }
+            other => panic!("{other:?}"),
+        }
+        let cli = parse("--socket /x limits set udp --mode dry-run").unwrap();
+        assert_eq!(cli.global.socket, PathBuf::from("/x"));
+        match cli.command {
+            Command::Limits(LimitsCommand::Set { kind, mode, .. }) => {
+                assert_eq!((kind, mode), (LimitKind::Udp, Some(Mode::DryRun)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors_that_say_what_to_do() {
+        for (line, word) in [
+            ("blacklist add 10.0.0.1/8", "did you mean 10.0.0.0/8"),
+            ("blacklist add", "required"),
+            ("blacklist add 1.2.3", "not an IPv4 or IPv6 address"),
+            ("blacklist add 10.0.0.1 --ttl 90", "90s"),
+            ("blacklist add 10.0.0.1 --note 'a\nb'", "control characters"),
+            ("blacklist flush --origin file", "cli, feed, l7 or auto"),
+            (
+                "limits set pps --rate 1",
+                "packets, bytes, syn, udp or icmp",
+            ),
+            ("limits set syn --burst 1", "--rate"),
+            ("limits set syn --rate 1 --unlimited", "cannot be used with"),
+            ("limits set syn --mode on", "off, dry-run or enforce"),
+            (
+                "limits set syn --mode off --prefix ::/0",
+                "cannot be used with",
+            ),
+            ("events -n 5000", "1024"),
+            ("lookup 10.0.0.0/8", "invalid"),
+            ("run", "--config"),
+            ("frobnicate", "unrecognized"),
+        ] {
+            let e = parse(line).map(|_| ()).unwrap_err();
+            assert_eq!(e.exit_code(), 2, "{line}");
+            assert!(e.to_string().contains(word), "{line}: {e}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `edge events`.
+
+use std::{
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use serde::Serialize;
+
+use super::{Error, output::Out, text};
+use crate::control::{
+    client::Client,
+    protocol::{Event, Packet, ServerMessage},
+};
+
+/// Prints the `last` events, and if `follow` those that come.
+pub(super) fn events<W: Write>(
+    last: u32,
+    follow: bool,
+    socket: &Path,
+    out: &mut Out<W>,
+) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Lost {
+        lost: u64,
+    }
+    let mut client = Client::connect(socket)?;
+    client.events(last, follow)?;
+    while let Some(message) = client.next_event()? {
+        match message {
+            ServerMessage::Event(event) => out.either(&event, || line(&event))?,
+            ServerMessage::Lost(lost) => out.either(&Lost { lost }, || {
+                format!("({lost} events lost here: the output is read too slowly)\n")
+            })?,
+            // `next_event` gives nothing else.
+            _ => {}
+        }
+        if follow {
+            out.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// An event on a line: when, where, what became of it, why, and of whom.
+fn line(event: &Event) -> String {
+    let verdict = if event.would_drop {
+        "would-drop"
+    } else {
+        "drop"
+    };
+    format!(
+        "{} {} {verdict} {} {} {} bytes\n",
+        text::timestamp(event.unix_ms),
+        event.interface,
+        event.reason.name(),
+        event.packet.as_ref().map_or("-".to_owned(), packet),
+        event.frame_len
+    )
+}
+
+fn packet(p: &Packet) -> String {
+    format!(
+        "{} {} > {}",
+        p.protocol,
+        endpoint(p.source, p.source_port),
+        endpoint(p.destination, p.destination_port)
+    )
+}
+
+fn endpoint(address: IpAddr, port: Option<u16>) -> String {
+    match port {
+        Some(port) => SocketAddr::new(address, port).to_string(),
+        None => address.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_common::reason::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_line_has_all_there_is() {
+        let mut event = Event {
+            unix_ms: 1_795_325_503_123,
+            interface: "eth0".to_owned(),
+            reason: Reason::LimitSyn,
+            would_drop: false,
+            frame_len: 60,
+            packet: Some(Packet {
+                source: "2001:db8::1".parse().unwrap(),
+                destination: "2001:db8::2".parse().unwrap(),
+                protocol: "tcp".to_owned(),
+                source_port: Some(4711),
+                destination_port: Some(443),
+            }),
+            data: "00ff".to_owned(),
+        };
+        assert_eq!(
+            line(&event),
+            "2026-11-22T05:31:43.123Z eth0 drop limit_syn tcp [2001:db8::1]:4711 > [2001:db8::2]:443 60 bytes\n"
+        );
+        event.would_drop = true;
+        event.packet = None;
+        assert_eq!(
+            line(&event),
+            "2026-11-22T05:31:43.123Z eth0 would-drop limit_syn - 60 bytes\n"
+        );
+        assert_eq!(
+            serde_json::to_string(&event).unwrap(),
+            r#"{"unix_ms":1795325503123,"interface":"eth0","reason":"limit_syn","would_drop":true,"frame_len":60,"packet":null,"data":"00ff"}"#
+        );
+    }
+}

@@ -1,0 +1,420 @@
+//! `edge status` and `edge reload`.
+
+use std::{collections::BTreeMap, fmt::Write as _, io::Write, path::Path};
+
+use edge_common::reason::{Reason, Verdict};
+use serde::Serialize;
+
+use super::{
+    Error, ask,
+    output::Out,
+    text::{Column, Table, count, date_time, scaled, span},
+    unexpected,
+};
+use crate::{
+    control::protocol::{Request, Response},
+    status::{AttachMode, InterfaceStatus, Status, Traffic},
+};
+
+/// Reasons that are shown; the rest is in the JSON form and the metrics.
+const TOP_REASONS: usize = 10;
+
+/// `edge status`.
+pub(super) fn status<W: Write>(socket: &Path, out: &mut Out<W>) -> Result<(), Error> {
+    match ask(socket, Request::Status {})? {
+        Response::Status(status) => Ok(out.either(&status, || render(&status))?),
+        other => Err(unexpected(socket, &other)),
+    }
+}
+
+/// `edge reload`.
+pub(super) fn reload<W: Write>(socket: &Path, out: &mut Out<W>) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Reloaded {
+        generation: u64,
+        notes: Vec<String>,
+    }
+    match ask(socket, Request::Reload {})? {
+        Response::Reloaded { generation, notes } => {
+            let reloaded = Reloaded { generation, notes };
+            out.either(&reloaded, || {
+                let mut text = format!("Generation {generation} is in force.\n");
+                for note in &reloaded.notes {
+                    let _ = writeln!(text, "{note}");
+                }
+                text
+            })?;
+            Ok(())
+        }
+        other => Err(unexpected(socket, &other)),
+    }
+}
+
+fn render(s: &Status) -> String {
+    let mut t = format!(
+        "edge {}, up {} (since {}), process {}\n",
+        s.version,
+        span(s.uptime_ms),
+        date_time(s.started_unix_ms),
+        s.pid
+    );
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(
+        t,
+        "configuration {}, generation {} since {}",
+        s.config.file,
+        s.config.generation,
+        date_time(s.config.since_unix_ms)
+    );
+    if let (Some(error), Some(when)) = (&s.reloads.last_error, s.reloads.last_failure_unix_ms) {
+        let _ = writeln!(t, "LAST RELOAD REFUSED at {}: {error}", date_time(when));
+    }
+    for i in &s.interfaces {
+        let _ = match i.mode {
+            Some(AttachMode::Native) => Ok(()),
+            Some(AttachMode::Generic) => {
+                writeln!(t, "{}: GENERIC MODE, many times slower than native", i.name)
+            }
+            None => writeln!(
+                t,
+                "{}: NOT PROTECTED: {}",
+                i.name,
+                i.problem
+                    .as_deref()
+                    .unwrap_or("the program is not attached")
+            ),
+        };
+    }
+    t.push('\n');
+    t.push_str(&interfaces(s));
+    reasons(&mut t, s);
+    tables(&mut t, s);
+    t
+}
+
+/// Sums over the reasons of one verdict.
+fn sum(interface: &InterfaceStatus, verdict: Verdict) -> Traffic {
+    interface
+        .reasons
+        .iter()
+        .filter(|c| c.reason.verdict() == verdict)
+        .fold(Traffic::default(), |sum, c| add(sum, c.ended))
+}
+
+fn add(a: Traffic, b: Traffic) -> Traffic {
+    Traffic {
+        packets: a.packets.saturating_add(b.packets),
+        bytes: a.bytes.saturating_add(b.bytes),
+    }
+}
+
+fn interfaces(s: &Status) -> String {
+    let mut table = Table::new([
+        Column::Left("INTERFACE"),
+        Column::Left("MODE"),
+        Column::Left(""),
+        Column::Right("PACKETS"),
+        Column::Right("BYTES"),
+        Column::Right("PACKETS/S"),
+        Column::Right("BITS/S"),
+    ]);
+    for i in &s.interfaces {
+        let would_drop = i
+            .reasons
+            .iter()
+            .fold(Traffic::default(), |sum, c| add(sum, c.would_drop));
+        let (passed, dropped) = (sum(i, Verdict::Pass), sum(i, Verdict::Drop));
+        let mode = match i.mode {
+            Some(AttachMode::Native) => "native",
+            Some(AttachMode::Generic) => "GENERIC",
+            None => "NONE",
+        };
+        let mut row = |head: [&str; 3], total: Traffic, at_start: Option<Traffic>| {
+            let [packets_s, bits_s] = rates(total, at_start, s.uptime_ms);
+            let [a, b, c] = head.map(str::to_owned);
+            let bytes = scaled(total.bytes as f64, "B");
+            table.row([a, b, c, count(total.packets), bytes, packets_s, bits_s]);
+        };
+        row([&i.name, mode, "passed"], passed, Some(i.passed_at_start));
+        row(["", "", "dropped"], dropped, Some(i.dropped_at_start));
+        if would_drop.packets > 0 {
+            row(["", "", "would drop"], would_drop, None);
+        }
+    }
+    table.text()
+}
+
+/// Packets and bits a second since the daemon started.
+fn rates(total: Traffic, at_start: Option<Traffic>, uptime_ms: u64) -> [String; 2] {
+    let Some(at_start) = at_start.filter(|_| uptime_ms > 0) else {
+        return ["-".to_owned(), "-".to_owned()];
+    };
+    let rate = |now: u64, then: u64, unit: f64| {
+        let value = now.saturating_sub(then) as f64 * unit * 1000.0 / uptime_ms as f64;
+        // Two digits behind the point say enough of a slow rate.
+        scaled((value * 100.0).round() / 100.0, "")
+    };
+    [
+        rate(total.packets, at_start.packets, 1.0),
+        rate(total.bytes, at_start.bytes, 8.0),
+    ]
+}
+
+fn reasons(t: &mut String, s: &Status) {
+    let mut by_reason: BTreeMap<Reason, [Traffic; 2]> = BTreeMap::new();
+    for c in s.interfaces.iter().flat_map(|i| &i.reasons) {
+        let [ended, would_drop] = by_reason.entry(c.reason).or_default();
+        *ended = add(*ended, c.ended);
+        *would_drop = add(*would_drop, c.would_drop);
+    }
+    for (title, which) in [("DROPPED FOR", 0), ("WOULD DROP FOR", 1)] {
+        let mut top: Vec<(Reason, Traffic)> = by_reason
+            .iter()
+            .filter(|(reason, _)| reason.verdict() == Verdict::Drop)
+            .map(|(reason, both)| (*reason, both[which]))
+            .filter(|(_, traffic)| traffic.packets > 0)
+            .collect();
+        top.sort_by_key(|(_, traffic)| std::cmp::Reverse(traffic.packets));
+        let all: u64 = top
+            .iter()
+            .fold(0, |n, (_, traffic)| n.saturating_add(traffic.packets));
+        let mut table = Table::new([
+            Column::Left(title),
+            Column::Right("PACKETS"),
+            Column::Right("BYTES"),
+            Column::Right("SHARE"),
+        ]);
+        for (reason, traffic) in top.iter().take(TOP_REASONS) {
+            table.row([
+                reason.name().to_owned(),
+                count(traffic.packets),
+                scaled(traffic.bytes as f64, "B"),
+                percent(traffic.packets, all),
+            ]);
+        }
+        if !table.is_empty() {
+            let _ = write!(t, "\n{}", table.text());
+        }
+        if top.len() > TOP_REASONS {
+            let _ = writeln!(t, "and {} more reasons", top.len() - TOP_REASONS);
+        }
+    }
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+}
+
+fn tables(t: &mut String, s: &Status) {
+    let mut table = Table::new([
+        Column::Left("TABLE"),
+        Column::Right("ENTRIES"),
+        Column::Right("CAPACITY"),
+        Column::Right("FILL"),
+    ]);
+    for x in &s.tables {
+        table.row([
+            x.table.clone(),
+            count(x.entries),
+            count(x.capacity),
+            percent(x.entries, x.capacity),
+        ]);
+    }
+    let mut lists = Table::new([
+        Column::Left("LIST"),
+        Column::Left("FAMILY"),
+        Column::Left("KIND"),
+        Column::Right("ENTRIES"),
+    ]);
+    for l in &s.lists {
+        let [list, family, kind] =
+            [l.list.name(), l.family.name(), l.kind.name()].map(str::to_owned);
+        lists.row([list, family, kind, count(l.entries)]);
+    }
+    let _ = write!(t, "\n{}\n{}", table.text(), lists.text());
+    let l = &s.limiter;
+    let _ = writeln!(
+        t,
+        "\nlimiter: {} sources seen, {} recycled, {} evicted while active{}",
+        count(l.claimed),
+        count(l.recycled),
+        count(l.evicted),
+        if l.evicted > 0 {
+            " (raise tables.limiter_sources if this grows)"
+        } else {
+            ""
+        }
+    );
+    let e = &s.events;
+    let _ = writeln!(
+        t,
+        "events: {} sampled, {} lost in the kernel, {} lost by followers",
+        count(e.read),
+        count(e.lost_in_kernel),
+        count(e.lost_by_followers)
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        entry::List,
+        status::{
+            ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus, ListCount,
+            ReasonCount, Reloads, TableStatus,
+        },
+    };
+
+    fn sample() -> Status {
+        let traffic = |packets, bytes| Traffic { packets, bytes };
+        let reason = |reason, ended, would_drop| ReasonCount {
+            reason,
+            ended,
+            would_drop,
+        };
+        Status {
+            version: "0.1.0".to_owned(),
+            abi_version: 1,
+            pid: 42,
+            started_unix_ms: 1_795_325_503_000,
+            uptime_ms: 10_000,
+            config: ConfigStatus {
+                file: "/etc/edge/edge.toml".to_owned(),
+                generation: 2,
+                since_unix_ms: 1_795_325_504_000,
+            },
+            reloads: Reloads {
+                failed: 1,
+                last_failure_unix_ms: Some(1_795_325_505_000),
+                last_error: Some("edge.toml:3: nonsense".to_owned()),
+                ..Reloads::default()
+            },
+            interfaces: vec![
+                InterfaceStatus {
+                    name: "eth0".to_owned(),
+                    ifindex: 2,
+                    mode: Some(AttachMode::Native),
+                    problem: None,
+                    adopted: true,
+                    passed_at_start: traffic(1000, 100_000),
+                    dropped_at_start: Traffic::default(),
+                    reasons: vec![
+                        reason(Reason::Pass, traffic(1900, 190_000), traffic(0, 0)),
+                        reason(Reason::PassAllowlisted, traffic(100, 10_000), traffic(0, 0)),
+                        reason(
+                            Reason::Blacklisted,
+                            traffic(1_234_567, 74_074_020),
+                            traffic(0, 0),
+                        ),
+                        reason(Reason::LimitSyn, traffic(5, 300), traffic(7, 420)),
+                    ],
+                },
+                InterfaceStatus {
+                    name: "veth1".to_owned(),
+                    ifindex: 3,
+                    mode: Some(AttachMode::Generic),
+                    problem: None,
+                    adopted: false,
+                    passed_at_start: Traffic::default(),
+                    dropped_at_start: Traffic::default(),
+                    reasons: vec![],
+                },
+            ],
+            tables: vec![TableStatus {
+                table: "hosts_v4".to_owned(),
+                entries: 131,
+                capacity: 131_072,
+            }],
+            lists: vec![ListCount {
+                list: List::Black,
+                family: FamilyName::Ipv4,
+                kind: EntryKind::Host,
+                entries: 131,
+            }],
+            limiter: LimiterStatus {
+                claimed: 5,
+                recycled: 4,
+                evicted: 3,
+                contended: 0,
+            },
+            events: EventsStatus {
+                read: 12,
+                lost_in_kernel: 0,
+                lost_by_followers: 1,
+            },
+            control: vec![],
+        }
+    }
+
+    #[test]
+    fn status_as_people_see_it() {
+        assert_eq!(
+            render(&sample()),
+            "\
+edge 0.1.0, up 10s (since 2026-11-22 05:31:43 UTC), process 42
+configuration /etc/edge/edge.toml, generation 2 since 2026-11-22 05:31:44 UTC
+LAST RELOAD REFUSED at 2026-11-22 05:31:45 UTC: edge.toml:3: nonsense
+veth1: GENERIC MODE, many times slower than native
+
+INTERFACE  MODE                   PACKETS    BYTES  PACKETS/S  BITS/S
+eth0       native   passed          2,000   200 kB        100  80.0 k
+                    dropped     1,234,572  74.1 MB      123 k  59.3 M
+                    would drop          7    420 B          -       -
+veth1      GENERIC  passed              0      0 B          0       0
+                    dropped             0      0 B          0       0
+
+DROPPED FOR    PACKETS    BYTES    SHARE
+blacklisted  1,234,567  74.1 MB  100.0 %
+limit_syn            5    300 B    0.0 %
+
+WOULD DROP FOR  PACKETS  BYTES    SHARE
+limit_syn             7  420 B  100.0 %
+
+TABLE     ENTRIES  CAPACITY   FILL
+hosts_v4      131   131,072  0.1 %
+
+LIST       FAMILY  KIND  ENTRIES
+blacklist  ipv4    host      131
+
+limiter: 5 sources seen, 4 recycled, 3 evicted while active (raise tables.limiter_sources if this grows)
+events: 12 sampled, 0 lost in the kernel, 1 lost by followers
+"
+        );
+    }
+
+    #[test]
+    fn status_as_programs_see_it_survives_a_round_trip() {
+        let text = serde_json::to_string(&sample()).unwrap();
+        assert!(text.contains(r#""mode":"generic""#));
+        assert!(text.contains(r#""reason":"limit_syn","ended":{"packets":5,"bytes":300}"#));
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), sample());
+    }
+
+    #[test]
+    fn an_interface_without_the_program_is_told_loudly() {
+        let mut status = sample();
+        status.interfaces[0].mode = None;
+        status.interfaces[0].problem = Some("it is gone".to_owned());
+        let text = render(&status);
+        assert!(
+            text.contains("\neth0: NOT PROTECTED: it is gone\n"),
+            "{text}"
+        );
+        assert!(text.contains("\neth0       NONE"), "{text}");
+    }
+
+    #[test]
+    fn a_daemon_of_this_moment_divides_by_nothing() {
+        let text = render(&Status::default());
+        assert!(text.contains("up 0s"));
+        let total = Traffic {
+            packets: 5,
+            bytes: 5,
+        };
+        assert_eq!(rates(total, Some(Traffic::default()), 0), ["-", "-"]);
+    }
+}
