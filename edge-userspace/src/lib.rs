@@ -10,5 +10,6 @@ pub mod feed;
 pub mod memory;
 pub mod metrics;
 pub mod status;
+pub mod store;
 pub mod tables;
 pub mod wire;
