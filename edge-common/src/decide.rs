@@ -38,8 +38,8 @@ impl Policy {
     #[inline(always)]
     pub const fn of(meta: Meta, black: Stamp, allow: Stamp, now: Stamp) -> Self {
         Self(
-            (black > now) as u32 * BLACK
-                | (allow > now) as u32 * ALLOW
+            ((black > now) as u32 * BLACK)
+                | ((allow > now) as u32 * ALLOW)
                 | (meta.flags as u32) << FLAGS_SHIFT
                 | (meta.profile as u32) << PROFILE_SHIFT,
         )
