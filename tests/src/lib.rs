@@ -1,1 +1,4 @@
 //! Test rigs.
+
+pub mod daemon;
+pub mod netns;

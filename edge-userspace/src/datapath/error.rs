@@ -23,7 +23,7 @@ pub enum DatapathError {
     /// The pin directory does not lie on a BPF file system.
     #[error(
         "{} is not on a BPF file system; mount one with `mount -t bpf bpf /sys/fs/bpf`, or point \
-         `bpffs_dir` to one (`ip netns exec` hides the usual one: enter namespaces with nsenter)",
+         `paths.bpffs_dir` to one (`ip netns exec` hides the usual one: enter namespaces with nsenter)",
         path.display()
     )]
     NoBpffs {
@@ -33,7 +33,7 @@ pub enum DatapathError {
 
     /// Another process works on the same pins.
     #[error(
-        "another Edge daemon is using {}; stop it, or give this one its own `bpffs_dir`",
+        "another Edge daemon is using {}; stop it, or give this one its own `paths.bpffs_dir`",
         path.display()
     )]
     InUse {
@@ -43,7 +43,7 @@ pub enum DatapathError {
 
     /// Somebody else can write to the pin directory.
     #[error(
-        "{} belongs to another user or others may write to it; remove it, or give `bpffs_dir` \
+        "{} belongs to another user or others may write to it; remove it, or give `paths.bpffs_dir` \
          another place",
         path.display()
     )]
@@ -89,7 +89,7 @@ pub enum DatapathError {
     /// The driver takes no program, and generic mode is not allowed.
     #[error(
         "{interface}: the driver takes no native XDP program: {why}; change that, or set \
-         `allow_generic = true` to run in the slower generic mode"
+         `xdp.allow_generic = true` to run in the slower generic mode"
     )]
     NoNative {
         /// The interface.
@@ -109,7 +109,7 @@ pub enum DatapathError {
 
     /// The interface runs in generic mode and must not any more.
     #[error(
-        "{interface} is attached in generic mode, which `allow_generic = false` forbids; take it \
+        "{interface} is attached in generic mode, which `xdp.allow_generic = false` forbids; take it \
          out of `interfaces`, reload, and put it back, so that it is attached anew"
     )]
     AttachedGeneric {
