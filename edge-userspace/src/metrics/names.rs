@@ -160,4 +160,22 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_documentation_has_every_metric_with_its_labels_and_no_other() {
+        let text = include_str!("../../../docs/METRICS.md");
+        let mut rows = 0;
+        for line in text.lines().filter(|line| line.starts_with("| `edge_")) {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let name = cells.next().unwrap().trim_matches('`');
+            let metric = ALL.iter().find(|m| m.sample_name() == name);
+            let metric = metric.unwrap_or_else(|| panic!("{name} does not exist"));
+            let kind = cells.next().unwrap();
+            assert_eq!(kind, format!("{:?}", metric.kind).to_lowercase(), "{name}");
+            let labels: Vec<_> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
+            assert_eq!(cells.next().unwrap(), labels.join(", "), "{name}");
+            rows += 1;
+        }
+        assert_eq!(rows, ALL.len());
+    }
 }
