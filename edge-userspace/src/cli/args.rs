@@ -177,6 +177,29 @@ Examples:
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
     },
+    /// Add entries from a feed, one a line, all or nothing.
+    #[command(after_help = "\
+Examples:
+  edge blacklist import drop.txt --note 'Spamhaus DROP' --ttl 2d
+  curl -fsS https://example.net/feed.txt | edge blacklist import - --replace
+  edge blacklist import messy.txt --lenient
+
+One address or prefix a line; empty lines and comments behind # or ; are skipped.
+When a line is wrong, the lines are named and nothing is changed.")]
+    Import {
+        /// The feed, or - for standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        terms: Terms,
+        /// Take 10.0.0.1/8 as 10.0.0.0/8 instead of refusing it.
+        #[arg(long)]
+        lenient: bool,
+        /// Remove the entries of former imports that are not in this one, in
+        /// the same step.
+        #[arg(long)]
+        replace: bool,
+    },
     /// Print the entries in the form that import reads, notes as comments.
     #[command(after_help = "\
 Examples:
@@ -374,11 +397,33 @@ mod tests {
         }
         let mut found = Vec::new();
         examples(&command(), &mut found);
-        assert!(found.len() > 25, "{}", found.len());
+        assert!(found.len() > 30, "{}", found.len());
         assert!(found.iter().any(|e| e.starts_with("allow add")));
         for example in found {
             parse(&example).unwrap_or_else(|e| panic!("{example}: {e}"));
         }
+    }
+
+    #[test]
+    fn the_reference_has_every_command_and_option() {
+        fn walk(command: &clap::Command, path: &str, text: &str) {
+            for argument in command.get_arguments() {
+                if let Some(long) = argument.get_long() {
+                    assert!(text.contains(&format!("--{long}")), "{path} --{long}");
+                }
+            }
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                if sub.has_subcommands() {
+                    walk(sub, &path, text);
+                } else if !path.starts_with("edge allow") {
+                    assert!(text.contains(&format!("\n### `{path}")), "{path}");
+                    walk(sub, &path, text);
+                }
+            }
+        }
+        let text = include_str!("../../../docs/CLI.md");
+        walk(&command(), "edge", text);
     }
 
     #[test]

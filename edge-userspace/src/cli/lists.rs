@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{
     Error,
     args::{ListCommand, Terms},
-    ask,
+    ask, import,
     output::Out,
     text::{Column, Table, count, span},
     unexpected,
@@ -53,6 +53,15 @@ pub(super) fn execute<W: Write>(
             }
             Ok(())
         }),
+        ListCommand::Import {
+            file,
+            terms,
+            lenient,
+            replace,
+        } => {
+            let header = header(list, Origin::Feed, terms, replace);
+            import::import(&file, lenient, header, socket, out)
+        }
         ListCommand::Flush { origin, yes } => flush(list, origin, yes, socket, out),
     }
 }

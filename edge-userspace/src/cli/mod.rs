@@ -6,6 +6,7 @@
 mod args;
 mod duration;
 mod events;
+mod import;
 mod limits;
 mod lists;
 mod offline;
