@@ -1,4 +1,1 @@
 //! Test rigs.
-
-pub mod daemon;
-pub mod netns;

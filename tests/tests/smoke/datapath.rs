@@ -2,14 +2,14 @@
 
 use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
 
+use crate::netns::{
+    PATIENCE, hook_program as program, index, ip, isolated, send, udp4, veth, wait,
+};
 use edge_common::{
     abi::{Config, LIMIT_KINDS, MAX_PROFILES, Mode, Profile, TableStat, maps},
     gcra::Limit,
     hash::Seed,
     reason::Reason,
-};
-use edge_tests::netns::{
-    PATIENCE, hook_program as program, index, ip, isolated, send, udp4, veth, wait,
 };
 use edge_userspace::{
     clock::{Now, coarse_tick_ns},

@@ -13,7 +13,7 @@ use std::{
 };
 
 /// How long a test waits for anything before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a test on a thread with a network namespace of its own, and with a BPF
 /// file system of its own in a mount namespace of its own. All three go away
@@ -24,7 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// When the test does, or without root.
-pub fn isolated(test: impl FnOnce(&Path) + Send) {
+pub(crate) fn isolated(test: impl FnOnce(&Path) + Send) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path();
     let outcome = thread::scope(|scope| {
@@ -61,7 +61,7 @@ fn own_namespaces(bpffs: &Path) {
 /// # Panics
 /// When it fails.
 #[track_caller]
-pub fn ip(words: &str) -> String {
+pub(crate) fn ip(words: &str) -> String {
     let out = Command::new("ip")
         .args(words.split_whitespace())
         .output()
@@ -75,7 +75,7 @@ pub fn ip(words: &str) -> String {
 ///
 /// # Panics
 /// When it cannot.
-pub fn veth(name: &str) {
+pub(crate) fn veth(name: &str) {
     ip(&format!("link add {name} type veth peer name {name}p"));
     for end in [name.to_owned(), format!("{name}p")] {
         ip(&format!("link set {end} addrgenmode none"));
@@ -87,7 +87,7 @@ pub fn veth(name: &str) {
 ///
 /// # Panics
 /// When there is no such interface.
-pub fn hook_program(name: &str) -> Option<u64> {
+pub(crate) fn hook_program(name: &str) -> Option<u64> {
     let text = ip(&format!("-j link show {name}"));
     let links: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     links.pointer("/0/xdp/prog/id")?.as_u64()
@@ -97,7 +97,7 @@ pub fn hook_program(name: &str) -> Option<u64> {
 ///
 /// # Panics
 /// When there is no such interface.
-pub fn index(name: &str) -> i32 {
+pub(crate) fn index(name: &str) -> i32 {
     let name = CString::new(name).expect("a name");
     // SAFETY: the pointer is to a C string.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -106,7 +106,7 @@ pub fn index(name: &str) -> i32 {
 }
 
 /// A whole Ethernet frame of 60 bytes with a UDP packet without checksum.
-pub fn udp4(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+pub(crate) fn udp4(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     frame.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
     frame.extend(source);
@@ -117,7 +117,7 @@ pub fn udp4(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
 }
 
 /// A packet socket on one interface.
-pub struct PacketSocket {
+pub(crate) struct PacketSocket {
     socket: OwnedFd,
 }
 
@@ -127,7 +127,7 @@ impl PacketSocket {
     ///
     /// # Panics
     /// When there is no such interface.
-    pub fn new(interface: &str) -> Self {
+    pub(crate) fn new(interface: &str) -> Self {
         let all = (libc::ETH_P_ALL as u16).to_be();
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: no pointers.
@@ -153,7 +153,7 @@ impl PacketSocket {
     }
 
     /// Sends a frame; tells whether the kernel took it.
-    pub fn send(&self, frame: &[u8]) -> bool {
+    pub(crate) fn send(&self, frame: &[u8]) -> bool {
         // SAFETY: the pointer and length are those of a live buffer.
         let sent = unsafe {
             libc::send(
@@ -165,22 +165,6 @@ impl PacketSocket {
         };
         usize::try_from(sent) == Ok(frame.len())
     }
-
-    /// The next frame, if there is one already.
-    pub fn receive(&self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 2048];
-        // SAFETY: the pointer and length are those of a live, writable buffer.
-        let got = unsafe {
-            libc::recv(
-                self.socket.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
-        frame.truncate(usize::try_from(got).ok()?);
-        Some(frame)
-    }
 }
 
 /// Sends a frame out of an interface so many times.
@@ -188,7 +172,7 @@ impl PacketSocket {
 /// # Panics
 /// When the kernel does not take it.
 #[track_caller]
-pub fn send(interface: &str, frame: &[u8], times: usize) {
+pub(crate) fn send(interface: &str, frame: &[u8], times: usize) {
     let socket = PacketSocket::new(interface);
     for _ in 0..times {
         assert!(socket.send(frame), "send");
@@ -200,7 +184,7 @@ pub fn send(interface: &str, frame: &[u8], times: usize) {
 /// # Panics
 /// When it does not in [`PATIENCE`].
 #[track_caller]
-pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "in vain waited for: {what}");
@@ -213,6 +197,6 @@ pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     clippy::disallowed_methods,
     reason = "the pause between two looks at a condition"
 )]
-pub fn pause() {
+pub(crate) fn pause() {
     thread::sleep(Duration::from_millis(5));
 }

@@ -1,0 +1,5 @@
+//! Datapath and daemon on the real kernel, one thing at a time: attaching,
+//! taking over, replacing, rolling back.
+
+mod datapath;
+mod netns;
