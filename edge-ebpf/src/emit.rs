@@ -3,8 +3,9 @@
 use crate::{
     atomic::compare_exchange,
     maps::{self, COUNTERS, EVENTS, SAMPLE_BUDGET, config},
+    source::hide,
 };
-use aya_ebpf::{helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
 use edge_common::{
     abi::{Event, SAMPLE_BYTES, TableStat, counter_index},
     gcra::ticks,
@@ -65,41 +66,53 @@ fn sample(facts: Facts<'_>, reason: Reason, would_drop: bool) {
         // Losing the race means that another CPU took this sample's place.
         // SAFETY: as above, 8 bytes aligned.
         if unsafe { compare_exchange(budget, tat, new) } == tat {
-            send(facts.ctx, facts.now, facts.frame_len, reason.index() << 1 | would_drop as u32);
+            let which = reason.index() << 1 | would_drop as u32;
+            edge_sample(facts.ctx.ctx, facts.now, facts.frame_len, which);
         }
     }
 }
 
-/// Copies the head of the packet to the ring buffer. Not inlined: it is rare,
-/// and would stand at every check otherwise.
+/// Copies the head of the packet to the ring buffer. It is rare; a global
+/// function, which the verifier checks once and not again at every check that
+/// may sample.
 #[inline(never)]
-fn send(ctx: &XdpContext, now: u64, frame_len: u32, reason_and_would: u32) {
+#[unsafe(no_mangle)]
+extern "C" fn edge_sample(
+    ctx: *mut xdp_md,
+    now: u64,
+    frame_len: u32,
+    reason_and_would: u32,
+) -> u32 {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
         maps::count(TableStat::EventsLost);
-        return;
+        return 0;
     };
-    let captured = if frame_len < SAMPLE_BYTES as u32 { frame_len } else { SAMPLE_BYTES as u32 };
+    // From 1 to SAMPLE_BYTES whatever comes in, by arithmetic: kernels before 6.8
+    // learn nothing about the lower bound from a comparison with 0. No frame is empty.
+    const { assert!(SAMPLE_BYTES.is_power_of_two()) };
+    let wanted = frame_len.min(SAMPLE_BYTES as u32);
+    let captured = (hide((wanted as u64).wrapping_sub(1)) & (SAMPLE_BYTES as u64 - 1)) as u32 + 1;
     let event = entry.as_mut_ptr();
     // SAFETY: the reservation has the size and (8-byte) alignment of an Event;
-    // every field and every byte of `data` is written before it is submitted.
+    // every field and every byte of `data` is written before it is submitted;
+    // callers pass the context of the running program.
     unsafe {
         (&raw mut (*event).time_ns).write(now);
-        (&raw mut (*event).ifindex).write((*ctx.ctx).ingress_ifindex);
+        (&raw mut (*event).ifindex).write((*ctx).ingress_ifindex);
         (&raw mut (*event).frame_len).write(frame_len);
         (&raw mut (*event).reason).write((reason_and_would >> 1) as u16);
         (&raw mut (*event).would_drop).write((reason_and_would & 1) as u16);
         (&raw mut (*event).captured).write(captured);
-        (&raw mut (*event).data).cast::<[u64; SAMPLE_BYTES / 8]>().write([0; SAMPLE_BYTES / 8]);
+        (&raw mut (*event).data)
+            .cast::<[u64; SAMPLE_BYTES / 8]>()
+            .write([0; SAMPLE_BYTES / 8]);
     }
-    // The verifier wants to see both ends of the length.
-    if captured == 0
-        || captured > SAMPLE_BYTES as u32
-        // SAFETY: at most SAMPLE_BYTES are written into `data`.
-        || unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*event).data).cast(), captured) } != 0
-    {
+    // SAFETY: at most SAMPLE_BYTES are written into `data`.
+    if unsafe { bpf_xdp_load_bytes(ctx, 0, (&raw mut (*event).data).cast(), captured) } != 0 {
         maps::count(TableStat::EventsLost);
         entry.discard(0);
-        return;
+        return 0;
     }
     entry.submit(0);
+    1
 }
