@@ -579,3 +579,6 @@ impl Request {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,35 +1,29 @@
-//! The control socket as a client meets it: the real server on a real socket,
-//! with a handler that keeps a list in memory.
+//! The control socket as a client meets it, with an engine that keeps a list in
+//! memory.
 
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Condvar, Mutex},
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use edge_common::{addr::Prefix, reason::Reason};
 use edge_userspace::{
     control::{
         client::{Client, ClientError},
-        events::Hub,
         protocol::{
             Addition, ClientMessage, Event, Failure, FailureKind, ImportHeader, List, MAX_LINE,
             Origin, Request, Response, ServerMessage, VERSION,
         },
-        server::{Bounds, Handler, Reply, Server},
-        socket::Socket,
-        stats::Stats,
+        server::{Bounds, Handler, Reply},
     },
     status::{Source, Status},
 };
-use tokio::sync::watch;
 
-/// How long anything may take before a test gives up.
-const DEADLINE: Duration = Duration::from_secs(30);
+use crate::rig::{self, DEADLINE, until};
 
 /// A list in memory. It answers from a thread of its own, as an engine does.
 #[derive(Default)]
@@ -104,88 +98,8 @@ impl Handler for Memory {
     }
 }
 
-/// A running server.
-struct Rig {
-    dir: tempfile::TempDir,
-    memory: Arc<Memory>,
-    hub: Arc<Hub>,
-    stats: Arc<Stats>,
-    stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Rig {
-    fn start(bounds: Bounds) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("edge.sock");
-        let (memory, hub, stats) = (
-            Arc::new(Memory::default()),
-            Arc::new(Hub::default()),
-            Arc::new(Stats::default()),
-        );
-        let (stop, stopped) = watch::channel(false);
-        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
-        let (m, h, s) = (memory.clone(), hub.clone(), stats.clone());
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let socket = Socket::bind(&path).await.unwrap();
-                ready.send(()).unwrap();
-                Server::new(socket, m, h, s, bounds).run(stopped).await;
-            });
-        });
-        is_ready.recv_timeout(DEADLINE).unwrap();
-        Self {
-            dir,
-            memory,
-            hub,
-            stats,
-            stop,
-            thread: Some(thread),
-        }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("edge.sock")
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(&self.path()).unwrap()
-    }
-
-    fn count(&self, command: &str) -> (u64, u64) {
-        let counts = self.stats.counts();
-        let count = counts.iter().find(|c| c.command == command).unwrap();
-        (count.succeeded, count.failed)
-    }
-
-    fn entries(&self) -> usize {
-        self.memory.entries.lock().unwrap().len()
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let _ = self.stop.send(true);
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            if !std::thread::panicking() {
-                ended.expect("the server does not panic");
-            }
-        }
-    }
-}
-
-/// Waits for a condition.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < DEADLINE, "never: {what}");
-        std::thread::park_timeout(Duration::from_millis(1));
-    }
+fn start(bounds: Bounds) -> rig::Rig<Memory> {
+    rig::Rig::start(Memory::default(), bounds)
 }
 
 /// A connection without the client's manners.
@@ -255,7 +169,7 @@ fn hosts(n: u32) -> Vec<Prefix> {
 
 #[test]
 fn requests_are_answered_and_counted() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let mut client = rig.client();
     let add = |prefixes| {
         Request::Add(Addition {
@@ -288,7 +202,7 @@ fn requests_are_answered_and_counted() {
     // A reply that the engine drops is an answer too.
     let e = client.call(Request::Reload {}).unwrap_err();
     assert!(matches!(e, ClientError::Failed(f) if f.kind == FailureKind::Internal));
-    assert_eq!(rig.entries(), 3);
+    assert_eq!(rig.engine.entries.lock().unwrap().len(), 3);
     assert_eq!(rig.count("add"), (1, 1));
     assert_eq!(rig.count("status"), (1, 0));
     assert_eq!(rig.count("flush"), (0, 1));
@@ -298,7 +212,7 @@ fn requests_are_answered_and_counted() {
 
 #[test]
 fn an_import_is_carried_out_at_its_commit() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     use edge_userspace::control::client::ImportStage::{Applied, Sent};
     let mut stages = Vec::new();
     let answer = rig
@@ -306,7 +220,7 @@ fn an_import_is_carried_out_at_its_commit() {
         .import(header("slow"), &hosts(40_000), &mut |stage, done, total| {
             stages.push((stage, done, total));
             if stage == Applied {
-                rig.memory.gate.open();
+                rig.engine.gate.open();
             }
         })
         .unwrap();
@@ -325,7 +239,7 @@ fn an_import_is_carried_out_at_its_commit() {
 
 #[test]
 fn an_import_that_is_not_committed_changes_nothing() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let begin = serde_json::to_vec(&ClientMessage::ImportBegin(header("x"))).unwrap();
     {
         let mut raw = Raw::greeted(&rig.path());
@@ -346,7 +260,7 @@ fn an_import_that_is_not_committed_changes_nothing() {
             .import(header("y"), &hosts(2), &mut |_, _, _| ())
             .is_ok()
     });
-    assert_eq!(rig.entries(), 2);
+    assert_eq!(rig.engine.entries.lock().unwrap().len(), 2);
 
     let e = rig
         .client()
@@ -357,12 +271,12 @@ fn an_import_that_is_not_committed_changes_nothing() {
     rig.client()
         .import(header("z"), &hosts(3), &mut |_, _, _| ())
         .unwrap();
-    assert_eq!(rig.entries(), 3);
+    assert_eq!(rig.engine.entries.lock().unwrap().len(), 3);
 }
 
 #[test]
 fn other_versions_are_told_so() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let mut raw = Raw::connect(&rig.path());
     raw.send(format!(r#"{{"hello":{{"protocol":{}}}}}"#, VERSION + 1).as_bytes());
     raw.is_refused(FailureKind::Protocol, "version 2");
@@ -374,7 +288,7 @@ fn other_versions_are_told_so() {
 
 #[test]
 fn rubbish_is_refused_and_the_server_lives_on() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     for (line, word) in [
         (&b"GET / HTTP/1.1"[..], "expected value"),
         (b"", "EOF"),
@@ -418,7 +332,7 @@ fn rubbish_is_refused_and_the_server_lives_on() {
 
 #[test]
 fn the_longest_line_is_served() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let mut raw = Raw::greeted(&rig.path());
     let mut line = br#"{"call":{"status":{}}}"#.to_vec();
     line.resize(MAX_LINE, b' ');
@@ -428,7 +342,7 @@ fn the_longest_line_is_served() {
 
 #[test]
 fn connections_are_bounded() {
-    let rig = Rig::start(Bounds {
+    let rig = start(Bounds {
         connections: 3,
         ..Bounds::default()
     });
@@ -445,7 +359,7 @@ fn connections_are_bounded() {
 
 #[test]
 fn many_clients_at_once() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     std::thread::scope(|scope| {
         for i in 0..32 {
             let rig = &rig;
@@ -463,13 +377,13 @@ fn many_clients_at_once() {
             });
         }
     });
-    assert_eq!(rig.entries(), 32);
+    assert_eq!(rig.engine.entries.lock().unwrap().len(), 32);
     assert_eq!(rig.count("add"), (32 * 20, 0));
 }
 
 #[test]
 fn silence_is_not_waited_for_forever() {
-    let rig = Rig::start(Bounds {
+    let rig = start(Bounds {
         hello: Duration::from_millis(50),
         idle: Duration::from_millis(50),
         ..Bounds::default()
@@ -498,7 +412,7 @@ fn event(n: u64) -> Event {
 
 #[test]
 fn events_are_followed_from_the_last_ones_on() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     for n in 0..5 {
         rig.hub.publish(event(n));
     }
@@ -525,7 +439,7 @@ fn events_are_followed_from_the_last_ones_on() {
 
 #[test]
 fn a_slow_follower_loses_events_and_holds_nobody_up() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let mut client = rig.client();
     client.events(0, true).unwrap();
     // Until it follows, it cannot lose anything.
@@ -563,7 +477,7 @@ fn a_slow_follower_loses_events_and_holds_nobody_up() {
 
 #[test]
 fn followers_are_bounded() {
-    let rig = Rig::start(Bounds {
+    let rig = start(Bounds {
         followers: 1,
         ..Bounds::default()
     });
@@ -584,7 +498,7 @@ fn followers_are_bounded() {
 
 #[test]
 fn a_stop_ends_idle_connections_and_removes_the_socket() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let mut idle = Raw::greeted(&rig.path());
     let mut follower = rig.client();
     follower.events(0, true).unwrap();
@@ -593,12 +507,12 @@ fn a_stop_ends_idle_connections_and_removes_the_socket() {
     let mut waiting = Raw::greeted(&rig.path());
     waiting.send(br#"{"call":{"limits":{}}}"#);
     until("the engine has it", || {
-        !rig.memory.stuck.lock().unwrap().is_empty()
+        !rig.engine.stuck.lock().unwrap().is_empty()
     });
     rig.stop.send(true).unwrap();
     assert_eq!(idle.receive(), None);
     follower.next_event().unwrap_err();
-    let reply = rig.memory.stuck.lock().unwrap().pop().unwrap();
+    let reply = rig.engine.stuck.lock().unwrap().pop().unwrap();
     reply.send(Ok(Response::Flushed { removed: 7 }));
     assert!(matches!(waiting.receive(), Some(ServerMessage::Result(_))));
     let mut rest = Vec::new();
@@ -611,7 +525,7 @@ fn a_stop_ends_idle_connections_and_removes_the_socket() {
 
 #[test]
 fn a_client_that_goes_away_gets_its_request_done_and_counted() {
-    let rig = Rig::start(Bounds::default());
+    let rig = start(Bounds::default());
     let mut raw = Raw::greeted(&rig.path());
     let add = ClientMessage::Call(Request::Add(Addition {
         header: header("slow"),
@@ -624,7 +538,7 @@ fn a_client_that_goes_away_gets_its_request_done_and_counted() {
         Some(ServerMessage::Progress { .. })
     ));
     drop(raw);
-    rig.memory.gate.open();
+    rig.engine.gate.open();
     until("it is counted", || rig.count("add") == (1, 0));
-    assert_eq!(rig.entries(), 2);
+    assert_eq!(rig.engine.entries.lock().unwrap().len(), 2);
 }

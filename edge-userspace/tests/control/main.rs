@@ -1,0 +1,4 @@
+//! The control socket, as its clients meet it.
+
+mod rig;
+mod socket;

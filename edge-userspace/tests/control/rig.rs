@@ -1,0 +1,107 @@
+//! The real server on a real socket, in a thread of its own.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use edge_userspace::control::{
+    client::Client,
+    events::Hub,
+    server::{Bounds, Handler, Server},
+    socket::Socket,
+    stats::Stats,
+};
+use tokio::sync::watch;
+
+/// How long anything may take before a test gives up.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running server.
+pub(crate) struct Rig<H> {
+    dir: tempfile::TempDir,
+    /// The engine.
+    pub(crate) engine: Arc<H>,
+    /// Where events are published.
+    pub(crate) hub: Arc<Hub>,
+    stats: Arc<Stats>,
+    /// Tells the server to stop.
+    pub(crate) stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<H: Handler> Rig<H> {
+    /// Starts a server with these bounds.
+    pub(crate) fn start(engine: H, bounds: Bounds) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("edge.sock");
+        let (engine, hub, stats) = (
+            Arc::new(engine),
+            Arc::new(Hub::default()),
+            Arc::new(Stats::default()),
+        );
+        let (stop, stopped) = watch::channel(false);
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
+        let (e, h, s) = (engine.clone(), hub.clone(), stats.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let socket = Socket::bind(&path).await.unwrap();
+                ready.send(()).unwrap();
+                Server::new(socket, e, h, s, bounds).run(stopped).await;
+            });
+        });
+        is_ready.recv_timeout(DEADLINE).unwrap();
+        Self {
+            dir,
+            engine,
+            hub,
+            stats,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// The socket.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("edge.sock")
+    }
+
+    /// A new client of it.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.path()).unwrap()
+    }
+
+    /// Requests of a command that succeeded and that failed.
+    pub(crate) fn count(&self, command: &str) -> (u64, u64) {
+        let counts = self.stats.counts();
+        let count = counts.iter().find(|c| c.command == command).unwrap();
+        (count.succeeded, count.failed)
+    }
+}
+
+impl<H> Drop for Rig<H> {
+    fn drop(&mut self) {
+        let _ = self.stop.send(true);
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.expect("the server does not panic");
+            }
+        }
+    }
+}
+
+/// Waits for a condition.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "never: {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
