@@ -162,6 +162,27 @@ impl Prefix {
             && other.bits & mask128(self.len) == self.bits
     }
 
+    /// The host that is the last address: nothing inside the prefix sorts behind it.
+    pub const fn last(self) -> Self {
+        Self {
+            bits: self.last_bits(),
+            len: 128,
+        }
+    }
+
+    /// The longest prefix that contains both; `None` when their families differ.
+    pub fn common(self, other: Self) -> Option<Self> {
+        if self.family() != other.family() {
+            return None;
+        }
+        let same = (self.bits ^ other.bits).leading_zeros() as u8;
+        let len = same.min(self.len).min(other.len);
+        Some(Self {
+            bits: self.bits & mask128(len),
+            len,
+        })
+    }
+
     /// The next shorter prefix that contains this one; `None` for a /0.
     pub fn parent(self) -> Option<Self> {
         let floor = match self.family() {
@@ -275,6 +296,17 @@ mod tests {
         assert!(!p("10.1.0.0/16").contains(p("10.0.0.0/8")));
         assert!(!p("::/0").contains(p("10.0.0.1")));
         assert!(p("0.0.0.0/0").contains(p("10.0.0.1")));
+    }
+
+    #[test]
+    fn the_common_prefix_contains_both() {
+        let c = |a, b| p(a).common(p(b));
+        assert_eq!(c("10.0.0.0/8", "10.1.0.0/16"), Some(p("10.0.0.0/8")));
+        assert_eq!(c("10.2.0.0/16", "10.3.0.0/16"), Some(p("10.2.0.0/15")));
+        assert_eq!(c("10.0.0.0/8", "138.0.0.0/8"), Some(p("0.0.0.0/0")));
+        assert_eq!(c("2001:db8::1", "2001:db8::1"), Some(p("2001:db8::1")));
+        assert_eq!(c("::/0", "10.0.0.0/8"), None);
+        assert_eq!(p("10.0.0.0/8").last(), p("10.255.255.255"));
     }
 
     #[test]

@@ -1,0 +1,123 @@
+//! The tables as the kernel reads them, for tests and for explaining.
+
+use std::{net::IpAddr, sync::Arc};
+
+use edge_common::{
+    hash::Seed,
+    table::{
+        Half, LONGER, LenBit, Place, Slot4, SlotW, bitmap24, len_bit, len_key, long_index, mask,
+    },
+};
+
+use super::{
+    Geometry, Listing, Regions,
+    cuckoo::slots_of,
+    slots::{Slot, WideKey},
+    words::load,
+};
+use crate::memory::Region;
+
+/// Looks sources up step by step as the XDP program does, filters included,
+/// concurrently with the writer.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    pub(super) regions: Arc<Regions>,
+    pub(super) geometry: Geometry,
+    pub(super) seed: Seed,
+}
+
+impl Reader {
+    /// What the tables say of a source: of the host and of the longest prefix
+    /// that covers it. An IPv4-mapped IPv6 address is an IPv6 one here, as it
+    /// is on the wire.
+    pub fn lookup(&self, addr: IpAddr) -> Listing {
+        match addr {
+            IpAddr::V4(a) => {
+                let wire = u32::from_ne_bytes(a.octets());
+                self.host4(wire).under(self.prefix4(a.to_bits()))
+            }
+            IpAddr::V6(a) => {
+                let (hi, lo) = ((a.to_bits() >> 64) as u64, a.to_bits() as u64);
+                let host = len_bit(false, 128).and_then(|(half, bit)| self.wide(half, bit, hi, lo));
+                host.unwrap_or_default().under(self.prefix6(hi, lo))
+            }
+        }
+    }
+
+    fn host4(&self, wire: u32) -> Listing {
+        let place = Place::host_v4(&self.seed, wire);
+        let filter = place.filter(self.geometry.hosts4_filter_words);
+        if !has_bit(&self.regions.hosts4_filter, filter) {
+            return Listing::default();
+        }
+        let n = self.geometry.hosts4_buckets;
+        let buckets = [place.first(n), place.second(n)];
+        find::<Slot4>(&self.regions.hosts4, buckets, wire).unwrap_or_default()
+    }
+
+    fn prefix4(&self, addr: u32) -> Listing {
+        if !has_bit(&self.regions.bitmap24, bitmap24(addr)) {
+            return Listing::default();
+        }
+        let lengths = load(&self.regions.lengths4.u64s()[(addr >> 16) as usize]);
+        self.longest(Half::V4, lengths, 0, u64::from(addr))
+            .unwrap_or_default()
+    }
+
+    fn prefix6(&self, hi: u64, lo: u64) -> Listing {
+        let lengths = load(&self.regions.lengths6.u64s()[(hi >> 48) as usize]);
+        let long = || {
+            if lengths & LONGER == 0 {
+                return None;
+            }
+            let at = long_index(&self.seed, hi, self.geometry.long_lengths) as usize * 2;
+            let words = &self.regions.lengths6_long.u64s()[at..][..2];
+            self.longest(Half::Low, load(&words[1]), hi, lo)
+                .or_else(|| self.longest(Half::High, load(&words[0]), hi, lo))
+        };
+        long()
+            .or_else(|| self.longest(Half::High, lengths & !LONGER, hi, lo))
+            .unwrap_or_default()
+    }
+
+    /// The longest match among `lengths`: the lowest bit is the longest.
+    fn longest(&self, half: Half, lengths: u64, hi: u64, lo: u64) -> Option<Listing> {
+        let mut left = lengths;
+        while left != 0 {
+            let bit = left & left.wrapping_neg();
+            if let Some(found) = self.wide(half, bit, hi, lo) {
+                return Some(found);
+            }
+            left ^= bit;
+        }
+        None
+    }
+
+    fn wide(&self, half: Half, bit: LenBit, hi: u64, lo: u64) -> Option<Listing> {
+        let (hi, lo) = mask(half, bit, hi, lo);
+        let len_key = len_key(half, bit);
+        let place = Place::wide(&self.seed, hi, lo, len_key);
+        let filter = place.filter(self.geometry.wide_filter_words);
+        if !has_bit(&self.regions.wide_filter, filter) {
+            return None;
+        }
+        let n = self.geometry.wide_buckets;
+        let buckets = [place.first(n), place.second(n)];
+        find::<SlotW>(&self.regions.wide, buckets, WideKey { hi, lo, len_key })
+    }
+}
+
+fn has_bit(region: &Region, (word, bit): (u32, u64)) -> bool {
+    load(&region.u64s()[word as usize]) & bit != 0
+}
+
+fn find<S: Slot>(region: &Region, buckets: [u32; 2], key: S::Key) -> Option<Listing> {
+    buckets.into_iter().flat_map(slots_of).find_map(|i| {
+        if S::load_key(region, i) != Some(key) {
+            return None;
+        }
+        let listing = S::load_listing(region, i);
+        // Between the two the slot may have been freed, and filled with another.
+        (S::load_key(region, i) == Some(key)).then_some(listing)
+    })
+}
