@@ -18,8 +18,6 @@ use crate::workspace::Workspace;
 
 /// Tells tests where the daemon is.
 const BINARY_VAR: &str = "EDGE_BIN";
-/// Tells tests where the eBPF objects are.
-const OBJECTS_VAR: &str = "EDGE_BPF_DIR";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -45,7 +43,6 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let variables = [
         ("PATH", exec::path_with(&workspace.tools_bin())?),
         (BINARY_VAR, daemon.into_os_string()),
-        (OBJECTS_VAR, workspace.bpf_dir().into_os_string()),
     ];
     let elevate = if is_root {
         None
