@@ -156,7 +156,7 @@ Examples:
   edge blacklist del 192.0.2.7
   edge blacklist del 192.0.2.0/24 2001:db8::/32
 
-Those that are on the list are removed. Those that are not are named, and the
+All entries or none: when one of them is not on the list it is named, and the
 exit code is 1. Entries of the configuration file are removed there.")]
     Del {
         /// Addresses or prefixes.

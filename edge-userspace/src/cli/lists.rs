@@ -146,17 +146,16 @@ fn del<W: Write>(
                 removed,
                 missing: missing.iter().map(ToString::to_string).collect(),
             };
-            out.either(&removed, || {
-                format!("{}: {} removed\n", list.name(), count(removed.removed))
-            })?;
             if removed.missing.is_empty() {
-                return Ok(());
+                let text = || format!("{}: {} removed\n", list.name(), count(removed.removed));
+                return Ok(out.either(&removed, text)?);
             }
             if out.json {
+                out.object(&removed)?;
                 return Err(Error::Told);
             }
             Err(Error::Failed(format!(
-                "not on the {}: {} (`edge lookup` tells what covers an address)",
+                "nothing was removed; not on the {}: {} (`edge lookup` tells what covers an address)",
                 list.name(),
                 removed.missing.join(", ")
             )))

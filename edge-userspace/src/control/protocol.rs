@@ -144,7 +144,8 @@ pub enum Request {
     Reload {},
     /// Adds or updates entries, all or nothing. [`Response::Added`].
     Add(Addition),
-    /// Removes the entries with exactly these prefixes. [`Response::Removed`].
+    /// Removes the entries with exactly these prefixes, all or nothing: when
+    /// one is missing, nothing is removed. [`Response::Removed`].
     Remove {
         /// From which list.
         list: List,
@@ -248,11 +249,11 @@ pub enum Response {
         /// Entries that `replace` removed.
         removed: u64,
     },
-    /// The entries are gone, durably.
+    /// The entries are gone, durably; or some were missing, and all are still there.
     Removed {
-        /// How many.
+        /// How many; 0 when some were missing.
         removed: u64,
-        /// Prefixes that were not on the list.
+        /// Prefixes that are not on the list.
         #[serde(with = "wire::texts")]
         missing: Vec<Prefix>,
     },
