@@ -9,6 +9,7 @@ pub mod entry;
 pub mod feed;
 pub mod memory;
 pub mod metrics;
+pub mod policy;
 pub mod status;
 pub mod store;
 pub mod tables;

@@ -1,0 +1,135 @@
+//! Reading the lists.
+
+use super::{Policy, PolicyError};
+use crate::{
+    clock::Now,
+    entry::{List, Origin},
+    store::Record,
+};
+use edge_common::addr::Prefix;
+use std::{net::IpAddr, sync::Arc};
+
+/// An entry as a person sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryView {
+    /// What it lists.
+    pub prefix: Prefix,
+    /// Which list it is on.
+    pub list: List,
+    /// Where it came from.
+    pub origin: Origin,
+    /// When it was added, Unix time in milliseconds; 0 for the configuration file's.
+    pub created_unix_ms: u64,
+    /// When it runs out, likewise; `None` for never.
+    pub expires_unix_ms: Option<u64>,
+    /// What a person wrote about it.
+    pub note: Arc<str>,
+    /// Packets that matched it, on whichever list, since it is in the tables.
+    pub hits: u32,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The entries in the order of their prefixes; one prefix may have an entry
+    /// of the configuration file and another one.
+    pub entries: Vec<EntryView>,
+    /// Where the next page goes on; `None` at the end.
+    pub next: Option<Prefix>,
+}
+
+impl Policy {
+    /// About `limit` entries of a list, behind `after` and inside `within`.
+    ///
+    /// # Errors
+    /// [`PolicyError::Store`].
+    pub fn list(
+        &self,
+        list: List,
+        within: Option<Prefix>,
+        after: Option<Prefix>,
+        limit: usize,
+        now: Now,
+    ) -> Result<Page, PolicyError> {
+        let entries = self.store.read()?;
+        let mut stored = entries.range(list, after, within)?.peekable();
+        let mut file = self.system.range(list, after, within).peekable();
+        let mut page = Page::default();
+        loop {
+            let from_store = match stored.peek() {
+                Some(Ok((prefix, _))) => Some(*prefix),
+                Some(Err(_)) | None => None,
+            };
+            if let Some(Err(e)) = stored.next_if(Result::is_err) {
+                return Err(e.into());
+            }
+            let Some(prefix) = [from_store, file.peek().copied()]
+                .into_iter()
+                .flatten()
+                .min()
+            else {
+                return Ok(page);
+            };
+            if page.entries.len() >= limit {
+                page.next = page.entries.last().map(|e| e.prefix);
+                return Ok(page);
+            }
+            if file.next_if_eq(&prefix).is_some() {
+                page.entries.push(self.of_file(list, prefix));
+            }
+            if from_store == Some(prefix)
+                && let Some(item) = stored.next()
+            {
+                let (_, record) = item?;
+                page.entries.extend(self.view(list, prefix, record, now));
+            }
+        }
+    }
+
+    /// Every entry that covers an address, the longest prefix first.
+    ///
+    /// # Errors
+    /// [`PolicyError::Store`].
+    pub fn lookup(&self, addr: IpAddr, now: Now) -> Result<Vec<EntryView>, PolicyError> {
+        let entries = self.store.read()?;
+        let mut found = Vec::new();
+        let mut at = Some(Prefix::host(addr));
+        while let Some(prefix) = at {
+            for list in [List::Allow, List::Black] {
+                if self.system.own(prefix).lists(list) {
+                    found.push(self.of_file(list, prefix));
+                }
+                if let Some(record) = entries.get(list, prefix)? {
+                    found.extend(self.view(list, prefix, record, now));
+                }
+            }
+            at = prefix.parent();
+        }
+        Ok(found)
+    }
+
+    fn of_file(&self, list: List, prefix: Prefix) -> EntryView {
+        EntryView {
+            prefix,
+            list,
+            origin: Origin::File,
+            created_unix_ms: 0,
+            expires_unix_ms: None,
+            note: "".into(),
+            hits: self.tables.hits(prefix),
+        }
+    }
+
+    /// The entry of a record, `None` when it has run out.
+    fn view(&self, list: List, prefix: Prefix, record: Record, now: Now) -> Option<EntryView> {
+        (!record.has_expired(now.unix_ms)).then(|| EntryView {
+            prefix,
+            list,
+            origin: record.origin,
+            created_unix_ms: record.created_unix_ms,
+            expires_unix_ms: record.expires_unix_ms,
+            note: record.note,
+            hits: self.tables.hits(prefix),
+        })
+    }
+}
