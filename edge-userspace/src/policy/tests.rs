@@ -215,7 +215,7 @@ fn the_file_and_the_store_do_not_get_into_each_others_way() {
         black: vec![p("10.0.0.1"), p("10.1.0.0/16")],
         ..Default::default()
     };
-    let mut policy = open_at(dir.path(), system.clone(), START);
+    let mut policy = open_at(dir.path(), system, START);
     add(&mut policy, List::Black, vec![entry("10.0.0.1", Some(10))]).unwrap();
     assert_eq!(
         names(&policy, List::Black, START),
