@@ -145,8 +145,8 @@ impl Module {
         if parts.len() > 1 && parts.last().is_some_and(|last| last == "mod") {
             parts.pop();
         }
-        // A file of tests beside the module it tests is as free as tests within it.
-        if parts.last().is_some_and(|last| last == "tests") {
+        // Files of tests beside the module they test are as free as tests within it.
+        if parts.iter().any(|part| part == "tests" || part == "test") {
             return None;
         }
         Some(Self {
@@ -361,6 +361,7 @@ mod tests {
                 "pub use {load::load, model::Model}; mod load; mod model;",
             ),
             ("config/load.rs", "use std::fs; use super::Model;"),
+            ("config/tests/slow.rs", "use std::thread;"),
             (
                 "config/model.rs",
                 "use super::Limits; use std::net::IpAddr;\n#[cfg(test)] mod tests { use std::fs; }",
