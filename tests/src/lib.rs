@@ -1,1 +1,14 @@
-//! Test rigs.
+//! Test rigs: network namespaces, links, senders and counters of real packets, the daemon as a
+//! process, and the servers behind it.
+//!
+//! Nothing here is global to the machine. Namespaces have no names: they live as long as this
+//! process holds them open, and so vanish with it however it ends. The BPF file system is a private
+//! mount in the namespace of the protected host, so pins vanish too.
+
+pub mod daemon;
+pub mod frames;
+pub mod lab;
+pub mod netns;
+pub mod raw;
+pub mod server;
+pub mod wait;

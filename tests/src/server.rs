@@ -1,0 +1,85 @@
+//! A real nginx in a namespace.
+
+use std::fs;
+use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Stdio};
+
+use crate::netns::Namespace;
+use crate::wait;
+
+/// nginx on port 80 of all addresses of a namespace, until it is dropped.
+#[derive(Debug)]
+pub struct Nginx {
+    child: Child,
+    /// Its configuration and files.
+    _directory: tempfile::TempDir,
+}
+
+impl Nginx {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    #[track_caller]
+    pub fn start(namespace: &Namespace) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let at = directory.path().display();
+        let configuration = format!(
+            "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
+             events {{ worker_connections 1024; }}\n\
+             http {{\n\
+               access_log off; default_type text/plain;\n\
+               client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+               fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi;\n\
+               scgi_temp_path {at}/scgi;\n\
+               server {{\n\
+                 listen 80; listen [::]:80;\n\
+                 location / {{ return 200 \"protected by Edge\\n\"; }}\n\
+               }}\n\
+             }}\n"
+        );
+        let file = directory.path().join("nginx.conf");
+        fs::write(&file, configuration).expect("the configuration is written");
+        let mut child = namespace
+            .command("nginx")
+            .arg("-p")
+            .arg(directory.path())
+            .arg("-c")
+            .arg(&file)
+            .arg("-e")
+            .arg(directory.path().join("error.log"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("nginx starts (cargo xtask setup fetches it)");
+        let here = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80);
+        wait::until("nginx listens", || {
+            if let Ok(Some(status)) = child.try_wait() {
+                let mut said = String::new();
+                if let Some(stderr) = &mut child.stderr {
+                    let _ = stderr.read_to_string(&mut said);
+                }
+                let log = fs::read_to_string(directory.path().join("error.log"));
+                panic!(
+                    "nginx ended with {status}: {said}{}",
+                    log.unwrap_or_default()
+                );
+            }
+            namespace.inside(|| TcpStream::connect(here)).is_ok()
+        });
+        Self {
+            child,
+            _directory: directory,
+        }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
