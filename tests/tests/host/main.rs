@@ -1,0 +1,3 @@
+//! Edge on a host with real links, clients and servers, as a user sees it.
+
+mod rig;
