@@ -24,7 +24,7 @@ use super::{
 use crate::{
     clock::Now,
     control::{
-        client::Client,
+        client::{Client, ClientError},
         protocol::{Addition, Entry, ImportHeader, Lookup, MAX_PAGE, RangeRole, Request, Response},
     },
     entry::{List, Origin},
@@ -225,7 +225,16 @@ fn each_page(
             after,
             limit,
         };
-        match client.call(request)? {
+        let answer = match client.call(request.clone()) {
+            // Somebody who reads with a pager takes longer than the daemon
+            // waits. A page depends on nothing that came before.
+            Err(ClientError::Lost { .. }) => {
+                client = Client::connect(socket)?;
+                client.call(request)
+            }
+            answer => answer,
+        };
+        match answer? {
             Response::Page { entries, next } => {
                 left = left.saturating_sub(entries.len() as u64);
                 each(&entries)?;

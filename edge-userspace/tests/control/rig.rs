@@ -27,6 +27,7 @@ pub(crate) struct Rig<H> {
     /// Where events are published.
     pub(crate) hub: Arc<Hub>,
     stats: Arc<Stats>,
+    bounds: Bounds,
     /// Tells the server to stop.
     pub(crate) stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
@@ -35,17 +36,27 @@ pub(crate) struct Rig<H> {
 impl<H: Handler> Rig<H> {
     /// Starts a server with these bounds.
     pub(crate) fn start(engine: H, bounds: Bounds) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("edge.sock");
-        let (engine, hub, stats) = (
-            Arc::new(engine),
-            Arc::new(Hub::default()),
-            Arc::new(Stats::default()),
-        );
-        let (stop, stopped) = watch::channel(false);
+        let (stop, _) = watch::channel(false);
+        let mut rig = Self {
+            dir: tempfile::tempdir().unwrap(),
+            engine: Arc::new(engine),
+            hub: Arc::default(),
+            stats: Arc::default(),
+            bounds,
+            stop,
+            thread: None,
+        };
+        rig.serve();
+        rig
+    }
+
+    fn serve(&mut self) {
+        let path = self.path();
+        let stopped = self.stop.subscribe();
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
-        let (e, h, s) = (engine.clone(), hub.clone(), stats.clone());
-        let thread = std::thread::spawn(move || {
+        let (engine, hub, stats) = (self.engine.clone(), self.hub.clone(), self.stats.clone());
+        let bounds = self.bounds;
+        self.thread = Some(std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -53,18 +64,20 @@ impl<H: Handler> Rig<H> {
             runtime.block_on(async {
                 let socket = Socket::bind(&path).await.unwrap();
                 ready.send(()).unwrap();
-                Server::new(socket, e, h, s, bounds).run(stopped).await;
+                Server::new(socket, engine, hub, stats, bounds)
+                    .run(stopped)
+                    .await;
             });
-        });
+        }));
         is_ready.recv_timeout(DEADLINE).unwrap();
-        Self {
-            dir,
-            engine,
-            hub,
-            stats,
-            stop,
-            thread: Some(thread),
-        }
+    }
+
+    /// Stops the server, which ends all idle connections, and starts it again.
+    pub(crate) fn restart(&mut self) {
+        self.stop.send_replace(true);
+        self.thread.take().unwrap().join().unwrap();
+        self.stop.send_replace(false);
+        self.serve();
     }
 
     /// The socket.
