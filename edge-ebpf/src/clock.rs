@@ -8,7 +8,9 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: a map value; read whole while `set` may write it.
-    let offset = CLOCK.get_ptr(0).map_or(0, |offset| unsafe { offset.read_volatile() });
+    let offset = CLOCK
+        .get_ptr(0)
+        .map_or(0, |offset| unsafe { offset.read_volatile() });
     ticks().wrapping_add(offset)
 }
 

@@ -12,7 +12,9 @@ use crate::{
     source::hide,
 };
 use edge_common::{
-    abi::{LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Mode, Profile, TableStat},
+    abi::{
+        LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Mode, Profile, TableStat,
+    },
     gcra::{Limit, ticks},
     hash::reduce,
     reason::Reason,
@@ -34,12 +36,7 @@ pub fn is_on() -> bool {
 /// Charges a packet to the source with this hash. `class` is the limit for
 /// its kind of packet, beside those of packets and bytes.
 #[inline(always)]
-pub fn charge(
-    facts: Facts<'_>,
-    hash: u64,
-    profile: u8,
-    class: LimitKind,
-) -> Result<(), Reason> {
+pub fn charge(facts: Facts<'_>, hash: u64, profile: u8, class: LimitKind) -> Result<(), Reason> {
     let word = exceeded(hash, facts.now, profile, class, facts.frame_len);
     if word == 0 {
         return Ok(());
@@ -118,10 +115,23 @@ struct Look {
 }
 
 impl Look {
-    const NOTHING: Self = Self { at: 0, kind: 0, units: 0, tat: 0, new: 0, over: 0 };
+    const NOTHING: Self = Self {
+        at: 0,
+        kind: 0,
+        units: 0,
+        tat: 0,
+        new: 0,
+        over: 0,
+    };
 
     #[inline(always)]
-    fn at(slot: *mut LimiterSlot, profile: *const Profile, kind: u32, units: u32, now: u64) -> Self {
+    fn at(
+        slot: *mut LimiterSlot,
+        profile: *const Profile,
+        kind: u32,
+        units: u32,
+        now: u64,
+    ) -> Self {
         // SAFETY: the index is masked to the array's length, and the profile is read-only.
         let limit = unsafe { limit(profile, kind).read_volatile() };
         // A limit that is off has no rate in any profile.
@@ -132,8 +142,18 @@ impl Look {
         // SAFETY: a word of a map value, 8 bytes aligned.
         let tat = unsafe { word(slot, at).read_volatile() };
         match limit.admit(tat, now, units) {
-            Some(new) => Self { at, kind, units, tat, new, over: 0 },
-            None => Self { over: 1 << kind, ..Self::NOTHING },
+            Some(new) => Self {
+                at,
+                kind,
+                units,
+                tat,
+                new,
+                over: 0,
+            },
+            None => Self {
+                over: 1 << kind,
+                ..Self::NOTHING
+            },
         }
     }
 
@@ -150,7 +170,13 @@ impl Look {
         if found == self.tat {
             return 0;
         }
-        match edge_charge_again(word, (profile as u32) << 8 | self.kind, found, now, self.units) {
+        match edge_charge_again(
+            word,
+            (profile as u32) << 8 | self.kind,
+            found,
+            now,
+            self.units,
+        ) {
             0 => 1 << self.kind,
             _ => 0,
         }
@@ -170,7 +196,8 @@ fn limit(profile: *const Profile, kind: u32) -> *const Limit {
 fn word(slot: *mut LimiterSlot, at: u32) -> *mut u64 {
     const WORDS: usize = size_of::<LimiterSlot>() / 8;
     const { assert!(WORDS.is_power_of_two()) };
-    slot.cast::<u64>().wrapping_add(hide(at as u64) as usize & (WORDS - 1))
+    slot.cast::<u64>()
+        .wrapping_add(hide(at as u64) as usize & (WORDS - 1))
 }
 
 /// Charges after another CPU was faster; 0 when the limit is used up. `which`

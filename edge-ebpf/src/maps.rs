@@ -14,8 +14,7 @@ use edge_common::{
 };
 
 #[map]
-pub static COUNTERS: PerCpuArray<Counter> =
-    PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::STATS_ENTRIES, 0);
 #[map]
@@ -82,7 +81,10 @@ impl Unknown {
     #[inline(always)]
     pub fn new() -> Self {
         // SAFETY: a map value that nobody writes.
-        Self(ZERO.get_ptr(0).map_or(0, |zero| unsafe { zero.read_volatile() as u32 }))
+        Self(
+            ZERO.get_ptr(0)
+                .map_or(0, |zero| unsafe { zero.read_volatile() as u32 }),
+        )
     }
 
     /// The same number.

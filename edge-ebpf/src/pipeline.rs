@@ -87,10 +87,10 @@ fn guard_arp(facts: Facts<'_>, arp: &Arp) -> Result<Reason, Reason> {
     if mode != Mode::Off as u32 {
         // SAFETY: the map hands out a pointer to a value; entries are replaced
         // as a whole, and a stale one is as good as the packet before.
-        if let Some(bound) = unsafe { ARP_BINDINGS.get(arp.sender_ip) } {
-            if !same_mac(bound, arp.sender_mac) || !same_mac(bound, arp.frame_source) {
-                found(facts, mode, Reason::ArpSpoof)?;
-            }
+        let bound = unsafe { ARP_BINDINGS.get(arp.sender_ip) };
+        let is_bound = |mac| bound.is_none_or(|bound| same_mac(bound, mac));
+        if !is_bound(arp.sender_mac) || !is_bound(arp.frame_source) {
+            found(facts, mode, Reason::ArpSpoof)?;
         }
     }
     Ok(Reason::PassArp)
@@ -115,7 +115,11 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
     if limiter::is_on() {
         let mask = config!(limit_mask4);
         // Known to the verifier: the usual /32 needs no second hash.
-        let key = if mask == u32::MAX { host } else { hash64(&seed, (ip.source & mask) as u64) };
+        let key = if mask == u32::MAX {
+            host
+        } else {
+            hash64(&seed, (ip.source & mask) as u64)
+        };
         limiter::charge(facts, key, policy.profile(), class(ip))?;
     }
     Ok(Reason::Pass)
@@ -164,7 +168,9 @@ fn forget<A>(ip: Ip<A>) -> Ip<A> {
     let fragment = match zero.number(offset) {
         0 => Fragment::Whole,
         1 => Fragment::First,
-        offset => Fragment::Later { offset: offset as u16 },
+        offset => Fragment::Later {
+            offset: offset as u16,
+        },
     };
     let flags = zero.number(ip.transport.tcp_flags as u32 | (ip.transport.truncated as u32) << 8);
     Ip {
@@ -226,10 +232,11 @@ fn sanity<A>(facts: Facts<'_>, ip: &Ip<A>, same_addresses: bool) -> Result<(), R
     let has_flags = ip.proto == proto::TCP
         && !matches!(ip.fragment, Fragment::Later { .. })
         && !ip.transport.truncated;
-    if mode != Mode::Off as u32 && has_flags {
-        if let Some(reason) = decide::impossible_tcp_flags(ip.transport.tcp_flags) {
-            found(facts, mode, reason)?;
-        }
+    if mode != Mode::Off as u32
+        && has_flags
+        && let Some(reason) = decide::impossible_tcp_flags(ip.transport.tcp_flags)
+    {
+        found(facts, mode, reason)?;
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ use edge_common::{
     decide::Policy,
     hash::{Seed, hash64},
     table::{
-        HITS_MAX, Half, KEY_MASK, LONGER, LenBit, Meta, OCCUPIED, Place, Slot4, SlotW, Stamp,
-        WAYS, bitmap24, len_key, long_index, mask,
+        HITS_MAX, Half, KEY_MASK, LONGER, LenBit, Meta, OCCUPIED, Place, Slot4, SlotW, Stamp, WAYS,
+        bitmap24, len_key, long_index, mask,
     },
 };
 
@@ -79,7 +79,9 @@ extern "C" fn edge_host4(source: u32, now: Stamp) -> u32 {
     let buckets = config!(hosts4_buckets);
     match probe4(place.first(buckets), source, now) {
         Some(found) => found.word(),
-        None => probe4(place.second(buckets), source, now).unwrap_or(Policy::NONE).word(),
+        None => probe4(place.second(buckets), source, now)
+            .unwrap_or(Policy::NONE)
+            .word(),
     }
 }
 
@@ -141,7 +143,14 @@ const FOUND: u64 = 1 << 32;
 impl Search {
     #[inline(always)]
     fn new(hi: u64, lo: u64, now: Stamp) -> Self {
-        Self { hi, lo, lengths: 0, now, half: 0, found: 0 }
+        Self {
+            hi,
+            lo,
+            lengths: 0,
+            now,
+            half: 0,
+            found: 0,
+        }
     }
 
     /// Tries the lengths in use, longest first.
@@ -225,7 +234,10 @@ fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
         if difference(slot, hi, lo, want) != 0 {
             return None;
         }
-        Some(hit(&raw mut (*slot).hits, Policy::of(Meta::of(meta), black, allow, now)))
+        Some(hit(
+            &raw mut (*slot).hits,
+            Policy::of(Meta::of(meta), black, allow, now),
+        ))
     }
 }
 
@@ -245,7 +257,10 @@ fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
         if key(way) != source {
             return None;
         }
-        Some(hit(&raw mut (*slot).hits, Policy::of(Meta::default(), black, allow, now)))
+        Some(hit(
+            &raw mut (*slot).hits,
+            Policy::of(Meta::default(), black, allow, now),
+        ))
     }
 }
 

@@ -16,7 +16,11 @@ impl<'a> XdpSource<'a> {
     /// A view of the frame as it is now. Stale once the packet's head moved.
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext) -> Self {
-        Self { ctx, data: ctx.data(), end: ctx.data_end() }
+        Self {
+            ctx,
+            data: ctx.data(),
+            end: ctx.data_end(),
+        }
     }
 
     /// Bytes in the linear part.
