@@ -112,12 +112,6 @@ fn has_bit(region: &Region, (word, bit): (u32, u64)) -> bool {
 }
 
 fn find<S: Slot>(region: &Region, buckets: [u32; 2], key: S::Key) -> Option<Listing> {
-    buckets.into_iter().flat_map(slots_of).find_map(|i| {
-        if S::load_key(region, i) != Some(key) {
-            return None;
-        }
-        let listing = S::load_listing(region, i);
-        // Between the two the slot may have been freed, and filled with another.
-        (S::load_key(region, i) == Some(key)).then_some(listing)
-    })
+    let mut slots = buckets.into_iter().flat_map(slots_of);
+    slots.find_map(|i| S::load_if(region, i, key))
 }

@@ -30,7 +30,11 @@ pub(super) trait Slot: Copy {
     /// Reads the key alone.
     fn load_key(region: &Region, index: usize) -> Option<Self::Key>;
 
-    /// Reads everything but the key.
+    /// Reads the values as readers must, if the slot holds `key` before and
+    /// after: in between it may have been freed, and filled with another entry.
+    fn load_if(region: &Region, index: usize, key: Self::Key) -> Option<Listing>;
+
+    /// Reads everything but the key. Only for the writer.
     fn load_listing(region: &Region, index: usize) -> Listing;
 
     /// Reads the whole slot. Only for the writer: for others key and values
@@ -66,6 +70,14 @@ impl Slot for Slot4 {
     fn load_key(region: &Region, index: usize) -> Option<u32> {
         let addr = load(&region.u32s()[index * WORDS4]);
         (addr != 0).then_some(addr)
+    }
+
+    fn load_if(region: &Region, index: usize, key: u32) -> Option<Listing> {
+        if Self::load_key(region, index) != Some(key) {
+            return None;
+        }
+        let listing = Self::load_listing(region, index);
+        (Self::load_key(region, index) == Some(key)).then_some(listing)
     }
 
     fn load_listing(region: &Region, index: usize) -> Listing {
@@ -132,6 +144,21 @@ const BLACK: usize = 5;
 const ALLOW: usize = 6;
 const HITS: usize = 7;
 
+/// Reads the meta word of a slot of `WIDE`, then its address: a slot changes
+/// hands with a zero meta word, so that an address read after one that is not
+/// zero belongs to it or to a later one.
+fn load_wide_key(region: &Region, index: usize) -> Option<(WideKey, Meta)> {
+    let meta = load(&region.u32s()[index * WORDS_W + META]);
+    let long = &region.u64s()[index * LONG_WORDS_W..][..2];
+    let slot = SlotW {
+        hi: load(&long[0]),
+        lo: load(&long[1]),
+        meta,
+        ..SlotW::default()
+    };
+    slot.key().map(|key| (key, Meta::of(meta)))
+}
+
 impl Slot for SlotW {
     type Key = WideKey;
 
@@ -148,15 +175,19 @@ impl Slot for SlotW {
     }
 
     fn load_key(region: &Region, index: usize) -> Option<WideKey> {
-        let meta = load(&region.u32s()[index * WORDS_W + META]);
-        let long = &region.u64s()[index * LONG_WORDS_W..][..2];
-        let slot = Self {
-            hi: load(&long[0]),
-            lo: load(&long[1]),
-            meta,
-            ..Self::default()
-        };
-        slot.key()
+        load_wide_key(region, index).map(|(key, _)| key)
+    }
+
+    fn load_if(region: &Region, index: usize, key: WideKey) -> Option<Listing> {
+        if Self::load_key(region, index) != Some(key) {
+            return None;
+        }
+        let w = &region.u32s()[index * WORDS_W..][..WORDS_W];
+        let (black, allow) = (load(&w[BLACK]), load(&w[ALLOW]));
+        // Flags and profile from the very word that proves the match: one read
+        // before may be that of a slot not yet filled.
+        let (again, meta) = load_wide_key(region, index)?;
+        (again == key).then_some(Listing { black, allow, meta })
     }
 
     fn load_listing(region: &Region, index: usize) -> Listing {
@@ -184,11 +215,13 @@ impl Slot for SlotW {
     fn publish(self, region: &Region, index: usize) {
         let long = &region.u64s()[index * LONG_WORDS_W..][..2];
         let w = &region.u32s()[index * WORDS_W..][..WORDS_W];
-        store(&long[0], self.hi);
-        store(&long[1], self.lo);
+        // The address after the values: a reader that has seen the meta word of
+        // the former entry and now sees this address may take it for a match.
         store(&w[BLACK], self.black);
         store(&w[ALLOW], self.allow);
         store(&w[HITS], self.hits);
+        store(&long[0], self.hi);
+        store(&long[1], self.lo);
         store(&w[META], self.meta);
     }
 

@@ -5,15 +5,20 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     rc::Rc,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     thread,
 };
 
-use edge_common::{addr::Prefix, table::Slot4};
+use edge_common::{
+    addr::Prefix,
+    table::{Meta, Slot4},
+};
 use proptest::prelude::*;
 
 use super::{
-    super::{Capacity, Geometry, Listing, TableError, Tables, cuckoo::Cuckoo, words::hook},
+    super::{
+        Capacity, Geometry, Listing, Regions, TableError, Tables, cuckoo::Cuckoo, words::hook,
+    },
     Op, SEED, addrs, black, check, listing, model_lookup, op, p, prefix, put, tables, tiny,
 };
 use crate::memory::Region;
@@ -263,6 +268,88 @@ fn no_move_hides_an_entry() {
         }
     }
     assert!(moves > 300, "only {moves} moves were tried");
+}
+
+/// The words of `WIDE` and its filter.
+fn wide_words(regions: &Regions) -> impl Iterator<Item = &AtomicU32> {
+    [&regions.wide, &regions.wide_filter]
+        .into_iter()
+        .flat_map(Region::u32s)
+}
+
+/// One slot changes hands between two prefixes of the same length, and a reader
+/// sees any part of that before any two of its loads, then the rest.
+#[test]
+fn a_slot_may_change_hands_under_a_reader() {
+    let mut t = tables(Geometry {
+        wide_buckets: 1,
+        wide_filter_words: 1,
+        ..tiny()
+    });
+    let flags = |flags| Meta { flags, profile: 0 };
+    let (old, new, cover) = (p("10.1.0.0/24"), p("10.2.0.0/24"), p("10.0.0.0/8"));
+    let says = |black, f| Listing {
+        black,
+        meta: flags(f),
+        ..Listing::default()
+    };
+    t.put(cover, says(400, 1)).unwrap();
+    t.put(new, says(500, 2)).unwrap();
+    t.put(new, Listing::default()).unwrap();
+    t.put(old, says(600, 2)).unwrap();
+    let reader = t.reader();
+    let regions = Rc::new(t.reader().regions);
+
+    let history = Rc::new(RefCell::new(Vec::new()));
+    let snapshot = {
+        let (history, regions) = (Rc::clone(&history), Rc::clone(&regions));
+        move || {
+            let words: Vec<u32> = wide_words(&regions).map(|w| w.load(Relaxed)).collect();
+            history.borrow_mut().push(words);
+        }
+    };
+    snapshot();
+    hook::after_stores(snapshot, || {
+        t.put(old, Listing::default()).unwrap();
+        t.put(new, says(500, 2)).unwrap();
+    });
+    let history = history.take();
+    let show = |regions: &Regions, at: usize| {
+        for (word, was) in wide_words(regions).zip(&history[at]) {
+            word.store(*was, Relaxed);
+        }
+    };
+    let last = history.len() - 1;
+    assert!(last >= 12, "two slots' worth of stores");
+
+    for (addr, with) in [("10.1.0.1", says(600, 3)), ("10.2.0.1", says(500, 3))] {
+        let allowed = [says(400, 1), with];
+        for at in 0..=last {
+            for (first, second) in (0..40).flat_map(|f| (f..40).map(move |s| (f, s))) {
+                show(&regions, 0);
+                let (seen, whole) = (history[at].clone(), history[last].clone());
+                let (r, mut loads) = (Rc::clone(&regions), 0);
+                let turn = move || {
+                    if loads == first {
+                        wide_words(&r)
+                            .zip(&seen)
+                            .for_each(|(w, v)| w.store(*v, Relaxed));
+                    }
+                    if loads == second {
+                        wide_words(&r)
+                            .zip(&whole)
+                            .for_each(|(w, v)| w.store(*v, Relaxed));
+                    }
+                    loads += 1;
+                };
+                let found = hook::before_loads(turn, || reader.lookup(addr.parse().unwrap()));
+                assert!(
+                    allowed.contains(&found),
+                    "{addr}: {found:?} with store {at} at load {first}, the rest at {second}"
+                );
+            }
+        }
+    }
 }
 
 /// What readers must find whatever the writer does.
