@@ -1,2 +1,14 @@
 //! Command line of Edge.
-fn main() {}
+
+use std::process::ExitCode;
+
+use edge_userspace::{cli, daemon};
+
+fn main() -> ExitCode {
+    cli::main(|args| {
+        daemon::run(&daemon::Options {
+            config: args.config,
+            log: args.log,
+        })
+    })
+}

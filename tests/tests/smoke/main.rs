@@ -1,5 +1,7 @@
 //! Datapath and daemon on the real kernel, one thing at a time: attaching,
 //! taking over, replacing, rolling back.
 
+mod daemon;
 mod datapath;
+mod home;
 mod netns;

@@ -25,7 +25,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// # Panics
 /// When the test does, or without root.
 pub(crate) fn isolated(test: impl FnOnce(&Path) + Send) {
-    let directory = tempfile::tempdir().expect("a directory");
+    // Without a dot, which the BPF file system does not allow in a name.
+    let directory = tempfile::Builder::new()
+        .prefix("edge-test-")
+        .tempdir()
+        .expect("a directory");
     let path = directory.path();
     let outcome = thread::scope(|scope| {
         let run = scope.spawn(|| {
@@ -164,6 +168,22 @@ impl PacketSocket {
             )
         };
         usize::try_from(sent) == Ok(frame.len())
+    }
+
+    /// The next frame, if there is one already.
+    pub(crate) fn receive(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 2048];
+        // SAFETY: the pointer and length are those of a live, writable buffer.
+        let got = unsafe {
+            libc::recv(
+                self.socket.as_raw_fd(),
+                frame.as_mut_ptr().cast(),
+                frame.len(),
+                0,
+            )
+        };
+        frame.truncate(usize::try_from(got).ok()?);
+        Some(frame)
     }
 }
 

@@ -1,0 +1,385 @@
+//! The engine: the one thread that owns lists and datapath, and changes them.
+//!
+//! Requests are answered one after the other. Whatever takes long is told on
+//! the way; whatever fails leaves things as they were.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use edge_common::{
+    abi::{MAX_PROFILES, Profile, maps},
+    hash::Seed,
+};
+use tokio::sync::mpsc::Sender;
+use tracing::{error, info, warn};
+
+use super::{
+    facts::{Command, Shared},
+    limits::Changes,
+    notify::{News, Notifier},
+    plan::{Plan, plan},
+};
+use crate::{
+    clock::{Now, coarse_tick_ns},
+    config::{
+        self, Model,
+        model::OnExit,
+        reload::{self, changes},
+    },
+    control::protocol::{Failure, FailureKind},
+    datapath::{Datapath, DatapathError, EventRing},
+    memory::Region,
+    policy::{Policy, PolicyError, SystemEntries},
+    tables::{Capacity, Geometry, Regions},
+};
+
+/// How often what has expired is collected and the interfaces are looked after.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Key of the run-time limits among the store's settings.
+pub(super) const LIMITS_SETTING: &str = "limits";
+
+/// The engine.
+pub(super) struct Engine {
+    pub(super) path: PathBuf,
+    pub(super) seed: Seed,
+    /// What the file says.
+    pub(super) file: Model,
+    /// What was changed on top of it.
+    pub(super) changes: Changes,
+    /// What is in force: the file with the changes.
+    pub(super) model: Model,
+    pub(super) geometry: Geometry,
+    pub(super) system: SystemEntries,
+    pub(super) profiles: Box<[Profile; MAX_PROFILES]>,
+    pub(super) policy: Policy,
+    pub(super) datapath: Datapath,
+    pub(super) shared: Arc<Shared>,
+    /// Where a new ring buffer of events goes.
+    pub(super) rings: Sender<EventRing>,
+    pub(super) notifier: Notifier,
+    /// Set when a change failed and could not be undone.
+    pub(super) broken: bool,
+}
+
+/// Why a configuration was not put into force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ForceError {
+    /// It makes no sense.
+    #[error(transparent)]
+    Profiles(#[from] config::limits::TooManyProfiles),
+    /// The lists do not take it.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The kernel does not take it.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+}
+
+impl Engine {
+    /// Works until it is told to stop, or everybody who could tell is gone.
+    ///
+    /// # Errors
+    /// When a failed change could not be undone: a new daemon, which builds
+    /// everything from the store, is then the remedy.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) -> Result<()> {
+        let mut next = Instant::now() + TICK;
+        loop {
+            let wait = next.saturating_duration_since(Instant::now());
+            match commands.recv_timeout(wait) {
+                Ok(Command::Request(request, reply)) => {
+                    self.answer(request, reply);
+                    self.publish_counts();
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return self.stop(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.shared.beat();
+            if self.broken {
+                bail!(
+                    "a change failed and could not be undone (see above); the programs in the \
+                     kernel go on, and a restart puts everything right"
+                );
+            }
+            if Instant::now() >= next {
+                self.tick();
+                next = Instant::now() + TICK;
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        match self.policy.expire(Now::read()) {
+            Ok(0) => {}
+            Ok(_) => self.publish_counts(),
+            Err(e) => error!("cannot collect what has expired (it no longer matches): {e}"),
+        }
+        if self.datapath.watch() {
+            self.shared.publish_view(self.datapath.view());
+        }
+    }
+
+    fn stop(self) -> Result<()> {
+        // Closes the store: everything acknowledged is in it already.
+        drop(self.policy);
+        match self.model.on_exit {
+            OnExit::Leave => {
+                info!("the programs stay in the kernel and go on dropping (on_exit = \"leave\")");
+                Ok(())
+            }
+            OnExit::Detach => {
+                self.datapath.detach().context("detaching")?;
+                info!("detached from all interfaces");
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn publish_counts(&self) {
+        let mut facts = self.shared.facts();
+        facts.counts = self.policy.counts();
+        facts.capacity = self.geometry.capacity;
+    }
+
+    /// Another configuration is in force.
+    pub(super) fn publish_generation(&self, now: Now) {
+        self.shared.publish_view(self.datapath.view());
+        self.publish_counts();
+        let mut facts = self.shared.facts();
+        facts.config.generation += 1;
+        facts.config.since_unix_ms = now.unix_ms;
+        facts.config.file = self.path.display().to_string();
+    }
+
+    /// Reads the file again and puts it into force.
+    ///
+    /// # Errors
+    /// The old configuration is then in force as before.
+    pub(super) fn reload(&mut self) -> Result<(u64, Vec<String>), Failure> {
+        self.notifier.tell(News::Reloading);
+        let outcome = self.try_reload();
+        self.notifier.tell(News::Ready);
+        let now = Now::read().unix_ms;
+        let mut facts = self.shared.facts();
+        match &outcome {
+            Ok(notes) => {
+                facts.reloads.succeeded += 1;
+                facts.reloads.last_success_unix_ms = Some(now);
+                facts.reloads.last_error = None;
+                info!(
+                    generation = facts.config.generation,
+                    "reloaded: {}",
+                    notes.join(" ")
+                );
+            }
+            Err(failure) => {
+                facts.reloads.failed += 1;
+                facts.reloads.last_failure_unix_ms = Some(now);
+                facts.reloads.last_error = Some(failure.message.clone());
+                error!("not reloaded, the old configuration is in force: {failure}");
+            }
+        }
+        outcome.map(|notes| (facts.config.generation, notes))
+    }
+
+    fn try_reload(&mut self) -> Result<Vec<String>, Failure> {
+        let refused = |e: &dyn std::error::Error| Failure::new(FailureKind::Config, e.to_string());
+        let tick_ns = coarse_tick_ns();
+        let checked = config::load(&self.path, tick_ns).map_err(|e| refused(&e))?;
+        let difference = changes(&self.file, &checked.model).map_err(|e| refused(&e))?;
+        let limits = self
+            .changes
+            .on(&checked.model.limits, tick_ns)
+            .map_err(|e| {
+                let text = format!(
+                    "with the limits that were set at run time: {e}; or `edge limits reset`"
+                );
+                Failure::new(FailureKind::Config, text)
+            })?;
+        let mut notes: Vec<String> = checked.warnings.iter().map(ToString::to_string).collect();
+        let model = checked.model.with_limits(limits);
+        notes.extend(sentences(&difference));
+        notes.extend(self.force(model).map_err(failure)?);
+        self.file = checked.model;
+        self.publish_generation(Now::read());
+        Ok(notes)
+    }
+
+    /// Puts a configuration into force: lists first, then the programs.
+    ///
+    /// # Errors
+    /// Everything is then as it was, except when `broken` is set.
+    pub(super) fn force(&mut self, model: Model) -> Result<Vec<String>, ForceError> {
+        let Plan {
+            geometry,
+            settings,
+            system,
+        } = plan(&model, self.seed, coarse_tick_ns(), &self.profiles)?;
+        let now = Now::read();
+        let profiles = settings.program.profiles.clone();
+        let prepared = self.datapath.prepare(settings)?;
+        let mut notes = prepared.notes().to_vec();
+        if prepared.limiter_is_new() {
+            notes.push("the limiter starts empty: every source has its whole burst again".into());
+        }
+        let new_ring = prepared.events_are_new();
+        let resize = prepared.tables_are_new() || lists(&geometry) != lists(&self.geometry);
+        let filled = if resize {
+            let regions = regions(|name| prepared.region(name))?;
+            self.policy
+                .replace_tables(regions, geometry, system.clone(), now)
+                .map(|_| ())
+        } else {
+            self.extend_system(&system, now)
+        };
+        let done = match filled {
+            Ok(()) => self.datapath.commit(prepared).map_err(ForceError::from),
+            Err(e) => {
+                drop(prepared);
+                Err(e.into())
+            }
+        };
+        if let Err(e) = done {
+            self.restore(resize);
+            return Err(e);
+        }
+        if !resize && let Err(e) = self.policy.set_system(system.clone(), now) {
+            // Harmless: more than the file says is listed, until the next reload.
+            warn!("what was taken out of the file is listed still: {e}");
+            notes.push(format!(
+                "what was taken out of the file is listed still: {e}"
+            ));
+        }
+        self.model = model;
+        self.geometry = geometry;
+        self.system = system;
+        self.profiles = profiles;
+        if new_ring {
+            self.send_ring();
+        }
+        Ok(notes)
+    }
+
+    /// Lets the lists hold what the old and the new file say, until it is clear
+    /// which is in force: should the change fail, nothing that the old one
+    /// lists has been missing for a moment.
+    fn extend_system(&mut self, new: &SystemEntries, now: Now) -> Result<(), PolicyError> {
+        match self.policy.set_system(both(&self.system, new), now) {
+            // Both together may not fit where the new one alone does.
+            Err(PolicyError::Table(_)) => self.policy.set_system(new.clone(), now),
+            done => done,
+        }
+    }
+
+    /// Makes the lists what they were before a change that failed.
+    fn restore(&mut self, resized: bool) {
+        let now = Now::read();
+        let system = self.system.clone();
+        let restored = if resized {
+            regions(|name| self.datapath.region(name))
+                .map_err(ForceError::from)
+                .and_then(|regions| {
+                    self.policy
+                        .replace_tables(regions, self.geometry, system, now)
+                        .map(|_| ())
+                        .map_err(ForceError::from)
+                })
+        } else {
+            self.policy
+                .set_system(system, now)
+                .map_err(ForceError::from)
+        };
+        if let Err(e) = restored {
+            error!("cannot undo a failed change: {e}");
+            self.broken = true;
+        }
+    }
+
+    /// Hands the ring buffer in force to whoever reads it.
+    pub(super) fn send_ring(&self) {
+        match self.datapath.events() {
+            Ok(None) => {}
+            Ok(Some(ring)) => {
+                if self.rings.try_send(ring).is_err() {
+                    warn!("no sampled events: nobody reads them");
+                }
+            }
+            Err(e) => warn!("no sampled events: {e}"),
+        }
+    }
+}
+
+/// The memory of the policy tables, given what maps a table by name.
+pub(super) fn regions(
+    region: impl Fn(&'static str) -> Result<Region, DatapathError>,
+) -> Result<Regions, DatapathError> {
+    Ok(Regions {
+        hosts4: region(maps::HOSTS4)?,
+        hosts4_filter: region(maps::HOSTS4_FILTER)?,
+        wide: region(maps::WIDE)?,
+        wide_filter: region(maps::WIDE_FILTER)?,
+        bitmap24: region(maps::BITMAP24)?,
+        lengths4: region(maps::LENGTHS4)?,
+        lengths6: region(maps::LENGTHS6)?,
+        lengths6_long: region(maps::LENGTHS6_LONG)?,
+    })
+}
+
+/// What two files say together; of two limits for a prefix, the new one.
+fn both(old: &SystemEntries, new: &SystemEntries) -> SystemEntries {
+    SystemEntries {
+        management: [&old.management[..], &new.management].concat(),
+        bogons: [&old.bogons[..], &new.bogons].concat(),
+        // Of several for one prefix the last counts.
+        profiles: [&old.profiles[..], &new.profiles].concat(),
+        allow: [&old.allow[..], &new.allow].concat(),
+        black: [&old.black[..], &new.black].concat(),
+    }
+}
+
+/// The part of a geometry that the lists depend on.
+fn lists(geometry: &Geometry) -> Geometry {
+    Geometry {
+        limiter_buckets: 0,
+        capacity: Capacity {
+            limiter_sources: 0,
+            ..geometry.capacity
+        },
+        ..*geometry
+    }
+}
+
+/// A failure for the one who asked.
+pub(super) fn failure(error: ForceError) -> Failure {
+    let text = error.to_string();
+    match error {
+        ForceError::Profiles(_) => Failure::new(FailureKind::Config, text),
+        ForceError::Policy(e) => super::requests::policy_failure(&e),
+        ForceError::Datapath(_) => Failure::new(FailureKind::Kernel, text),
+    }
+}
+
+/// What a reload changed, a sentence each.
+fn sentences(changes: &reload::Changes) -> Vec<String> {
+    if !changes.any {
+        return vec!["nothing in the file has changed".into()];
+    }
+    let mut sentences = Vec::new();
+    let mut list = |what: &str, names: &[String]| {
+        if !names.is_empty() {
+            sentences.push(format!("{what} {}", names.join(", ")));
+        }
+    };
+    list("attached to", &changes.added);
+    list("detached from", &changes.removed);
+    let keys: Vec<String> = changes.new_tables.iter().map(|&k| k.to_owned()).collect();
+    list("resized:", &keys);
+    sentences
+}

@@ -1,0 +1,274 @@
+//! What the daemon knows of itself, published by the engine and read by
+//! everybody else without asking the engine, which may be busy.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{SyncSender, TrySendError},
+    },
+};
+
+use edge_common::{
+    abi::{ABI_VERSION, Counter, TableStat},
+    addr::Family,
+    reason::{Reason, Verdict},
+};
+use tracing::warn;
+
+use crate::{
+    clock::Now,
+    control::{
+        events::Hub,
+        protocol::{Failure, FailureKind, Request},
+        server::{Handler, Reply},
+        stats::Stats,
+    },
+    datapath::{InterfaceCounters, InterfaceState, View},
+    entry::List,
+    policy::{Counts, Kind},
+    status::{
+        ConfigStatus, EntryKind, EventsStatus, FamilyName, InterfaceStatus, LimiterStatus,
+        ListCount, ReasonCount, Reloads, Source, Status, TableStatus, Traffic,
+    },
+    tables::Capacity,
+};
+
+/// Something for the engine.
+pub(super) enum Command {
+    /// From the control socket, or `SIGHUP`.
+    Request(Request, Reply),
+    /// To end.
+    Stop,
+}
+
+/// What the threads of the daemon share.
+pub(super) struct Shared {
+    started: Now,
+    commands: SyncSender<Command>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) stats: Arc<Stats>,
+    facts: Mutex<Facts>,
+    beats: AtomicU64,
+}
+
+/// What the engine publishes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    pub(super) config: ConfigStatus,
+    pub(super) reloads: Reloads,
+    pub(super) view: Option<View>,
+    pub(super) counts: Counts,
+    pub(super) capacity: Capacity,
+    /// What had passed and what had been dropped when the interface was put
+    /// into force first by this daemon.
+    pub(super) at_start: BTreeMap<String, (Traffic, Traffic)>,
+}
+
+impl Shared {
+    pub(super) fn new(started: Now, commands: SyncSender<Command>) -> Self {
+        Self {
+            started,
+            commands,
+            hub: Arc::default(),
+            stats: Arc::default(),
+            facts: Mutex::default(),
+            beats: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
+        // Facts are only ever replaced as a whole or field by field.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes what is in force now.
+    pub(super) fn publish_view(&self, view: Option<View>) {
+        let mut at_start = self.facts().at_start.clone();
+        for state in view.iter().flat_map(View::interfaces) {
+            if at_start.contains_key(&state.name) {
+                continue;
+            }
+            if let Some(counters) = view.as_ref().and_then(|v| read(v, state)) {
+                at_start.insert(state.name.clone(), totals(&counters));
+            }
+        }
+        let mut facts = self.facts();
+        facts.view = view;
+        facts.at_start = at_start;
+    }
+
+    /// The interface with this kernel index, for an event.
+    pub(super) fn interface_name(&self, ifindex: u32) -> String {
+        let facts = self.facts();
+        let view = facts.view.iter().flat_map(View::interfaces);
+        let found = { view }.find(|i| i.ifindex == ifindex);
+        found.map_or_else(|| format!("interface {ifindex}"), |i| i.name.clone())
+    }
+
+    /// A sign of life of the engine.
+    pub(super) fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Signs of life up to now.
+    pub(super) fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+}
+
+impl Handler for Shared {
+    fn handle(&self, request: Request, reply: Reply) {
+        let refuse = |reply: Reply, text| reply.send(Err(Failure::new(FailureKind::Busy, text)));
+        match self.commands.try_send(Command::Request(request, reply)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(Command::Request(_, reply))) => {
+                refuse(reply, "too many requests are waiting; try again");
+            }
+            Err(TrySendError::Disconnected(Command::Request(_, reply))) => {
+                refuse(reply, "the daemon is stopping");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn import_limit(&self) -> u64 {
+        let capacity = self.facts().capacity;
+        u64::from(capacity.hosts_v4) + u64::from(capacity.hosts_v6) + u64::from(capacity.prefixes)
+    }
+}
+
+impl Source for Shared {
+    fn status(&self) -> Status {
+        // The counters are read without the lock: that takes system calls.
+        let facts = self.facts().clone();
+        let now = Now::read();
+        let stat = |which| {
+            let value = facts.view.as_ref()?.stat(which);
+            value.map_err(|e| warn!("{e}")).ok()
+        };
+        let stat = |which| stat(which).unwrap_or_default();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi_version: ABI_VERSION,
+            pid: std::process::id(),
+            started_unix_ms: self.started.unix_ms,
+            uptime_ms: now.mono_ns.saturating_sub(self.started.mono_ns) / 1_000_000,
+            interfaces: interfaces(&facts),
+            tables: tables(&facts.counts),
+            lists: lists(&facts.counts),
+            limiter: LimiterStatus {
+                claimed: stat(TableStat::LimiterClaimed),
+                recycled: stat(TableStat::LimiterRecycled),
+                evicted: stat(TableStat::LimiterEvicted),
+                contended: stat(TableStat::LimiterContended),
+            },
+            events: EventsStatus {
+                read: self.hub.published(),
+                lost_in_kernel: stat(TableStat::EventsLost),
+                lost_by_followers: self.hub.lost(),
+            },
+            control: self.stats.counts(),
+            config: facts.config,
+            reloads: facts.reloads,
+        }
+    }
+}
+
+fn read(view: &View, state: &InterfaceState) -> Option<InterfaceCounters> {
+    view.counters(state)
+        .map_err(|e| warn!(interface = state.name, "{e}"))
+        .ok()
+}
+
+fn traffic(counter: Counter) -> Traffic {
+    Traffic {
+        packets: counter.packets,
+        bytes: counter.bytes,
+    }
+}
+
+/// All that passed, and all that was dropped.
+fn totals(counters: &InterfaceCounters) -> (Traffic, Traffic) {
+    let (mut passed, mut dropped) = (Traffic::default(), Traffic::default());
+    for &reason in Reason::ALL {
+        let sum = match reason.verdict() {
+            Verdict::Pass => &mut passed,
+            Verdict::Drop => &mut dropped,
+        };
+        let Counter { packets, bytes } = counters.ended(reason);
+        sum.packets = sum.packets.wrapping_add(packets);
+        sum.bytes = sum.bytes.wrapping_add(bytes);
+    }
+    (passed, dropped)
+}
+
+fn interfaces(facts: &Facts) -> Vec<InterfaceStatus> {
+    let Some(view) = &facts.view else {
+        return Vec::new();
+    };
+    let one = |state: &InterfaceState| {
+        let (passed_at_start, dropped_at_start) =
+            facts.at_start.get(&state.name).copied().unwrap_or_default();
+        let reasons = read(view, state)
+            .iter()
+            .flat_map(|counters| {
+                Reason::ALL.iter().map(|&reason| ReasonCount {
+                    reason,
+                    ended: traffic(counters.ended(reason)),
+                    would_drop: traffic(counters.would_drop(reason)),
+                })
+            })
+            .filter(|c| c.ended.packets != 0 || c.would_drop.packets != 0)
+            .collect();
+        InterfaceStatus {
+            name: state.name.clone(),
+            ifindex: state.ifindex,
+            mode: state.mode,
+            problem: state.problem.clone(),
+            adopted: state.adopted,
+            passed_at_start,
+            dropped_at_start,
+            reasons,
+        }
+    };
+    view.interfaces().iter().map(one).collect()
+}
+fn tables(counts: &Counts) -> Vec<TableStatus> {
+    let Counts { used, capacity, .. } = counts;
+    [
+        ("hosts_v4", used.hosts_v4, capacity.hosts_v4),
+        ("hosts_v6", used.hosts_v6, capacity.hosts_v6),
+        ("prefixes", used.prefixes, capacity.prefixes),
+    ]
+    .map(|(table, entries, capacity)| TableStatus {
+        table: table.to_owned(),
+        entries: entries.into(),
+        capacity: capacity.into(),
+    })
+    .into()
+}
+
+fn lists(counts: &Counts) -> Vec<ListCount> {
+    let mut all = Vec::new();
+    for list in [List::Black, List::Allow] {
+        for (family, name) in [
+            (Family::V4, FamilyName::Ipv4),
+            (Family::V6, FamilyName::Ipv6),
+        ] {
+            for (of, kind) in [
+                (Kind::Host, EntryKind::Host),
+                (Kind::Prefix, EntryKind::Prefix),
+            ] {
+                all.push(ListCount {
+                    list,
+                    family: name,
+                    kind,
+                    entries: counts.entries(list, family, of),
+                });
+            }
+        }
+    }
+    all
+}

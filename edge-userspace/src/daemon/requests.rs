@@ -1,0 +1,178 @@
+//! The engine's answers to the requests of the control socket.
+
+use tracing::info;
+
+use super::{
+    engine::{Engine, LIMITS_SETTING, failure},
+    limits::{ChangeError, Changes},
+    lookup::lookup,
+};
+use crate::{
+    clock::{Now, coarse_tick_ns},
+    control::{
+        protocol::{Addition, Entry, Failure, FailureKind, Request, Response},
+        server::Reply,
+    },
+    policy::{EntryView, NewEntry, PolicyError},
+    tables::TableError,
+};
+
+impl Engine {
+    /// Carries a request out and answers it.
+    pub(super) fn answer(&mut self, request: Request, reply: Reply) {
+        let now = Now::read();
+        let answer = match request {
+            Request::Status {} => Err(Failure::new(
+                FailureKind::Internal,
+                "the engine was asked for the status",
+            )),
+            Request::Reload {} => self
+                .reload()
+                .map(|(generation, notes)| Response::Reloaded { generation, notes }),
+            Request::Add(addition) => self.add(addition, now, &reply),
+            Request::Remove { list, prefixes } => self
+                .policy
+                .remove(list, &prefixes, now)
+                .map(|r| Response::Removed {
+                    removed: r.removed,
+                    missing: r.missing,
+                })
+                .map_err(|e| policy_failure(&e)),
+            Request::List {
+                list,
+                within,
+                after,
+                limit,
+            } => self
+                .policy
+                .list(list, within, after, limit as usize, now)
+                .map(|page| Response::Page {
+                    entries: page.entries.iter().map(entry).collect(),
+                    next: page.next,
+                })
+                .map_err(|e| policy_failure(&e)),
+            Request::Flush { list, origin } => self
+                .policy
+                .flush(list, origin, now)
+                .map(|removed| Response::Flushed { removed })
+                .map_err(|e| policy_failure(&e)),
+            Request::Lookup { address } => self
+                .policy
+                .lookup(address, now)
+                .map(|entries| {
+                    let entries = entries.iter().map(entry).collect();
+                    Response::Lookup(lookup(address, entries, &self.model, now))
+                })
+                .map_err(|e| policy_failure(&e)),
+            Request::Limits {} => Ok(self.tell_limits()),
+            Request::SetLimit(change) => {
+                let mut changes = self.changes.clone();
+                changes
+                    .set(&change)
+                    .map_err(|e| change_failure(&e))
+                    .and_then(|()| self.change_limits(changes))
+            }
+            Request::ResetLimits { kind, prefix } => {
+                let mut changes = self.changes.clone();
+                changes.reset(kind, prefix);
+                self.change_limits(changes)
+            }
+        };
+        reply.send(answer);
+    }
+
+    fn add(&mut self, addition: Addition, now: Now, reply: &Reply) -> Result<Response, Failure> {
+        let Addition { header, prefixes } = addition;
+        let expires_unix_ms = header
+            .ttl_s
+            .map(|s| now.unix_ms.saturating_add(s.saturating_mul(1000)));
+        let note: std::sync::Arc<str> = header.note.into();
+        let entries = prefixes
+            .into_iter()
+            .map(|prefix| NewEntry {
+                prefix,
+                expires_unix_ms,
+                origin: header.origin,
+                note: note.clone(),
+            })
+            .collect();
+        let shared = self.shared.clone();
+        let mut progress = |done, total| {
+            shared.beat();
+            reply.progress(done, total);
+        };
+        let done = if header.replace {
+            self.policy
+                .replace(header.list, header.origin, entries, now, &mut progress)
+        } else {
+            self.policy.add(header.list, entries, now, &mut progress)
+        };
+        done.map(|a| Response::Added {
+            added: a.added,
+            updated: a.updated,
+            removed: a.removed,
+        })
+        .map_err(|e| policy_failure(&e))
+    }
+
+    fn tell_limits(&self) -> Response {
+        Response::Limits(self.changes.tell(&self.model.limits))
+    }
+
+    /// Puts other run-time limits into force, and keeps them.
+    fn change_limits(&mut self, changes: Changes) -> Result<Response, Failure> {
+        let limits = changes
+            .on(&self.file.limits, coarse_tick_ns())
+            .map_err(|e| change_failure(&e))?;
+        if changes != self.changes {
+            let model = self.file.with_limits(limits);
+            self.store_limits(&changes)?;
+            if let Err(e) = self.force(model) {
+                // What is stored must be what is in force.
+                let former = self.changes.clone();
+                if let Err(e) = self.store_limits(&former) {
+                    tracing::error!("limits that are not in force are stored: {e}");
+                }
+                return Err(failure(e));
+            }
+            self.changes = changes;
+            self.publish_generation(Now::read());
+            info!("limits changed");
+        }
+        Ok(self.tell_limits())
+    }
+
+    fn store_limits(&self, changes: &Changes) -> Result<(), Failure> {
+        let text = serde_json::to_vec(changes)
+            .map_err(|e| Failure::new(FailureKind::Internal, e.to_string()))?;
+        self.policy
+            .set_setting(LIMITS_SETTING, &text)
+            .map_err(|e| policy_failure(&e))
+    }
+}
+
+fn entry(view: &EntryView) -> Entry {
+    Entry {
+        prefix: view.prefix,
+        list: view.list,
+        origin: view.origin,
+        created_unix_ms: view.created_unix_ms,
+        expires_unix_ms: view.expires_unix_ms,
+        note: view.note.to_string(),
+        hits: view.hits,
+    }
+}
+
+fn change_failure(error: &ChangeError) -> Failure {
+    Failure::new(FailureKind::Invalid, error.to_string())
+}
+/// A failure of the lists for the one who asked.
+pub(super) fn policy_failure(error: &PolicyError) -> Failure {
+    let kind = match error {
+        PolicyError::Table(TableError::Full { .. }) => FailureKind::Full,
+        PolicyError::Table(TableError::Size { .. }) => FailureKind::Internal,
+        PolicyError::Store(_) => FailureKind::Store,
+        PolicyError::NoteTooLong { .. } | PolicyError::InFile { .. } => FailureKind::Invalid,
+    };
+    Failure::new(kind, error.to_string())
+}

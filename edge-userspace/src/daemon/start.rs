@@ -1,0 +1,196 @@
+//! From nothing to everything in force, in the order that leaves no gap: the
+//! programs of a former daemon go on until the tables are right and the new
+//! programs take their place.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context, Result, bail};
+use edge_common::{
+    abi::{MAX_PROFILES, Profile},
+    hash::Seed,
+};
+use tokio::sync::mpsc::Sender;
+use tracing::{info, warn};
+
+use super::{
+    engine::{Engine, LIMITS_SETTING, regions},
+    facts::Shared,
+    limits::Changes,
+    notify::Notifier,
+    plan::{Plan, plan},
+};
+use crate::{
+    clock::{Now, coarse_tick_ns},
+    config::{self, Model},
+    datapath::{Datapath, EventRing, InterfaceState},
+    policy::Policy,
+    status::AttachMode,
+    store::Store,
+    tables::Geometry,
+};
+
+/// Key of the seed among the store's settings.
+const SEED_SETTING: &str = "seed";
+
+/// Reads the configuration and says what it means.
+///
+/// # Errors
+/// When it cannot be read or is wrong.
+pub(super) fn configuration(path: &Path) -> Result<Model> {
+    let checked = config::load(path, coarse_tick_ns())?;
+    for warning in &checked.warnings {
+        warn!("{warning}");
+    }
+    let model = checked.model;
+    let geometry = Geometry::for_capacity(&model.capacity);
+    let description = config::describe(&model, &geometry).to_string();
+    for line in description.lines().filter(|l| !l.is_empty()) {
+        info!("{line}");
+    }
+    Ok(model)
+}
+
+/// Opens the store and puts everything into force.
+///
+/// # Errors
+/// When anything of it fails. What was in force before is then in force still.
+pub(super) fn engine(
+    path: &Path,
+    file: Model,
+    shared: Arc<Shared>,
+    rings: Sender<EventRing>,
+    notifier: Notifier,
+) -> Result<Engine> {
+    // First, because its lock tells two daemons with the same state apart.
+    let store = Store::open(&file.state_dir)?;
+    let datapath = Datapath::open(&file.bpffs_dir)?;
+    let seed = seed(&store)?;
+    let (changes, model) = limits(&store, &file);
+    let none = [Profile::default(); MAX_PROFILES];
+    let Plan {
+        geometry,
+        settings,
+        system,
+    } = plan(&model, seed, coarse_tick_ns(), &none)?;
+    let profiles = settings.program.profiles.clone();
+    let prepared = datapath.prepare(settings)?;
+    for note in prepared.notes() {
+        warn!("{note}");
+    }
+    let now = Now::read();
+    let (policy, filled) = Policy::open(
+        store,
+        regions(|name| prepared.region(name))?,
+        geometry,
+        seed,
+        system.clone(),
+        now,
+    )?;
+    info!(
+        entries = filled.entries,
+        removed = filled.removed,
+        adopted = !prepared.tables_are_new(),
+        "the tables hold what the store and the configuration say"
+    );
+    let mut engine = Engine {
+        path: path.to_path_buf(),
+        seed,
+        file,
+        changes,
+        model,
+        geometry,
+        system,
+        profiles,
+        policy,
+        datapath,
+        shared,
+        rings,
+        notifier,
+        broken: false,
+    };
+    engine.datapath.commit(prepared)?;
+    engine.send_ring();
+    engine.publish_generation(now);
+    if let Some(view) = engine.datapath.view() {
+        view.interfaces().iter().for_each(announce);
+    }
+    Ok(engine)
+}
+
+fn announce(state: &InterfaceState) {
+    let InterfaceState {
+        name,
+        ifindex,
+        adopted,
+        ..
+    } = state;
+    match state.mode {
+        Some(AttachMode::Native) => {
+            info!(ifindex, adopted, "{name}: attached in NATIVE mode");
+        }
+        Some(AttachMode::Generic) => {
+            warn!(
+                ifindex,
+                adopted, "{name}: attached in GENERIC mode, which is slow"
+            );
+        }
+        None => {}
+    }
+}
+
+/// The secret of the hashes: one an installation, so that tables in the kernel
+/// fit the next daemon.
+fn seed(store: &Store) -> Result<Seed> {
+    if let Some(bytes) = store.setting(SEED_SETTING)? {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let words = words.iter().map(|w| u64::from_le_bytes(*w));
+        if let Ok(words) = words.collect::<Vec<_>>().try_into()
+            && rest.is_empty()
+        {
+            return Ok(Seed(words));
+        }
+        bail!("the store holds a seed of {} bytes, not 32", bytes.len());
+    }
+    let mut bytes = [0; 32];
+    // SAFETY: the pointer and length are those of a live, writable buffer.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) != Ok(bytes.len()) {
+        return Err(std::io::Error::last_os_error()).context("no random numbers for the seed");
+    }
+    store.set_setting(SEED_SETTING, &bytes)?;
+    let (words, _) = bytes.as_chunks::<8>();
+    let mut seed = [0; 4];
+    for (to, from) in seed.iter_mut().zip(words) {
+        *to = u64::from_le_bytes(*from);
+    }
+    Ok(Seed(seed))
+}
+
+/// The limits set at run time, and the configuration with them. What no longer
+/// fits the file is left out: a firewall that does not start is worse.
+fn limits(store: &Store, file: &Model) -> (Changes, Model) {
+    let read = || -> Result<Option<(Changes, Model)>> {
+        let Some(bytes) = store.setting(LIMITS_SETTING)? else {
+            return Ok(None);
+        };
+        let changes: Changes = serde_json::from_slice(&bytes)?;
+        let limits = changes.on(&file.limits, coarse_tick_ns())?;
+        let model = file.with_limits(limits);
+        // Fails here and not later when the overrides differ too much.
+        model.profiles()?;
+        Ok(Some((changes, model)))
+    };
+    match read() {
+        Ok(Some((changes, model))) => {
+            if !changes.is_empty() {
+                info!("limits that were set at run time are in force, see `edge limits show`");
+            }
+            (changes, model)
+        }
+        Ok(None) => (Changes::default(), file.clone()),
+        Err(e) => {
+            warn!("limits that were set at run time are NOT in force, only those of the file: {e}");
+            (Changes::default(), file.clone())
+        }
+    }
+}
