@@ -173,11 +173,10 @@ impl Engine {
                 facts.reloads.succeeded += 1;
                 facts.reloads.last_success_unix_ms = Some(now);
                 facts.reloads.last_error = None;
-                info!(
-                    generation = facts.config.generation,
-                    "reloaded: {}",
-                    notes.join(" ")
-                );
+                info!(generation = facts.config.generation, "reloaded");
+                for note in notes {
+                    info!("{note}");
+                }
             }
             Err(failure) => {
                 facts.reloads.failed += 1;

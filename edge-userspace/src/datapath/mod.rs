@@ -180,8 +180,10 @@ impl Datapath {
         let mut loaded = Vec::with_capacity(settings.interfaces.len());
         for name in &settings.interfaces {
             let block = blocks.get(name).copied().unwrap_or_default();
+            let mut ebpf = program.load(name, block, &paths)?;
+            program::close_maps(&mut ebpf);
             loaded.push(Loaded {
-                ebpf: program.load(name, block, &paths)?,
+                ebpf,
                 state: InterfaceState {
                     name: name.clone(),
                     ifindex: 0,

@@ -84,6 +84,15 @@ fn by_name<'a>(loaded: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramE
         .try_into()
 }
 
+/// Closes this process's handles of the maps, which the program in the kernel
+/// does not need: the descriptors of many interfaces would run out.
+pub(super) fn close_maps(loaded: &mut Ebpf) {
+    let names: Vec<String> = loaded.maps().map(|(name, _)| name.to_owned()).collect();
+    for name in names {
+        drop(loaded.take_map(&name));
+    }
+}
+
 /// Sets the clock of all loads that share the maps of this one.
 pub(super) fn set_clock(loaded: &mut Ebpf) -> Result<(), DatapathError> {
     /// The kernel runs no XDP program on less than an Ethernet header.
