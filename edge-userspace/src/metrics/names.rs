@@ -115,7 +115,7 @@ metrics! {
     TABLE_ENTRIES = Gauge, "edge_table_entries", [TABLE],
         "Entries in a table.";
     TABLE_CAPACITY = Gauge, "edge_table_capacity_entries", [TABLE],
-        "Entries that a table has room for: its key under [tables] in the configuration.";
+        "Entries that a table has room for: its key in the section tables of the configuration.";
     LIST_ENTRIES = Gauge, "edge_list_entries", [LIST, FAMILY, KIND],
         "Entries of a list.";
     LIMITER_CLAIMED = Counter, "edge_limiter_claimed", [],
