@@ -1,4 +1,5 @@
-//! The control socket, as its clients meet it.
+//! The control socket and the command line, as their users meet them.
 
+mod command_line;
 mod rig;
 mod socket;

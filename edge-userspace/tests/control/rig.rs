@@ -1,7 +1,7 @@
 //! The real server on a real socket, in a thread of its own.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use edge_userspace::control::{
     client::Client,
     events::Hub,
     server::{Bounds, Handler, Server},
-    socket::Socket,
+    socket::{BindError, Socket},
     stats::Stats,
 };
 use tokio::sync::watch;
@@ -62,7 +62,7 @@ impl<H: Handler> Rig<H> {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let socket = Socket::bind(&path).await.unwrap();
+                let socket = bind(&path).await;
                 ready.send(()).unwrap();
                 Server::new(socket, engine, hub, stats, bounds)
                     .run(stopped)
@@ -106,6 +106,20 @@ impl<H> Drop for Rig<H> {
             if !std::thread::panicking() {
                 ended.expect("the server does not panic");
             }
+        }
+    }
+}
+
+/// Listens on the socket. A process that another test starts at this moment has
+/// our files, and with them the lock of a former server, until its exec.
+async fn bind(path: &Path) -> Socket {
+    let start = Instant::now();
+    loop {
+        match Socket::bind(path).await {
+            Err(BindError::InUse { .. }) if start.elapsed() < DEADLINE => {
+                tokio::task::yield_now().await;
+            }
+            bound => return bound.unwrap(),
         }
     }
 }
