@@ -228,7 +228,14 @@ impl Policy {
         changes.sort_by_key(|c| c.1);
         let mut undo = super::Undo::default();
         let mut counts = self.stored;
-        for (list, prefix, record) in &changes {
+        // Prefixes go after all else: a source that another one covers from now
+        // on must not be without cover in between.
+        let goes_last = |c: &&Change| c.2.is_none() && !c.1.is_host();
+        let (last, first) = (
+            changes.iter().filter(goes_last),
+            changes.iter().filter(|c| !goes_last(c)),
+        );
+        for (list, prefix, record) in first.chain(last) {
             let former = self.tables.own(*prefix);
             let mut own = former;
             let file = self.system.own(*prefix).listing();

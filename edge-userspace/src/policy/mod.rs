@@ -12,6 +12,8 @@
 
 mod change;
 mod counts;
+#[cfg(test)]
+mod crash_tests;
 mod query;
 mod system;
 #[cfg(test)]
@@ -150,8 +152,11 @@ impl Policy {
         let mut tables = Tables::new(regions, geometry, self.seed)?;
         let system = Index::new(system);
         let filled = fill(&self.store, &mut tables, &system, now)?;
+        // What has expired is not in the new tables, where it would be found later.
+        self.store.write(filled.expired)?;
         self.tables = tables;
         self.system = system;
+        self.stored = filled.stored;
         Ok(filled.refilled)
     }
 
@@ -164,17 +169,38 @@ impl Policy {
         let differing = self.system.differing(&system);
         let entries = self.store.read()?;
         let mut listings = Vec::with_capacity(differing.len());
+        let (mut expired, mut stored) = (Vec::new(), self.stored);
         for prefix in differing {
             let mut own = system.own(prefix).listing();
             for list in [List::Black, List::Allow] {
-                if let Some(record) = entries.get(list, prefix)? {
-                    raise(&mut own, list, &record, now);
+                match entries.get(list, prefix)? {
+                    // The file's entry, which never expires, stood before it.
+                    Some(record) if record.has_expired(now.unix_ms) => {
+                        stored.remove(list, prefix);
+                        expired.push((list, prefix, None));
+                    }
+                    Some(record) => raise(&mut own, list, &record, now),
+                    None => {}
                 }
             }
             listings.push((prefix, own));
         }
         drop(entries);
-        self.put_all(listings)?;
+        if !expired.is_empty() {
+            self.store.write(expired)?;
+            self.stored = stored;
+        }
+        // What is new comes before anything goes: a source that another prefix
+        // covers from now on must not be without cover in between.
+        let both: Vec<_> = listings
+            .iter()
+            .map(|&(prefix, own)| (prefix, own.under(self.tables.own(prefix))))
+            .collect();
+        let undo = self.put_all(both)?;
+        if let Err(e) = self.put_all(listings) {
+            self.undo(undo);
+            return Err(e);
+        }
         self.system = system;
         self.tables.settle();
         Ok(())

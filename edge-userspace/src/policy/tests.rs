@@ -241,6 +241,29 @@ fn the_file_and_the_store_do_not_get_into_each_others_way() {
 }
 
 #[test]
+fn what_expired_behind_the_file_s_entry_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let system = SystemEntries {
+        black: vec![p("10.0.0.1"), p("10.1.0.0/16")],
+        ..Default::default()
+    };
+    let mut policy = open_at(dir.path(), system, START);
+    let entries = vec![entry("10.0.0.1", Some(10)), entry("10.1.0.0/16", Some(10))];
+    add(&mut policy, List::Black, entries).unwrap();
+    assert_eq!(policy.expire(later(20)).unwrap(), 0);
+    policy
+        .set_system(SystemEntries::default(), later(20))
+        .unwrap();
+    assert_eq!(
+        policy.counts().entries(List::Black, Family::V4, Kind::Host),
+        0
+    );
+    assert_eq!(policy.tables.used(), Default::default());
+    let stored = policy.store.read().unwrap();
+    assert_eq!(stored.range(List::Black, None, None).unwrap().count(), 0);
+}
+
+#[test]
 fn a_replacement_takes_away_what_the_feed_no_longer_has() {
     let dir = tempfile::tempdir().unwrap();
     let mut policy = open_at(dir.path(), SystemEntries::default(), START);
