@@ -156,7 +156,7 @@ impl Source for Shared {
             started_unix_ms: self.started.unix_ms,
             uptime_ms: now.mono_ns.saturating_sub(self.started.mono_ns) / 1_000_000,
             interfaces: interfaces(&facts),
-            tables: tables(&facts.counts),
+            tables: tables(&facts.counts, stat(TableStat::LimiterClaimed)),
             lists: lists(&facts.counts),
             limiter: LimiterStatus {
                 claimed: stat(TableStat::LimiterClaimed),
@@ -235,16 +235,17 @@ fn interfaces(facts: &Facts) -> Vec<InterfaceStatus> {
     };
     view.interfaces().iter().map(one).collect()
 }
-fn tables(counts: &Counts) -> Vec<TableStatus> {
+fn tables(counts: &Counts, limiter_claimed: u64) -> Vec<TableStatus> {
     let Counts { used, capacity, .. } = counts;
     [
-        ("hosts_v4", used.hosts_v4, capacity.hosts_v4),
-        ("hosts_v6", used.hosts_v6, capacity.hosts_v6),
-        ("prefixes", used.prefixes, capacity.prefixes),
+        ("hosts_v4", used.hosts_v4.into(), capacity.hosts_v4),
+        ("hosts_v6", used.hosts_v6.into(), capacity.hosts_v6),
+        ("prefixes", used.prefixes.into(), capacity.prefixes),
+        ("limiter_sources", limiter_claimed, capacity.limiter_sources),
     ]
     .map(|(table, entries, capacity)| TableStatus {
         table: table.to_owned(),
-        entries: entries.into(),
+        entries,
         capacity: capacity.into(),
     })
     .into()
