@@ -22,6 +22,9 @@ const COMPLETE: &str = "complete";
 /// Where programs are in a package.
 const PROGRAM_DIRS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
 
+/// Data in `usr/share` that its program can be told the place of: qemu's firmware.
+const FINDABLE_DATA: [&str; 2] = ["qemu", "seabios"];
+
 /// Whether this machine has apt at all.
 pub(crate) fn is_available() -> bool {
     exec::which("apt-get", &[]).is_some() && exec::which("dpkg-deb", &[]).is_some()
@@ -90,7 +93,14 @@ pub(crate) fn unpack(
 /// Removes what no program started from here would find or need: data that is looked for at its
 /// absolute path, and of Rust's sources all but the library. It is more than half of the size.
 fn prune(root: &Path) -> Result<()> {
-    let mut useless = vec![root.join("usr/share")];
+    let mut useless = Vec::new();
+    if let Ok(data) = root.join("usr/share").read_dir() {
+        useless.extend(
+            data.flatten()
+                .filter(|entry| !FINDABLE_DATA.iter().any(|name| entry.file_name() == *name))
+                .map(|entry| entry.path()),
+        );
+    }
     if let Ok(sources) = root.join("usr/src").read_dir() {
         for tree in sources.flatten() {
             useless.extend(["compiler", "src"].map(|part| tree.path().join(part)));
@@ -106,25 +116,14 @@ fn prune(root: &Path) -> Result<()> {
 /// Paths in it are relative to itself, so that the whole may be moved.
 fn wrap(group: &Path, program: &str) -> Result<()> {
     let root = group.join("root");
-    let binary = PROGRAM_DIRS
-        .iter()
-        .map(|dir| root.join(dir).join(program))
-        .find(|file| exec::is_executable(file))
-        .with_context(|| {
-            format!(
-                "{program} is not in the packages unpacked below {}",
-                root.display()
-            )
-        })?;
+    let binary = unpacked(group, program)?;
     let relative = |path: &Path| {
         let inner = path.strip_prefix(group).unwrap_or(path);
         format!("$group/{}", inner.display())
     };
-    let libs: Vec<String> = [root.join("usr"), root.clone()]
+    let libs: Vec<String> = unpacked_libs(&root)
         .iter()
-        .flat_map(|prefix| lib_dirs(prefix))
-        .filter(|dir| dir.is_dir())
-        .map(|dir| relative(&dir))
+        .map(|dir| relative(dir))
         .collect();
     let script = format!(
         "#!/bin/sh\n\
@@ -145,6 +144,30 @@ fn wrap(group: &Path, program: &str) -> Result<()> {
         .with_context(|| format!("cannot make {} executable", file.display()))
 }
 
+/// The program itself, as it was unpacked in `group`.
+pub(crate) fn unpacked(group: &Path, program: &str) -> Result<PathBuf> {
+    let root = group.join("root");
+    PROGRAM_DIRS
+        .iter()
+        .map(|dir| root.join(dir).join(program))
+        .find(|file| exec::is_executable(file))
+        .with_context(|| {
+            format!(
+                "{program} is not in the packages unpacked below {}",
+                root.display()
+            )
+        })
+}
+
+/// Where shared libraries were unpacked below `root`.
+pub(crate) fn unpacked_libs(root: &Path) -> Vec<PathBuf> {
+    [root.join("usr"), root.to_path_buf()]
+        .iter()
+        .flat_map(|prefix| lib_dirs(prefix))
+        .filter(|dir| dir.is_dir())
+        .collect()
+}
+
 /// Downloads `packages`, and what they need and the machine lacks, into `to`.
 ///
 /// The machine's package lists are tried first. They may not know the packages (a fresh container
@@ -158,24 +181,41 @@ fn fetch(workspace: &Workspace, packages: &[&str], to: &Path) -> Result<()> {
     if own.download(packages, to).is_ok() {
         return Ok(());
     }
-    exec::announce("fetching apt's package lists (privately; the machine's stay as they are)");
-    exec::run(own.command().args(["-qq", "update"]))?;
+    own.update()?;
     own.download(packages, to)
 }
 
 /// apt with the machine's package lists, or with lists of our own.
-struct Apt {
+pub(crate) struct Apt {
     /// A configuration file read after the machine's own.
     config: Option<PathBuf>,
 }
 
 impl Apt {
-    fn of_machine() -> Self {
+    pub(crate) fn of_machine() -> Self {
         Self { config: None }
     }
 
     /// Keeps lists and caches below `state`, with the machine's sources and proxies.
     fn private(state: &Path) -> Result<Self> {
+        Self::configured(state, "")
+    }
+
+    /// Keeps lists and caches below `state`, with the machine's proxies and these sources (lines
+    /// of a `sources.list`) instead of its own.
+    pub(crate) fn of_sources(state: &Path, sources: &str) -> Result<Self> {
+        let list = state.join("sources.list");
+        fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
+        fs::write(&list, sources).with_context(|| format!("cannot write {}", list.display()))?;
+        let text = format!(
+            "Dir::Etc::SourceList \"{}\";\nDir::Etc::SourceParts \"/dev/null\";\n\
+             APT::Update::Error-Mode \"any\";\n",
+            list.display()
+        );
+        Self::configured(state, &text)
+    }
+
+    fn configured(state: &Path, more: &str) -> Result<Self> {
         for dir in ["lists/partial", "cache/archives/partial"] {
             let dir = state.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -185,7 +225,7 @@ impl Apt {
         let text = format!(
             "Dir::State::lists \"{0}/lists\";\nDir::Cache \"{0}/cache\";\n\
              #clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n\
-             #clear APT::Update::Post-Invoke-Success;\n",
+             #clear APT::Update::Post-Invoke-Success;\n{more}",
             state.display()
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
@@ -194,8 +234,40 @@ impl Apt {
         })
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new("apt-get");
+    /// Fetches the package lists.
+    pub(crate) fn update(&self) -> Result<()> {
+        exec::announce("fetching apt's package lists (privately; the machine's stay as they are)");
+        exec::capture(self.command("apt-get").args(["-qq", "update"]))?;
+        Ok(())
+    }
+
+    /// The packages whose names match a regular expression.
+    pub(crate) fn search(&self, names: &str) -> Result<Vec<String>> {
+        let text =
+            exec::capture(
+                self.command("apt-cache")
+                    .args(["search", "--names-only", names]),
+            )?;
+        Ok(text
+            .lines()
+            .filter_map(|line| Some(line.split_once(" - ")?.0.to_owned()))
+            .collect())
+    }
+
+    /// Downloads these packages alone into `to`.
+    pub(crate) fn download_only(&self, packages: &[String], to: &Path) -> Result<()> {
+        exec::announce(&format!("downloading {}", packages.join(" ")));
+        exec::capture(
+            self.command("apt-get")
+                .args(["-qq", "download"])
+                .args(packages)
+                .current_dir(to),
+        )?;
+        Ok(())
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command.env("LC_ALL", "C");
         if let Some(config) = &self.config {
             command.arg("--config-file").arg(config);
@@ -206,21 +278,13 @@ impl Apt {
     }
 
     fn download(&self, packages: &[&str], to: &Path) -> Result<()> {
-        let closure = self.closure(packages)?;
-        exec::announce(&format!("downloading {}", closure.join(" ")));
-        exec::capture(
-            self.command()
-                .args(["-qq", "download"])
-                .args(&closure)
-                .current_dir(to),
-        )?;
-        Ok(())
+        self.download_only(&self.closure(packages)?, to)
     }
 
     /// What an installation would add. A simulation only: it needs no root and changes nothing.
     fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
         let text = exec::capture(
-            self.command()
+            self.command("apt-get")
                 .args(["install", "--simulate", "--no-install-recommends"])
                 .args(packages),
         )?;

@@ -130,7 +130,7 @@ pub(crate) fn daemon(workspace: &Workspace, profile: Profile) -> Result<PathBuf>
 }
 
 /// Runs a cargo build with JSON messages; returns name and file of each executable.
-fn build_and_list(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn build_and_list(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

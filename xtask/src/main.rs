@@ -18,6 +18,7 @@ mod test;
 mod tidy;
 mod toolchain;
 mod tools;
+mod vm_test;
 mod workspace;
 
 use workspace::Workspace;
@@ -38,6 +39,8 @@ enum Command {
     Build(build::Args),
     /// Run all tests; does set-up and build itself
     Test(test::Args),
+    /// Load the program and run its tests on other kernels, in emulated machines
+    VmTest(vm_test::Args),
     /// Check format and lints of both sides
     Lint,
     /// Check what the compiler does not: layers of modules, size of files, references in documents
@@ -64,6 +67,7 @@ fn run(command: Command) -> Result<()> {
         Command::Setup(args) => setup::run(&workspace, &args),
         Command::Build(args) => build::run(&workspace, &args),
         Command::Test(args) => test::run(&workspace, &args),
+        Command::VmTest(args) => vm_test::run(&workspace, &args),
         Command::Lint => lint::run(&workspace),
         Command::Tidy => run_tidy(&workspace),
         Command::Ci => {

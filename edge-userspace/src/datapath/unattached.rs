@@ -118,6 +118,21 @@ impl Unattached {
         })
     }
 
+    /// How many instructions the verifier went through to take the program; 0
+    /// on kernels before 5.16, which do not tell.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell of the program.
+    pub fn verified_instructions(&mut self) -> Result<u32, DatapathError> {
+        let info = program::xdp(&mut self.ebpf)
+            .and_then(|xdp| xdp.info())
+            .map_err(|e| DatapathError::Attach {
+                interface: "test run".into(),
+                why: error::chain(&e),
+            })?;
+        Ok(info.verified_instruction_count().unwrap_or_default())
+    }
+
     /// Calls `f` with the program's descriptor, for what [`Unattached::run`] does not do.
     ///
     /// # Errors
