@@ -11,6 +11,7 @@ extern crate std;
 
 pub mod abi;
 pub mod addr;
+pub mod bench;
 pub mod decide;
 pub mod gcra;
 pub mod hash;

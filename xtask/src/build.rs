@@ -115,10 +115,20 @@ pub(crate) fn ebpf_cargo(workspace: &Workspace, bpf: &BpfTools, subcommand: &str
 /// Builds the daemon, with the eBPF object embedded. Returns the binary.
 pub(crate) fn daemon(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     announce("building the daemon");
+    binary(workspace, "edge-userspace", "edge", profile)
+}
+
+/// Builds the program that measures, optimised. Returns the binary.
+pub(crate) fn bench(workspace: &Workspace) -> Result<PathBuf> {
+    announce("building the bench");
+    binary(workspace, "edge-tests", "edge-bench", Profile::Release)
+}
+
+fn binary(workspace: &Workspace, package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
     let mut command = Command::new(exec::host_cargo());
     command
         .current_dir(&workspace.root)
-        .args(["build", "--package", "edge-userspace", "--bin", "edge"])
+        .args(["build", "--package", package, "--bin", name])
         .arg("--message-format=json-render-diagnostics");
     if profile == Profile::Release {
         command.arg("--release");
@@ -126,7 +136,7 @@ pub(crate) fn daemon(workspace: &Workspace, profile: Profile) -> Result<PathBuf>
     build_and_list(&mut command)?
         .pop()
         .map(|(_, file)| file)
-        .context("cargo built no binary `edge`")
+        .with_context(|| format!("cargo built no binary `{name}`"))
 }
 
 /// Runs a cargo build with JSON messages; returns name and file of each executable.

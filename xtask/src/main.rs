@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod build;
 mod exec;
 mod linker;
@@ -41,6 +42,8 @@ enum Command {
     Test(test::Args),
     /// Load the program and run its tests on other kernels, in emulated machines
     VmTest(vm_test::Args),
+    /// Measure what Edge costs; builds everything optimised
+    Bench(bench::Args),
     /// Check format and lints of both sides
     Lint,
     /// Check what the compiler does not: layers of modules, size of files, references in documents
@@ -68,6 +71,7 @@ fn run(command: Command) -> Result<()> {
         Command::Build(args) => build::run(&workspace, &args),
         Command::Test(args) => test::run(&workspace, &args),
         Command::VmTest(args) => vm_test::run(&workspace, &args),
+        Command::Bench(args) => bench::run(&workspace, &args),
         Command::Lint => lint::run(&workspace),
         Command::Tidy => run_tidy(&workspace),
         Command::Ci => {

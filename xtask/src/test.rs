@@ -34,7 +34,7 @@ pub(crate) struct Args {
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let is_root = is_root();
     if !is_root {
-        acquire_sudo()?;
+        acquire_sudo("the tests make network namespaces and load BPF programs, which needs root")?;
     }
     let bpf = setup::bpf_tools(workspace)?;
     setup::test_tools(workspace)?;
@@ -74,22 +74,20 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 }
 
 /// Whether this process may do what the tests do.
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid has no arguments, cannot fail and touches no memory.
     unsafe { libc::geteuid() == 0 }
 }
 
 /// Asks for the password once, before the long part, and while there is someone to ask.
-fn acquire_sudo() -> Result<()> {
-    const WHY: &str = "the tests make network namespaces and load BPF programs, which needs root";
+pub(crate) fn acquire_sudo(why: &str) -> Result<()> {
     if exec::which("sudo", &[]).is_none() {
-        bail!("{WHY}, and there is no sudo here: run cargo xtask test as root");
+        bail!("{why}, and there is no sudo here: run this as root");
     }
     announce(&format!(
-        "{WHY}; asking sudo (only the test programs will run as root)"
+        "{why}; asking sudo (only the finished programs will run as root)"
     ));
-    exec::run(Command::new("sudo").arg("-v"))
-        .with_context(|| format!("{WHY}: run cargo xtask test as root"))
+    exec::run(Command::new("sudo").arg("-v")).with_context(|| format!("{why}: run this as root"))
 }
 
 /// Cargo configuration that starts test programs through sudo with the environment kept.

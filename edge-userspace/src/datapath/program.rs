@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The object of this build.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/edge.o"));
 
 /// What a load of the program is made from.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,17 @@ impl Program {
         block: u32,
         pins: &BTreeMap<&'static str, PathBuf>,
     ) -> Result<Ebpf, DatapathError> {
+        self.load_from(OBJECT, interface, block, pins)
+    }
+
+    /// The same from the bytes of another object.
+    pub(super) fn load_from(
+        &self,
+        object: &[u8],
+        interface: &str,
+        block: u32,
+        pins: &BTreeMap<&'static str, PathBuf>,
+    ) -> Result<Ebpf, DatapathError> {
         let config = Config {
             interface: block,
             abi_version: abi::ABI_VERSION,
@@ -62,7 +73,7 @@ impl Program {
             }
         }
         let failed = |e: &EbpfError| DatapathError::load(interface, e);
-        let mut loaded = loader.load(OBJECT).map_err(|e| failed(&e))?;
+        let mut loaded = loader.load(object).map_err(|e| failed(&e))?;
         for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
             by_name(&mut loaded, name)
                 .and_then(Xdp::load)

@@ -43,9 +43,18 @@ impl Unattached {
     /// When capabilities are missing, a map cannot be made, or the kernel does
     /// not take the program.
     pub fn load(program: &Program) -> Result<Self, DatapathError> {
+        Self::from_object(program, program::OBJECT)
+    }
+
+    /// The same from the bytes of another object than that of this build, to
+    /// compare the two.
+    ///
+    /// # Errors
+    /// As [`Unattached::load`], and when the object is none of Edge.
+    pub fn from_object(program: &Program, object: &[u8]) -> Result<Self, DatapathError> {
         preflight::permissions()?;
         preflight::lift_memory_limit();
-        let mut ebpf = program.load("a test run", 0, &BTreeMap::new())?;
+        let mut ebpf = program.load_from(object, "a test run", 0, &BTreeMap::new())?;
         program::set_clock(&mut ebpf)?;
         let maps = Maps::new(program.specs(), |name| {
             ebpf.take_map(name).ok_or(DatapathError::Map {

@@ -1,0 +1,181 @@
+//! Edge's own program under measurement: configured as an operator would, with
+//! tables of its own, attached to nothing.
+
+use std::{
+    fs,
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use edge_common::{
+    abi::{Mode, maps},
+    addr::{Family, Prefix},
+    hash::Seed,
+    reason::{Reason, Verdict},
+    table::{FLAG_BOGON, FOREVER, Meta},
+};
+use edge_userspace::{
+    clock::coarse_tick_ns,
+    config,
+    datapath::{Program, Unattached},
+    tables::{Capacity, Geometry, Listing, Reader, Regions, Tables},
+};
+
+/// Any will do; the same in every run.
+const SEED: Seed = Seed([
+    0x6a09_e667_f3bc_c908,
+    0xbb67_ae85_84ca_a73b,
+    0x3c6e_f372_fe94_f82b,
+    0xa54f_f53a_5f1d_36f1,
+]);
+
+/// All checks and limits on, and rates that nothing reaches.
+pub(crate) const ALL_ON: &str = "
+[[arp_binding]]
+address = '192.0.2.254'
+mac = '02:00:00:00:00:fe'
+[limits]
+packets.rate = '1G'
+bytes.rate = '1000GB'
+syn.rate = '1G'
+udp.rate = '1G'
+icmp.rate = '1G'
+";
+
+/// Nothing on that can be off.
+pub(crate) const ALL_OFF: &str = "
+checks = { malformed = 'off', tcp_flags = 'off', land = 'off', bogons = 'off', fragments = 'off', arp_guard = 'off', blacklist = 'off' }
+bogons.defaults = false
+events.per_second = 0
+";
+
+/// A loaded program.
+pub(crate) struct Edge {
+    program: Unattached,
+    tables: Tables,
+    reader: Reader,
+}
+
+impl Edge {
+    /// Loads it, from another object than the embedded one if given.
+    pub(crate) fn load(settings: &str, capacity: Capacity, object: Option<&Path>) -> Result<Self> {
+        let tick_ns = coarse_tick_ns();
+        let text = format!("interfaces = ['bench0']\n{settings}");
+        let mut model =
+            config::parse(&text, Path::new("the bench's configuration"), tick_ns)?.model;
+        model.capacity = capacity;
+        let geometry = Geometry::for_capacity(&capacity);
+        let program = Program {
+            config: model.abi_config(&geometry, SEED, tick_ns, 0),
+            profiles: Box::new(model.profiles()?.table),
+            events_buffer: model.events_buffer,
+        };
+        let program = match object {
+            None => Unattached::load(&program)?,
+            Some(path) => {
+                let bytes =
+                    fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Unattached::from_object(&program, &bytes)?
+            }
+        };
+        program.set_arp_bindings(&model.arp_bindings)?;
+        let mut tables = Tables::new(regions(&program)?, geometry, SEED)?;
+        if model.checks.bogons != Mode::Off {
+            let bogon = Listing {
+                meta: Meta {
+                    flags: FLAG_BOGON,
+                    profile: 0,
+                },
+                ..Listing::default()
+            };
+            for prefix in &model.bogon_prefixes {
+                tables.put(*prefix, bogon)?;
+            }
+        }
+        let reader = tables.reader();
+        Ok(Self {
+            program,
+            tables,
+            reader,
+        })
+    }
+
+    /// Blacklists hosts or prefixes for ever.
+    pub(crate) fn blacklist(&mut self, prefixes: impl IntoIterator<Item = Prefix>) -> Result<()> {
+        for prefix in prefixes {
+            self.tables.put(
+                prefix,
+                Listing {
+                    black: FOREVER,
+                    ..self.tables.own(prefix)
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Whether the blacklist has a source.
+    pub(crate) fn is_blacklisted(&self, addr: IpAddr) -> bool {
+        self.reader.lookup(addr).black != 0
+    }
+
+    /// Packets it has passed and dropped so far.
+    pub(crate) fn passed_and_dropped(&self) -> Result<(u64, u64)> {
+        let counters = self.program.counters()?;
+        let sum = |verdict| {
+            Reason::ALL
+                .iter()
+                .filter(|reason| reason.verdict() == verdict)
+                .map(|reason| counters.ended(*reason).packets)
+                .sum()
+        };
+        Ok((sum(Verdict::Pass), sum(Verdict::Drop)))
+    }
+
+    /// A descriptor of the loaded program.
+    pub(crate) fn fd(&mut self) -> Result<OwnedFd> {
+        Ok(self.program.with_program(|fd| fd.try_clone_to_owned())??)
+    }
+
+    /// Instructions that the verifier followed.
+    pub(crate) fn verified_instructions(&mut self) -> Result<Option<u64>> {
+        let info = self.program.with_program(|fd| {
+            fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+        })??;
+        let value = info.lines().find_map(|l| l.strip_prefix("verified_insns:"));
+        Ok(value.and_then(|v| v.trim().parse().ok()))
+    }
+}
+
+fn regions(program: &Unattached) -> Result<Regions> {
+    Ok(Regions {
+        hosts4: program.region(maps::HOSTS4)?,
+        hosts4_filter: program.region(maps::HOSTS4_FILTER)?,
+        wide: program.region(maps::WIDE)?,
+        wide_filter: program.region(maps::WIDE_FILTER)?,
+        bitmap24: program.region(maps::BITMAP24)?,
+        lengths4: program.region(maps::LENGTHS4)?,
+        lengths6: program.region(maps::LENGTHS6)?,
+        lengths6_long: program.region(maps::LENGTHS6_LONG)?,
+    })
+}
+
+/// Room for so many of each kind.
+pub(crate) const fn capacity(hosts_v4: u32, hosts_v6: u32, prefixes: u32) -> Capacity {
+    Capacity {
+        hosts_v4,
+        hosts_v6,
+        prefixes,
+        limiter_sources: 65_536,
+    }
+}
+
+/// A family's word in the names of rows.
+pub(crate) const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    }
+}

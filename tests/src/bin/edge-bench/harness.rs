@@ -1,0 +1,296 @@
+//! The harness: measures what programs cost a packet, each less the harness
+//! itself, with a source that varies as the row asks for.
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    path::Path,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun, TestRunOptions,
+    maps::{Map, MapData},
+    programs::{Xdp, xdp::XdpMode},
+};
+use edge_common::{
+    addr::Family,
+    bench::{Drive, LISTED, Space, maps},
+};
+use edge_userspace::memory::Region;
+
+use crate::frame;
+
+/// XDP's return value for a harness that found no program to run.
+const ABORTED: u32 = 0;
+
+/// Packets before a contender is measured, so that it finds its own state in the cache.
+const WARM_UP: u32 = 2_000;
+
+/// Which sources packets have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sources<'a> {
+    /// The same one in every packet.
+    Same(Space, u64),
+    /// Every packet another one, starting over after so many.
+    Cycle(Space, u64),
+    /// Every packet another one that has not been seen before.
+    Fresh(Space),
+    /// Those given, in order: IPv4 addresses, or upper halves of IPv6 addresses.
+    Listed(&'a [u64]),
+}
+
+/// Numbers from here on are those of no list.
+const FRESH: u64 = 1 << 40;
+
+impl Sources<'_> {
+    fn drive(self) -> Drive {
+        let computed = |space, first, count| Drive {
+            count,
+            first,
+            space,
+            ..Drive::default()
+        };
+        match self {
+            Self::Same(space, number) => computed(space, number, 1),
+            Self::Cycle(space, count) => computed(space, 0, count),
+            Self::Fresh(space) => computed(space, FRESH, u64::MAX),
+            Self::Listed(_) => Drive {
+                count: u64::from(LISTED),
+                listed: 1,
+                ..Drive::default()
+            },
+        }
+    }
+}
+
+/// How long to measure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Times that each contender is measured, in turn.
+    pub(crate) rounds: u32,
+    /// Packets each time.
+    pub(crate) packets: u32,
+}
+
+/// Nanoseconds a packet, harness included, of every round.
+#[derive(Clone, Debug)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    /// The best round: what the program takes when nobody disturbs it.
+    pub(crate) fn best(&self) -> f64 {
+        self.0.first().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The round in the middle.
+    pub(crate) fn median(&self) -> f64 {
+        self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// The loaded harness and the programs that come with it.
+pub(crate) struct Harness {
+    ebpf: Ebpf,
+    drive: Region,
+    sources: Region,
+    under_test: Map,
+}
+
+impl Harness {
+    /// Loads the harness, with room for so many entries in each of the plain maps.
+    pub(crate) fn load(object: &Path, hosts: u32, prefixes: u32) -> Result<Self> {
+        let bytes = fs::read(object)
+            .with_context(|| format!("cannot read {}: cargo xtask build", object.display()))?;
+        let mut loader = EbpfLoader::new();
+        for (name, entries) in [
+            (maps::HASH4, hosts),
+            (maps::HASH6, hosts),
+            (maps::LPM4, prefixes),
+            (maps::LPM6, prefixes),
+        ] {
+            loader.map_max_entries(name, entries.max(1));
+        }
+        let mut ebpf = loader.load(&bytes).context("the harness does not load")?;
+        for (name, program) in ebpf.programs_mut() {
+            <&mut Xdp>::try_from(program)?
+                .load()
+                .with_context(|| format!("the harness program {name} does not load"))?;
+        }
+        let drive = region(&ebpf, maps::DRIVE, size_of::<Drive>())?;
+        let sources = region(&ebpf, maps::SOURCES, LISTED as usize * 8)?;
+        let under_test = ebpf
+            .take_map(maps::UNDER_TEST)
+            .context("the harness has no program array")?;
+        Ok(Self {
+            ebpf,
+            drive,
+            sources,
+            under_test,
+        })
+    }
+
+    /// A map of the harness, to be filled.
+    pub(crate) fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("the harness has no map {name}"))
+    }
+
+    /// A program of the harness.
+    pub(crate) fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the harness has no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    /// A descriptor of a program of the harness, to be measured.
+    pub(crate) fn contender(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
+        Ok(self.program(name)?.fd()?.try_clone()?)
+    }
+
+    /// Measures the contenders in turn, so that what else happens on the machine
+    /// befalls all of them.
+    pub(crate) fn measure(
+        &mut self,
+        family: Family,
+        sources: Sources<'_>,
+        payload: frame::Payload,
+        contenders: &[BorrowedFd<'_>],
+        effort: Effort,
+    ) -> Result<Vec<Samples>> {
+        self.start_over(sources);
+        let frame = frame::build(family, payload);
+        let name = match family {
+            Family::V4 => "harness4",
+            Family::V6 => "harness6",
+        };
+        // The kernel patches the way into a program when a test run starts that is
+        // of a program in use nowhere, and again when it ends: 100 times what is to
+        // be measured. So the harness is in use, where no packet comes.
+        let link = self.program(name)?.attach("lo", XdpMode::Skb)?;
+        let mut all = vec![Vec::new(); contenders.len()];
+        for _ in 0..effort.rounds {
+            for (fd, samples) in contenders.iter().zip(&mut all) {
+                set_program(&self.under_test, *fd)?;
+                let program = self.program(name)?;
+                run(program, &frame, WARM_UP)?;
+                let took = run(program, &frame, effort.packets)?;
+                samples.push(took.as_secs_f64() * 1e9 / f64::from(effort.packets));
+            }
+        }
+        self.program(name)?.detach(link)?;
+        for samples in &mut all {
+            samples.sort_by(f64::total_cmp);
+        }
+        Ok(all.into_iter().map(Samples).collect())
+    }
+
+    fn start_over(&self, sources: Sources<'_>) {
+        if let Sources::Listed(list) = sources {
+            for (word, source) in self.sources.u64s().iter().zip(list.iter().cycle()) {
+                word.store(*source, Relaxed);
+            }
+        }
+        let drive = sources.drive();
+        let words = [
+            drive.next,
+            drive.count,
+            drive.first,
+            drive.space.base,
+            drive.space.shift,
+            drive.listed,
+        ];
+        for (at, word) in self.drive.u64s().iter().zip(words) {
+            at.store(word, Relaxed);
+        }
+    }
+}
+
+fn region(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Region> {
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("the harness has no map {name}"))?;
+    let Map::Array(data) = map else {
+        bail!("map {name} of the harness is no array");
+    };
+    Region::map_array(data.fd().as_fd(), bytes).with_context(|| format!("cannot map {name}"))
+}
+
+/// Runs a program over a frame, and returns the processor time that took: it
+/// leaves out other processes, and has a finer resolution than the kernel's answer.
+fn run(program: &Xdp, frame: &[u8], packets: u32) -> Result<Duration> {
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.repeat = packets;
+    let start = processor_time()?;
+    let result = program.test_run(options).context("the test run failed")?;
+    let took = processor_time()?.saturating_sub(start);
+    ensure!(
+        result.return_value != ABORTED,
+        "the harness found no program to run"
+    );
+    Ok(took)
+}
+
+fn processor_time() -> Result<Duration> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writes.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    ensure!(result == 0, "no clock of the thread's processor time");
+    Ok(Duration::new(
+        u64::try_from(time.tv_sec)?,
+        u32::try_from(time.tv_nsec)?,
+    ))
+}
+
+/// Puts a program into the harness. aya wants a descriptor of its own making
+/// here, and the program under test is loaded elsewhere.
+fn set_program(array: &Map, program: BorrowedFd<'_>) -> Result<()> {
+    /// `BPF_MAP_UPDATE_ELEM` of `enum bpf_cmd`.
+    const MAP_UPDATE_ELEM: libc::c_int = 2;
+    /// The part of `union bpf_attr` for that command.
+    #[repr(C)]
+    struct Update {
+        map: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let Map::ProgramArray(data) = array else {
+        bail!("the harness's program array is none");
+    };
+    let data: &MapData = data;
+    let (key, value) = (0u32, program.as_raw_fd());
+    let attr = Update {
+        map: u32::try_from(data.fd().as_fd().as_raw_fd())?,
+        pad: 0,
+        key: (&raw const key).addr() as u64,
+        value: (&raw const value).addr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the attribute has the layout and size that the command reads, and
+    // its two pointers are to values that live until it returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            MAP_UPDATE_ELEM,
+            &raw const attr,
+            size_of::<Update>(),
+        )
+    };
+    ensure!(
+        result == 0,
+        "cannot put the program under test into the harness: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}

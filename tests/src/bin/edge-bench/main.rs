@@ -1,0 +1,72 @@
+//! `cargo xtask bench`: what Edge costs, against programs that do nothing and
+//! against the obvious way to do the same. Figures to compare within one run;
+//! nothing is asserted.
+
+mod edge;
+mod frame;
+mod harness;
+mod lists;
+mod machine;
+mod packets;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+use harness::Effort;
+use packets::Bench;
+use report::Report;
+
+/// Measures Edge. Needs root; `cargo xtask bench` builds and calls it.
+#[derive(Parser)]
+struct Args {
+    /// Directory of the eBPF objects
+    #[arg(long, env = "EDGE_BPF_DIR")]
+    objects: PathBuf,
+    /// Where the figures go, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Under a minute, with less certain figures
+    #[arg(long)]
+    quick: bool,
+    /// Times that each program is measured
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Packets each time
+    #[arg(long, default_value_t = 5_000)]
+    packets: u32,
+    /// Only rows whose names contain this text
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Another build of edge.o to measure beside the one in this binary
+    #[arg(long)]
+    against: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let machine = machine::facts();
+    machine::withdraw()?;
+    machine::settle()?;
+    println!("{machine:#}");
+    let mut bench = Bench {
+        objects: args.objects,
+        against: args.against,
+        filter: args.filter,
+        effort: Effort {
+            rounds: args.rounds.unwrap_or(if args.quick { 50 } else { 400 }),
+            packets: args.packets,
+        },
+        report: Report::default(),
+    };
+    bench.packets()?;
+    let (missed, all) = bench.report.missed();
+    println!("\n{missed} of {all} targets missed");
+    if let Some(path) = &args.json {
+        bench.report.write(path, &machine)?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
