@@ -1,5 +1,6 @@
 //! Test rigs: network namespaces, links, senders and counters of real packets, the daemon as a
-//! process, and the servers behind it.
+//! process, and the servers behind it; frames, the real program to run them through, and the golden
+//! packets.
 //!
 //! Nothing here is global to the machine. Namespaces have no names: they live as long as this
 //! process holds them open, and so vanish with it however it ends. The BPF file system is a private
@@ -7,8 +8,12 @@
 
 pub mod daemon;
 pub mod frames;
+pub mod golden;
 pub mod lab;
 pub mod netns;
+pub mod packet;
+pub mod program;
 pub mod raw;
 pub mod server;
+pub mod test_run;
 pub mod wait;

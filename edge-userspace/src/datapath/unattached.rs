@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use aya::{Ebpf, TestRun, TestRunOptions};
+use aya::{Ebpf, TestRun, TestRunOptions, maps::Map};
 use edge_common::abi::{self, TableStat};
 
 use super::{
@@ -71,6 +71,15 @@ impl Unattached {
     /// When a map cannot be mapped.
     pub fn region(&self, name: &'static str) -> Result<Region, DatapathError> {
         self.maps.region(name)
+    }
+
+    /// Another handle of the map with this name ([`abi::maps`]), for what the
+    /// other methods do not do.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn map(&self, name: &'static str) -> Result<Map, DatapathError> {
+        self.maps.reopen(name)
     }
 
     /// Makes the ARP bindings exactly these.

@@ -1,0 +1,190 @@
+//! Runs the tables and tells what differed.
+
+use std::fmt;
+
+use anyhow::{Context as _, Result};
+use edge_common::{
+    abi::{Event, SAMPLE_BYTES},
+    reason::{Reason, Verdict},
+};
+use edge_userspace::datapath::InterfaceCounters;
+
+use super::{Row, Table, table::START};
+use crate::program::{Moved, Rig, Settings};
+
+/// `XDP_DROP`.
+const XDP_DROP: u32 = 1;
+/// `XDP_PASS`.
+const XDP_PASS: u32 = 2;
+/// Test runs pretend that packets come from the loopback interface.
+const LOOPBACK: u32 = 1;
+
+/// What became of a table.
+#[derive(Debug)]
+pub struct TableReport {
+    /// Its name.
+    pub name: String,
+    /// How many rows it has.
+    pub rows: usize,
+    /// A line for each row that went wrong, or one for the whole table.
+    pub failures: Vec<String>,
+}
+
+/// What became of all tables.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// One a table.
+    pub tables: Vec<TableReport>,
+}
+
+impl Report {
+    /// Whether every packet ended as it must.
+    pub fn passed(&self) -> bool {
+        !self.tables.is_empty() && self.tables.iter().all(|t| t.failures.is_empty())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for table in &self.tables {
+            let verdict = if table.failures.is_empty() {
+                "ok"
+            } else {
+                "FAILED"
+            };
+            writeln!(f, "{verdict:6} {} ({} rows)", table.name, table.rows)?;
+            for failure in &table.failures {
+                writeln!(f, "       {failure}")?;
+            }
+        }
+        let rows: usize = self.tables.iter().map(|t| t.rows).sum();
+        let failures: usize = self.tables.iter().map(|t| t.failures.len()).sum();
+        let tables = self.tables.len();
+        write!(f, "{tables} tables, {rows} rows, {failures} failures")
+    }
+}
+
+/// Runs every table on the kernel of this machine. Needs the right to load BPF
+/// programs; what keeps a table from being run is its failure.
+pub fn run_all() -> Report {
+    let mut tables = super::tables();
+    // Those that may share a load stand side by side: loading takes longest.
+    tables.sort_by_key(|table| (!table.leaves_nothing(), format!("{:?}", table.settings)));
+    let mut rigs = Rigs(None);
+    Report {
+        tables: tables.iter().map(|table| rigs.report(table)).collect(),
+    }
+}
+
+/// The program as the last table left it.
+struct Rigs(Option<(Settings, Rig)>);
+
+impl Rigs {
+    fn report(&mut self, table: &Table) -> TableReport {
+        let failures = self
+            .run(table)
+            .unwrap_or_else(|error| vec![format!("{error:#}")]);
+        TableReport {
+            name: table.name.clone(),
+            rows: table.rows.len(),
+            failures,
+        }
+    }
+
+    fn run(&mut self, table: &Table) -> Result<Vec<String>> {
+        let mut rig = match self.0.take() {
+            Some((settings, rig)) if settings == table.settings && table.leaves_nothing() => rig,
+            _ => Rig::load(&table.settings)?,
+        };
+        let failures = run_rows(&mut rig, table)?;
+        if table.leaves_nothing() {
+            self.0 = Some((table.settings.clone(), rig));
+        }
+        Ok(failures)
+    }
+}
+
+fn run_rows(rig: &mut Rig, table: &Table) -> Result<Vec<String>> {
+    rig.bind_arp(&table.arp)?;
+    let mut tables = rig.tables()?;
+    for (prefix, listing) in &table.entries {
+        tables
+            .put(*prefix, *listing)
+            .with_context(|| format!("cannot enter {prefix}"))?;
+    }
+    let mut now = START;
+    let mut counters = rig.counters()?;
+    let mut failures = Vec::new();
+    for row in &table.rows {
+        now += row.wait;
+        rig.set_time(now)?;
+        let (after, wrong) = run_row(rig, row, now, &counters)?;
+        counters = after;
+        failures.extend(wrong.map(|wrong| format!("{}: {wrong}", row.what)));
+    }
+    Ok(failures)
+}
+
+/// Runs a row; gives the counters afterwards, and what went wrong.
+fn run_row(
+    rig: &mut Rig,
+    row: &Row,
+    now: u64,
+    before: &InterfaceCounters,
+) -> Result<(InterfaceCounters, Option<String>)> {
+    let run = rig.run(&row.frame, row.times)?;
+    let after = rig.counters()?;
+    let samples = rig.samples()?;
+    let moved = Moved::between(before, &after);
+    let action = match row.ends.verdict() {
+        Verdict::Drop => XDP_DROP,
+        Verdict::Pass => XDP_PASS,
+    };
+    let wrong = if moved != expected(row) {
+        Some(format!("{moved} instead of {}", expected(row)))
+    } else if run.action != action {
+        Some(format!("action {} instead of {action}", run.action))
+    } else if run.output != row.frame {
+        Some(format!("the frame came out as {:02x?}", run.output))
+    } else if samples.len() != row.samples {
+        let (n, want) = (samples.len(), row.samples);
+        Some(format!("{n} samples instead of {want}"))
+    } else {
+        samples
+            .iter()
+            .find_map(|sample| wrong_sample(sample, row, now))
+    };
+    Ok((after, wrong))
+}
+
+/// What the counters must say of a row.
+fn expected(row: &Row) -> Moved {
+    let times = u64::from(row.times);
+    let of = |&reason: &Reason| (reason, times, times * row.bytes() as u64);
+    let mut would_drop: Vec<_> = row.would_drop.iter().map(of).collect();
+    would_drop.sort_unstable();
+    Moved {
+        ended: vec![of(&row.ends)],
+        would_drop,
+    }
+}
+
+/// What is wrong with a sample of a row's packet.
+fn wrong_sample(sample: &Event, row: &Row, now: u64) -> Option<String> {
+    let captured = row.frame.len().min(SAMPLE_BYTES);
+    let (head, rest) = sample.data.split_at(captured);
+    let reason = Reason::from_index(u32::from(sample.reason));
+    let told = match sample.would_drop {
+        0 => reason == Some(row.ends) && row.ends.verdict() == Verdict::Drop,
+        1 => reason.is_some_and(|reason| row.would_drop.contains(&reason)),
+        _ => false,
+    };
+    let right = told
+        && sample.time_ns == now
+        && sample.ifindex == LOOPBACK
+        && sample.frame_len as usize == row.bytes()
+        && sample.captured as usize == captured
+        && row.frame.starts_with(head)
+        && rest.iter().all(|&b| b == 0);
+    (!right).then(|| format!("at {now} a sample {sample:?}"))
+}

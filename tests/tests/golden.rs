@@ -1,0 +1,22 @@
+//! The golden packets on this machine's kernel.
+
+use std::collections::BTreeSet;
+
+use edge_common::reason::Reason;
+use edge_tests::golden;
+
+#[test]
+fn every_packet_ends_as_it_must() {
+    let report = golden::run_all();
+    println!("{report}");
+    assert!(report.passed());
+}
+
+#[test]
+fn every_reason_has_a_packet() {
+    let tables = golden::tables();
+    let rows = tables.iter().flat_map(|table| &table.rows);
+    let ends: BTreeSet<Reason> = rows.map(|row| row.ends).collect();
+    let missing: Vec<_> = Reason::ALL.iter().filter(|r| !ends.contains(r)).collect();
+    assert!(missing.is_empty(), "no golden packet ends with {missing:?}");
+}
