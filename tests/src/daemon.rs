@@ -4,9 +4,14 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -148,7 +153,37 @@ impl<'a> Installation<'a> {
     /// The command line, not yet started.
     #[must_use]
     pub fn edge(&self, arguments: &[&str]) -> Command {
-        let mut command = self.host.command(binary());
+        self.command(self.host.command(binary()), arguments)
+    }
+
+    /// The same as another user, from wherever the binary is.
+    ///
+    /// # Panics
+    /// When there is no binary.
+    #[must_use]
+    pub fn edge_as(&self, user: u32, arguments: &[&str]) -> Command {
+        // Not by its path, which may lead through directories of others.
+        let file = File::open(binary()).expect("the binary");
+        let mut command = self
+            .host
+            .command(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let mut held = Some(file);
+        // SAFETY: the closure makes system calls only. It runs behind that of the namespace, which
+        // needs root.
+        unsafe {
+            command.pre_exec(move || {
+                // Until here, so that the descriptor is open in the child.
+                let _open = &mut held;
+                let changed = libc::setgroups(0, std::ptr::null()) == 0
+                    && libc::setgid(user) == 0
+                    && libc::setuid(user) == 0;
+                changed.then_some(()).ok_or_else(io::Error::last_os_error)
+            });
+        }
+        self.command(command, arguments)
+    }
+
+    fn command(&self, mut command: Command, arguments: &[&str]) -> Command {
         command
             .arg("--socket")
             .arg(self.socket())
@@ -266,10 +301,7 @@ impl<'a> Installation<'a> {
         // As systemd starts it: READY=1 comes on this socket.
         let path = self.file("notify");
         let _ = fs::remove_file(&path);
-        let notify = UnixDatagram::bind(&path).expect("a notification socket");
-        notify
-            .set_read_timeout(Some(Duration::from_millis(20)))
-            .expect("a timeout");
+        let manager = Manager::new(&path);
         let log = self.file("log");
         let stderr = File::create(&log).expect("a log");
         let mut command = self.edge(&["run", "-c"]);
@@ -282,14 +314,14 @@ impl<'a> Installation<'a> {
         let mut daemon = Daemon {
             child,
             log,
-            notify,
-            told: String::new(),
+            manager,
         };
         let ended = wait::until_some("edge run gets ready", || {
             if daemon.told().contains("READY=1") {
-                return Some(None);
+                Some(None)
+            } else {
+                daemon.ended().map(Some)
             }
-            daemon.ended().map(Some)
         });
         match ended {
             None => Ok(daemon),
@@ -321,20 +353,59 @@ pub fn outcome(command: &mut Command) -> Outcome {
 pub struct Daemon {
     child: Child,
     log: PathBuf,
-    notify: UnixDatagram,
-    told: String,
+    manager: Manager,
+}
+
+/// The service manager's end of a daemon's notifications. It takes them at once, as a real one does.
+#[derive(Debug)]
+struct Manager {
+    told: Arc<Mutex<String>>,
+    stop: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Manager {
+    fn new(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).expect("a notification socket");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("a timeout");
+        let (told, stop) = <(Arc<Mutex<String>>, Arc<AtomicBool>)>::default();
+        let (to, end) = (told.clone(), stop.clone());
+        let reader = thread::spawn(move || {
+            let mut message = [0; 4096];
+            while !end.load(Ordering::Relaxed) {
+                if let Ok(length) = socket.recv(&mut message) {
+                    let text = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
+                    let mut told = to.lock().unwrap_or_else(PoisonError::into_inner);
+                    told.push_str(&text);
+                    told.push('\n');
+                }
+            }
+        });
+        Self {
+            told,
+            stop,
+            reader: Some(reader),
+        }
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
 }
 
 impl Daemon {
     /// What it told the service manager up to now.
-    pub fn told(&mut self) -> &str {
-        let mut message = [0; 4096];
-        while let Ok(length) = self.notify.recv(&mut message) {
-            let text = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
-            self.told.push_str(&text);
-            self.told.push('\n');
-        }
-        &self.told
+    #[must_use]
+    pub fn told(&self) -> String {
+        let told = self.manager.told.lock();
+        told.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What it wrote to its log up to now.

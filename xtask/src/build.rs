@@ -124,7 +124,13 @@ pub(crate) fn bench(workspace: &Workspace) -> Result<PathBuf> {
     binary(workspace, "edge-tests", "edge-bench", Profile::Release)
 }
 
-fn binary(workspace: &Workspace, package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
+/// Builds one binary of a member of the workspace. Returns it.
+pub(crate) fn binary(
+    workspace: &Workspace,
+    package: &str,
+    name: &str,
+    profile: Profile,
+) -> Result<PathBuf> {
     let mut command = Command::new(exec::host_cargo());
     command
         .current_dir(&workspace.root)

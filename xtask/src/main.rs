@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 mod apt;
 mod bench;
 mod build;
+mod demo;
 mod exec;
 mod linker;
 mod lint;
@@ -38,6 +39,8 @@ enum Command {
     Setup(setup::Args),
     /// Build the eBPF objects and the daemon that embeds one of them
     Build(build::Args),
+    /// Edge at work in network namespaces: a client, an attack, nginx; does set-up and build itself
+    Demo,
     /// Run all tests; does set-up and build itself
     Test(test::Args),
     /// Load the program and run its tests on other kernels, in emulated machines
@@ -69,6 +72,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Setup(args) => setup::run(&workspace, &args),
         Command::Build(args) => build::run(&workspace, &args),
+        Command::Demo => demo::run(&workspace),
         Command::Test(args) => test::run(&workspace, &args),
         Command::VmTest(args) => vm_test::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),

@@ -17,7 +17,7 @@ use crate::setup;
 use crate::workspace::Workspace;
 
 /// Tells tests where the daemon is.
-const BINARY_VAR: &str = "EDGE_BIN";
+pub(crate) const BINARY_VAR: &str = "EDGE_BIN";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args, Default)]

@@ -1,3 +1,11 @@
 //! Edge on a host with real links, clients and servers, as a user sees it.
 
+mod attach;
+mod cli;
+mod import;
+mod limits;
+mod lists;
+mod metrics;
+mod reload;
+mod restart;
 mod rig;
