@@ -17,14 +17,15 @@
 //! The daemon writes through a mapping of the same memory while the kernel
 //! reads. The protocol that keeps a reader at old or new:
 //!
-//! * insert: everything but the key word (`addr`, `meta`) first, that word last
-//!   with release order, then the filter bits;
+//! * insert: the values first, then the address (`hi`, `lo`), the key word
+//!   (`addr`, `meta`) last, each with release order; then the filter bits;
 //! * delete: the key word to zero first, then the rest;
 //! * move: only from an entry's first bucket to its second, copied there as by
 //!   an insert before it is deleted here (a reader looks at the first first);
-//! * a reader that matched reads the values, then the whole key again; when
-//!   that has changed the slot did not match, and the search goes on with the
-//!   next slot, the second bucket, the next shorter length.
+//! * a reader that matched reads the stamps, then the whole key again, the key
+//!   word first, and takes flags and profile from that word; when the key has
+//!   changed the slot did not match, and the search goes on with the second
+//!   bucket, then the next shorter length.
 //!
 //! So a slot that can be matched always holds values that are in force: a
 //! longer prefix that comes or goes never hides the one that covers it.

@@ -223,15 +223,19 @@ fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
     let slots = WIDE.get_ptr_mut(bucket)?.cast::<SlotW>();
     let want = OCCUPIED | len_key;
     // SAFETY: `way` is below the number of slots of a bucket.
-    let way = matching_way(|way| unsafe { difference(slots.add(way), hi, lo, want) })?;
+    let way = matching_way(|way| unsafe {
+        let slot = slots.add(way);
+        difference(slot, (&raw const (*slot).meta).read_volatile(), hi, lo, want)
+    })?;
     // SAFETY: as above.
     unsafe {
         let slot = slots.add(way);
-        let meta = (&raw const (*slot).meta).read_volatile();
         let black = (&raw const (*slot).black).read_volatile();
         let allow = (&raw const (*slot).allow).read_volatile();
-        // Were the stamps read from the entry that matched?
-        if difference(slot, hi, lo, want) != 0 {
+        // Were the stamps read from the entry that matched? Flags and profile
+        // come from the very word that tells.
+        let meta = (&raw const (*slot).meta).read_volatile();
+        if difference(slot, meta, hi, lo, want) != 0 {
             return None;
         }
         Some(hit(
@@ -264,17 +268,18 @@ fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
     }
 }
 
-/// 0 when the slot has this key. One number for all its parts: with a branch
-/// each the verifier would follow every combination of them.
+/// 0 when the slot, whose meta word was read before, has this key. One number
+/// for all its parts: with a branch each the verifier would follow every
+/// combination of them.
 ///
 /// # Safety
 /// `slot` must point to a slot of a bucket.
 #[inline(always)]
-unsafe fn difference(slot: *const SlotW, hi: u64, lo: u64, want: u32) -> u64 {
+unsafe fn difference(slot: *const SlotW, meta: u32, hi: u64, lo: u64, want: u32) -> u64 {
     // SAFETY: the caller vouches for the pointer. Volatile, for the daemon
     // writes the same memory.
     unsafe {
-        ((&raw const (*slot).meta).read_volatile() & KEY_MASK ^ want) as u64
+        (meta & KEY_MASK ^ want) as u64
             | (&raw const (*slot).lo).read_volatile() ^ lo
             | (&raw const (*slot).hi).read_volatile() ^ hi
     }
