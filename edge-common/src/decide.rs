@@ -1,7 +1,6 @@
 //! Pure decisions: facts and the clock in, a reason out.
 
 use crate::{
-    addr::Family,
     parse::{Fragment, Transport, tcp},
     reason::Reason,
     table::{FLAG_BOGON, FLAG_MANAGEMENT, Meta, Stamp},
@@ -145,10 +144,10 @@ pub const fn risky_fragment(
 
 /// Whether a bogon range must not stop this packet: IPv6 neighbour discovery
 /// and multicast listener reports legitimately come from the unspecified
-/// address (RFC 4861 4.3, RFC 3590).
+/// address (RFC 4861 4.3, RFC 3590). `unspecified` tells that the source is `::`.
 #[inline(always)]
-pub const fn may_be_unspecified(family: Family, proto: u8) -> bool {
-    matches!(family, Family::V6) && proto == crate::parse::proto::ICMPV6
+pub const fn may_be_unspecified(unspecified: bool, proto: u8) -> bool {
+    unspecified && proto == crate::parse::proto::ICMPV6
 }
 
 #[cfg(test)]
@@ -188,6 +187,14 @@ mod tests {
         assert_eq!(specific.merge(merged).profile(), 5);
         assert_eq!(merged.merge(specific).profile(), 3);
         assert_eq!(Policy::from_word(merged.word()), merged);
+    }
+
+    #[test]
+    fn only_icmpv6_has_an_excuse_and_only_without_an_address() {
+        use crate::parse::proto::{ICMP, ICMPV6, UDP};
+        assert!(may_be_unspecified(true, ICMPV6));
+        assert!(!may_be_unspecified(false, ICMPV6));
+        assert!(!may_be_unspecified(true, UDP) && !may_be_unspecified(true, ICMP));
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub struct Transport {
     pub source_port: u16,
     /// TCP or UDP destination port, byte order of the wire.
     pub dest_port: u16,
-    /// TCP flags: [`tcp`].
+    /// TCP flags: [`tcp`]; 0 when the fragment ends before them.
     pub tcp_flags: u8,
     /// ICMP or ICMPv6 type.
     pub icmp_type: u8,
@@ -201,6 +201,7 @@ const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 const ICMP_LEN: usize = 8;
 const ICMPV6_LEN: usize = 4;
+const FRAGMENT_LEN: usize = 8;
 /// RFC 8200 lets each header occur once (destination options twice): six.
 const MAX_EXTENSIONS: usize = 6;
 /// Largest packet that fragments may make up.
@@ -309,7 +310,7 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
     let payload = total - header;
     let more = w1 & 0x2000 != 0;
     let start = ((w1 & 0x1fff) << 3) as u16;
-    let fragment = fragment(start, more, payload, header)?;
+    let fragment = fragment(start, more, payload, header, MAX_REASSEMBLED)?;
     let proto = (w2 >> 16) as u8;
     let transport = transport(source, offset + header, payload, proto, fragment)?;
     Ok(Ip {
@@ -355,7 +356,9 @@ pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6
                     return Err(Reason::Ipv6ExtOrder);
                 }
                 let start = (word & 0xfff8) as u16;
-                frag = fragment(start, word & 1 != 0, payload - taken, taken)?;
+                // The reassembled packet has the headers before this one, and not this one.
+                let most = MAX_REASSEMBLED + FRAGMENT_LEN;
+                frag = fragment(start, word & 1 != 0, payload - taken, taken, most)?;
             }
             proto = ext.next;
             n += 1;
@@ -423,7 +426,7 @@ fn extension<S: PacketSource + ?Sized>(
     let word = u32::from_be(word);
     let len_field = (word >> 16 & 0xff) as usize;
     let len = match kind {
-        proto::FRAGMENT => 8,
+        proto::FRAGMENT => FRAGMENT_LEN,
         proto::AUTH => (len_field + 2) * 4,
         _ => (len_field + 1) * 8,
     };
@@ -445,15 +448,21 @@ fn extension<S: PacketSource + ?Sized>(
     })
 }
 
-/// Where a fragment stands. `before` is what its own headers will add to the
-/// reassembled packet's length.
+/// Where a fragment stands. `before` are the bytes of its headers, and `most`
+/// is what these, the offset and the payload may add up to.
 #[inline(always)]
-fn fragment(start: u16, more: bool, payload: usize, before: usize) -> Result<Fragment, Reason> {
+fn fragment(
+    start: u16,
+    more: bool,
+    payload: usize,
+    before: usize,
+    most: usize,
+) -> Result<Fragment, Reason> {
     if start == 0 && !more {
         // Also an IPv6 "atomic fragment" (RFC 6946).
         return Ok(Fragment::Whole);
     }
-    if start as usize + payload + before > MAX_REASSEMBLED || more && !payload.is_multiple_of(8) {
+    if start as usize + payload + before > most || more && !payload.is_multiple_of(8) {
         return Err(Reason::FragmentBeyondEnd);
     }
     Ok(if start == 0 {
@@ -499,18 +508,15 @@ fn transport<S: PacketSource + ?Sized>(
             if header < TCP_LEN {
                 return Err(Reason::TcpBadOffset);
             }
-            if header > len {
-                return if first {
-                    Ok(short)
-                } else {
-                    Err(Reason::TcpBadOffset)
-                };
+            if header > len && !first {
+                return Err(Reason::TcpBadOffset);
             }
             let (source_port, dest_port) = split_ports(ports);
             Ok(Transport {
                 source_port,
                 dest_port,
                 tcp_flags: (control >> 16) as u8,
+                truncated: header > len,
                 ..none
             })
         }

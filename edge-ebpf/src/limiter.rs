@@ -292,8 +292,10 @@ unsafe fn take(slot: *mut LimiterSlot, old: u64, tag: u64, in_use: bool) -> *mut
             return slot;
         }
         if in_use {
-            for kind in 0..LIMIT_KINDS {
-                (&raw mut (*slot).tat[kind]).write_volatile(0);
+            for kind in 0..LIMIT_KINDS as u32 {
+                let tat = word(slot, kind + 1);
+                // Not a store: another CPU may have charged the new source already.
+                compare_exchange(tat, tat.read_volatile(), 0);
             }
         }
     }

@@ -11,7 +11,6 @@ use crate::{
 use aya_ebpf::programs::XdpContext;
 use edge_common::{
     abi::{FragmentPolicy, LimitKind, MacAddr, Mode},
-    addr::Family,
     decide::{self, Policy, Standing},
     hash::{hash, hash64},
     parse::{self, Arp, Fragment, Ip, Network, Transport, V4, V6, proto, tcp},
@@ -21,6 +20,9 @@ use edge_common::{
 
 /// Tag of the hash that a limit's source has; no length key of the tables has it.
 const LIMIT_TAG: u32 = 0x2000;
+/// Keeps the limits of an IPv6 source apart from those of the IPv4 source with
+/// the same number.
+const V6_KEYS: u64 = 0x5851_f42d_4c95_7f2d;
 
 /// Decides over a frame, records it, and says how it ended.
 #[inline(always)]
@@ -108,7 +110,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
     let seed = config!(seed);
     let host = hash64(&seed, ip.source as u64);
     let policy = policy::v4(ip.source, host, stamp(facts.now));
-    if let Some(pass) = standing(facts, policy, Family::V4, ip.proto)? {
+    if let Some(pass) = standing(facts, policy, false, ip.proto)? {
         return Ok(pass);
     }
     sanity(facts, ip, ip.source == ip.dest)?;
@@ -132,7 +134,7 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
     let (hi, lo) = (pair(a, b), pair(c, d));
     let seed = config!(seed);
     let policy = policy::v6(&seed, hi, lo, stamp(facts.now));
-    if let Some(pass) = standing(facts, policy, Family::V6, ip.proto)? {
+    if let Some(pass) = standing(facts, policy, hi | lo == 0, ip.proto)? {
         return Ok(pass);
     }
     let [e, f, g, h] = ip.dest;
@@ -141,7 +143,8 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
         let (mask_hi, mask_lo) = (config!(limit_mask6_hi), config!(limit_mask6_lo));
         // Known to the verifier: the usual /64 shares a round with the host's hash.
         let key = if mask_hi == u64::MAX && mask_lo == 0 {
-            hash64(&seed, hi)
+            // Apart from IPv4 addresses, whose hash is made the same way.
+            hash64(&seed, hi) ^ V6_KEYS
         } else {
             hash(&seed, hi & mask_hi, lo & mask_lo, LIMIT_TAG)
         };
@@ -196,11 +199,12 @@ fn whole_frame<'a>(facts: &mut Facts<'a>, end: usize) -> Facts<'a> {
 }
 
 /// Management guard, allowlist, blacklist and bogons: `Some` passes at once.
+/// `unspecified` tells that the source is `::`.
 #[inline(always)]
 fn standing(
     facts: Facts<'_>,
     policy: Policy,
-    family: Family,
+    unspecified: bool,
     proto: u8,
 ) -> Result<Option<Reason>, Reason> {
     match policy.standing() {
@@ -209,7 +213,7 @@ fn standing(
         Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
         Standing::Blacklisted => found(facts, config!(blacklist), Reason::Blacklisted)?,
     }
-    if policy.is_bogon() && !decide::may_be_unspecified(family, proto) {
+    if policy.is_bogon() && !decide::may_be_unspecified(unspecified, proto) {
         found(facts, config!(bogons), Reason::Bogon)?;
     }
     Ok(None)
@@ -247,6 +251,8 @@ fn sanity<A>(facts: Facts<'_>, ip: &Ip<A>, same_addresses: bool) -> Result<(), R
 fn class<A>(ip: &Ip<A>) -> LimitKind {
     match ip.proto {
         proto::TCP if ip.transport.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => LimitKind::Syn,
+        // A first fragment that ends before the flags may be the head of a SYN.
+        proto::TCP if ip.transport.truncated && ip.transport.tcp_flags == 0 => LimitKind::Syn,
         proto::UDP => LimitKind::Udp,
         proto::ICMP | proto::ICMPV6 => LimitKind::Icmp,
         _ => LimitKind::Packets,

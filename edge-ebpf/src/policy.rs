@@ -75,6 +75,10 @@ fn volatile<T: Copy>(value: &T) -> T {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn edge_host4(source: u32, now: Stamp) -> u32 {
+    if source == 0 {
+        // The mark of a free slot; 0.0.0.0 is kept as a prefix.
+        return Policy::NONE.word();
+    }
     let place = Place::new(hash64(&config!(seed), source as u64));
     let buckets = config!(hosts4_buckets);
     match probe4(place.first(buckets), source, now) {
@@ -225,7 +229,13 @@ fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
     // SAFETY: `way` is below the number of slots of a bucket.
     let way = matching_way(|way| unsafe {
         let slot = slots.add(way);
-        difference(slot, (&raw const (*slot).meta).read_volatile(), hi, lo, want)
+        difference(
+            slot,
+            (&raw const (*slot).meta).read_volatile(),
+            hi,
+            lo,
+            want,
+        )
     })?;
     // SAFETY: as above.
     unsafe {
@@ -312,8 +322,9 @@ fn is_zero(x: u64) -> u64 {
 /// `hits` must be the counter of a slot.
 #[inline(always)]
 unsafe fn hit(hits: *mut u32, policy: Policy) -> Policy {
-    // SAFETY: the caller vouches for the pointer; the daemon writes the word
-    // only when no reader can match the slot.
+    // SAFETY: the caller vouches for the pointer, and the word is only changed
+    // atomically. When the slot changes hands just now, the hit may be lost or
+    // be counted for the next entry.
     unsafe {
         if policy.is_listed() && hits.read_volatile() < HITS_MAX {
             increment(hits);

@@ -295,6 +295,7 @@ fn beyond_end() -> Vec<Row> {
         ),
         // The payload length does not count the fixed header, and the fragment
         // header is gone from the whole (RFC 8200 4.5): 65,528 + 7 = 65,535.
+        row("IPv6, ends at the last byte", v6_end(65_528, 7), Pass),
         row(
             "IPv6, ends one byte beyond",
             v6_end(65_528, 8),

@@ -159,9 +159,9 @@ fn classes() -> Table {
             LimitSyn,
         );
         add(
-            "first fragment without flags",
+            "first fragment without flags, which may be a SYN",
             p().tcp_with(SYN, 0, 100).piece(0..8),
-            Pass,
+            LimitSyn,
         );
         add(
             "later fragment of TCP",

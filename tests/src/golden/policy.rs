@@ -80,7 +80,7 @@ fn hosts() -> Table {
         row("IPv6, TCP", v6().tcp(ACK), Blacklisted),
         row(
             "IPv6, behind options in two VLANs",
-            v6().extension(HopByHop(8)).udp(8).vlan(6).vlan(5),
+            { v6().extension(HopByHop(8)).udp(8).vlan(6).vlan(5) },
             Blacklisted,
         ),
         row(
@@ -320,6 +320,7 @@ fn exempt() -> Table {
 }
 
 fn bogons() -> Table {
+    let icmpv6 = |source: &str| ip(source, V6_DEST).icmp(135, 16);
     let mut rows = sources(&[
         ("127.0.0.1", Bogon),
         ("127.255.255.255", Bogon),
@@ -336,6 +337,8 @@ fn bogons() -> Table {
             ip("127.0.0.1", V4_DEST).payload(58, [0; 8]),
             Bogon,
         ),
+        row("IPv6, ICMPv6 is no excuse", icmpv6("100::1"), Bogon),
+        row("IPv6, ICMPv6 from multicast", icmpv6("ff02::1"), Bogon),
         row("LAND, too", ip("127.0.0.1", "127.0.0.1").udp(8), Bogon).also(&[Land]),
     ]);
     Table::enforced("bogons", rows)
@@ -358,7 +361,7 @@ fn unspecified() -> Table {
         row("router solicitation", to("ff02::2").icmp(133, 0), Pass),
         row(
             "multicast listener report",
-            to("ff02::16").extension(HopByHop(8)).icmp(143, 20),
+            { to("ff02::16").extension(HopByHop(8)).icmp(143, 20) },
             Pass,
         ),
         row(
@@ -369,6 +372,12 @@ fn unspecified() -> Table {
         row("UDP", to("ff02::1").udp(8), Bogon),
         row("TCP", to(V6_DEST).tcp(SYN), Bogon),
         row("ICMP of IPv4", to(V6_DEST).payload(1, [0; 8]), Bogon),
+        row("ICMPv6 from ::1", ip("::1", V6_DEST).icmp(135, 16), Bogon),
+        row(
+            "ICMPv6 from 0:0:0:1::",
+            ip("0:0:0:1::", V6_DEST).icmp(135, 16),
+            Bogon,
+        ),
         row("no protocol", to(V6_DEST).build().cut(ETH + IPV6), Bogon),
     ];
     Table::enforced("the unspecified address", rows).bogon("::/48")
