@@ -80,7 +80,7 @@ fn hosts() -> Table {
         row("IPv6, TCP", v6().tcp(ACK), Blacklisted),
         row(
             "IPv6, behind options in two VLANs",
-            { v6().extension(HopByHop(8)).udp(8).vlan(6).vlan(5) },
+            v6().extension(HopByHop(8)).udp(8).vlan(6).vlan(5),
             Blacklisted,
         ),
         row(
@@ -361,7 +361,7 @@ fn unspecified() -> Table {
         row("router solicitation", to("ff02::2").icmp(133, 0), Pass),
         row(
             "multicast listener report",
-            { to("ff02::16").extension(HopByHop(8)).icmp(143, 20) },
+            to("ff02::16").extension(HopByHop(8)).icmp(143, 20),
             Pass,
         ),
         row(

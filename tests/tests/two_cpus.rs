@@ -1,0 +1,77 @@
+//! A limit is kept by all CPUs together.
+
+use std::{sync::Barrier, thread, time::Instant};
+
+use edge_common::{
+    abi::{LimitKind, Mode},
+    reason::Reason,
+};
+use edge_tests::{
+    golden::v4,
+    program::{Rig, Settings},
+    test_run,
+};
+use edge_userspace::clock::coarse_tick_ns;
+
+const RATE: u64 = 200_000;
+const BURST: u64 = 2_000;
+/// Packets of each CPU in one test run, and runs.
+const PACKETS: u32 = 50_000;
+const RUNS: u32 = 10;
+
+fn pin_to(cpu: usize) {
+    // SAFETY: a zeroed set is an empty one; CPU_SET stays inside it for a small
+    // number; the call reads the set, which outlives it.
+    let status = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    assert_eq!(status, 0, "cannot run on CPU {cpu}");
+}
+
+#[test]
+fn two_cpus_stay_within_one_limit() {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    assert!(cpus >= 2, "this needs two CPUs and sees {cpus}");
+    let settings = Settings::enforced()
+        .limit(0, LimitKind::Packets, RATE, BURST)
+        .limit_mode(LimitKind::Packets, Mode::Enforce)
+        .with(|config| config.tick_ns = coarse_tick_ns());
+    let rig = Rig::load(&settings).expect("the program");
+    let frame = v4().udp(8).build();
+    let together = Barrier::new(2);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for cpu in 0..2 {
+            let (rig, frame, together) = (rig.program(), &frame, &together);
+            scope.spawn(move || {
+                pin_to(cpu);
+                for _ in 0..RUNS {
+                    together.wait();
+                    test_run::run(rig, frame, PACKETS).expect("a run");
+                }
+            });
+        }
+    });
+    let elapsed = start.elapsed().as_secs_f64();
+    let counters = rig.counters().expect("counters");
+    let passed = counters.ended(Reason::Pass).packets;
+    let denied = counters.ended(Reason::LimitPackets).packets;
+    assert_eq!(passed + denied, u64::from(2 * PACKETS * RUNS));
+    // The program's clock steps by a tick, so it may be one ahead of ours.
+    let tick = coarse_tick_ns() as f64 / 1e9;
+    let most = BURST as f64 + RATE as f64 * (elapsed + tick);
+    assert!(
+        passed as f64 <= most,
+        "{passed} passed, at most {most:.0} may"
+    );
+    assert!(
+        passed >= BURST,
+        "{passed} passed, not even the burst of {BURST}"
+    );
+    assert!(
+        denied > passed,
+        "{denied} denied and {passed} passed: no flood"
+    );
+}
