@@ -138,7 +138,7 @@ impl FragmentPolicy {
     }
 }
 
-/// Indices of the limits in [`Config::limit_mode`] and [`Profile::limits`].
+/// Indices of the limits in [`Profile::limits`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum LimitKind {
@@ -161,6 +161,12 @@ impl LimitKind {
     /// All kinds in the order of their index.
     pub const ALL: [Self; LIMIT_KINDS] =
         [Self::Packets, Self::Bytes, Self::Syn, Self::Udp, Self::Icmp];
+
+    /// The limit as a bit of a set.
+    #[inline(always)]
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
 
     /// The reason a packet over this limit ends with.
     #[inline(always)]
@@ -243,8 +249,10 @@ pub struct Config {
     pub arp_guard: u32,
     /// [`Mode`] of the blacklist.
     pub blacklist: u32,
-    /// [`Mode`] by [`LimitKind`].
-    pub limit_mode: [u32; LIMIT_KINDS],
+    /// The limits that are on, each as [`LimitKind::bit`].
+    pub limits_on: u32,
+    /// Those of them that are enforced and not in dry run, likewise.
+    pub limits_enforced: u32,
     /// Which block of counters this load of the program uses.
     pub interface: u32,
     /// Entries of `HOSTS4`.
@@ -263,7 +271,7 @@ pub struct Config {
     pub abi_version: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 22 * 4);
+const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 20 * 4);
 
 /// Packets and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -389,6 +397,33 @@ impl Event {
 }
 
 impl Config {
+    /// Sets the mode of a limit.
+    #[must_use]
+    pub const fn with_limit(mut self, kind: LimitKind, mode: Mode) -> Self {
+        self.limits_on &= !kind.bit();
+        self.limits_enforced &= !kind.bit();
+        match mode {
+            Mode::Off => {}
+            Mode::DryRun => self.limits_on |= kind.bit(),
+            Mode::Enforce => {
+                self.limits_on |= kind.bit();
+                self.limits_enforced |= kind.bit();
+            }
+        }
+        self
+    }
+
+    /// Sets the mode of all limits.
+    #[must_use]
+    pub const fn with_limits(mut self, mode: Mode) -> Self {
+        let mut i = 0;
+        while i < LIMIT_KINDS {
+            self = self.with_limit(LimitKind::ALL[i], mode);
+            i += 1;
+        }
+        self
+    }
+
     /// Everything off, tables of one entry. What the object holds before the
     /// daemon overrides it.
     pub const OFF: Self = Self {
@@ -406,7 +441,8 @@ impl Config {
         fragment_policy: 0,
         arp_guard: 0,
         blacklist: 0,
-        limit_mode: [0; LIMIT_KINDS],
+        limits_on: 0,
+        limits_enforced: 0,
         interface: 0,
         hosts4_buckets: 1,
         hosts4_filter_words: 1,

@@ -1,7 +1,7 @@
 //! Pure decisions: facts and the clock in, a reason out.
 
 use crate::{
-    parse::{Fragment, Transport, tcp},
+    parse::{Fragment, tcp},
     reason::Reason,
     table::{FLAG_BOGON, FLAG_MANAGEMENT, Meta, Stamp},
 };
@@ -103,6 +103,23 @@ impl Policy {
     }
 }
 
+/// Whether [`impossible_tcp_flags`] has something to say, in one look.
+#[inline(always)]
+pub const fn are_impossible_tcp_flags(flags: u8) -> bool {
+    /// A bit for each combination of the six control flags.
+    const IMPOSSIBLE: u64 = {
+        let (mut bits, mut flags) = (0, 0);
+        while flags < 64 {
+            if impossible_tcp_flags(flags).is_some() {
+                bits |= 1 << flags;
+            }
+            flags += 1;
+        }
+        bits
+    };
+    IMPOSSIBLE >> (flags & 63) & 1 != 0
+}
+
 /// TCP flags that no stack sends (RFC 9293 knows no segment with them).
 #[inline(always)]
 pub const fn impossible_tcp_flags(flags: u8) -> Option<Reason> {
@@ -122,16 +139,17 @@ pub const fn impossible_tcp_flags(flags: u8) -> Option<Reason> {
     }
 }
 
-/// What speaks against a fragment that the policy `DropRisky` lets through otherwise.
+/// What speaks against a fragment that the policy `DropRisky` lets through
+/// otherwise. `truncated`: it ends inside the transport header.
 #[inline(always)]
 pub const fn risky_fragment(
     fragment: Fragment,
-    transport: &Transport,
+    truncated: bool,
     proto: u8,
 ) -> Option<Reason> {
     match fragment {
         Fragment::Whole => None,
-        Fragment::First if transport.truncated => Some(Reason::FragmentTiny),
+        Fragment::First if truncated => Some(Reason::FragmentTiny),
         Fragment::First => None,
         // The TCP header reaches beyond offset 8 (its flags lie at 13), and UDP's
         // and ICMP's checksums end at 8: only TCP can be rewritten this way.
@@ -213,6 +231,17 @@ mod tests {
             tcp::SYN | tcp::PSH,
         ] {
             assert_eq!(impossible_tcp_flags(f), None, "{f:#04x}");
+        }
+    }
+
+    #[test]
+    fn the_table_of_flags_is_that_of_the_reasons() {
+        for flags in 0..=u8::MAX {
+            assert_eq!(
+                are_impossible_tcp_flags(flags),
+                impossible_tcp_flags(flags).is_some(),
+                "{flags:#04x}"
+            );
         }
     }
 

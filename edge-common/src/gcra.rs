@@ -12,8 +12,8 @@ pub const TICKS_PER_NS: u64 = 16;
 /// Scale of [`Limit::cost`]: 16 fractional bits of a tick a unit.
 const COST_SHIFT: u32 = 16;
 
-/// A rate and its burst, ready for the fast path. The zero value is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A rate and its burst, ready for the fast path. The default is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Limit {
     /// Ticks that one unit (packet or byte) takes, times 2^16. 0: no limit.
@@ -22,15 +22,19 @@ pub struct Limit {
     tolerance: u64,
 }
 
+/// The longest tolerance: 2^62 ticks are 9 years, no sensible limit, and leave
+/// headroom for the sum with the clock.
+const MAX_TOLERANCE: u64 = 1 << 62;
+
 /// The slowest rate that can be expressed: the cost of a 64 KiB packet must
 /// fit 64 bits after scaling.
 pub const MIN_BYTES_PER_SECOND: u64 = 4096;
 
 impl Limit {
-    /// No limit.
+    /// No limit: admits whatever comes, at no cost.
     pub const NONE: Self = Self {
         cost: 0,
-        tolerance: 0,
+        tolerance: MAX_TOLERANCE,
     };
 
     /// `rate` units a second, of which `burst` may come at once. `None` when
@@ -42,8 +46,7 @@ impl Limit {
         let ticks_per_second = 1_000_000_000 * TICKS_PER_NS;
         let cost = ((ticks_per_second as u128) << COST_SHIFT) / rate as u128;
         let tolerance = (cost * burst as u128) >> COST_SHIFT;
-        // 2^62 ticks are 9 years: no sensible limit, and headroom for the sum with the clock.
-        if cost == 0 || cost > u64::MAX as u128 || tolerance > 1 << 62 {
+        if cost == 0 || cost > u64::MAX as u128 || tolerance > MAX_TOLERANCE as u128 {
             return None;
         }
         Some(Self {
@@ -63,13 +66,34 @@ impl Limit {
     /// nothing must be written.
     #[inline(always)]
     pub const fn admit(&self, tat: u64, now: u64, units: u32) -> Option<u64> {
-        let base = if tat > now { tat } else { now };
-        let new = base.wrapping_add(self.cost.wrapping_mul(units as u64) >> COST_SHIFT);
-        if new.wrapping_sub(now) > self.tolerance {
-            None
-        } else {
+        let new = self.arrival(tat, now, units);
+        if self.exceeds(new, now) == 0 {
             Some(new)
+        } else {
+            None
         }
+    }
+
+    /// The TAT after `units` that arrive at `now` (ticks), admitted or not.
+    #[inline(always)]
+    pub const fn arrival(&self, tat: u64, now: u64, units: u32) -> u64 {
+        let base = if tat > now { tat } else { now };
+        base.wrapping_add(self.cost.wrapping_mul(units as u64) >> COST_SHIFT)
+    }
+
+    /// 1 when a TAT lies further ahead of `now` than the limit tolerates, else
+    /// 0, without a branch: the kernel side asks several limits in one comparison.
+    #[inline(always)]
+    pub const fn exceeds(&self, tat: u64, now: u64) -> u64 {
+        // Neither reaches 2^63: the tolerance is bounded, and so is what one
+        // packet can add to a TAT that was within it.
+        self.tolerance.wrapping_sub(tat.wrapping_sub(now)) >> 63
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self::NONE
     }
 }
 

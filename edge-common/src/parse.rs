@@ -128,10 +128,29 @@ pub enum Fragment {
     },
 }
 
-/// The transport header, as far as it is there. All zero for other protocols
-/// and for later fragments.
+/// What a packet carries, as the checks behind the parser tell packets apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// None of the others; also TCP in later fragments.
+    #[default]
+    Other = 0,
+    /// TCP, with its whole header.
+    Tcp = 1,
+    /// A first fragment that ends inside the TCP header.
+    TcpHead = 2,
+    /// UDP, in fragments too.
+    Udp = 3,
+    /// ICMP or ICMPv6, in fragments too.
+    Icmp = 4,
+}
+
+/// The transport header, as far as it is there. Beside its kind all zero for
+/// other protocols and for later fragments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
+    /// What it is.
+    pub kind: Kind,
     /// Offset of the transport header in the frame.
     pub offset: usize,
     /// TCP or UDP source port, byte order of the wire.
@@ -481,11 +500,18 @@ fn transport<S: PacketSource + ?Sized>(
     proto: u8,
     fragment: Fragment,
 ) -> Result<Transport, Reason> {
+    let is_later = matches!(fragment, Fragment::Later { .. });
     let none = Transport {
+        kind: match proto {
+            proto::TCP if !is_later => Kind::Tcp,
+            proto::UDP => Kind::Udp,
+            proto::ICMP | proto::ICMPV6 => Kind::Icmp,
+            _ => Kind::Other,
+        },
         offset,
         ..Transport::default()
     };
-    if matches!(fragment, Fragment::Later { .. }) {
+    if is_later {
         return Ok(none);
     }
     let first = matches!(fragment, Fragment::First);
@@ -497,7 +523,10 @@ fn transport<S: PacketSource + ?Sized>(
         proto::TCP => {
             if len < TCP_LEN {
                 return if first {
-                    Ok(short)
+                    Ok(Transport {
+                        kind: Kind::TcpHead,
+                        ..short
+                    })
                 } else {
                     Err(Reason::TcpTruncated)
                 };
@@ -512,11 +541,13 @@ fn transport<S: PacketSource + ?Sized>(
                 return Err(Reason::TcpBadOffset);
             }
             let (source_port, dest_port) = split_ports(ports);
+            let truncated = header > len;
             Ok(Transport {
+                kind: if truncated { Kind::TcpHead } else { Kind::Tcp },
                 source_port,
                 dest_port,
                 tcp_flags: (control >> 16) as u8,
-                truncated: header > len,
+                truncated,
                 ..none
             })
         }

@@ -223,11 +223,14 @@ impl Place {
         reduce(self.second, n)
     }
 
-    /// Word and bit in a filter of `words` 64-bit words.
+    /// Word and bits in a filter of `words` 64-bit words. Two bits of one word,
+    /// which a look-up finds in one cache line: of the entries that are not
+    /// there 2 in 100 pass a full filter, where with one bit it would be 6.
     #[inline(always)]
     pub const fn filter(self, words: u32) -> (u32, u64) {
-        // The word comes from the high bits, the bit from the low ones.
-        (reduce(self.filter, words), 1 << (self.filter & 63))
+        // The word comes from the high bits, the two bits from the low ones.
+        let bits = 1 << (self.filter & 63) | 1 << (self.filter >> 6 & 63);
+        (reduce(self.filter, words), bits)
     }
 }
 

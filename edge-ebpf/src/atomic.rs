@@ -23,20 +23,3 @@ pub unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> u64 {
     }
     found
 }
-
-/// Adds one to a 32-bit word.
-///
-/// # Safety
-/// `at` must be valid for reads and writes of 4 bytes and 4-byte aligned.
-#[inline(always)]
-pub unsafe fn increment(at: *mut u32) {
-    // SAFETY: the caller vouches for the pointer; BPF_ATOMIC | BPF_ADD.
-    unsafe {
-        asm!(
-            "lock *(u32 *)({at} + 0) += {one}",
-            at = in(reg) at,
-            one = in(reg) 1u64,
-            options(nostack),
-        );
-    }
-}

@@ -13,7 +13,7 @@ use crate::{
 };
 use edge_common::{
     abi::{
-        LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Mode, Profile, TableStat,
+        LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Profile, TableStat,
     },
     gcra::{Limit, ticks},
     hash::reduce,
@@ -26,26 +26,23 @@ const TRIES: usize = 4;
 /// Whether any limit is on. Known to the verifier.
 #[inline(always)]
 pub fn is_on() -> bool {
-    let mut modes = 0;
-    for kind in LimitKind::ALL {
-        modes |= config!(limit_mode[kind as usize]);
-    }
-    modes != Mode::Off as u32
+    config!(limits_on) != 0
 }
 
 /// Charges a packet to the source with this hash. `class` is the limit for
 /// its kind of packet, beside those of packets and bytes.
 #[inline(always)]
 pub fn charge(facts: Facts<'_>, hash: u64, profile: u8, class: LimitKind) -> Result<(), Reason> {
-    let word = exceeded(hash, facts.now, profile, class, facts.frame_len);
-    if word == 0 {
+    let over = exceeded(hash, facts.now, profile, class, facts.frame_len);
+    if over == 0 {
         return Ok(());
     }
+    let enforced = config!(limits_enforced);
     for kind in LimitKind::ALL {
-        if word & denied(kind) == 0 {
+        if over & kind.bit() == 0 {
             continue;
         }
-        if config!(limit_mode[kind as usize]) == Mode::Enforce as u32 {
+        if enforced & kind.bit() != 0 {
             return Err(kind.reason());
         }
         would_drop(facts, kind.reason());
@@ -53,15 +50,10 @@ pub fn charge(facts: Facts<'_>, hash: u64, profile: u8, class: LimitKind) -> Res
     Ok(())
 }
 
-/// The bit of a limit in the result of [`exceeded`].
-#[inline(always)]
-const fn denied(kind: LimitKind) -> u32 {
-    1 << kind as u32
-}
-
-/// Charges a packet; the result has a bit for each limit that it exceeds.
+/// Charges a packet; the result has [`LimitKind::bit`] for each limit that it exceeds.
 #[inline(always)]
 fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) -> u32 {
+    let unknown = Unknown::new(now);
     let now = ticks(now);
     let Some(slot) = find(hash, now) else {
         return 0;
@@ -69,61 +61,69 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     let limits = maps::profile(profile);
     // First look at all, then write: a packet that any limit denies must leave
     // the line alone, or a flood over its limit would bounce it between CPUs.
-    let packets = Look::at(slot, limits, LimitKind::Packets as u32, 1, now);
-    let bytes = Look::at(slot, limits, LimitKind::Bytes as u32, frame_len, now);
-    // One number, so that the verifier follows what comes behind once.
-    let class = Unknown::new().number(class as u32);
-    let class = if class == LimitKind::Packets as u32 {
-        Look::NOTHING
+    let is_on = |kind: LimitKind| config!(limits_on) & kind.bit() != 0;
+    let packets = if is_on(LimitKind::Packets) {
+        Look::at(slot, limits, LimitKind::Packets as u32, 1, now)
     } else {
-        Look::at(slot, limits, class, 1, now)
+        Look::nothing(slot)
     };
-    let over = packets.over | bytes.over | class.over;
-    if over & enforced() != 0 {
-        return over;
-    }
-    over | packets.commit(slot, profile, now)
-        | bytes.commit(slot, profile, now)
-        | class.commit(slot, profile, now)
-}
-
-/// The limits that are enforced, as bits.
-#[inline(always)]
-fn enforced() -> u32 {
-    let mut bits = 0;
-    for kind in LimitKind::ALL {
-        if config!(limit_mode[kind as usize]) == Mode::Enforce as u32 {
-            bits |= denied(kind);
+    let bytes = if is_on(LimitKind::Bytes) {
+        Look::at(slot, limits, LimitKind::Bytes as u32, frame_len, now)
+    } else {
+        Look::nothing(slot)
+    };
+    // One number, so that the verifier follows what comes behind once.
+    let kind = unknown.number(class as u32);
+    let has_class = kind != LimitKind::Packets as u32 && config!(limits_on) >> kind & 1 != 0;
+    let class = if has_class {
+        Look::at_any(slot, limits, kind, now)
+    } else {
+        Look::nothing(slot)
+    };
+    let mut over = 0;
+    if packets.over | bytes.over | class.over != 0 {
+        over = (packets.over as u32) << LimitKind::Packets as u32
+            | (bytes.over as u32) << LimitKind::Bytes as u32
+            | (class.over as u32) << kind;
+        if over & config!(limits_enforced) != 0 {
+            return over;
         }
     }
-    bits
+    if is_on(LimitKind::Packets) {
+        over |= packets.commit(LimitKind::Packets as u32, 1, profile, now);
+    }
+    if is_on(LimitKind::Bytes) {
+        over |= bytes.commit(LimitKind::Bytes as u32, frame_len, profile, now);
+    }
+    if has_class {
+        over |= class.commit(kind, 1, profile, now);
+    }
+    over
 }
 
 /// What one limit says of a packet, before it is charged.
 #[derive(Clone, Copy)]
 struct Look {
-    /// Index of the TAT to charge among the slot's words; 0, where the tag is,
-    /// when there is nothing to charge.
-    at: u32,
-    /// Index of the limit.
-    kind: u32,
-    units: u32,
+    word: *mut u64,
     tat: u64,
     new: u64,
-    /// The bit of the limit when the packet is over it, else 0.
-    over: u32,
+    /// 1 when the packet is over the limit, else 0.
+    over: u64,
 }
 
 impl Look {
-    const NOTHING: Self = Self {
-        at: 0,
-        kind: 0,
-        units: 0,
-        tat: 0,
-        new: 0,
-        over: 0,
-    };
+    /// Of a limit that is off.
+    #[inline(always)]
+    fn nothing(slot: *mut LimiterSlot) -> Self {
+        Self {
+            word: slot.cast(),
+            tat: 0,
+            new: 0,
+            over: 0,
+        }
+    }
 
+    /// At a limit that the compiler knows.
     #[inline(always)]
     fn at(
         slot: *mut LimiterSlot,
@@ -132,52 +132,49 @@ impl Look {
         units: u32,
         now: u64,
     ) -> Self {
+        // SAFETY: the slot is a map value, and has a word for each kind.
+        let word = unsafe { (&raw mut (*slot).tat[kind as usize]) };
+        // SAFETY: the profile is read-only, and has a limit for each kind.
+        let limit = unsafe { (&raw const (*profile).limits[kind as usize]).read_volatile() };
+        Self::of(word, limit, units, now)
+    }
+
+    /// At any limit that counts packets.
+    #[inline(always)]
+    fn at_any(slot: *mut LimiterSlot, profile: *const Profile, kind: u32, now: u64) -> Self {
         // SAFETY: the index is masked to the array's length, and the profile is read-only.
         let limit = unsafe { limit(profile, kind).read_volatile() };
-        // A limit that is off has no rate in any profile.
-        if !limit.is_some() {
-            return Self::NOTHING;
-        }
-        let at = kind + 1;
+        Self::of(word(slot, kind + 1), limit, 1, now)
+    }
+
+    #[inline(always)]
+    fn of(word: *mut u64, limit: Limit, units: u32, now: u64) -> Self {
         // SAFETY: a word of a map value, 8 bytes aligned.
-        let tat = unsafe { word(slot, at).read_volatile() };
-        match limit.admit(tat, now, units) {
-            Some(new) => Self {
-                at,
-                kind,
-                units,
-                tat,
-                new,
-                over: 0,
-            },
-            None => Self {
-                over: 1 << kind,
-                ..Self::NOTHING
-            },
+        let tat = unsafe { word.read_volatile() };
+        let new = limit.arrival(tat, now, units);
+        Self {
+            word,
+            tat,
+            new,
+            over: limit.exceeds(new, now),
         }
     }
 
-    /// Charges the packet, if there is anything to charge; the bit of the
-    /// limit when other CPUs used it up meanwhile.
+    /// Charges the packet unless it is over the limit; the bit of the limit when
+    /// other CPUs used it up meanwhile.
     #[inline(always)]
-    fn commit(self, slot: *mut LimiterSlot, profile: u8, now: u64) -> u32 {
-        if self.at == 0 {
+    fn commit(self, kind: u32, units: u32, profile: u8, now: u64) -> u32 {
+        if self.over != 0 {
             return 0;
         }
-        let word = word(slot, self.at);
         // SAFETY: a word of a map value, 8 bytes aligned, written by this operation only.
-        let found = unsafe { compare_exchange(word, self.tat, self.new) };
+        let found = unsafe { compare_exchange(self.word, self.tat, self.new) };
         if found == self.tat {
             return 0;
         }
-        match edge_charge_again(
-            word,
-            (profile as u32) << 8 | self.kind,
-            found,
-            now,
-            self.units,
-        ) {
-            0 => 1 << self.kind,
+        let which = (profile as u32) << 8 | kind;
+        match edge_charge_again(self.word, which, found, now, units) {
+            0 => 1 << kind,
             _ => 0,
         }
     }

@@ -19,6 +19,7 @@ use edge_common::reason::Verdict;
 
 /// The XDP program. Aware of multi-buffer frames, so that jumbo MTUs attach.
 #[xdp(frags)]
+#[inline(always)] // A call from the entry point costs as much as parsing the packet.
 pub fn edge_xdp(ctx: XdpContext) -> u32 {
     match pipeline::run(&ctx).verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,

@@ -6,7 +6,6 @@
 //! the packet parser can leave behind.
 
 use crate::{
-    atomic::increment,
     maps::{
         BITMAP24, HOSTS4, HOSTS4_FILTER, LENGTHS4, LENGTHS6, LENGTHS6_LONG, WIDE, WIDE_FILTER,
         config,
@@ -51,7 +50,7 @@ pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
     let host = Place::wide(seed, hi, lo, len_key(Half::Low, 1));
     let (word, bit) = host.filter(config!(wide_filter_words));
     if is_set(WIDE_FILTER.get(word), bit) {
-        policy = Policy::from_word(edge_host6(hi, lo, now));
+        policy = wide(host, hi, lo, len_key(Half::Low, 1), now).unwrap_or(Policy::NONE);
     }
     let short = LENGTHS6.get((hi >> 48) as u32).map_or(0, volatile);
     if short != 0 {
@@ -61,8 +60,8 @@ pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
 }
 
 #[inline(always)]
-fn is_set(word: Option<&u64>, bit: u64) -> bool {
-    word.map_or(0, volatile) & bit != 0
+fn is_set(word: Option<&u64>, bits: u64) -> bool {
+    word.map_or(0, volatile) & bits == bits
 }
 
 #[inline(always)]
@@ -85,15 +84,6 @@ fn host4(place: Place, source: u32, now: Stamp) -> Policy {
         Some(found) => found,
         None => probe4(place.second(buckets), source, now).unwrap_or(Policy::NONE),
     }
-}
-
-/// The entry of an IPv6 host, as a [`Policy`] word.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn edge_host6(hi: u64, lo: u64, now: Stamp) -> u32 {
-    let key = len_key(Half::Low, 1);
-    let place = Place::wide(&config!(seed), hi, lo, key);
-    wide(place, hi, lo, key, now).unwrap_or(Policy::NONE).word()
 }
 
 /// The longest prefix that matches an IPv4 address (host byte order), as a
@@ -314,18 +304,20 @@ fn is_zero(x: u64) -> u64 {
     (x | negated) >> 63 ^ 1
 }
 
-/// Counts a match of an entry that is in force.
+/// Counts a match of an entry that is in force; a lower bound.
 ///
 /// # Safety
 /// `hits` must be the counter of a slot.
 #[inline(always)]
 unsafe fn hit(hits: *mut u32, policy: Policy) -> Policy {
-    // SAFETY: the caller vouches for the pointer, and the word is only changed
-    // atomically. When the slot changes hands just now, the hit may be lost or
-    // be counted for the next entry.
+    // SAFETY: the caller vouches for the pointer. Not atomic, which would cost as
+    // much as the rest of the look-up: of hits at the same moment on several
+    // CPUs one counts, and a slot that changes hands just now may keep the count
+    // of the entry before.
     unsafe {
-        if policy.is_listed() && hits.read_volatile() < HITS_MAX {
-            increment(hits);
+        let n = hits.read_volatile();
+        if policy.is_listed() && n < HITS_MAX {
+            hits.write_volatile(n + 1);
         }
     }
     policy

@@ -98,14 +98,14 @@ impl Settings {
     /// With the limits of this kind in a mode.
     #[must_use]
     pub const fn limit_mode(mut self, kind: LimitKind, mode: Mode) -> Self {
-        self.config.limit_mode[kind as usize] = mode as u32;
+        self.config = self.config.with_limit(kind, mode);
         self
     }
 
     /// With all limits in a mode.
     #[must_use]
     pub const fn limits(mut self, mode: Mode) -> Self {
-        self.config.limit_mode = [mode as u32; LIMIT_KINDS];
+        self.config = self.config.with_limits(mode);
         self
     }
 

@@ -52,8 +52,9 @@ fn programs() -> Vec<(&'static str, Program)> {
 
 fn config(mode: Mode) -> Config {
     let geometry = Geometry::for_capacity(&Capacity::default());
+    let limits = mode;
     let mode = mode as u32;
-    Config {
+    let config = Config {
         seed: Seed([1, 2, 3, 4]),
         sample: limit(mode, 10),
         tick_ns: coarse_tick_ns(),
@@ -64,7 +65,6 @@ fn config(mode: Mode) -> Config {
         fragments: mode,
         arp_guard: mode,
         blacklist: mode,
-        limit_mode: [mode; LIMIT_KINDS],
         hosts4_buckets: geometry.hosts4_buckets,
         hosts4_filter_words: geometry.hosts4_filter_words,
         wide_buckets: geometry.wide_buckets,
@@ -72,11 +72,15 @@ fn config(mode: Mode) -> Config {
         long_lengths: geometry.long_lengths,
         limiter_buckets: geometry.limiter_buckets,
         ..Config::OFF
-    }
+    };
+    config.with_limits(limits)
 }
 
 fn program(config: Config) -> Program {
-    let limits = config.limit_mode.map(|mode| limit(mode, 1_000_000));
+    let limits = LimitKind::ALL.map(|kind| match config.limits_on & kind.bit() {
+        0 => Limit::NONE,
+        _ => Limit::per_second(1_000_000, 1_000_000).unwrap_or(Limit::NONE),
+    });
     Program {
         config,
         profiles: Box::new([Profile::new(limits); MAX_PROFILES]),

@@ -1,7 +1,7 @@
 //! The configuration in the form in which the XDP program reads it.
 
 use edge_common::{
-    abi::{ABI_VERSION, Config, LIMIT_KINDS, LimitKind},
+    abi::{ABI_VERSION, Config, LimitKind},
     gcra::Limit,
     hash::Seed,
 };
@@ -26,13 +26,9 @@ impl Model {
         interface: u32,
     ) -> Config {
         let checks = self.effective_checks();
-        let mut limit_mode = [0; LIMIT_KINDS];
-        for kind in LimitKind::ALL {
-            limit_mode[kind as usize] = self.limits.mode(kind) as u32;
-        }
         let per_second = u64::from(self.events_per_second);
         let mask6 = leading_ones_128(self.limits.v6_prefix);
-        Config {
+        let config = Config {
             seed,
             // `None` is for 0 a second.
             sample: Limit::per_second(per_second, per_second).unwrap_or(Limit::NONE),
@@ -48,7 +44,6 @@ impl Model {
             fragment_policy: checks.fragment_policy as u32,
             arp_guard: checks.arp_guard as u32,
             blacklist: checks.blacklist as u32,
-            limit_mode,
             interface,
             hosts4_buckets: geometry.hosts4_buckets,
             hosts4_filter_words: geometry.hosts4_filter_words,
@@ -57,7 +52,11 @@ impl Model {
             long_lengths: geometry.long_lengths,
             limiter_buckets: geometry.limiter_buckets,
             abi_version: ABI_VERSION,
-        }
+            ..Config::OFF
+        };
+        LimitKind::ALL.into_iter().fold(config, |config, kind| {
+            config.with_limit(kind, self.limits.mode(kind))
+        })
     }
 
     /// The limit profiles, and which prefix has which.
@@ -97,18 +96,15 @@ mod tests {
     fn what_has_nothing_to_look_for_is_off() {
         let config = lower(&model());
         assert_eq!(config.arp_guard, Mode::Off as u32);
-        assert_eq!(config.limit_mode, [Mode::Off as u32; LIMIT_KINDS]);
+        assert_eq!((config.limits_on, config.limits_enforced), (0, 0));
         assert_eq!(config.bogons, Mode::Enforce as u32);
         let config = lower(&model_of(
             "bogons.defaults = false\n[[arp_binding]]\naddress = '192.0.2.1'\nmac = '02:00:00:00:00:01'\n[limits.udp]\nmode = 'dry-run'\nrate = 5",
         ));
         assert_eq!(config.arp_guard, Mode::Enforce as u32);
         assert_eq!(config.bogons, Mode::Off as u32);
-        let want = LimitKind::ALL.map(|k| match k {
-            LimitKind::Udp => Mode::DryRun as u32,
-            _ => Mode::Off as u32,
-        });
-        assert_eq!(config.limit_mode, want);
+        assert_eq!(config.limits_on, LimitKind::Udp.bit());
+        assert_eq!(config.limits_enforced, 0);
     }
 
     #[test]

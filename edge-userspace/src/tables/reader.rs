@@ -47,7 +47,7 @@ impl Reader {
     fn host4(&self, wire: u32) -> Listing {
         let place = Place::host_v4(&self.seed, wire);
         let filter = place.filter(self.geometry.hosts4_filter_words);
-        if !has_bit(&self.regions.hosts4_filter, filter) {
+        if !has_bits(&self.regions.hosts4_filter, filter) {
             return Listing::default();
         }
         let n = self.geometry.hosts4_buckets;
@@ -56,7 +56,7 @@ impl Reader {
     }
 
     fn prefix4(&self, addr: u32) -> Listing {
-        if !has_bit(&self.regions.bitmap24, bitmap24(addr)) {
+        if !has_bits(&self.regions.bitmap24, bitmap24(addr)) {
             return Listing::default();
         }
         let lengths = load(&self.regions.lengths4.u64s()[(addr >> 16) as usize]);
@@ -98,7 +98,7 @@ impl Reader {
         let len_key = len_key(half, bit);
         let place = Place::wide(&self.seed, hi, lo, len_key);
         let filter = place.filter(self.geometry.wide_filter_words);
-        if !has_bit(&self.regions.wide_filter, filter) {
+        if !has_bits(&self.regions.wide_filter, filter) {
             return None;
         }
         let n = self.geometry.wide_buckets;
@@ -107,8 +107,8 @@ impl Reader {
     }
 }
 
-fn has_bit(region: &Region, (word, bit): (u32, u64)) -> bool {
-    load(&region.u64s()[word as usize]) & bit != 0
+fn has_bits(region: &Region, (word, bits): (u32, u64)) -> bool {
+    load(&region.u64s()[word as usize]) & bits == bits
 }
 
 fn find<S: Slot>(region: &Region, buckets: [u32; 2], key: S::Key) -> Option<Listing> {

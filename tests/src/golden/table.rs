@@ -212,10 +212,7 @@ impl Table {
         self.entries.is_empty()
             && self.arp.is_empty()
             && !config.sample.is_some()
-            && config
-                .limit_mode
-                .iter()
-                .all(|&mode| mode == Mode::Off as u32)
+            && config.limits_on == 0
     }
 
     fn entry(mut self, prefix: &str, change: impl FnOnce(&mut Listing)) -> Self {

@@ -374,7 +374,7 @@ fn samples_are_read() {
 #[test]
 fn test_runs_need_no_interface() {
     let mut program = settings(&[]).program;
-    program.config.limit_mode = [Mode::Off as u32; LIMIT_KINDS];
+    program.config = program.config.with_limits(Mode::Off);
     let mut edge = Unattached::load(&program).unwrap();
     assert_eq!(edge.run(&land(), 1).unwrap().action, 1);
     let pass = udp4([192, 0, 2, 1], [192, 0, 2, 2]);
