@@ -9,7 +9,7 @@
 use crate::{gcra::Limit, hash::Seed, reason::Reason};
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The most interfaces one daemon serves; each has its own counters.
 pub const MAX_INTERFACES: u32 = 32;
@@ -36,8 +36,10 @@ pub mod maps {
     pub const HOSTS4_FILTER: &str = "HOSTS4_FILTER";
     /// Array of [`crate::table::BucketW`], mappable.
     pub const WIDE: &str = "WIDE";
-    /// Array of `u64`, mappable: the filter before `WIDE`.
-    pub const WIDE_FILTER: &str = "WIDE_FILTER";
+    /// Array of `u64`, mappable: the filter before the IPv6 hosts of `WIDE`.
+    pub const HOSTS6_FILTER: &str = "HOSTS6_FILTER";
+    /// Array of `u64`, mappable: the filter before the prefixes of `WIDE`.
+    pub const PREFIX_FILTER: &str = "PREFIX_FILTER";
     /// Array of `u64`, mappable: see [`crate::table::bitmap24`].
     pub const BITMAP24: &str = "BITMAP24";
     /// Array of `u64`, mappable: IPv4 lengths in use by first 16 bits.
@@ -49,8 +51,9 @@ pub mod maps {
     /// Array of [`super::LimiterBucket`], mappable.
     pub const LIMITER: &str = "LIMITER";
     /// Array of one `u64`: what must be added to the program's clock; set by
-    /// running [`super::CLOCK_PROGRAM`].
-    pub const CLOCK: &str = "CLOCK";
+    /// running [`super::CLOCK_PROGRAM`]. The section of the object that holds the
+    /// program's only variable: such a map is read at a fixed address, without a look-up.
+    pub const CLOCK: &str = ".bss";
     /// Hash from IPv4 address (as on the wire) to [`super::MacAddr`].
     pub const ARP_BINDINGS: &str = "ARP_BINDINGS";
 
@@ -63,7 +66,8 @@ pub mod maps {
         HOSTS4,
         HOSTS4_FILTER,
         WIDE,
-        WIDE_FILTER,
+        HOSTS6_FILTER,
+        PREFIX_FILTER,
         BITMAP24,
         LENGTHS4,
         LENGTHS6,
@@ -261,8 +265,10 @@ pub struct Config {
     pub hosts4_filter_words: u32,
     /// Entries of `WIDE`.
     pub wide_buckets: u32,
-    /// Entries of `WIDE_FILTER`.
-    pub wide_filter_words: u32,
+    /// Entries of `HOSTS6_FILTER`.
+    pub hosts6_filter_words: u32,
+    /// Entries of `PREFIX_FILTER`.
+    pub prefix_filter_words: u32,
     /// Entries of `LENGTHS6_LONG`.
     pub long_lengths: u32,
     /// Entries of `LIMITER`.
@@ -447,7 +453,8 @@ impl Config {
         hosts4_buckets: 1,
         hosts4_filter_words: 1,
         wide_buckets: 1,
-        wide_filter_words: 1,
+        hosts6_filter_words: 1,
+        prefix_filter_words: 1,
         long_lengths: 1,
         limiter_buckets: 1,
         abi_version: ABI_VERSION,

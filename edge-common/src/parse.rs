@@ -537,19 +537,24 @@ fn transport<S: PacketSource + ?Sized>(
             if header < TCP_LEN {
                 return Err(Reason::TcpBadOffset);
             }
-            if header > len && !first {
-                return Err(Reason::TcpBadOffset);
-            }
             let (source_port, dest_port) = split_ports(ports);
-            let truncated = header > len;
-            Ok(Transport {
-                kind: if truncated { Kind::TcpHead } else { Kind::Tcp },
+            let whole = Transport {
                 source_port,
                 dest_port,
                 tcp_flags: (control >> 16) as u8,
-                truncated,
                 ..none
-            })
+            };
+            if header <= len {
+                Ok(whole)
+            } else if first {
+                Ok(Transport {
+                    kind: Kind::TcpHead,
+                    truncated: true,
+                    ..whole
+                })
+            } else {
+                Err(Reason::TcpBadOffset)
+            }
         }
         proto::UDP => {
             if len < UDP_LEN {

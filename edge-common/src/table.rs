@@ -10,7 +10,7 @@
 //!   four to a 128-byte bucket, keyed by masked address and length.
 //!
 //! A look-up of a prefix tries the lengths that are in use where the source
-//! lies, longest first; each try is one bit of `WIDE_FILTER`, and only a set
+//! lies, longest first; each try is one bit of `HOSTS6_FILTER`, and only a set
 //! bit leads to a bucket. An entry carries the latest expiry of itself and of
 //! everything that covers it, so the first match decides.
 //!

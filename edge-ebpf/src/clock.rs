@@ -7,20 +7,15 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 /// `CLOCK_MONOTONIC` as of the last tick, nanoseconds.
 #[inline(always)]
 pub fn now() -> u64 {
-    // SAFETY: a map value; read whole while `set` may write it.
-    let offset = CLOCK
-        .get_ptr(0)
-        .map_or(0, |offset| unsafe { offset.read_volatile() });
-    ticks().wrapping_add(offset)
+    ticks().wrapping_add(CLOCK.get())
 }
 
 /// Finds the offset of the tick counter from `CLOCK_MONOTONIC`.
 #[inline(always)]
 pub fn set() {
-    if let Some(offset) = CLOCK.get_ptr_mut(0) {
-        // SAFETY: a helper without arguments; a map value, written whole.
-        unsafe { offset.write_volatile(bpf_ktime_get_coarse_ns().wrapping_sub(ticks())) };
-    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    CLOCK.set(now.wrapping_sub(ticks()));
 }
 
 #[inline(always)]

@@ -61,7 +61,8 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     let limits = maps::profile(profile);
     // First look at all, then write: a packet that any limit denies must leave
     // the line alone, or a flood over its limit would bounce it between CPUs.
-    let is_on = |kind: LimitKind| config!(limits_on) & kind.bit() != 0;
+    let on = config!(limits_on);
+    let is_on = |kind: LimitKind| on & kind.bit() != 0;
     let packets = if is_on(LimitKind::Packets) {
         Look::at(slot, limits, LimitKind::Packets as u32, 1, now)
     } else {
@@ -74,7 +75,7 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     };
     // One number, so that the verifier follows what comes behind once.
     let kind = unknown.number(class as u32);
-    let has_class = kind != LimitKind::Packets as u32 && config!(limits_on) >> kind & 1 != 0;
+    let has_class = kind != LimitKind::Packets as u32 && on >> kind & 1 != 0;
     let class = if has_class {
         Look::at_any(slot, limits, kind, now)
     } else {

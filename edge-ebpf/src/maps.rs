@@ -1,6 +1,8 @@
 //! Every map, and the read-only configuration. Sizes of one entry here are
 //! replaced by the configured ones when the program is loaded.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
@@ -28,7 +30,9 @@ pub static HOSTS4_FILTER: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE
 #[map]
 pub static WIDE: Array<BucketW> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static WIDE_FILTER: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub static HOSTS6_FILTER: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static PREFIX_FILTER: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static BITMAP24: Array<u64> = Array::with_max_entries(BITMAP24_WORDS, BPF_F_MMAPABLE);
 #[map]
@@ -42,8 +46,29 @@ pub static LIMITER: Array<LimiterBucket> = Array::with_max_entries(1, BPF_F_MMAP
 #[map]
 pub static ARP_BINDINGS: HashMap<u32, MacAddr> = HashMap::with_max_entries(1, 0);
 
-#[map]
-pub static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
+/// What [`crate::clock`] adds to the ticks, in nanoseconds. The only variable of
+/// the program, so that it is all there is in `.bss`.
+pub static CLOCK: Clock = Clock(UnsafeCell::new(0));
+
+/// A word that one program writes and others read, whole.
+pub struct Clock(UnsafeCell<u64>);
+
+// SAFETY: it is only read and written whole, by volatile accesses of 8 aligned bytes.
+unsafe impl Sync for Clock {}
+
+impl Clock {
+    #[inline(always)]
+    pub fn get(&self) -> u64 {
+        // SAFETY: valid and aligned; see above.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    pub fn set(&self, offset: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get().write_volatile(offset) };
+    }
+}
 
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config::OFF;

@@ -7,7 +7,8 @@
 
 use crate::{
     maps::{
-        BITMAP24, HOSTS4, HOSTS4_FILTER, LENGTHS4, LENGTHS6, LENGTHS6_LONG, WIDE, WIDE_FILTER,
+        BITMAP24, HOSTS4, HOSTS4_FILTER, HOSTS6_FILTER, LENGTHS4, LENGTHS6, LENGTHS6_LONG,
+        PREFIX_FILTER, WIDE,
         config,
     },
     source::hide,
@@ -36,9 +37,12 @@ pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
         policy = host4(place, source, now);
     }
     let addr = u32::from_be(source);
-    let (word, bit) = bitmap24(addr);
-    if is_set(BITMAP24.get(word), bit) {
-        policy = policy.merge(Policy::from_word(edge_prefix4(addr, now)));
+    let lengths = LENGTHS4.get(addr >> 16).map_or(0, volatile);
+    if lengths != 0 {
+        let (word, bit) = bitmap24(addr);
+        if is_set(BITMAP24.get(word), bit) {
+            policy = policy.merge(Policy::from_word(edge_prefix4(addr, lengths, now)));
+        }
     }
     policy
 }
@@ -48,8 +52,8 @@ pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
 pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
     let mut policy = Policy::NONE;
     let host = Place::wide(seed, hi, lo, len_key(Half::Low, 1));
-    let (word, bit) = host.filter(config!(wide_filter_words));
-    if is_set(WIDE_FILTER.get(word), bit) {
+    let (word, bit) = host.filter(config!(hosts6_filter_words));
+    if is_set(HOSTS6_FILTER.get(word), bit) {
         policy = wide(host, hi, lo, len_key(Half::Low, 1), now).unwrap_or(Policy::NONE);
     }
     let short = LENGTHS6.get((hi >> 48) as u32).map_or(0, volatile);
@@ -87,13 +91,12 @@ fn host4(place: Place, source: u32, now: Stamp) -> Policy {
 }
 
 /// The longest prefix that matches an IPv4 address (host byte order), as a
-/// [`Policy`] word.
+/// [`Policy`] word; `lengths` is its entry of `LENGTHS4`.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn edge_prefix4(addr: u32, now: Stamp) -> u32 {
-    let lengths = LENGTHS4.get(addr >> 16).map_or(0, volatile);
+extern "C" fn edge_prefix4(addr: u32, lengths: u64, now: Stamp) -> u32 {
     let mut search = Search::new(0, addr as u64, now);
-    search.longest(Half::V4, lengths);
+    search.longest(Half::V4, likely(Half::V4, lengths, 0, addr as u64));
     search.word()
 }
 
@@ -107,13 +110,14 @@ extern "C" fn edge_prefix6(hi: u64, lo: u64, short: u64, now: Stamp) -> u32 {
     if short & LONGER != 0 {
         let index = long_index(&config!(seed), hi, config!(long_lengths));
         if let Some(long) = LENGTHS6_LONG.get(index) {
-            if search.longest(Half::Low, volatile(&long.low)) {
+            let low = edge_likely_low(volatile(&long.low), hi, lo);
+            if search.longest(Half::Low, low) {
                 return search.word();
             }
             high |= volatile(&long.high);
         }
     }
-    search.longest(Half::High, high);
+    search.longest(Half::High, edge_likely_high(high, hi));
     search.word()
 }
 
@@ -145,7 +149,7 @@ impl Search {
         }
     }
 
-    /// Tries the lengths in use, longest first.
+    /// Tries these lengths, longest first.
     #[inline(always)]
     fn longest(&mut self, half: Half, lengths: u64) -> bool {
         if lengths == 0 {
@@ -169,6 +173,44 @@ impl Search {
     }
 }
 
+/// [`likely`] for the lower half of an IPv6 address.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_likely_low(lengths: u64, hi: u64, lo: u64) -> u64 {
+    likely(Half::Low, lengths, hi, lo)
+}
+
+/// [`likely`] for the upper half of an IPv6 address.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn edge_likely_high(lengths: u64, hi: u64) -> u64 {
+    likely(Half::High, lengths, hi, 0)
+}
+
+/// Those of the lengths for which the filter knows a prefix. The filter's words
+/// are read for all of them before any is judged, so that the processor waits
+/// for memory once and not once a length.
+#[inline(always)]
+fn likely(half: Half, lengths: u64, hi: u64, lo: u64) -> u64 {
+    let seed = config!(seed);
+    let words = config!(prefix_filter_words);
+    let (mut left, mut likely) = (lengths, 0);
+    for _ in 0..MAX_LENGTHS {
+        let bit: LenBit = left & left.wrapping_neg();
+        if bit == 0 {
+            break;
+        }
+        left ^= bit;
+        let (hi, lo) = mask(half, bit, hi, lo);
+        let place = Place::wide(&seed, hi, lo, len_key(half, bit));
+        let (word, bits) = place.filter(words);
+        let found = PREFIX_FILTER.get(word).map_or(0, volatile) & bits ^ bits;
+        // All ones when no bit is missing.
+        likely |= bit & is_zero(found).wrapping_neg();
+    }
+    likely
+}
+
 /// Tries the longest length that is left; 1 ends the loop.
 extern "C" fn step(_: u32, search: *mut Search) -> i64 {
     // SAFETY: `Search::longest` passes a live Search to nobody else.
@@ -186,10 +228,6 @@ extern "C" fn step(_: u32, search: *mut Search) -> i64 {
     let (hi, lo) = mask(half, bit, search.hi, search.lo);
     let key = len_key(half, bit);
     let place = Place::wide(&config!(seed), hi, lo, key);
-    let (word, filter) = place.filter(config!(wide_filter_words));
-    if !is_set(WIDE_FILTER.get(word), filter) {
-        return 0;
-    }
     match wide(place, hi, lo, key, search.now) {
         Some(policy) => {
             search.found = FOUND | policy.word() as u64;

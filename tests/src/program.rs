@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, RingBuf};
 use edge_common::{
     abi::{
-        Config, Event, FragmentPolicy, LIMIT_KINDS, LimitKind, MAX_PROFILES, Mode, Profile,
+        Config, Event, FragmentPolicy, LimitKind, MAX_PROFILES, Mode, Profile,
         TableStat, maps,
     },
     gcra::Limit,
@@ -144,7 +144,8 @@ impl Rig {
                 hosts4_buckets: geometry.hosts4_buckets,
                 hosts4_filter_words: geometry.hosts4_filter_words,
                 wide_buckets: geometry.wide_buckets,
-                wide_filter_words: geometry.wide_filter_words,
+                hosts6_filter_words: geometry.hosts6_filter_words,
+                prefix_filter_words: geometry.prefix_filter_words,
                 long_lengths: geometry.long_lengths,
                 limiter_buckets: geometry.limiter_buckets,
                 ..settings.config
@@ -176,7 +177,8 @@ impl Rig {
             hosts4: region(maps::HOSTS4)?,
             hosts4_filter: region(maps::HOSTS4_FILTER)?,
             wide: region(maps::WIDE)?,
-            wide_filter: region(maps::WIDE_FILTER)?,
+            hosts6_filter: region(maps::HOSTS6_FILTER)?,
+            prefix_filter: region(maps::PREFIX_FILTER)?,
             bitmap24: region(maps::BITMAP24)?,
             lengths4: region(maps::LENGTHS4)?,
             lengths6: region(maps::LENGTHS6)?,

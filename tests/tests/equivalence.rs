@@ -33,7 +33,7 @@ fn sanity<A: PartialEq>(ip: &Ip<A>) -> Reason {
     if ip.source == ip.dest {
         return Reason::Land;
     }
-    if let Some(reason) = decide::risky_fragment(ip.fragment, &ip.transport, ip.proto) {
+    if let Some(reason) = decide::risky_fragment(ip.fragment, ip.transport.truncated, ip.proto) {
         return reason;
     }
     let has_flags = ip.proto == proto::TCP

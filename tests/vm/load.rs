@@ -5,7 +5,7 @@
 use std::{process::ExitCode, time::Instant};
 
 use edge_common::{
-    abi::{Config, FragmentPolicy, LIMIT_KINDS, MAX_PROFILES, Mode, Profile},
+    abi::{Config, FragmentPolicy, LimitKind, MAX_PROFILES, Mode, Profile},
     gcra::Limit,
     hash::Seed,
 };
@@ -68,7 +68,8 @@ fn config(mode: Mode) -> Config {
         hosts4_buckets: geometry.hosts4_buckets,
         hosts4_filter_words: geometry.hosts4_filter_words,
         wide_buckets: geometry.wide_buckets,
-        wide_filter_words: geometry.wide_filter_words,
+        hosts6_filter_words: geometry.hosts6_filter_words,
+        prefix_filter_words: geometry.prefix_filter_words,
         long_lengths: geometry.long_lengths,
         limiter_buckets: geometry.limiter_buckets,
         ..Config::OFF

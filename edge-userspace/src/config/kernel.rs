@@ -48,7 +48,8 @@ impl Model {
             hosts4_buckets: geometry.hosts4_buckets,
             hosts4_filter_words: geometry.hosts4_filter_words,
             wide_buckets: geometry.wide_buckets,
-            wide_filter_words: geometry.wide_filter_words,
+            hosts6_filter_words: geometry.hosts6_filter_words,
+            prefix_filter_words: geometry.prefix_filter_words,
             long_lengths: geometry.long_lengths,
             limiter_buckets: geometry.limiter_buckets,
             abi_version: ABI_VERSION,
@@ -131,7 +132,8 @@ mod tests {
         let (geometry, config) = (Geometry::for_capacity(&model.capacity), lower(&model));
         assert_eq!(config.hosts4_buckets, geometry.hosts4_buckets);
         assert_eq!(config.wide_buckets, geometry.wide_buckets);
-        assert_eq!(config.wide_filter_words, geometry.wide_filter_words);
+        assert_eq!(config.hosts6_filter_words, geometry.hosts6_filter_words);
+        assert_eq!(config.prefix_filter_words, geometry.prefix_filter_words);
         assert_eq!(config.hosts4_filter_words, geometry.hosts4_filter_words);
         assert_eq!(config.long_lengths, geometry.long_lengths);
         assert_eq!(config.limiter_buckets, geometry.limiter_buckets);

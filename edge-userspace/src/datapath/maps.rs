@@ -71,11 +71,12 @@ impl Spec {
 }
 
 /// The tables that the writer fills; a look-up goes through several of them.
-const POLICY: [&str; 8] = [
+const POLICY: [&str; 9] = [
     maps::HOSTS4,
     maps::HOSTS4_FILTER,
     maps::WIDE,
-    maps::WIDE_FILTER,
+    maps::HOSTS6_FILTER,
+    maps::PREFIX_FILTER,
     maps::BITMAP24,
     maps::LENGTHS4,
     maps::LENGTHS6,
@@ -115,7 +116,8 @@ pub(super) fn specs(config: &Config, events: u32) -> Specs {
         Spec::table(maps::HOSTS4, size_of::<Bucket4>(), config.hosts4_buckets),
         Spec::table(maps::HOSTS4_FILTER, word, config.hosts4_filter_words),
         Spec::table(maps::WIDE, size_of::<BucketW>(), config.wide_buckets),
-        Spec::table(maps::WIDE_FILTER, word, config.wide_filter_words),
+        Spec::table(maps::HOSTS6_FILTER, word, config.hosts6_filter_words),
+        Spec::table(maps::PREFIX_FILTER, word, config.prefix_filter_words),
         Spec::table(maps::BITMAP24, word, BITMAP24_WORDS),
         Spec::table(maps::LENGTHS4, word, LENGTHS_ENTRIES),
         Spec::table(maps::LENGTHS6, word, LENGTHS_ENTRIES),

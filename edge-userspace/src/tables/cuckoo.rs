@@ -86,11 +86,11 @@ impl<S: Slot> Cuckoo<S> {
             .find(|&i| S::load_key(region, i) == Some(key))
     }
 
-    /// The places of all entries.
-    pub(super) fn places(&self, region: &Region) -> impl Iterator<Item = Place> {
+    /// The keys of all entries, and their places.
+    pub(super) fn places(&self, region: &Region) -> impl Iterator<Item = (S::Key, Place)> {
         (0..self.slots())
             .filter_map(|i| S::load_key(region, i))
-            .map(|key| S::place(&self.seed, &key))
+            .map(|key| (key, S::place(&self.seed, &key)))
     }
 
     /// Inserts an entry that is not in the table, and returns its slot. A slot

@@ -16,9 +16,9 @@ use edge_common::{
 use super::{Regions, words::store};
 use crate::memory::Region;
 
-/// Sets a bit of a filter that readers use.
-pub(super) fn set_bit(region: &Region, (word, bit): (u32, u64)) {
-    or(region.u64s(), word as usize, bit);
+/// Sets bits of one word of a filter that readers use.
+pub(super) fn set_bits(region: &Region, (word, bits): (u32, u64)) {
+    or(region.u64s(), word as usize, bits);
 }
 
 fn or(words: &[AtomicU64], index: usize, bits: u64) {
@@ -40,10 +40,10 @@ impl Draft {
         Self(vec![0; region.u64s().len()])
     }
 
-    /// Sets a bit.
-    pub(super) fn set_bit(&mut self, (word, bit): (u32, u64)) {
+    /// Sets bits of one word.
+    pub(super) fn set_bits(&mut self, (word, bits): (u32, u64)) {
         if let Some(w) = self.0.get_mut(word as usize) {
-            *w |= bit;
+            *w |= bits;
         }
     }
 

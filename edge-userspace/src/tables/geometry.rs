@@ -54,8 +54,10 @@ pub struct Geometry {
     pub hosts4_filter_words: u32,
     /// Entries of `WIDE`.
     pub wide_buckets: u32,
-    /// Entries of `WIDE_FILTER`.
-    pub wide_filter_words: u32,
+    /// Entries of `HOSTS6_FILTER`.
+    pub hosts6_filter_words: u32,
+    /// Entries of `PREFIX_FILTER`.
+    pub prefix_filter_words: u32,
     /// Entries of `LENGTHS6_LONG`.
     pub long_lengths: u32,
     /// Entries of `LIMITER`.
@@ -72,7 +74,8 @@ impl Geometry {
             hosts4_buckets: buckets(hosts4),
             hosts4_filter_words: filter_words(hosts4),
             wide_buckets: buckets(wide),
-            wide_filter_words: filter_words(wide),
+            hosts6_filter_words: filter_words(capacity.hosts_v6.into()),
+            prefix_filter_words: filter_words(capacity.prefixes.into()),
             long_lengths: capacity.prefixes.max(MIN_LONG_LENGTHS),
             limiter_buckets: capacity
                 .limiter_sources
@@ -89,7 +92,8 @@ impl Geometry {
             (maps::HOSTS4, of(self.hosts4_buckets, size_of::<Bucket4>())),
             (maps::HOSTS4_FILTER, of(self.hosts4_filter_words, 8)),
             (maps::WIDE, of(self.wide_buckets, size_of::<BucketW>())),
-            (maps::WIDE_FILTER, of(self.wide_filter_words, 8)),
+            (maps::HOSTS6_FILTER, of(self.hosts6_filter_words, 8)),
+            (maps::PREFIX_FILTER, of(self.prefix_filter_words, 8)),
             (maps::BITMAP24, of(BITMAP24_WORDS, 8)),
             (maps::LENGTHS4, of(LENGTHS_ENTRIES, 8)),
             (maps::LENGTHS6, of(LENGTHS_ENTRIES, 8)),
@@ -142,7 +146,7 @@ mod tests {
             m.iter().filter(|x| names.contains(&x.0)).map(|x| x.1).sum()
         };
         assert!(of([maps::HOSTS4, maps::HOSTS4_FILTER]) / 10_000_000 < 32);
-        assert!(of([maps::WIDE, maps::WIDE_FILTER]) / 10_000_000 < 64);
+        assert!(of([maps::WIDE, maps::HOSTS6_FILTER]) / 10_000_000 < 64);
     }
 
     #[test]

@@ -99,8 +99,10 @@ pub struct Regions {
     pub hosts4_filter: Region,
     /// [`maps::WIDE`].
     pub wide: Region,
-    /// [`maps::WIDE_FILTER`].
-    pub wide_filter: Region,
+    /// [`maps::HOSTS6_FILTER`].
+    pub hosts6_filter: Region,
+    /// [`maps::PREFIX_FILTER`].
+    pub prefix_filter: Region,
     /// [`maps::BITMAP24`].
     pub bitmap24: Region,
     /// [`maps::LENGTHS4`].
@@ -115,25 +117,27 @@ impl Regions {
     /// Zeroed memory of the process, of the sizes of `geometry`: tables that no
     /// kernel reads, for tests and dry runs.
     pub fn heap(geometry: &Geometry) -> Self {
-        let [a, b, c, d, e, f, g, h] = sizes(geometry).map(|s| Region::heap(s.1));
+        let [a, b, c, d, e, f, g, h, i] = sizes(geometry).map(|s| Region::heap(s.1));
         Self {
             hosts4: a,
             hosts4_filter: b,
             wide: c,
-            wide_filter: d,
-            bitmap24: e,
-            lengths4: f,
-            lengths6: g,
-            lengths6_long: h,
+            hosts6_filter: d,
+            prefix_filter: e,
+            bitmap24: f,
+            lengths4: g,
+            lengths6: h,
+            lengths6_long: i,
         }
     }
 
-    fn all(&self) -> [&Region; 8] {
+    fn all(&self) -> [&Region; 9] {
         [
             &self.hosts4,
             &self.hosts4_filter,
             &self.wide,
-            &self.wide_filter,
+            &self.hosts6_filter,
+            &self.prefix_filter,
             &self.bitmap24,
             &self.lengths4,
             &self.lengths6,
@@ -143,13 +147,14 @@ impl Regions {
 }
 
 /// Names and bytes of the maps in [`Regions`], in the order of its fields.
-fn sizes(g: &Geometry) -> [(&'static str, usize); 8] {
+fn sizes(g: &Geometry) -> [(&'static str, usize); 9] {
     let of = |entries: u32, size: usize| entries as usize * size;
     [
         (maps::HOSTS4, of(g.hosts4_buckets, size_of::<Bucket4>())),
         (maps::HOSTS4_FILTER, of(g.hosts4_filter_words, 8)),
         (maps::WIDE, of(g.wide_buckets, size_of::<BucketW>())),
-        (maps::WIDE_FILTER, of(g.wide_filter_words, 8)),
+        (maps::HOSTS6_FILTER, of(g.hosts6_filter_words, 8)),
+        (maps::PREFIX_FILTER, of(g.prefix_filter_words, 8)),
         (maps::BITMAP24, of(BITMAP24_WORDS, 8)),
         (maps::LENGTHS4, of(LENGTHS_ENTRIES, 8)),
         (maps::LENGTHS6, of(LENGTHS_ENTRIES, 8)),

@@ -38,8 +38,7 @@ impl Reader {
             }
             IpAddr::V6(a) => {
                 let (hi, lo) = ((a.to_bits() >> 64) as u64, a.to_bits() as u64);
-                let host = len_bit(false, 128).and_then(|(half, bit)| self.wide(half, bit, hi, lo));
-                host.unwrap_or_default().under(self.prefix6(hi, lo))
+                self.host6(hi, lo).under(self.prefix6(hi, lo))
             }
         }
     }
@@ -55,11 +54,19 @@ impl Reader {
         find::<Slot4>(&self.regions.hosts4, buckets, wire).unwrap_or_default()
     }
 
+    fn host6(&self, hi: u64, lo: u64) -> Listing {
+        let host = len_bit(false, 128).and_then(|(half, bit)| {
+            let words = self.geometry.hosts6_filter_words;
+            self.wide(half, bit, hi, lo, (&self.regions.hosts6_filter, words))
+        });
+        host.unwrap_or_default()
+    }
+
     fn prefix4(&self, addr: u32) -> Listing {
-        if !has_bits(&self.regions.bitmap24, bitmap24(addr)) {
+        let lengths = load(&self.regions.lengths4.u64s()[(addr >> 16) as usize]);
+        if lengths == 0 || !has_bits(&self.regions.bitmap24, bitmap24(addr)) {
             return Listing::default();
         }
-        let lengths = load(&self.regions.lengths4.u64s()[(addr >> 16) as usize]);
         self.longest(Half::V4, lengths, 0, u64::from(addr))
             .unwrap_or_default()
     }
@@ -85,7 +92,9 @@ impl Reader {
         let mut left = lengths;
         while left != 0 {
             let bit = left & left.wrapping_neg();
-            if let Some(found) = self.wide(half, bit, hi, lo) {
+            let words = self.geometry.prefix_filter_words;
+            let filter = (&self.regions.prefix_filter, words);
+            if let Some(found) = self.wide(half, bit, hi, lo, filter) {
                 return Some(found);
             }
             left ^= bit;
@@ -93,12 +102,18 @@ impl Reader {
         None
     }
 
-    fn wide(&self, half: Half, bit: LenBit, hi: u64, lo: u64) -> Option<Listing> {
+    fn wide(
+        &self,
+        half: Half,
+        bit: LenBit,
+        hi: u64,
+        lo: u64,
+        (filter, words): (&Region, u32),
+    ) -> Option<Listing> {
         let (hi, lo) = mask(half, bit, hi, lo);
         let len_key = len_key(half, bit);
         let place = Place::wide(&self.seed, hi, lo, len_key);
-        let filter = place.filter(self.geometry.wide_filter_words);
-        if !has_bits(&self.regions.wide_filter, filter) {
+        if !has_bits(filter, place.filter(words)) {
             return None;
         }
         let n = self.geometry.wide_buckets;

@@ -46,27 +46,32 @@ impl Tables {
             self.rebuild_hosts4_filter();
         }
         if self.stale_wide > STALE_MIN.max(u64::from(used.wide()) / 4) {
-            self.rebuild_wide_filters();
+            self.rebuild_hosts6_filters();
         }
     }
 
     fn rebuild_hosts4_filter(&mut self) {
         let mut draft = Draft::of(&self.regions.hosts4_filter);
         let words = self.geometry.hosts4_filter_words;
-        for place in self.hosts4.places(&self.regions.hosts4) {
-            draft.set_bit(place.filter(words));
+        for (_, place) in self.hosts4.places(&self.regions.hosts4) {
+            draft.set_bits(place.filter(words));
         }
         draft.store(&self.regions.hosts4_filter);
         self.stale_hosts4 = 0;
     }
 
-    fn rebuild_wide_filters(&mut self) {
-        let mut draft = Draft::of(&self.regions.wide_filter);
-        let words = self.geometry.wide_filter_words;
-        for place in self.wide.places(&self.regions.wide) {
-            draft.set_bit(place.filter(words));
+    fn rebuild_hosts6_filters(&mut self) {
+        let mut hosts = Draft::of(&self.regions.hosts6_filter);
+        let mut prefixes = Draft::of(&self.regions.prefix_filter);
+        for (key, place) in self.wide.places(&self.regions.wide) {
+            if host6(key).is_some() {
+                hosts.set_bits(place.filter(self.geometry.hosts6_filter_words));
+            } else {
+                prefixes.set_bits(place.filter(self.geometry.prefix_filter_words));
+            }
         }
-        draft.store(&self.regions.wide_filter);
+        hosts.store(&self.regions.hosts6_filter);
+        prefixes.store(&self.regions.prefix_filter);
         let mut lengths = LengthsDraft::of(&self.regions);
         for node in self.prefixes.after(None) {
             lengths.add(node, &self.seed, self.geometry.long_lengths);
@@ -103,7 +108,7 @@ impl Tables {
         let removed = self.hosts4.remove_unmarked(&self.regions.hosts4)
             + self.wide.remove_unmarked(&self.regions.wide);
         self.rebuild_hosts4_filter();
-        self.rebuild_wide_filters();
+        self.rebuild_hosts6_filters();
         self.refilling = false;
         let (used, capacity) = (self.used(), self.geometry.capacity);
         if used.hosts_v4 > capacity.hosts_v4 {

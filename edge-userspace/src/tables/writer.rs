@@ -11,7 +11,7 @@ use edge_common::{
 use super::{
     Geometry, Listing, Reader, Regions, TableError, Used,
     cuckoo::{Cuckoo, NoRoom},
-    filters::{announce, footprint, set_bit},
+    filters::{announce, footprint, set_bits},
     prefixes::{Prefixes, halves},
     sizes,
     slots::{Slot, WideKey},
@@ -256,8 +256,8 @@ impl Tables {
                 let inserted = self.hosts4.insert(r, slot4(addr, stamps));
                 inserted.map_err(|NoRoom| self.full_hosts4())?;
                 let place = Place::host_v4(&self.seed, addr);
-                let bit = place.filter(self.geometry.hosts4_filter_words);
-                set_bit(&self.regions.hosts4_filter, bit);
+                let bits = place.filter(self.geometry.hosts4_filter_words);
+                set_bits(&self.regions.hosts4_filter, bits);
             }
         }
         Ok(())
@@ -318,8 +318,13 @@ impl Tables {
         }
         self.wide.insert(r, slot_w(key, says))?;
         let place = <SlotW as Slot>::place(&self.seed, &key);
-        let bit = place.filter(self.geometry.wide_filter_words);
-        set_bit(&self.regions.wide_filter, bit);
+        if host6(key).is_some() {
+            let bits = place.filter(self.geometry.hosts6_filter_words);
+            set_bits(&self.regions.hosts6_filter, bits);
+        } else {
+            let bits = place.filter(self.geometry.prefix_filter_words);
+            set_bits(&self.regions.prefix_filter, bits);
+        }
         Ok(true)
     }
 

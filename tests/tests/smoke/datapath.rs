@@ -38,7 +38,8 @@ fn settings(interfaces: &[&str]) -> Settings {
                 hosts4_buckets: 64,
                 hosts4_filter_words: 1024,
                 wide_buckets: 64,
-                wide_filter_words: 1024,
+                hosts6_filter_words: 1024,
+                prefix_filter_words: 1024,
                 long_lengths: 1024,
                 limiter_buckets: 64,
                 ..Config::OFF

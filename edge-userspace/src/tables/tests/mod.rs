@@ -61,7 +61,8 @@ fn tiny() -> Geometry {
         hosts4_buckets: 5,
         hosts4_filter_words: 2,
         wide_buckets: 9,
-        wide_filter_words: 2,
+        hosts6_filter_words: 2,
+        prefix_filter_words: 2,
         long_lengths: 3,
         ..Geometry::for_capacity(&Capacity::default())
     }

@@ -272,7 +272,7 @@ fn no_move_hides_an_entry() {
 
 /// The words of `WIDE` and its filter.
 fn wide_words(regions: &Regions) -> impl Iterator<Item = &AtomicU32> {
-    [&regions.wide, &regions.wide_filter]
+    [&regions.wide, &regions.prefix_filter]
         .into_iter()
         .flat_map(Region::u32s)
 }
@@ -283,7 +283,8 @@ fn wide_words(regions: &Regions) -> impl Iterator<Item = &AtomicU32> {
 fn a_slot_may_change_hands_under_a_reader() {
     let mut t = tables(Geometry {
         wide_buckets: 1,
-        wide_filter_words: 1,
+        hosts6_filter_words: 1,
+        prefix_filter_words: 1,
         ..tiny()
     });
     let flags = |flags| Meta { flags, profile: 0 };
@@ -409,7 +410,8 @@ fn readers_see_old_or_new() {
         hosts4_buckets: 160,
         wide_buckets: 420,
         hosts4_filter_words: 20,
-        wide_filter_words: 40,
+        hosts6_filter_words: 40,
+        prefix_filter_words: 40,
         long_lengths: 64,
         ..Geometry::for_capacity(&Capacity::default())
     };
