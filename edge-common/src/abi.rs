@@ -22,7 +22,7 @@ pub const SAMPLE_BYTES: usize = 128;
 
 /// Names of the maps, as the program defines them and as they are pinned.
 pub mod maps {
-    /// Per-CPU array of [`super::Counter`]; index by [`super::counter_index`].
+    /// Per-CPU array of [`super::CounterCell`]; index by [`super::counter_index`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Per-CPU array of `u64`, index [`super::TableStat`].
     pub const STATS: &str = "STATS";
@@ -289,6 +289,22 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// An entry of `COUNTERS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CounterCell {
+    /// What was counted.
+    pub counter: Counter,
+    /// No sample of the reason is due before this time of the program's clock,
+    /// in nanoseconds: what keeps floods away from the budget, which is shared
+    /// by all CPUs.
+    pub quiet_until: u64,
+    /// Fills half a cache line.
+    pub pad: u64,
+}
+
+const _: () = assert!(size_of::<CounterCell>() == 32);
+
 /// Entries of `COUNTERS`: for each interface a block of final reasons and a
 /// block of reasons that dry runs would have dropped for.
 pub const COUNTER_ENTRIES: u32 = MAX_INTERFACES * 2 * Reason::COUNT as u32;
@@ -433,7 +449,7 @@ impl Config {
     /// Everything off, tables of one entry. What the object holds before the
     /// daemon overrides it.
     pub const OFF: Self = Self {
-        seed: Seed([0; 4]),
+        seed: Seed::new([0; 4]),
         sample: Limit::NONE,
         tick_ns: 0,
         limit_mask6_hi: u64::MAX,

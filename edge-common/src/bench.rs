@@ -93,7 +93,7 @@ impl Space {
     /// give lower halves that differ.
     #[inline(always)]
     pub const fn source(&self, number: u64) -> (u64, u64) {
-        const SEED: Seed = Seed([
+        const SEED: Seed = Seed::new([
             0x2545_f491_4f6c_dd1d,
             0x9e6c_63d0_676a_9a99,
             0xd6e8_feb8_6659_fd93,

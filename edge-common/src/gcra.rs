@@ -81,6 +81,12 @@ impl Limit {
         base.wrapping_add(self.cost.wrapping_mul(units as u64) >> COST_SHIFT)
     }
 
+    /// The earliest time (ticks) at which one unit is admitted, given the stored TAT.
+    #[inline(always)]
+    pub const fn opens_at(&self, tat: u64) -> u64 {
+        (tat + (self.cost >> COST_SHIFT)).saturating_sub(self.tolerance)
+    }
+
     /// 1 when a TAT lies further ahead of `now` than the limit tolerates, else
     /// 0, without a branch: the kernel side asks several limits in one comparison.
     #[inline(always)]
@@ -127,6 +133,18 @@ mod tests {
         // One second of 1,000 packets: the burst, and then 100.
         let n = admitted(l, SECOND, SECOND / 1000, 1000, 1);
         assert!((119..=120).contains(&n), "{n}");
+    }
+
+    #[test]
+    fn it_opens_when_it_says() {
+        let l = Limit::per_second(100, 3).unwrap();
+        let (mut tat, now) = (0, ticks(SECOND));
+        while let Some(t) = l.admit(tat, now, 1) {
+            tat = t;
+        }
+        let opens = l.opens_at(tat);
+        assert!(opens > now && l.admit(tat, opens, 1).is_some());
+        assert_eq!(l.admit(tat, opens - 1, 1), None);
     }
 
     #[test]

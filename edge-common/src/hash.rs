@@ -5,10 +5,18 @@
 //! choose sources that collide, and the whole costs three multiplications.
 //! It is no cryptographic hash; an attacker never sees its output.
 
-/// Secret per installation. Any bits will do.
+/// Secret per installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Seed(pub [u64; 4]);
+pub struct Seed([u64; 4]);
+
+impl Seed {
+    /// From random bits, any that there are.
+    pub const fn new([k0, k1, k2, k3]: [u64; 4]) -> Self {
+        // Only an odd factor permutes the numbers of 64 bits.
+        Self([k0, k1 | 1, k2 | 1, k3 | 1])
+    }
+}
 
 /// The hash of a 128-bit key given as two halves, and a small tag that keeps
 /// kinds of keys apart.
@@ -17,8 +25,8 @@ pub const fn hash(seed: &Seed, hi: u64, lo: u64, tag: u32) -> u64 {
     let [_, _, k2, k3] = seed.0;
     let x = (half(seed, hi) ^ lo)
         .wrapping_add((tag as u64) << 32)
-        .wrapping_mul(k2 | 1);
-    let x = (x ^ (x >> 29)).wrapping_mul(k3 | 1);
+        .wrapping_mul(k2);
+    let x = (x ^ (x >> 29)).wrapping_mul(k3);
     x ^ (x >> 32)
 }
 
@@ -28,14 +36,14 @@ pub const fn hash(seed: &Seed, hi: u64, lo: u64, tag: u32) -> u64 {
 #[inline(always)]
 pub const fn hash64(seed: &Seed, key: u64) -> u64 {
     let [_, _, k2, _] = seed.0;
-    let x = half(seed, key).wrapping_mul(k2 | 1);
+    let x = half(seed, key).wrapping_mul(k2);
     x ^ (x >> 29)
 }
 
 #[inline(always)]
 const fn half(seed: &Seed, key: u64) -> u64 {
     let [k0, k1, _, _] = seed.0;
-    let x = (key ^ k0).wrapping_mul(k1 | 1);
+    let x = (key ^ k0).wrapping_mul(k1);
     x ^ (x >> 32)
 }
 
@@ -50,7 +58,7 @@ mod tests {
     use super::*;
     use std::{collections::HashSet, vec};
 
-    const SEED: Seed = Seed([
+    const SEED: Seed = Seed::new([
         0x9e37_79b9_7f4a_7c15,
         0xd1b5_4a32_d192_ed03,
         0x8cb9_2ba7_2f3d_8dd7,

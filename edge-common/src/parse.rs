@@ -500,77 +500,79 @@ fn transport<S: PacketSource + ?Sized>(
     proto: u8,
     fragment: Fragment,
 ) -> Result<Transport, Reason> {
-    let is_later = matches!(fragment, Fragment::Later { .. });
+    match fragment {
+        Fragment::Whole => header::<S, false>(source, offset, len, proto),
+        Fragment::First => header::<S, true>(source, offset, len, proto),
+        Fragment::Later { .. } => Ok(Transport {
+            kind: match proto {
+                proto::UDP => Kind::Udp,
+                proto::ICMP | proto::ICMPV6 => Kind::Icmp,
+                _ => Kind::Other,
+            },
+            offset,
+            ..Transport::default()
+        }),
+    }
+}
+
+/// The same where there is a header. In a first fragment (`FIRST`) it may end
+/// too early; its own lengths are those of the reassembled packet.
+#[inline(always)]
+fn header<S: PacketSource + ?Sized, const FIRST: bool>(
+    source: &S,
+    offset: usize,
+    len: usize,
+    proto: u8,
+) -> Result<Transport, Reason> {
     let none = Transport {
-        kind: match proto {
-            proto::TCP if !is_later => Kind::Tcp,
-            proto::UDP => Kind::Udp,
-            proto::ICMP | proto::ICMPV6 => Kind::Icmp,
-            _ => Kind::Other,
-        },
         offset,
         ..Transport::default()
     };
-    if is_later {
-        return Ok(none);
-    }
-    let first = matches!(fragment, Fragment::First);
-    let short = Transport {
-        truncated: true,
-        ..none
+    let short = |kind, reason| {
+        if FIRST {
+            Ok(Transport {
+                kind,
+                truncated: true,
+                ..none
+            })
+        } else {
+            Err(reason)
+        }
     };
     match proto {
         proto::TCP => {
             if len < TCP_LEN {
-                return if first {
-                    Ok(Transport {
-                        kind: Kind::TcpHead,
-                        ..short
-                    })
-                } else {
-                    Err(Reason::TcpTruncated)
-                };
+                return short(Kind::TcpHead, Reason::TcpTruncated);
             }
             let [ports, _, _, control] = source.words::<4>(offset).ok_or(Reason::TcpTruncated)?;
             let control = u32::from_be(control);
             let header = (control >> 26 & 0x3c) as usize;
-            if header < TCP_LEN {
+            if header < TCP_LEN || !FIRST && header > len {
                 return Err(Reason::TcpBadOffset);
             }
+            let truncated = FIRST && header > len;
             let (source_port, dest_port) = split_ports(ports);
-            let whole = Transport {
+            Ok(Transport {
+                kind: if truncated { Kind::TcpHead } else { Kind::Tcp },
                 source_port,
                 dest_port,
                 tcp_flags: (control >> 16) as u8,
+                truncated,
                 ..none
-            };
-            if header <= len {
-                Ok(whole)
-            } else if first {
-                Ok(Transport {
-                    kind: Kind::TcpHead,
-                    truncated: true,
-                    ..whole
-                })
-            } else {
-                Err(Reason::TcpBadOffset)
-            }
+            })
         }
         proto::UDP => {
             if len < UDP_LEN {
-                return if first {
-                    Ok(short)
-                } else {
-                    Err(Reason::UdpTruncated)
-                };
+                return short(Kind::Udp, Reason::UdpTruncated);
             }
             let [ports, length] = source.words::<2>(offset).ok_or(Reason::UdpTruncated)?;
             let length = (u32::from_be(length) >> 16) as usize;
-            if length < UDP_LEN || !first && length > len {
+            if length < UDP_LEN || !FIRST && length > len {
                 return Err(Reason::UdpBadLength);
             }
             let (source_port, dest_port) = split_ports(ports);
             Ok(Transport {
+                kind: Kind::Udp,
                 source_port,
                 dest_port,
                 ..none
@@ -583,14 +585,14 @@ fn transport<S: PacketSource + ?Sized>(
                 ICMPV6_LEN
             };
             if len < needed {
-                return if first {
-                    Ok(short)
-                } else {
-                    Err(Reason::IcmpTruncated)
-                };
+                return short(Kind::Icmp, Reason::IcmpTruncated);
             }
             let icmp_type = source.byte(offset).ok_or(Reason::IcmpTruncated)?;
-            Ok(Transport { icmp_type, ..none })
+            Ok(Transport {
+                kind: Kind::Icmp,
+                icmp_type,
+                ..none
+            })
         }
         _ => Ok(none),
     }

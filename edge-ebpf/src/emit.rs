@@ -8,7 +8,7 @@ use crate::{
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
 use edge_common::{
     abi::{Event, SAMPLE_BYTES, TableStat, counter_index},
-    gcra::ticks,
+    gcra::{TICKS_PER_NS, ticks},
     reason::{Reason, Verdict},
 };
 
@@ -25,51 +25,52 @@ pub struct Facts<'a> {
 /// Records how a packet ended.
 #[inline(always)]
 pub fn ended(facts: Facts<'_>, reason: Reason) {
-    count(facts, reason, false);
-    if reason.verdict() == Verdict::Drop {
-        sample(facts, reason, false);
-    }
+    record(facts, reason, false);
 }
 
 /// Records that a dry run would have dropped the packet.
 #[inline(always)]
 pub fn would_drop(facts: Facts<'_>, reason: Reason) {
-    count(facts, reason, true);
-    sample(facts, reason, true);
+    record(facts, reason, true);
 }
 
 #[inline(always)]
-fn count(facts: Facts<'_>, reason: Reason, would_drop: bool) {
+fn record(facts: Facts<'_>, reason: Reason, would_drop: bool) {
     let index = counter_index(config!(interface), would_drop, reason);
-    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: the element belongs to this CPU, and XDP programs of one CPU
-        // run one after the other.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += facts.frame_len as u64;
-        }
+    let Some(cell) = COUNTERS.get_ptr_mut(index) else {
+        return;
+    };
+    // SAFETY: the element belongs to this CPU, and XDP programs of one CPU run
+    // one after the other.
+    let cell = unsafe { &mut *cell };
+    cell.counter.packets += 1;
+    cell.counter.bytes += facts.frame_len as u64;
+    let is_sampled = would_drop || reason.verdict() == Verdict::Drop;
+    if is_sampled && config!(sample).is_some() && facts.now >= cell.quiet_until {
+        cell.quiet_until = sample(facts, reason, would_drop);
     }
 }
 
+/// Samples the packet if the reason's budget allows. Returns when it will
+/// allow the next one, in nanoseconds of the clock.
 #[inline(always)]
-fn sample(facts: Facts<'_>, reason: Reason, would_drop: bool) {
+fn sample(facts: Facts<'_>, reason: Reason, would_drop: bool) -> u64 {
     let limit = config!(sample);
-    if !limit.is_some() {
-        return;
-    }
     let Some(budget) = SAMPLE_BUDGET.get_ptr_mut(reason.index()) else {
-        return;
+        return 0;
     };
     // SAFETY: a map value; concurrent writers go through compare_exchange only.
     let tat = unsafe { budget.read_volatile() };
-    if let Some(new) = limit.admit(tat, ticks(facts.now), 1) {
-        // Losing the race means that another CPU took this sample's place.
-        // SAFETY: as above, 8 bytes aligned.
-        if unsafe { compare_exchange(budget, tat, new) } == tat {
-            let which = reason.index() << 1 | would_drop as u32;
-            edge_sample(facts.ctx.ctx, facts.now, facts.frame_len, which);
-        }
+    let Some(new) = limit.admit(tat, ticks(facts.now), 1) else {
+        return limit.opens_at(tat) / TICKS_PER_NS;
+    };
+    // Losing the race means that another CPU took this sample's place.
+    // SAFETY: as above, 8 bytes aligned.
+    if unsafe { compare_exchange(budget, tat, new) } == tat {
+        let which = reason.index() << 1 | would_drop as u32;
+        edge_sample(facts.ctx.ctx, facts.now, facts.frame_len, which);
     }
+    limit.opens_at(new) / TICKS_PER_NS
 }
 
 /// Copies the head of the packet to the ring buffer. It is rare; a global

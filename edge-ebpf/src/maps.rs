@@ -9,14 +9,14 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use edge_common::{
-    abi::{self, Config, Counter, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
+    abi::{self, Config, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
     gcra::Limit,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
 
 #[map]
-pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
+pub static COUNTERS: PerCpuArray<CounterCell> = PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::STATS_ENTRIES, 0);
 #[map]

@@ -255,13 +255,8 @@ fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
     // SAFETY: `way` is below the number of slots of a bucket.
     let way = matching_way(|way| unsafe {
         let slot = slots.add(way);
-        difference(
-            slot,
-            (&raw const (*slot).meta).read_volatile(),
-            hi,
-            lo,
-            want,
-        )
+        let meta = (&raw const (*slot).meta).read_volatile();
+        is_zero(difference(slot, meta, hi, lo, want))
     })?;
     // SAFETY: as above.
     unsafe {
@@ -288,7 +283,7 @@ fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
     // SAFETY: `way` is below the number of slots of a bucket. Volatile, for
     // the daemon writes the same memory.
     let key = |way: usize| unsafe { (&raw const (*slots.add(way)).addr).read_volatile() };
-    let way = matching_way(|way| (key(way) ^ source) as u64)?;
+    let way = matching_way(|way| is_zero32(key(way) ^ source))?;
     // SAFETY: as above.
     unsafe {
         let slot = slots.add(way);
@@ -321,25 +316,30 @@ unsafe fn difference(slot: *const SlotW, meta: u32, hi: u64, lo: u64, want: u32)
     }
 }
 
-/// The way whose difference is 0, found without a branch a way.
+/// The way for which `equal` is 1, found without a branch a way.
 #[inline(always)]
-fn matching_way(difference: impl Fn(usize) -> u64) -> Option<usize> {
+fn matching_way(equal: impl Fn(usize) -> u64) -> Option<usize> {
     let (mut any, mut way) = (0, 0);
     for i in 0..WAYS {
-        let equal = is_zero(difference(i));
+        let equal = equal(i);
         any |= equal;
         way |= equal * i as u64;
     }
     // The mask is the bounds check that the verifier sees.
-    (hide(any) != 0).then_some(hide(way) as usize & (WAYS - 1))
+    (any != 0).then_some(hide(way) as usize & (WAYS - 1))
 }
 
 /// 1 for 0, else 0, without a branch (the target has no conditional move).
 #[inline(always)]
 fn is_zero(x: u64) -> u64 {
+    is_zero32((x | x >> 32) as u32)
+}
+
+/// The same of 32 bits.
+#[inline(always)]
+fn is_zero32(x: u32) -> u64 {
     // Hidden, or LLVM makes the comparison of it that it is.
-    let negated = hide(x.wrapping_neg());
-    (x | negated) >> 63 ^ 1
+    hide((x as u64).wrapping_sub(1)) >> 63
 }
 
 /// Counts a match of an entry that is in force; a lower bound.

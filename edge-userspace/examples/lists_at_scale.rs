@@ -19,7 +19,7 @@ use edge_userspace::{
     tables::{Capacity, Geometry, Regions},
 };
 
-const SEED: Seed = Seed([
+const SEED: Seed = Seed::new([
     0x9e37_79b9_7f4a_7c15,
     0xd1b5_4a32_d192_ed03,
     0x8cb9_2ba7_2f3d_8dd7,

@@ -26,7 +26,7 @@ use edge_userspace::{
 use crate::test_run::{self, Run};
 
 /// The secret of the tables in tests.
-pub const SEED: Seed = Seed([
+pub const SEED: Seed = Seed::new([
     0x0b1c_2d3e_4f50_6172,
     0x8394_a5b6_c7d8_e9fa,
     0x1f2e_3d4c_5b6a_7988,

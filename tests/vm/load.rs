@@ -55,7 +55,7 @@ fn config(mode: Mode) -> Config {
     let limits = mode;
     let mode = mode as u32;
     let config = Config {
-        seed: Seed([1, 2, 3, 4]),
+        seed: Seed::new([1, 2, 3, 4]),
         sample: limit(mode, 10),
         tick_ns: coarse_tick_ns(),
         malformed: mode,

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::config::test::{model, model_of};
 
-    const SEED: Seed = Seed([1, 2, 3, 4]);
+    const SEED: Seed = Seed::new([1, 2, 3, 4]);
 
     fn lower(model: &Model) -> Config {
         model.abi_config(&Geometry::for_capacity(&model.capacity), SEED, 4_000_000, 7)

@@ -147,7 +147,7 @@ fn seed(store: &Store) -> Result<Seed> {
         if let Ok(words) = words.collect::<Vec<_>>().try_into()
             && rest.is_empty()
         {
-            return Ok(Seed(words));
+            return Ok(Seed::new(words));
         }
         bail!("the store holds a seed of {} bytes, not 32", bytes.len());
     }
@@ -163,7 +163,7 @@ fn seed(store: &Store) -> Result<Seed> {
     for (to, from) in seed.iter_mut().zip(words) {
         *to = u64::from_le_bytes(*from);
     }
-    Ok(Seed(seed))
+    Ok(Seed::new(seed))
 }
 
 /// The limits set at run time, and the configuration with them. What no longer

@@ -7,7 +7,7 @@ use aya::maps::{
 };
 use edge_common::{
     abi::{
-        COUNTER_ENTRIES, Config, Counter, LimiterBucket, STATS_ENTRIES, TableStat, counter_index,
+        COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, STATS_ENTRIES, TableStat, counter_index,
         maps,
     },
     reason::Reason,
@@ -93,7 +93,7 @@ pub(super) fn specs(config: &Config, events: u32) -> Specs {
         Spec {
             kind: MapType::PerCpuArray,
             flags: 0,
-            ..Spec::table(maps::COUNTERS, size_of::<Counter>(), COUNTER_ENTRIES)
+            ..Spec::table(maps::COUNTERS, size_of::<CounterCell>(), COUNTER_ENTRIES)
         },
         Spec {
             kind: MapType::PerCpuArray,
@@ -145,6 +145,9 @@ pub(super) fn specs(config: &Config, events: u32) -> Specs {
         },
     ]
 }
+
+/// A [`CounterCell`]: a foreign type cannot have aya's marker of plain data.
+type CellWords = [u64; size_of::<CounterCell>() / size_of::<u64>()];
 
 fn page_size() -> u32 {
     // SAFETY: no pointers are passed.
@@ -233,14 +236,13 @@ impl Maps {
     /// The counters of a block, summed over the CPUs.
     pub(super) fn counters(&self, block: u32) -> Result<InterfaceCounters, DatapathError> {
         let failed = |e| DatapathError::map_access(maps::COUNTERS, e);
-        // The pair is a `Counter`: a foreign type cannot have aya's marker of plain data.
-        let array: PerCpuArray<&MapData, [u64; 2]> =
+        let array: PerCpuArray<&MapData, CellWords> =
             self.map(maps::COUNTERS)?.try_into().map_err(failed)?;
         let read = |would_drop| -> Result<[Counter; Reason::COUNT], MapError> {
             let mut counters = [Counter::default(); Reason::COUNT];
             for (counter, &reason) in counters.iter_mut().zip(Reason::ALL) {
                 let values = array.get(&counter_index(block, would_drop, reason), 0)?;
-                for [packets, bytes] in values.iter() {
+                for [packets, bytes, ..] in values.iter() {
                     counter.packets = counter.packets.wrapping_add(*packets);
                     counter.bytes = counter.bytes.wrapping_add(*bytes);
                 }
@@ -260,11 +262,11 @@ impl Maps {
             .maps
             .get_mut(maps::COUNTERS)
             .ok_or_else(|| missing(maps::COUNTERS))?;
-        let mut array: PerCpuArray<&mut MapData, [u64; 2]> = map.try_into().map_err(failed)?;
+        let mut array: PerCpuArray<&mut MapData, CellWords> = map.try_into().map_err(failed)?;
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| failed(MapError::IoError(e)))?;
         for would_drop in [false, true] {
             for &reason in Reason::ALL {
-                let zero = PerCpuValues::try_from(vec![[0u64; 2]; cpus])
+                let zero = PerCpuValues::try_from(vec![CellWords::default(); cpus])
                     .map_err(|e| failed(MapError::IoError(e)))?;
                 array
                     .set(counter_index(block, would_drop, reason), zero, 0)

@@ -148,9 +148,9 @@ mod tests {
 
     #[test]
     fn fingerprints_tell_seeds_apart() {
-        let a = fingerprint(&Seed([1, 2, 3, 4]));
-        assert_eq!(a, fingerprint(&Seed([1, 2, 3, 4])));
-        assert_ne!(a, fingerprint(&Seed([1, 2, 3, 6])));
+        let a = fingerprint(&Seed::new([1, 2, 3, 4]));
+        assert_eq!(a, fingerprint(&Seed::new([1, 2, 3, 4])));
+        assert_ne!(a, fingerprint(&Seed::new([1, 2, 3, 6])));
         assert_eq!(a.len(), 16);
     }
 

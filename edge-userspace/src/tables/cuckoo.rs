@@ -234,7 +234,7 @@ mod tests {
     /// Random bits, the same ones each time (splitmix64; Steele, Lea and Flood 2014).
     fn seed(n: u64) -> Seed {
         let mut state = n.wrapping_mul(0xd134_2543_de82_ef95);
-        Seed([(); 4].map(|()| {
+        Seed::new([(); 4].map(|()| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -199,7 +199,7 @@ mod tests {
         s.parse().unwrap()
     }
 
-    const SEED: Seed = Seed([1, 2, 3, 4]);
+    const SEED: Seed = Seed::new([1, 2, 3, 4]);
 
     fn regions(long_lengths: u32) -> Regions {
         Regions::heap(&Geometry {

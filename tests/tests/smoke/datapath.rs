@@ -32,7 +32,7 @@ fn settings(interfaces: &[&str]) -> Settings {
         allow_generic: false,
         program: Program {
             config: Config {
-                seed: Seed([1, 2, 3, 4]),
+                seed: Seed::new([1, 2, 3, 4]),
                 tick_ns: coarse_tick_ns(),
                 land: Mode::Enforce as u32,
                 hosts4_buckets: 64,
@@ -140,7 +140,7 @@ fn a_failed_change_leaves_everything_as_it_was() {
         let mut next = settings(&["a0", "b0"]);
         next.program.config.hosts4_buckets = 128;
         next.program.config.land = Mode::Off as u32;
-        next.program.config.seed = Seed([9, 9, 9, 9]);
+        next.program.config.seed = Seed::new([9, 9, 9, 9]);
         let prepared = edge.prepare(next.clone()).unwrap();
         assert!(prepared.tables_are_new() && !prepared.limiter_is_new());
         assert!(prepared.notes()[0].contains("HOSTS4 has entries 64, not 128"));
@@ -264,7 +264,7 @@ fn tables_of_another_seed_or_version_are_not_taken_over() {
         drop(first);
         let mut edge = Datapath::open(pins).unwrap();
         let mut other = settings(&["a0"]);
-        other.program.config.seed = Seed([4, 3, 2, 1]);
+        other.program.config.seed = Seed::new([4, 3, 2, 1]);
         let prepared = edge.prepare(other.clone()).unwrap();
         assert!(prepared.tables_are_new());
         assert!(prepared.notes()[0].contains("another seed"));

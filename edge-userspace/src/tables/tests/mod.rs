@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::{Capacity, Geometry, Listing, Refilled, Regions, TableError, Tables};
 
-const SEED: Seed = Seed([
+const SEED: Seed = Seed::new([
     0x1234_5678_9abc_def1,
     0xfeed_beef_dead_cafe,
     0x0f1e_2d3c_4b5a_6978,
