@@ -18,6 +18,9 @@ pub trait PacketSource {
     /// `None` when they are not all there.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
+    /// `N` words of 8 bytes, likewise: half as many to read and to keep.
+    fn doubles<const N: usize>(&self, offset: usize) -> Option<[u64; N]>;
+
     /// Two bytes from `offset`, in the byte order of the wire.
     fn half(&self, offset: usize) -> Option<u16>;
 
@@ -35,6 +38,15 @@ impl PacketSource for [u8] {
         let mut words = [0; N];
         for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
             *word = u32::from_ne_bytes(*chunk);
+        }
+        Some(words)
+    }
+
+    fn doubles<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let bytes = self.get(offset..)?.get(..N * 8)?;
+        let mut words = [0; N];
+        for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_ne_bytes(*chunk);
         }
         Some(words)
     }
@@ -184,8 +196,8 @@ pub struct Ip<A> {
 
 /// An IPv4 address: the word as read from the wire.
 pub type V4 = u32;
-/// An IPv6 address: the words as read from the wire.
-pub type V6 = [u32; 4];
+/// An IPv6 address: its two halves as read from the wire.
+pub type V6 = [u64; 2];
 
 /// An ARP packet for IPv4 over Ethernet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -348,17 +360,16 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
 /// The reason why a header is malformed.
 #[inline(always)]
 pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6>, Reason> {
-    let [w0, w1, s0, s1, s2, s3, d0, d1, d2, d3] =
-        source.words::<10>(offset).ok_or(Reason::Ipv6Truncated)?;
-    if u32::from_be(w0) >> 28 != 6 {
+    let [head, s0, s1, d0, d1] = source.doubles::<5>(offset).ok_or(Reason::Ipv6Truncated)?;
+    let head = u64::from_be(head);
+    if head >> 60 != 6 {
         return Err(Reason::Ipv6BadVersion);
     }
-    let w1 = u32::from_be(w1);
-    let payload = (w1 >> 16) as usize;
+    let payload = (head >> 16 & 0xffff) as usize;
     if !source.holds(offset + IPV6_LEN + payload) {
         return Err(Reason::Ipv6BadLength);
     }
-    let mut proto = (w1 >> 8) as u8;
+    let mut proto = (head >> 8) as u8;
     // Bytes of the payload that extension headers have taken.
     let mut taken = 0usize;
     let mut frag = Fragment::Whole;
@@ -395,8 +406,8 @@ pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6
         frag,
     )?;
     Ok(Ip {
-        source: [s0, s1, s2, s3],
-        dest: [d0, d1, d2, d3],
+        source: [s0, s1],
+        dest: [d0, d1],
         end: offset + IPV6_LEN + payload,
         proto,
         fragment: frag,

@@ -221,8 +221,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
 fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
     let packet = Packet::new(ip, facts.now);
     let facts = whole_frame(facts, packet.end);
-    let [a, b, c, d] = ip.source;
-    let (hi, lo) = (pair(a, b), pair(c, d));
+    let [hi, lo] = ip.source.map(u64::from_be);
     let seed = config!(seed);
     let policy = policy::v6(&seed, hi, lo, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, hi | lo == 0, &packet)? {
@@ -241,12 +240,6 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
     Ok(Reason::Pass)
-}
-
-/// Two words of the wire as a number.
-#[inline(always)]
-fn pair(high: u32, low: u32) -> u64 {
-    (u32::from_be(high) as u64) << 32 | u32::from_be(low) as u64
 }
 
 /// A multi-buffer frame is longer than its linear part; the packet tells.

@@ -60,6 +60,11 @@ impl PacketSource for XdpSource<'_> {
     }
 
     #[inline(always)]
+    fn doubles<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        self.read(offset)
+    }
+
+    #[inline(always)]
     fn half(&self, offset: usize) -> Option<u16> {
         self.read(offset)
     }
