@@ -119,6 +119,10 @@ impl PacketSource for Sample<'_> {
         self.bytes.words(offset)
     }
 
+    fn doubles<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        self.bytes.doubles(offset)
+    }
+
     fn half(&self, offset: usize) -> Option<u16> {
         self.bytes.half(offset)
     }
@@ -136,12 +140,9 @@ fn v4(wire: u32) -> IpAddr {
     Ipv4Addr::from(wire.to_ne_bytes()).into()
 }
 
-fn v6(wire: [u32; 4]) -> IpAddr {
-    Ipv6Addr::from_bits(
-        wire.into_iter()
-            .fold(0, |bits, word| bits << 32 | u128::from(u32::from_be(word))),
-    )
-    .into()
+fn v6([hi, lo]: [u64; 2]) -> IpAddr {
+    let bits = u128::from(u64::from_be(hi)) << 64 | u128::from(u64::from_be(lo));
+    Ipv6Addr::from_bits(bits).into()
 }
 
 /// What the headers say. Addresses are shown even when what follows them is
@@ -162,16 +163,11 @@ fn headers(sample: &Sample<'_>) -> Option<Packet> {
             )
         }
         Network::Ipv6 => {
-            let [_, kind, s0, s1, s2, s3, d0, d1, d2, d3] = sample.words::<10>(at)?;
+            let [head, s0, s1, d0, d1] = sample.doubles::<5>(at)?;
             let ip = parse::ipv6(sample, at).ok();
-            let protocol = ip.map_or(kind.to_ne_bytes()[2], |ip| ip.proto);
+            let protocol = ip.map_or(head.to_ne_bytes()[6], |ip| ip.proto);
             let transport = ip.map(|ip| ip.transport);
-            (
-                v6([s0, s1, s2, s3]),
-                v6([d0, d1, d2, d3]),
-                protocol,
-                transport,
-            )
+            (v6([s0, s1]), v6([d0, d1]), protocol, transport)
         }
         Network::Arp => {
             let arp = parse::arp(sample, at).ok()?;

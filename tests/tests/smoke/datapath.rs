@@ -6,7 +6,7 @@ use crate::netns::{
     PATIENCE, hook_program as program, index, ip, isolated, send, udp4, veth, wait,
 };
 use edge_common::{
-    abi::{Config, LIMIT_KINDS, MAX_PROFILES, Mode, Profile, TableStat, maps},
+    abi::{Config, MAX_PROFILES, Mode, Profile, TableStat, maps},
     gcra::Limit,
     hash::Seed,
     reason::Reason,
