@@ -8,9 +8,10 @@ mod harness;
 mod lists;
 mod machine;
 mod packets;
+mod rates;
 mod report;
 
-use std::path::PathBuf;
+use std::{panic, path::PathBuf, thread};
 
 use anyhow::Result;
 use clap::Parser;
@@ -28,7 +29,7 @@ struct Args {
     /// Where the figures go, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Under a minute, with less certain figures
+    /// A minute or two, with less certain figures
     #[arg(long)]
     quick: bool,
     /// Times that each program is measured
@@ -47,9 +48,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let machine = machine::facts();
-    machine::withdraw()?;
-    machine::settle()?;
+    let machine = apart(machine::settle, || Ok(machine::facts()))?;
     println!("{machine:#}");
     let mut bench = Bench {
         objects: args.objects,
@@ -61,7 +60,13 @@ fn main() -> Result<()> {
         },
         report: Report::default(),
     };
-    bench.packets()?;
+    apart(
+        || machine::withdraw().and_then(|()| machine::settle()),
+        || {
+            bench.packets()?;
+            bench.rates()
+        },
+    )?;
     let (missed, all) = bench.report.missed();
     println!("\n{missed} of {all} targets missed");
     if let Some(path) = &args.json {
@@ -69,4 +74,13 @@ fn main() -> Result<()> {
         println!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// Runs `work` on a thread of its own that `prepare` has given something special.
+fn apart<T: Send>(
+    prepare: impl FnOnce() -> Result<()> + Send,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let outcome = thread::scope(|scope| scope.spawn(|| prepare().and_then(|()| work())).join());
+    outcome.unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
