@@ -7,6 +7,7 @@ mod frame;
 mod harness;
 mod lists;
 mod machine;
+mod memory;
 mod packets;
 mod rates;
 mod report;
@@ -64,7 +65,8 @@ fn main() -> Result<()> {
         || machine::withdraw().and_then(|()| machine::settle()),
         || {
             bench.packets()?;
-            bench.rates()
+            bench.rates()?;
+            bench.memory()
         },
     )?;
     let (missed, all) = bench.report.missed();
