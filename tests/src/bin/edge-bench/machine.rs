@@ -134,3 +134,17 @@ pub(crate) fn hurry() -> Result<()> {
     );
     Ok(())
 }
+
+/// Lets this thread, and all that it starts, run whenever it wants to, as if nothing
+/// else ran on the machine.
+pub(crate) fn real_time() -> Result<()> {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters are valid for reads; 0 is this thread.
+    let real_time = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+    ensure!(
+        real_time == 0,
+        "cannot have real-time priority: {}",
+        Error::last_os_error()
+    );
+    Ok(())
+}

@@ -5,12 +5,15 @@
 mod edge;
 mod frame;
 mod harness;
+mod import;
+mod latency;
 mod lists;
 mod machine;
 mod memory;
 mod packets;
 mod rates;
 mod report;
+mod rig;
 
 use std::{panic, path::PathBuf, thread};
 
@@ -69,6 +72,8 @@ fn main() -> Result<()> {
             bench.memory()
         },
     )?;
+    apart(machine::real_time, || bench.latencies())?;
+    apart(machine::hurry, || bench.imports())?;
     let (missed, all) = bench.report.missed();
     println!("\n{missed} of {all} targets missed");
     if let Some(path) = &args.json {
