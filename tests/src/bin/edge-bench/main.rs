@@ -14,6 +14,7 @@ mod packets;
 mod rates;
 mod report;
 mod rig;
+mod scale;
 
 use std::{panic, path::PathBuf, thread};
 
@@ -36,6 +37,9 @@ struct Args {
     /// A minute or two, with less certain figures
     #[arg(long)]
     quick: bool,
+    /// Also 10 million hosts and 1 million prefixes: some minutes, and gigabytes of memory
+    #[arg(long)]
+    scale: bool,
     /// Times that each program is measured
     #[arg(long)]
     rounds: Option<u32>,
@@ -73,7 +77,10 @@ fn main() -> Result<()> {
         },
     )?;
     apart(machine::real_time, || bench.latencies())?;
-    apart(machine::hurry, || bench.imports())?;
+    apart(machine::hurry, || {
+        bench.imports()?;
+        if args.scale { bench.scale() } else { Ok(()) }
+    })?;
     let (missed, all) = bench.report.missed();
     println!("\n{missed} of {all} targets missed");
     if let Some(path) = &args.json {
