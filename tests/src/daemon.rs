@@ -284,7 +284,16 @@ impl<'a> Installation<'a> {
     /// When it does not get ready; the message has its log.
     #[track_caller]
     pub fn start(&self) -> Daemon {
-        self.try_start().unwrap_or_else(|refused| {
+        self.start_within(wait::PATIENCE)
+    }
+
+    /// The same for lists so long that getting ready takes longer than anything else.
+    ///
+    /// # Panics
+    /// As [`Installation::start`].
+    #[track_caller]
+    pub fn start_within(&self, patience: Duration) -> Daemon {
+        self.try_start_within(patience).unwrap_or_else(|refused| {
             panic!("edge run ended with {}:\n{}", refused.code, refused.stderr)
         })
     }
@@ -298,6 +307,11 @@ impl<'a> Installation<'a> {
     /// When it does neither in time.
     #[track_caller]
     pub fn try_start(&self) -> Result<Daemon, Outcome> {
+        self.try_start_within(wait::PATIENCE)
+    }
+
+    #[track_caller]
+    fn try_start_within(&self, patience: Duration) -> Result<Daemon, Outcome> {
         // As systemd starts it: READY=1 comes on this socket.
         let path = self.file("notify");
         let _ = fs::remove_file(&path);
@@ -316,7 +330,7 @@ impl<'a> Installation<'a> {
             log,
             manager,
         };
-        let ended = wait::until_some("edge run gets ready", || {
+        let ended = wait::until_some_within(patience, "edge run gets ready", || {
             if daemon.told().contains("READY=1") {
                 Some(None)
             } else {

@@ -14,8 +14,21 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// # Panics
 /// When there is none after [`PATIENCE`]; the message names `what`.
 #[track_caller]
-pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn until_some<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_some_within(PATIENCE, what, look)
+}
+
+/// The same with another deadline than [`PATIENCE`].
+///
+/// # Panics
+/// As [`until_some`].
+#[track_caller]
+pub fn until_some_within<T>(
+    patience: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = look() {
             return value;

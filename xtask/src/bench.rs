@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::build;
+use crate::build::{self, Profile};
 use crate::exec::{self, announce};
 use crate::setup;
 use crate::test;
@@ -21,7 +21,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    const WHY: &str = "measuring loads BPF programs, which needs root";
+    const WHY: &str = "measuring loads BPF programs and makes network namespaces, which needs root";
     let is_root = test::is_root();
     if !is_root {
         test::acquire_sudo(WHY)?;
@@ -29,8 +29,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let bpf = setup::bpf_tools(workspace)?;
     setup::test_tools(workspace)?;
     build::ebpf(workspace, &bpf)?;
+    let daemon = build::daemon(workspace, Profile::Release)?;
     let program = build::bench(workspace)?;
     let variables = [
+        (test::BINARY_VAR, daemon.into_os_string()),
         ("PATH", exec::path_with(&workspace.tools_bin())?),
         ("EDGE_BPF_DIR", workspace.bpf_dir().into_os_string()),
     ];

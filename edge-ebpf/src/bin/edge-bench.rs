@@ -32,26 +32,18 @@ static LPM6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREA
 /// Gives the packet the next IPv4 source and runs the program under test.
 #[xdp(frags)]
 pub fn harness4(ctx: XdpContext) -> u32 {
-    match (next(), at::<u32>(&ctx, SOURCE4_AT)) {
-        (Some((addr, _)), Some(source)) => {
-            // SAFETY: `at` checked the bounds; BPF allows unaligned stores here.
-            unsafe { source.write_unaligned((addr as u32).to_be()) };
-            under_test(&ctx)
-        }
-        _ => xdp_action::XDP_ABORTED,
+    match put_source4(&ctx) {
+        Some(()) => under_test(&ctx),
+        None => xdp_action::XDP_ABORTED,
     }
 }
 
 /// Gives the packet the next IPv6 source and runs the program under test.
 #[xdp(frags)]
 pub fn harness6(ctx: XdpContext) -> u32 {
-    match (next(), at::<[u64; 2]>(&ctx, SOURCE6_AT)) {
-        (Some((hi, lo)), Some(source)) => {
-            // SAFETY: as above.
-            unsafe { source.write_unaligned([hi.to_be(), lo.to_be()]) };
-            under_test(&ctx)
-        }
-        _ => xdp_action::XDP_ABORTED,
+    match put_source6(&ctx) {
+        Some(()) => under_test(&ctx),
+        None => xdp_action::XDP_ABORTED,
     }
 }
 
@@ -67,10 +59,28 @@ pub fn floor_drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Sends the frame out again: makes a flood of a test run with live frames.
+/// Sends the frame out: makes a flood of a test run with live frames.
 #[xdp(frags)]
 pub fn flood(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
+}
+
+/// The same, with the next IPv4 source in each frame.
+#[xdp(frags)]
+pub fn flood4(ctx: XdpContext) -> u32 {
+    match put_source4(&ctx) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// The same, with the next IPv6 source in each frame.
+#[xdp(frags)]
+pub fn flood6(ctx: XdpContext) -> u32 {
+    match put_source6(&ctx) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
 }
 
 /// A blacklist in the obvious way: the kernel's hash, one look-up.
@@ -110,6 +120,26 @@ fn verdict(is_listed: Option<bool>) -> u32 {
         Some(true) => xdp_action::XDP_DROP,
         None => xdp_action::XDP_ABORTED,
     }
+}
+
+/// Gives the packet the next IPv4 source.
+#[inline(always)]
+fn put_source4(ctx: &XdpContext) -> Option<()> {
+    let (addr, _) = next()?;
+    let source = at::<u32>(ctx, SOURCE4_AT)?;
+    // SAFETY: `at` checked the bounds; BPF allows unaligned stores here.
+    unsafe { source.write_unaligned((addr as u32).to_be()) };
+    Some(())
+}
+
+/// Gives the packet the next IPv6 source.
+#[inline(always)]
+fn put_source6(ctx: &XdpContext) -> Option<()> {
+    let (hi, lo) = next()?;
+    let source = at::<[u64; 2]>(ctx, SOURCE6_AT)?;
+    // SAFETY: as above.
+    unsafe { source.write_unaligned([hi.to_be(), lo.to_be()]) };
+    Some(())
 }
 
 /// The source of this packet.

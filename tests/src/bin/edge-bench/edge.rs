@@ -4,11 +4,12 @@
 use std::{
     fs,
     net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use aya::maps::Map;
 use edge_common::{
     abi::{Mode, maps},
     addr::{Family, Prefix},
@@ -134,6 +135,14 @@ impl Edge {
         Ok((sum(Verdict::Pass), sum(Verdict::Drop)))
     }
 
+    /// Bytes that a map takes of the kernel's memory, by the kernel's own account.
+    pub(crate) fn kernel_memory(&self, name: &'static str) -> Result<u64> {
+        let Map::Array(map) = self.program.map(name)? else {
+            bail!("map {name} is no array");
+        };
+        fdinfo(map.fd().as_fd(), "memlock:")?.context("the kernel does not tell a map's memory")
+    }
+
     /// A descriptor of the loaded program.
     pub(crate) fn fd(&mut self) -> Result<OwnedFd> {
         Ok(self.program.with_program(|fd| fd.try_clone_to_owned())??)
@@ -141,12 +150,16 @@ impl Edge {
 
     /// Instructions that the verifier followed.
     pub(crate) fn verified_instructions(&mut self) -> Result<Option<u64>> {
-        let info = self.program.with_program(|fd| {
-            fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
-        })??;
-        let value = info.lines().find_map(|l| l.strip_prefix("verified_insns:"));
-        Ok(value.and_then(|v| v.trim().parse().ok()))
+        self.program
+            .with_program(|fd| fdinfo(fd, "verified_insns:"))?
     }
+}
+
+/// A number that the kernel tells of a descriptor, if it does.
+fn fdinfo(fd: BorrowedFd<'_>, name: &str) -> Result<Option<u64>> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let value = info.lines().find_map(|line| line.strip_prefix(name));
+    Ok(value.and_then(|value| value.trim().parse().ok()))
 }
 
 fn regions(program: &Unattached) -> Result<Regions> {

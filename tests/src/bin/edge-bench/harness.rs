@@ -190,7 +190,8 @@ impl Harness {
         Ok(all.into_iter().map(Samples).collect())
     }
 
-    fn start_over(&self, sources: Sources<'_>) {
+    /// Lets packets have these sources from now on, from the first one on.
+    pub(crate) fn start_over(&self, sources: Sources<'_>) {
         if let Sources::Listed(list) = sources {
             for (word, source) in self.sources.u64s().iter().zip(list.iter().cycle()) {
                 word.store(*source, Relaxed);

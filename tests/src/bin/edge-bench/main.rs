@@ -5,12 +5,18 @@
 mod edge;
 mod frame;
 mod harness;
+mod import;
+mod latency;
 mod lists;
 mod machine;
+mod memory;
 mod packets;
+mod rates;
 mod report;
+mod rig;
+mod scale;
 
-use std::path::PathBuf;
+use std::{panic, path::PathBuf, thread};
 
 use anyhow::Result;
 use clap::Parser;
@@ -28,9 +34,12 @@ struct Args {
     /// Where the figures go, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Under a minute, with less certain figures
+    /// A minute or two, with less certain figures
     #[arg(long)]
     quick: bool,
+    /// Also 10 million hosts and 1 million prefixes: some minutes, and gigabytes of memory
+    #[arg(long)]
+    scale: bool,
     /// Times that each program is measured
     #[arg(long)]
     rounds: Option<u32>,
@@ -47,9 +56,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let machine = machine::facts();
-    machine::withdraw()?;
-    machine::settle()?;
+    let machine = apart(machine::settle, || Ok(machine::facts()))?;
     println!("{machine:#}");
     let mut bench = Bench {
         objects: args.objects,
@@ -61,7 +68,19 @@ fn main() -> Result<()> {
         },
         report: Report::default(),
     };
-    bench.packets()?;
+    apart(
+        || machine::withdraw().and_then(|()| machine::settle()),
+        || {
+            bench.packets()?;
+            bench.rates()?;
+            bench.memory()
+        },
+    )?;
+    apart(machine::real_time, || bench.latencies())?;
+    apart(machine::hurry, || {
+        bench.imports()?;
+        if args.scale { bench.scale() } else { Ok(()) }
+    })?;
     let (missed, all) = bench.report.missed();
     println!("\n{missed} of {all} targets missed");
     if let Some(path) = &args.json {
@@ -69,4 +88,13 @@ fn main() -> Result<()> {
         println!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// Runs `work` on a thread of its own that `prepare` has given something special.
+fn apart<T: Send>(
+    prepare: impl FnOnce() -> Result<()> + Send,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let outcome = thread::scope(|scope| scope.spawn(|| prepare().and_then(|()| work())).join());
+    outcome.unwrap_or_else(|panic| panic::resume_unwind(panic))
 }

@@ -10,13 +10,30 @@ use serde_json::{Value, json};
 pub(crate) enum Target {
     /// Better when smaller.
     AtMost(f64),
+    /// Better when larger.
+    AtLeast(f64),
 }
 
 impl Target {
     fn is_met(self, value: f64) -> bool {
         match self {
             // To the precision that is printed.
-            Self::AtMost(limit) => (value * 10.0).round() <= limit * 10.0,
+            Self::AtMost(limit) => rounded(value, limit) <= limit,
+            Self::AtLeast(limit) => rounded(value, limit) >= limit,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtMost(limit) => format!("<= {}", number(limit)),
+            Self::AtLeast(limit) => format!(">= {}", number(limit)),
+        }
+    }
+
+    fn json(self) -> Value {
+        match self {
+            Self::AtMost(limit) => json!({ "at_most": limit }),
+            Self::AtLeast(limit) => json!({ "at_least": limit }),
         }
     }
 }
@@ -63,19 +80,8 @@ impl Report {
         let ratio = row.floor.zip(row.gross).map(|(floor, gross)| gross / floor);
         let (target, verdict) = match row.target {
             None => (String::new(), ""),
-            Some(target) => {
-                let text = match target {
-                    Target::AtMost(x) => format!("<= {}", number(x)),
-                };
-                (
-                    text,
-                    if target.is_met(row.value) {
-                        "ok"
-                    } else {
-                        "MISS"
-                    },
-                )
-            }
+            Some(target) if target.is_met(row.value) => (target.text(), "ok"),
+            Some(target) => (target.text(), "MISS"),
         };
         println!(
             "{:<58} {:>8} {:>8} {:>6} {:>9} {target:>8} {verdict:<4} {}",
@@ -120,13 +126,17 @@ fn row_json(row: &Row) -> Value {
         "gross": row.gross,
         "ratio": row.floor.zip(row.gross).map(|(floor, gross)| gross / floor),
         "value": row.value,
-        "target": row.target.map(|t| match t {
-            Target::AtMost(x) => json!({ "at_most": x }),
-        }),
+        "target": row.target.map(Target::json),
         "met": row.target.map(|t| t.is_met(row.value)),
         "note": row.note,
         "more": row.more,
     })
+}
+
+/// A value to the precision that its limit is printed with.
+fn rounded(value: f64, limit: f64) -> f64 {
+    let unit = if limit < 1.0 { 100.0 } else { 10.0 };
+    (value * unit).round() / unit
 }
 
 /// Three or four digits of a number.
