@@ -4,6 +4,7 @@ mod oracle;
 mod packets;
 
 use edge_common::parse;
+use packets::{VALID, WILD};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 /// Cuts beyond the headers of the longest packet show nothing new.
@@ -24,15 +25,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_valid_packet_gives_back_its_fields((frame, packet) in packets::frame()) {
+    fn a_valid_packet_gives_back_its_fields((frame, packet) in packets::frame(VALID)) {
         prop_assert_eq!(parse::parse(&frame[..]), Ok(packet));
         oracle::check(&frame);
     }
 
     #[test]
     fn a_changed_packet_is_read_right_or_refused(
-        (mut frame, _) in packets::frame(),
-        changes in vec(change(), 1..6),
+        (mut frame, _) in packets::frame(WILD),
+        changes in vec(change(), 0..6),
     ) {
         // The MAC addresses decide nothing.
         let headers = 12..frame.len().min(HEADERS);
@@ -59,7 +60,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn a_packet_is_whole_or_refused_wherever_it_is_cut((frame, _) in packets::frame()) {
+    fn a_packet_is_whole_or_refused_wherever_it_is_cut((frame, _) in packets::frame(VALID)) {
         for len in 0..=frame.len().min(HEADERS) {
             oracle::check_cut(&frame, len);
         }

@@ -273,7 +273,7 @@ fn read_fragment(
     match (start, more) {
         (0, false) => Ok(Fragment::Whole),
         _ if before + start + payload.len() > 65_535 => Err(Reason::FragmentBeyondEnd),
-        (_, true) if payload.len() % 8 != 0 => Err(Reason::FragmentBeyondEnd),
+        (_, true) if !payload.len().is_multiple_of(8) => Err(Reason::FragmentBeyondEnd),
         (0, true) => Ok(Fragment::First),
         (start, _) => Ok(Fragment::Later {
             offset: u16::try_from(start).expect("13 bits times 8"),

@@ -1,7 +1,49 @@
-//! Valid packets of every kind the parser knows, and what it must find in them.
+//! Valid packets of every kind the parser knows, and what it must find in them; and such as are
+//! made the same way but break a rule.
 
 use edge_common::parse::{Arp, Fragment, Ip, Packet, Transport};
 use proptest::{collection::vec, prelude::*, sample::select};
+
+/// What packets keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// IPv6 extension headers beside hop-by-hop and fragment.
+    extensions: usize,
+    /// Type 0 is refused.
+    lowest_routing_type: u8,
+    /// Whether fragments lie within the largest packet.
+    fragments_fit: bool,
+}
+
+/// Everything is valid.
+pub(crate) const VALID: Rules = Rules {
+    // Six of them are allowed.
+    extensions: 4,
+    lowest_routing_type: 1,
+    fragments_fit: true,
+};
+
+/// A little too much of everything.
+pub(crate) const WILD: Rules = Rules {
+    extensions: 8,
+    lowest_routing_type: 0,
+    fragments_fit: false,
+};
+
+impl Rules {
+    /// The cut, and how many bytes a later part may have. In the whole packet, `before` bytes of
+    /// headers stand before the payload.
+    fn apply(self, cut: Cut, before: usize) -> (Cut, usize) {
+        match cut {
+            Cut::Later(offset, more) if self.fragments_fit => {
+                let room = LARGEST - before;
+                let offset = offset.min(u16::try_from(room / 8 * 8).unwrap());
+                (Cut::Later(offset, more), room - usize::from(offset))
+            }
+            cut => (cut, usize::MAX),
+        }
+    }
+}
 
 /// Bytes that no header explains.
 fn data(most: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -88,6 +130,9 @@ fn other() -> impl Strategy<Value = Payload> {
     })
 }
 
+/// Length of the largest packet: what IPv4's total length and IPv6's payload length can say.
+const LARGEST: usize = 65_535;
+
 /// How a packet is fragmented: not; the first so many times 8 bytes; or a later part at an offset.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
@@ -100,7 +145,9 @@ fn cut() -> impl Strategy<Value = Cut> {
     prop_oneof![
         2 => Just(Cut::Whole),
         1 => (0usize..12).prop_map(Cut::First),
-        1 => (1u16..8000, any::<bool>()).prop_map(|(units, more)| Cut::Later(units * 8, more)),
+        1 => (1u16..8192, any::<bool>()).prop_map(|(units, more)| Cut::Later(units * 8, more)),
+        // Where the largest packets end.
+        1 => (8170u16..8192, any::<bool>()).prop_map(|(units, more)| Cut::Later(units * 8, more)),
     ]
 }
 
@@ -122,8 +169,9 @@ impl Cut {
         }
     }
 
-    /// The bytes of the fragment, and what the parser finds in them.
-    fn of(self, payload: Payload) -> (Vec<u8>, Transport) {
+    /// The bytes of the fragment, and what the parser finds in them. A later part has
+    /// at most `room` bytes.
+    fn of(self, payload: Payload, room: usize) -> (Vec<u8>, Transport) {
         let Payload {
             mut bytes,
             header,
@@ -146,6 +194,7 @@ impl Cut {
                 (bytes, Transport { truncated, ..found })
             }
             Self::Later(_, more) => {
+                bytes.truncate(room);
                 if more {
                     bytes.truncate(bytes.len() / 8 * 8);
                 }
@@ -162,14 +211,15 @@ fn payload() -> impl Strategy<Value = Payload> {
     prop_oneof![tcp(), udp(), icmp(), other()]
 }
 
-fn ipv4() -> impl Strategy<Value = Body> {
+fn ipv4(rules: Rules) -> impl Strategy<Value = Body> {
     let options = vec(any::<[u8; 4]>(), 0..=10);
     let addresses = (any::<[u8; 4]>(), any::<[u8; 4]>());
     (addresses, options, any::<[u8; 4]>(), cut(), payload()).prop_map(
-        |((source, dest), options, noise, cut, payload)| {
+        move |((source, dest), options, noise, cut, payload)| {
             let proto = payload.proto;
             let header = 20 + 4 * options.len();
-            let (bytes, found) = cut.of(payload);
+            let (cut, room) = rules.apply(cut, header);
+            let (bytes, found) = cut.of(payload, room);
             let (offset, more) = cut.position();
             let total = u16::try_from(header + bytes.len()).unwrap();
             let mut packet = vec![0x40 | u8::try_from(header / 4).unwrap(), noise[0]];
@@ -177,7 +227,8 @@ fn ipv4() -> impl Strategy<Value = Body> {
             packet.extend([noise[1], noise[2]]);
             // "Don't fragment" says nothing here.
             let flags = u16::from(more) << 13 | u16::from(noise[3] & 1) << 14;
-            packet.extend((offset / 8 | flags).to_be_bytes());
+            let units = offset / 8;
+            packet.extend((units | flags).to_be_bytes());
             packet.extend([64, proto, 0, 0]);
             packet.extend([source, dest].concat());
             packet.extend(options.concat());
@@ -202,14 +253,14 @@ fn ipv4() -> impl Strategy<Value = Body> {
 type Extension = (u8, Vec<u8>);
 
 /// Routing (not type 0), authentication, destination options, mobility.
-fn extension() -> impl Strategy<Value = Extension> {
-    (select(vec![43u8, 51, 60, 135]), 0u8..4, 1u8..=255).prop_map(|(kind, units, third)| {
-        let (len, field) = match kind {
-            51 => (8 * (usize::from(units) + 1), 2 * units),
-            _ => (8 * (usize::from(units) + 1), units),
-        };
-        let mut bytes = vec![third; len - 1];
-        bytes[0] = field;
+fn extension(rules: Rules) -> impl Strategy<Value = Extension> {
+    let lowest = rules.lowest_routing_type;
+    let routing_type = prop_oneof![Just(lowest), lowest..=255];
+    (select(vec![43u8, 51, 60, 135]), 0u8..4, routing_type).prop_map(|(kind, units, third)| {
+        let mut bytes = vec![1; 8 * (usize::from(units) + 1) - 1];
+        bytes[0] = if kind == 51 { 2 * units } else { units };
+        // Behind the type of a routing header stand the segments left.
+        (bytes[1], bytes[2]) = (third, units);
         (kind, bytes)
     })
 }
@@ -220,15 +271,15 @@ fn fragment_header(cut: Cut) -> Extension {
     (44, vec![0, a, b, 0, 0, 0, 7])
 }
 
-fn ipv6() -> impl Strategy<Value = Body> {
+fn ipv6(rules: Rules) -> impl Strategy<Value = Body> {
     let addresses = (any::<[u8; 16]>(), any::<[u8; 16]>());
     let hop_by_hop = proptest::option::of((0u8..4).prop_map(|units| {
         let mut bytes = vec![1; 8 * (usize::from(units) + 1) - 1];
         bytes[0] = units;
         (0, bytes)
     }));
-    // Six of them are allowed: with hop-by-hop and fragment, up to four others.
-    let others = (vec(extension(), 0..=2), vec(extension(), 0..=2));
+    let other = || vec(extension(rules), 0..=rules.extensions / 2);
+    let others = (other(), other());
     (
         addresses,
         hop_by_hop,
@@ -238,8 +289,11 @@ fn ipv6() -> impl Strategy<Value = Body> {
         payload(),
     )
         .prop_map(
-            |((source, dest), hop_by_hop, (before, behind), atomic, cut, payload)| {
+            move |((source, dest), hop_by_hop, (before, behind), atomic, cut, payload)| {
                 let mut extensions: Vec<Extension> = hop_by_hop.into_iter().chain(before).collect();
+                // The fragment header itself is not in the whole.
+                let in_whole = extensions.iter().map(|(_, rest)| 1 + rest.len()).sum();
+                let (cut, room) = rules.apply(cut, in_whole);
                 let is_fragment = !matches!(cut, Cut::Whole);
                 if is_fragment || atomic {
                     extensions.push(fragment_header(cut));
@@ -249,7 +303,7 @@ fn ipv6() -> impl Strategy<Value = Body> {
                     extensions.extend(behind);
                 }
                 let proto = payload.proto;
-                let (bytes, found) = cut.of(payload);
+                let (bytes, found) = cut.of(payload, room);
                 let numbers: Vec<u8> = extensions.iter().map(|e| e.0).chain([proto]).collect();
                 let headers: Vec<u8> = extensions
                     .iter()
@@ -305,10 +359,10 @@ fn arp() -> impl Strategy<Value = Body> {
 }
 
 /// A valid frame with up to two VLAN tags and some padding, and what the parser must say of it.
-pub(crate) fn frame() -> impl Strategy<Value = (Vec<u8>, Packet)> {
+pub(crate) fn frame(rules: Rules) -> impl Strategy<Value = (Vec<u8>, Packet)> {
     let kinds = select(vec![0x8100u16, 0x88a8, 0x9100]);
     let tags = vec((kinds, any::<[u8; 2]>()), 0..=2);
-    let body = prop_oneof![3 => ipv4(), 3 => ipv6(), 1 => arp()];
+    let body = prop_oneof![3 => ipv4(rules), 3 => ipv6(rules), 1 => arp()];
     (any::<[u8; 6]>(), any::<[u8; 6]>(), tags, body, data(20)).prop_map(
         |(dest, source, tags, (ether_type, packet, mut found), padding)| {
             let mut frame = [dest, source].concat();
