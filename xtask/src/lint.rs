@@ -42,7 +42,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let fuzz = OUTSIDE[1];
     if workspace.root.join(fuzz).is_file() {
         announce("clippy: the fuzz targets");
-        note(clippy(workspace, fuzz, &[]));
+        note(clippy(workspace, fuzz, &["--no-default-features"]));
     }
     announce("clippy: the eBPF side");
     note(clippy_ebpf(workspace, &bpf));
