@@ -28,6 +28,8 @@ pub fn ended(facts: Facts<'_>, reason: Reason) {
     count(facts, reason, false);
     if reason.verdict() == Verdict::Drop {
         sample(facts, reason, false);
+        #[cfg(feature = "debug-log")]
+        crate::debug_log::found(facts, reason, false);
     }
 }
 
@@ -36,6 +38,8 @@ pub fn ended(facts: Facts<'_>, reason: Reason) {
 pub fn would_drop(facts: Facts<'_>, reason: Reason) {
     count(facts, reason, true);
     sample(facts, reason, true);
+    #[cfg(feature = "debug-log")]
+    crate::debug_log::found(facts, reason, true);
 }
 
 #[inline(always)]

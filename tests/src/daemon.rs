@@ -284,7 +284,16 @@ impl<'a> Installation<'a> {
     /// When it does not get ready; the message has its log.
     #[track_caller]
     pub fn start(&self) -> Daemon {
-        self.try_start().unwrap_or_else(|refused| {
+        self.start_with(&[])
+    }
+
+    /// The same with further arguments of `edge run`.
+    ///
+    /// # Panics
+    /// When it does not get ready; the message has its log.
+    #[track_caller]
+    pub fn start_with(&self, arguments: &[&str]) -> Daemon {
+        self.try_start_with(arguments).unwrap_or_else(|refused| {
             panic!("edge run ended with {}:\n{}", refused.code, refused.stderr)
         })
     }
@@ -298,6 +307,11 @@ impl<'a> Installation<'a> {
     /// When it does neither in time.
     #[track_caller]
     pub fn try_start(&self) -> Result<Daemon, Outcome> {
+        self.try_start_with(&[])
+    }
+
+    #[track_caller]
+    fn try_start_with(&self, arguments: &[&str]) -> Result<Daemon, Outcome> {
         // As systemd starts it: READY=1 comes on this socket.
         let path = self.file("notify");
         let _ = fs::remove_file(&path);
@@ -307,6 +321,7 @@ impl<'a> Installation<'a> {
         let mut command = self.edge(&["run", "-c"]);
         command
             .arg(self.config())
+            .args(arguments)
             .env("NOTIFY_SOCKET", &path)
             .stdout(Stdio::null())
             .stderr(stderr);
