@@ -65,8 +65,8 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         .arg("-print_final_stats=1")
         .arg(&corpus);
     exec::run(&mut command).context(
-        "the fuzzer found something (or was interrupted). The bytes stand above; CONTRIBUTING.md \
-         says how they become a regression test",
+        "the fuzzer found something, or was interrupted. What it found lies in the file named above; \
+         CONTRIBUTING.md says how it becomes a regression test",
     )
 }
 
