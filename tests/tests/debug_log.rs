@@ -27,7 +27,7 @@ fn every_dropped_packet_is_in_the_log_of_the_daemon() {
         &["eth0", "eth1"],
         "checks.tcp_flags = \"dry-run\"\nchecks.fragments = \"enforce\"",
     );
-    let daemon = edge.start_with(&["--log", "debug"]);
+    let daemon = edge.start_with(&["--log", "info,edge::debug_log=debug"]);
     edge.ok(&["blacklist", "add", "10.66.0.1", "fd66::/32"]);
     for link in &lab.links {
         let index = lab.host.ip(&format!("-o link show {}", link.interface));
@@ -49,6 +49,10 @@ fn every_dropped_packet_is_in_the_log_of_the_daemon() {
         let line = says(&null_scan, " from 10.68.0.1: tcp_no_flags (dry run)");
         logs(&daemon, link, &null_scan, true, &line);
     }
+    // Not the loader's own, which are many.
+    let log = daemon.log();
+    let other = |l: &&str| l.contains("DEBUG") && !l.contains("DEBUG interface ");
+    assert_eq!(log.lines().find(other), None);
     // A reload replaces the programs, and the log goes on.
     edge.ok(&["reload"]);
     let before = daemon.log().len();

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Build only the eBPF objects
     #[arg(long)]
     ebpf_only: bool,
-    /// Log every packet that is dropped, for debugging: `edge run --log debug` shows it
+    /// Log every packet that is dropped, for debugging: `--log info,edge::debug_log=debug` shows it
     #[arg(long)]
     debug_log: bool,
 }
