@@ -45,8 +45,12 @@ fn record(facts: Facts<'_>, reason: Reason, would_drop: bool) {
     let cell = unsafe { &mut *cell };
     cell.counter.packets += 1;
     cell.counter.bytes += facts.frame_len as u64;
-    let is_sampled = would_drop || reason.verdict() == Verdict::Drop;
-    if is_sampled && config!(sample).is_some() && facts.now >= cell.quiet_until {
+    if !would_drop && reason.verdict() != Verdict::Drop {
+        return;
+    }
+    #[cfg(feature = "debug-log")]
+    crate::debug_log::found(facts, reason, would_drop);
+    if config!(sample).is_some() && facts.now >= cell.quiet_until {
         cell.quiet_until = sample(facts, reason, would_drop);
     }
 }

@@ -7,6 +7,8 @@
 
 mod atomic;
 mod clock;
+#[cfg(feature = "debug-log")]
+mod debug_log;
 mod emit;
 mod limiter;
 mod maps;

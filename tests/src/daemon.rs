@@ -293,7 +293,21 @@ impl<'a> Installation<'a> {
     /// As [`Installation::start`].
     #[track_caller]
     pub fn start_within(&self, patience: Duration) -> Daemon {
-        self.try_start_within(patience).unwrap_or_else(|refused| {
+        self.must_start(&[], patience)
+    }
+
+    /// The same with further arguments of `edge run`.
+    ///
+    /// # Panics
+    /// As [`Installation::start`].
+    #[track_caller]
+    pub fn start_with(&self, arguments: &[&str]) -> Daemon {
+        self.must_start(arguments, wait::PATIENCE)
+    }
+
+    #[track_caller]
+    fn must_start(&self, arguments: &[&str], patience: Duration) -> Daemon {
+        self.try_start_with(arguments, patience).unwrap_or_else(|refused| {
             panic!("edge run ended with {}:\n{}", refused.code, refused.stderr)
         })
     }
@@ -307,11 +321,11 @@ impl<'a> Installation<'a> {
     /// When it does neither in time.
     #[track_caller]
     pub fn try_start(&self) -> Result<Daemon, Outcome> {
-        self.try_start_within(wait::PATIENCE)
+        self.try_start_with(&[], wait::PATIENCE)
     }
 
     #[track_caller]
-    fn try_start_within(&self, patience: Duration) -> Result<Daemon, Outcome> {
+    fn try_start_with(&self, arguments: &[&str], patience: Duration) -> Result<Daemon, Outcome> {
         // As systemd starts it: READY=1 comes on this socket.
         let path = self.file("notify");
         let _ = fs::remove_file(&path);
@@ -321,6 +335,7 @@ impl<'a> Installation<'a> {
         let mut command = self.edge(&["run", "-c"]);
         command
             .arg(self.config())
+            .args(arguments)
             .env("NOTIFY_SOCKET", &path)
             .stdout(Stdio::null())
             .stderr(stderr);

@@ -27,7 +27,13 @@ pub(crate) struct Args {
     /// Build only the eBPF objects
     #[arg(long)]
     ebpf_only: bool,
+    /// Log every packet that is dropped, for debugging: `--log info,edge::debug_log=debug` shows it
+    #[arg(long)]
+    debug_log: bool,
 }
+
+/// The feature of both sides that logs every dropped packet.
+pub(crate) const DEBUG_LOG: &str = "debug-log";
 
 /// How the daemon is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +47,12 @@ pub(crate) enum Profile {
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let bpf = setup::bpf_tools(workspace)?;
-    for object in ebpf(workspace, &bpf)? {
+    let objects = if args.debug_log {
+        ebpf_debug_log(workspace, &bpf)?
+    } else {
+        ebpf(workspace, &bpf)?
+    };
+    for object in objects {
         println!("{}", workspace.display(&object));
     }
     if !args.ebpf_only {
@@ -50,7 +61,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         } else {
             Profile::Release
         };
-        println!("{}", workspace.display(&daemon(workspace, profile)?));
+        let daemon = if args.debug_log {
+            daemon_debug_log(workspace, profile)?
+        } else {
+            daemon(workspace, profile)?
+        };
+        println!("{}", workspace.display(&daemon));
     }
     Ok(())
 }
@@ -58,15 +74,35 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 /// Builds every program of `edge-ebpf` and copies each to `bpf/NAME.o` in the target directory.
 /// Returns those files.
 pub(crate) fn ebpf(workspace: &Workspace, bpf: &BpfTools) -> Result<Vec<PathBuf>> {
+    objects(workspace, bpf, &workspace.bpf_dir(), &[])
+}
+
+/// The same with the log, in a directory of its own: no other build embeds these.
+pub(crate) fn ebpf_debug_log(workspace: &Workspace, bpf: &BpfTools) -> Result<Vec<PathBuf>> {
+    objects(workspace, bpf, &debug_log_dir(workspace), &[DEBUG_LOG])
+}
+
+fn debug_log_dir(workspace: &Workspace) -> PathBuf {
+    workspace.bpf_dir().join(DEBUG_LOG)
+}
+
+fn objects(
+    workspace: &Workspace,
+    bpf: &BpfTools,
+    to: &Path,
+    features: &[&str],
+) -> Result<Vec<PathBuf>> {
     announce(&format!(
         "building the eBPF side with rustc {} ({})",
         bpf.toolchain.version.release, bpf.toolchain.name
     ));
     let mut command = ebpf_cargo(workspace, bpf, "build");
     command.args(["--bins", "--message-format=json-render-diagnostics"]);
+    command.arg("--features").arg(features.join(","));
     let mut objects = Vec::new();
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     for (name, file) in build_and_list(&mut command)? {
-        let object = workspace.bpf_dir().join(format!("{name}.o"));
+        let object = to.join(format!("{name}.o"));
         copy_if_changed(&file, &object)?;
         objects.push(object);
     }
@@ -118,6 +154,21 @@ pub(crate) fn daemon(workspace: &Workspace, profile: Profile) -> Result<PathBuf>
     binary(workspace, "edge-userspace", "edge", profile)
 }
 
+/// Builds the daemon with the log and the object that writes to it. Returns the binary.
+pub(crate) fn daemon_debug_log(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+    announce("building the daemon with the log of every dropped packet");
+    let mut command = cargo_build(workspace, "edge-userspace", "edge", profile);
+    with_debug_log(&mut command, workspace);
+    built(&mut command, "edge")
+}
+
+/// Lets a cargo command build crates of the workspace with the log; [`ebpf_debug_log`] comes first.
+pub(crate) fn with_debug_log(command: &mut Command, workspace: &Workspace) {
+    command
+        .args(["--features", DEBUG_LOG])
+        .env("EDGE_BPF_OBJECT", debug_log_dir(workspace).join("edge.o"));
+}
+
 /// Builds the program that measures, optimised. Returns the binary.
 pub(crate) fn bench(workspace: &Workspace) -> Result<PathBuf> {
     announce("building the bench");
@@ -131,6 +182,10 @@ pub(crate) fn binary(
     name: &str,
     profile: Profile,
 ) -> Result<PathBuf> {
+    built(&mut cargo_build(workspace, package, name, profile), name)
+}
+
+fn cargo_build(workspace: &Workspace, package: &str, name: &str, profile: Profile) -> Command {
     let mut command = Command::new(exec::host_cargo());
     command
         .current_dir(&workspace.root)
@@ -139,7 +194,11 @@ pub(crate) fn binary(
     if profile == Profile::Release {
         command.arg("--release");
     }
-    build_and_list(&mut command)?
+    command
+}
+
+fn built(command: &mut Command, name: &str) -> Result<PathBuf> {
+    build_and_list(command)?
         .pop()
         .map(|(_, file)| file)
         .with_context(|| format!("cargo built no binary `{name}`"))

@@ -42,10 +42,23 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let fuzz = OUTSIDE[1];
     if workspace.root.join(fuzz).is_file() {
         announce("clippy: the fuzz targets");
-        note(clippy(workspace, fuzz, &[]));
+        note(clippy(workspace, fuzz, &["--no-default-features"]));
     }
     announce("clippy: the eBPF side");
-    note(clippy_ebpf(workspace, &bpf));
+    note(clippy_ebpf(workspace, &bpf, &[]));
+    announce("clippy: both sides with the log of dropped packets");
+    let log = ["--features", build::DEBUG_LOG];
+    note(clippy_ebpf(workspace, &bpf, &log));
+    note(clippy(
+        workspace,
+        "tests/Cargo.toml",
+        &[
+            "--package=edge-userspace",
+            "--package=edge-tests",
+            log[0],
+            log[1],
+        ],
+    ));
     if !failures.is_empty() {
         bail!("lint:\n  {}", failures.join("\n  "));
     }
@@ -84,7 +97,7 @@ fn clippy(workspace: &Workspace, manifest: &str, more: &[&str]) -> Result<()> {
     exec::run(&mut command)
 }
 
-fn clippy_ebpf(workspace: &Workspace, bpf: &BpfTools) -> Result<()> {
+fn clippy_ebpf(workspace: &Workspace, bpf: &BpfTools, more: &[&str]) -> Result<()> {
     let toolchain = &bpf.toolchain;
     let driver = toolchain.clippy_driver.as_ref().with_context(|| {
         format!(
@@ -96,6 +109,7 @@ fn clippy_ebpf(workspace: &Workspace, bpf: &BpfTools) -> Result<()> {
     let mut command = build::ebpf_cargo(workspace, bpf, "check");
     command
         .args(["--quiet", "--bins"])
+        .args(more)
         .env("RUSTC_WORKSPACE_WRAPPER", driver)
         .env("CLIPPY_ARGS", DRIVER_ARGS);
     exec::run(&mut command)

@@ -13,6 +13,7 @@ mod bench;
 mod build;
 mod demo;
 mod exec;
+mod fuzz;
 mod linker;
 mod lint;
 mod setup;
@@ -47,6 +48,8 @@ enum Command {
     VmTest(vm_test::Args),
     /// Measure what Edge costs; builds everything optimised
     Bench(bench::Args),
+    /// Throw packets at the parser that nobody thought of
+    Fuzz(fuzz::Args),
     /// Check format and lints of both sides
     Lint,
     /// Check what the compiler does not: layers of modules, size of files, references in documents
@@ -76,6 +79,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(args) => test::run(&workspace, &args),
         Command::VmTest(args) => vm_test::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Fuzz(args) => fuzz::run(&workspace, &args),
         Command::Lint => lint::run(&workspace),
         Command::Tidy => run_tidy(&workspace),
         Command::Ci => {

@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// Use `cargo test` even where nextest is installed
     #[arg(long)]
     no_nextest: bool,
+    /// Build with the log of every dropped packet, and run only the test of that
+    #[arg(long)]
+    debug_log: bool,
     /// Arguments for the runner, for instance names of tests
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     runner: Vec<OsString>,
@@ -38,8 +41,13 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     }
     let bpf = setup::bpf_tools(workspace)?;
     setup::test_tools(workspace)?;
-    build::ebpf(workspace, &bpf)?;
-    let daemon = build::daemon(workspace, Profile::Debug)?;
+    let daemon = if args.debug_log {
+        build::ebpf_debug_log(workspace, &bpf)?;
+        build::daemon_debug_log(workspace, Profile::Debug)?
+    } else {
+        build::ebpf(workspace, &bpf)?;
+        build::daemon(workspace, Profile::Debug)?
+    };
     let variables = [
         ("PATH", exec::path_with(&workspace.tools_bin())?),
         (BINARY_VAR, daemon.into_os_string()),
@@ -52,7 +60,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let cargo = |subcommand: &[&str]| {
         let mut command = Command::new(exec::host_cargo());
         command.current_dir(&workspace.root);
-        command.args(subcommand).arg("--workspace");
+        command.args(subcommand);
         // After the subcommand: cargo does not hand its own options on to nextest.
         if let Some(config) = &elevate {
             command.arg("--config").arg(config);
@@ -60,17 +68,23 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         command.envs(variables.iter().cloned());
         command
     };
+    if args.debug_log {
+        announce("cargo test: the log of dropped packets");
+        let mut command = cargo(&["test", "--package", "edge-tests", "--test", "debug_log"]);
+        build::with_debug_log(&mut command, workspace);
+        return exec::run(command.args(&args.runner));
+    }
     if args.no_nextest || !has_nextest() {
         announce("cargo test");
-        return exec::run(cargo(&["test"]).args(&args.runner));
+        return exec::run(cargo(&["test", "--workspace"]).args(&args.runner));
     }
     if args.runner.is_empty() {
         // nextest runs no examples in documentation. First, so that its summary comes last.
         announce("cargo test --doc");
-        exec::run(&mut cargo(&["test", "--doc", "--quiet"]))?;
+        exec::run(&mut cargo(&["test", "--workspace", "--doc", "--quiet"]))?;
     }
     announce("cargo nextest run");
-    exec::run(cargo(&["nextest", "run"]).args(&args.runner))
+    exec::run(cargo(&["nextest", "run", "--workspace"]).args(&args.runner))
 }
 
 /// Whether this process may do what the tests do.

@@ -168,7 +168,7 @@ impl Datapath {
         if let Err(e) = wait_detached(&gone) {
             warn!("{e}");
         }
-        for Loaded { ebpf, state } in loaded {
+        for Loaded { ebpf, state, .. } in loaded {
             if let Err(e) = self.pin_program(ebpf, &state.name) {
                 warn!("a later change that fails cannot put this program back: {e}");
             }
@@ -216,7 +216,7 @@ fn place_program(
     loaded: &mut Loaded,
     allow_generic: bool,
 ) -> Result<(), DatapathError> {
-    let Loaded { ebpf, state } = loaded;
+    let Loaded { ebpf, state, .. } = loaded;
     let facts = preflight::interface(&state.name)?;
     let xdp = program::xdp(ebpf).map_err(|e| DatapathError::Attach {
         interface: state.name.clone(),

@@ -14,6 +14,8 @@
 
 mod attach;
 mod commit;
+#[cfg(feature = "debug-log")]
+mod debug_log;
 mod error;
 mod events;
 mod maps;
@@ -129,6 +131,8 @@ struct Active {
 struct Loaded {
     ebpf: Ebpf,
     state: InterfaceState,
+    #[cfg(feature = "debug-log")]
+    _log: debug_log::DebugLog,
 }
 
 impl Datapath {
@@ -181,6 +185,8 @@ impl Datapath {
         for name in &settings.interfaces {
             let block = blocks.get(name).copied().unwrap_or_default();
             let mut ebpf = program.load(name, block, &paths)?;
+            #[cfg(feature = "debug-log")]
+            let log = debug_log::DebugLog::start(&mut ebpf)?;
             program::close_maps(&mut ebpf);
             loaded.push(Loaded {
                 ebpf,
@@ -192,6 +198,8 @@ impl Datapath {
                     problem: None,
                     block,
                 },
+                #[cfg(feature = "debug-log")]
+                _log: log,
             });
         }
         if let Some(first) = loaded.first_mut() {
@@ -350,7 +358,7 @@ impl Datapath {
 
 /// Brings the state of one interface up to date.
 fn check_interface(pins: &Pins, loaded: &mut Loaded, allow_generic: bool) {
-    let Loaded { ebpf, state } = loaded;
+    let Loaded { ebpf, state, .. } = loaded;
     let facts = match netlink::interface(&state.name) {
         Ok(Some(facts)) => facts,
         Ok(None) => {

@@ -14,12 +14,14 @@ mod limits;
 mod link;
 mod modes;
 mod policy;
+mod regressions;
 mod run;
 mod samples;
 mod sanity;
 mod table;
 mod transport;
 
+pub use regressions::tables as regressions;
 pub use run::{Report, TableReport, run_all};
 pub use table::{Row, Table};
 
@@ -74,5 +76,6 @@ pub fn tables() -> Vec<Table> {
     all.extend(policy::tables());
     all.extend(limits::tables());
     all.extend(samples::tables());
+    all.extend(regressions::tables());
     all
 }

@@ -269,7 +269,7 @@ fn forbidden_module(from: &str, to: &str) -> Option<String> {
 /// Why `from` must not use the crate or item `segments`, if so.
 fn forbidden_crate(from: &str, segments: &[String]) -> Option<String> {
     let starts_with = |start: &str| is_within(&segments.join("::"), start);
-    if starts_with("aya") && !is_within(from, "datapath") {
+    if (starts_with("aya") || starts_with("aya_log")) && !is_within(from, "datapath") {
         return Some("only datapath may know aya".to_owned());
     }
     if starts_with("anyhow") && !ANYHOW_HOMES.iter().any(|home| is_within(from, home)) {
