@@ -266,10 +266,12 @@ pub struct LongLengths {
 /// Tag of the hash that finds an entry of `LENGTHS6_LONG`; no length key has it.
 const LONG_TAG: u32 = 0x1000;
 
-/// The entry of `LENGTHS6_LONG`, of `n`, for an address with this upper half.
+/// Where the lengths above 32 of an address with this upper half are told: the
+/// entry of `LENGTHS6_LONG` is its first place, and `PREFIX_FILTER` has its bits
+/// when there is any, so that few look for it in vain.
 #[inline(always)]
-pub const fn long_index(seed: &Seed, hi: u64, n: u32) -> u32 {
-    reduce(hash(seed, hi >> 32, 0, LONG_TAG) as u32, n)
+pub const fn long_place(seed: &Seed, hi: u64) -> Place {
+    Place::new(hash(seed, hi >> 32, 0, LONG_TAG))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use edge_common::{
     hash::Seed,
     table::{
         HITS_MAX, Half, KEY_MASK, LONGER, LenBit, Meta, OCCUPIED, Place, Slot4, SlotW, Stamp, WAYS,
-        bitmap24, len_key, long_index, mask,
+        bitmap24, len_key, long_place, mask,
     },
 };
 
@@ -108,16 +108,21 @@ extern "C" fn edge_prefix6(hi: u64, lo: u64, short: u64, now: Stamp) -> u32 {
     let mut search = Search::new(hi, lo, now);
     let mut high = short & !LONGER;
     if short & LONGER != 0 {
-        let index = long_index(&config!(seed), hi, config!(long_lengths));
-        if let Some(long) = LENGTHS6_LONG.get(index) {
-            let low = edge_likely_low(volatile(&long.low), hi, lo);
-            if search.longest(Half::Low, low) {
+        let place = long_place(&config!(seed), hi);
+        let (word, bits) = place.filter(config!(prefix_filter_words));
+        if is_set(PREFIX_FILTER.get(word), bits)
+            && let Some(long) = LENGTHS6_LONG.get(place.first(config!(long_lengths)))
+        {
+            let low = volatile(&long.low);
+            if low != 0 && search.longest(Half::Low, edge_likely_low(low, hi, lo)) {
                 return search.word();
             }
             high |= volatile(&long.high);
         }
     }
-    search.longest(Half::High, edge_likely_high(high, hi));
+    if high != 0 {
+        search.longest(Half::High, edge_likely_high(high, hi));
+    }
     search.word()
 }
 

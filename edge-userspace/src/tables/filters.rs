@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use edge_common::{
     addr::{Family, Prefix},
     hash::Seed,
-    table::{BITMAP24_WORDS, Half, LENGTHS_ENTRIES, LONGER, bitmap24, len_bit, long_index},
+    table::{BITMAP24_WORDS, Half, LENGTHS_ENTRIES, LONGER, bitmap24, len_bit, long_place},
 };
 
-use super::{Regions, words::store};
+use super::{Geometry, Regions, words::store};
 use crate::memory::Region;
 
 /// Sets bits of one word of a filter that readers use.
@@ -68,6 +68,7 @@ enum Map {
     Lengths4,
     Lengths6,
     Lengths6Long,
+    PrefixFilter,
 }
 
 struct Live<'a>(&'a Regions);
@@ -79,13 +80,15 @@ impl Sink for Live<'_> {
             Map::Lengths4 => &self.0.lengths4,
             Map::Lengths6 => &self.0.lengths6,
             Map::Lengths6Long => &self.0.lengths6_long,
+            Map::PrefixFilter => &self.0.prefix_filter,
         };
         or(region.u64s(), index, bits);
     }
 }
 
-/// `BITMAP24` and the lengths in use, in private memory.
+/// `PREFIX_FILTER`, `BITMAP24` and the lengths in use, in private memory.
 pub(super) struct LengthsDraft {
+    prefix_filter: Draft,
     bitmap24: Draft,
     lengths4: Draft,
     lengths6: Draft,
@@ -99,6 +102,7 @@ impl Sink for LengthsDraft {
             Map::Lengths4 => &mut self.lengths4,
             Map::Lengths6 => &mut self.lengths6,
             Map::Lengths6Long => &mut self.lengths6_long,
+            Map::PrefixFilter => &mut self.prefix_filter,
         };
         if let Some(w) = draft.0.get_mut(index) {
             *w |= bits;
@@ -110,6 +114,7 @@ impl LengthsDraft {
     /// Empty ones.
     pub(super) fn of(regions: &Regions) -> Self {
         Self {
+            prefix_filter: Draft::of(&regions.prefix_filter),
             bitmap24: Draft::of(&regions.bitmap24),
             lengths4: Draft::of(&regions.lengths4),
             lengths6: Draft::of(&regions.lengths6),
@@ -117,13 +122,19 @@ impl LengthsDraft {
         }
     }
 
-    /// Adds a prefix.
-    pub(super) fn add(&mut self, prefix: Prefix, seed: &Seed, long_lengths: u32) {
-        announce_to(self, prefix, seed, long_lengths);
+    /// Adds the filter's bits of an entry.
+    pub(super) fn set_filter_bits(&mut self, bits: (u32, u64)) {
+        self.prefix_filter.set_bits(bits);
+    }
+
+    /// Adds a prefix, except the filter's bits of its entry.
+    pub(super) fn add(&mut self, prefix: Prefix, seed: &Seed, geometry: &Geometry) {
+        announce_to(self, prefix, seed, geometry);
     }
 
     /// Stores them.
     pub(super) fn store(self, regions: &Regions) {
+        self.prefix_filter.store(&regions.prefix_filter);
         self.lengths6_long.store(&regions.lengths6_long);
         self.lengths6.store(&regions.lengths6);
         self.lengths4.store(&regions.lengths4);
@@ -133,8 +144,8 @@ impl LengthsDraft {
 
 /// Tells readers that a prefix is in `WIDE` and in its filter: the step that
 /// puts it in force.
-pub(super) fn announce(regions: &Regions, prefix: Prefix, seed: &Seed, long_lengths: u32) {
-    announce_to(&mut Live(regions), prefix, seed, long_lengths);
+pub(super) fn announce(regions: &Regions, prefix: Prefix, seed: &Seed, geometry: &Geometry) {
+    announce_to(&mut Live(regions), prefix, seed, geometry);
 }
 
 /// How many words of the maps a prefix sets, roughly: what its removal leaves stale.
@@ -143,10 +154,10 @@ pub(super) const fn footprint(prefix: Prefix) -> u64 {
     if len < 16 { 1 << (16 - len) } else { 1 }
 }
 
-fn announce_to(sink: &mut impl Sink, prefix: Prefix, seed: &Seed, long_lengths: u32) {
+fn announce_to(sink: &mut impl Sink, prefix: Prefix, seed: &Seed, geometry: &Geometry) {
     match prefix.family() {
         Family::V4 => announce4(sink, prefix),
-        Family::V6 => announce6(sink, prefix, seed, long_lengths),
+        Family::V6 => announce6(sink, prefix, seed, geometry),
     }
 }
 
@@ -169,16 +180,19 @@ fn announce4(sink: &mut impl Sink, prefix: Prefix) {
     }
 }
 
-fn announce6(sink: &mut impl Sink, prefix: Prefix, seed: &Seed, long_lengths: u32) {
+fn announce6(sink: &mut impl Sink, prefix: Prefix, seed: &Seed, geometry: &Geometry) {
     let (first, last) = (prefix.bits(), prefix.last_bits());
     let Some((half, length)) = len_bit(false, prefix.len()) else {
         return;
     };
     let hi = (first >> 64) as u64;
     let length = if prefix.len() > 32 {
-        let at = long_index(seed, hi, long_lengths) as usize * 2;
+        let place = long_place(seed, hi);
+        let at = place.first(geometry.long_lengths) as usize * 2;
         let side = usize::from(half == Half::Low);
         sink.or(Map::Lengths6Long, at + side, length);
+        let (word, bits) = place.filter(geometry.prefix_filter_words);
+        sink.or(Map::PrefixFilter, word as usize, bits);
         LONGER
     } else {
         length
@@ -193,7 +207,7 @@ fn announce6(sink: &mut impl Sink, prefix: Prefix, seed: &Seed, long_lengths: u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::{Capacity, Geometry};
+    use crate::tables::Capacity;
 
     fn p(s: &str) -> Prefix {
         s.parse().unwrap()
@@ -201,11 +215,11 @@ mod tests {
 
     const SEED: Seed = Seed::new([1, 2, 3, 4]);
 
-    fn regions(long_lengths: u32) -> Regions {
-        Regions::heap(&Geometry {
+    fn geometry(long_lengths: u32) -> Geometry {
+        Geometry {
             long_lengths,
             ..Geometry::for_capacity(&Capacity::default())
-        })
+        }
     }
 
     #[test]
@@ -221,8 +235,9 @@ mod tests {
             "255.255.255.255/32",
             "224.0.0.0/3",
         ] {
-            let r = regions(4);
-            announce(&r, p(s), &SEED, 4);
+            let g = geometry(4);
+            let r = Regions::heap(&g);
+            announce(&r, p(s), &SEED, &g);
             let (first, last) = (p(s).bits() as u32 >> 8, p(s).last_bits() as u32 >> 8);
             let words = r.bitmap24.u64s();
             for n in [first.wrapping_sub(1), first, last, last.wrapping_add(1)] {
@@ -238,31 +253,33 @@ mod tests {
 
     #[test]
     fn lengths_stand_where_a_reader_looks() {
-        let r = regions(16);
+        let g = geometry(16);
+        let r = Regions::heap(&g);
         for s in [
             "2000::/3",
             "2001:db8::/32",
             "2001:db8::/33",
             "2001:db8::/127",
         ] {
-            announce(&r, p(s), &SEED, 16);
+            announce(&r, p(s), &SEED, &g);
         }
         let at = |i: usize| r.lengths6.u64s()[i].load(Relaxed);
         assert_eq!(at(0x2001), 1 << 61 | 1 << 32 | LONGER);
         assert_eq!(at(0x3fff), 1 << 61);
         assert_eq!(at(0x4000), 0);
-        let long = long_index(&SEED, 0x2001_0db8_0000_0000, 16) as usize * 2;
+        let long = long_place(&SEED, 0x2001_0db8_0000_0000).first(16) as usize * 2;
         assert_eq!(r.lengths6_long.u64s()[long].load(Relaxed), 1 << 31);
         assert_eq!(r.lengths6_long.u64s()[long + 1].load(Relaxed), 1 << 1);
     }
 
     #[test]
     fn a_draft_replaces_what_is_stale() {
-        let r = regions(4);
-        announce(&r, p("10.0.0.0/8"), &SEED, 4);
-        announce(&r, p("2001:db8::/48"), &SEED, 4);
+        let g = geometry(4);
+        let r = Regions::heap(&g);
+        announce(&r, p("10.0.0.0/8"), &SEED, &g);
+        announce(&r, p("2001:db8::/48"), &SEED, &g);
         let mut d = LengthsDraft::of(&r);
-        d.add(p("11.0.0.0/16"), &SEED, 4);
+        d.add(p("11.0.0.0/16"), &SEED, &g);
         d.store(&r);
         let used = |x: &Region| x.u64s().iter().filter(|w| w.load(Relaxed) != 0).count();
         assert_eq!(used(&r.lengths4), 1);

@@ -24,7 +24,9 @@ impl Default for Capacity {
             hosts_v4: 131_072,
             hosts_v6: 65_536,
             prefixes: 65_536,
-            limiter_sources: 65_536,
+            // A line each: 1 MiB, which stays in a processor's cache. A flood of
+            // new sources costs less than half of what it does with 4 MiB.
+            limiter_sources: 16_384,
         }
     }
 }

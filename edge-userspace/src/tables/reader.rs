@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use edge_common::{
     hash::Seed,
     table::{
-        Half, LONGER, LenBit, Place, Slot4, SlotW, bitmap24, len_bit, len_key, long_index, mask,
+        Half, LONGER, LenBit, Place, Slot4, SlotW, bitmap24, len_bit, len_key, long_place, mask,
     },
 };
 
@@ -77,7 +77,12 @@ impl Reader {
             if lengths & LONGER == 0 {
                 return None;
             }
-            let at = long_index(&self.seed, hi, self.geometry.long_lengths) as usize * 2;
+            let place = long_place(&self.seed, hi);
+            let filter = place.filter(self.geometry.prefix_filter_words);
+            if !has_bits(&self.regions.prefix_filter, filter) {
+                return None;
+            }
+            let at = place.first(self.geometry.long_lengths) as usize * 2;
             let words = &self.regions.lengths6_long.u64s()[at..][..2];
             self.longest(Half::Low, load(&words[1]), hi, lo)
                 .or_else(|| self.longest(Half::High, load(&words[0]), hi, lo))

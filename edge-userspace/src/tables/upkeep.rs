@@ -62,19 +62,17 @@ impl Tables {
 
     fn rebuild_hosts6_filters(&mut self) {
         let mut hosts = Draft::of(&self.regions.hosts6_filter);
-        let mut prefixes = Draft::of(&self.regions.prefix_filter);
+        let mut lengths = LengthsDraft::of(&self.regions);
         for (key, place) in self.wide.places(&self.regions.wide) {
             if host6(key).is_some() {
                 hosts.set_bits(place.filter(self.geometry.hosts6_filter_words));
             } else {
-                prefixes.set_bits(place.filter(self.geometry.prefix_filter_words));
+                lengths.set_filter_bits(place.filter(self.geometry.prefix_filter_words));
             }
         }
         hosts.store(&self.regions.hosts6_filter);
-        prefixes.store(&self.regions.prefix_filter);
-        let mut lengths = LengthsDraft::of(&self.regions);
         for node in self.prefixes.after(None) {
-            lengths.add(node, &self.seed, self.geometry.long_lengths);
+            lengths.add(node, &self.seed, &self.geometry);
         }
         lengths.store(&self.regions);
         self.stale_wide = 0;
@@ -151,7 +149,7 @@ impl Tables {
         let written = prefixes.for_each(|node, says| {
             if let Some(key) = wide_key(node) {
                 self.write_wide(key, says)?;
-                announce(&self.regions, node, &self.seed, self.geometry.long_lengths);
+                announce(&self.regions, node, &self.seed, &self.geometry);
             }
             Ok(())
         });

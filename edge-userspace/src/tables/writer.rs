@@ -365,7 +365,7 @@ impl Tables {
         };
         if let Some(own) = self.prefixes.node(node) {
             self.write_wide(key, own.under(self.prefixes.cover(node)))?;
-            announce(&self.regions, node, &self.seed, self.geometry.long_lengths);
+            announce(&self.regions, node, &self.seed, &self.geometry);
         } else if let Some(index) = self.wide.find(&self.regions.wide, key) {
             self.wide.remove(&self.regions.wide, index);
             self.stale_wide += footprint(node);

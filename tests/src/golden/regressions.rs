@@ -122,8 +122,7 @@ mod tests {
         assert_eq!(table.rows[1].frame, [0xab]);
         assert_eq!(table.settings.config.land, Mode::Off as u32);
         assert_eq!(table.entries.len(), 1);
-        let syn = LimitKind::Syn as usize;
-        assert_eq!(table.settings.config.limit_mode[syn], Mode::Enforce as u32);
+        assert_eq!(table.settings.config.limits_enforced, LimitKind::Syn.bit());
     }
 
     #[test]

@@ -177,12 +177,12 @@ fn regions(program: &Unattached) -> Result<Regions> {
 }
 
 /// Room for so many of each kind.
-pub(crate) const fn capacity(hosts_v4: u32, hosts_v6: u32, prefixes: u32) -> Capacity {
+pub(crate) fn capacity(hosts_v4: u32, hosts_v6: u32, prefixes: u32) -> Capacity {
     Capacity {
         hosts_v4,
         hosts_v6,
         prefixes,
-        limiter_sources: 65_536,
+        ..Capacity::default()
     }
 }
 

@@ -36,7 +36,7 @@ impl Bench {
             }
             let (table, filter) = match family {
                 Family::V4 => (maps::HOSTS4, maps::HOSTS4_FILTER),
-                Family::V6 => (maps::WIDE, maps::WIDE_FILTER),
+                Family::V6 => (maps::WIDE, maps::HOSTS6_FILTER),
             };
             let (table, filter) = (edge.kernel_memory(table)?, edge.kernel_memory(filter)?);
             self.report.add(Row {

@@ -348,7 +348,7 @@ fn groups() -> Vec<Group> {
             rows: BOTH.into_iter().flat_map(prefix_rows).collect(),
         },
         Group {
-            title: "Limiter: 10 packets/s a source, 65,536 sources",
+            title: "Limiter: 10 packets/s a source",
             settings: format!("{CHECKS}\n[limits]\npackets = {{ rate = 10, burst = 20 }}"),
             capacity: small,
             hosts: 0,
@@ -422,7 +422,8 @@ fn prefix_rows(family: Family) -> Vec<Spec> {
             From::Near(Near::Slash16),
             Some(limit),
         ),
-        ("pass, prefixes, any source", From::Fresh, Some(limit)),
+        // A quarter of the IPv4 ones are inside one: the targets are for what passes.
+        ("pass or drop, prefixes, any source", From::Fresh, None),
         (close, From::Near(Near::Close), None),
         ("drop, prefixes, inside one", From::Near(Near::Inside), None),
     ];
