@@ -142,11 +142,7 @@ pub const fn impossible_tcp_flags(flags: u8) -> Option<Reason> {
 /// What speaks against a fragment that the policy `DropRisky` lets through
 /// otherwise. `truncated`: it ends inside the transport header.
 #[inline(always)]
-pub const fn risky_fragment(
-    fragment: Fragment,
-    truncated: bool,
-    proto: u8,
-) -> Option<Reason> {
+pub const fn risky_fragment(fragment: Fragment, truncated: bool, proto: u8) -> Option<Reason> {
     match fragment {
         Fragment::Whole => None,
         Fragment::First if truncated => Some(Reason::FragmentTiny),

@@ -307,9 +307,10 @@ impl<'a> Installation<'a> {
 
     #[track_caller]
     fn must_start(&self, arguments: &[&str], patience: Duration) -> Daemon {
-        self.try_start_with(arguments, patience).unwrap_or_else(|refused| {
-            panic!("edge run ended with {}:\n{}", refused.code, refused.stderr)
-        })
+        self.try_start_with(arguments, patience)
+            .unwrap_or_else(|refused| {
+                panic!("edge run ended with {}:\n{}", refused.code, refused.stderr)
+            })
     }
 
     /// Starts the daemon and waits until it is ready or has ended, which is the error.

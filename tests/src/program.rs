@@ -10,10 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, RingBuf};
 use edge_common::{
-    abi::{
-        Config, Event, FragmentPolicy, LimitKind, MAX_PROFILES, Mode, Profile,
-        TableStat, maps,
-    },
+    abi::{Config, Event, FragmentPolicy, LimitKind, MAX_PROFILES, Mode, Profile, TableStat, maps},
     gcra::Limit,
     hash::Seed,
     reason::Reason,

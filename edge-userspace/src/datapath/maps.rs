@@ -7,8 +7,8 @@ use aya::maps::{
 };
 use edge_common::{
     abi::{
-        COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, STATS_ENTRIES, TableStat, counter_index,
-        maps,
+        COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, STATS_ENTRIES, TableStat,
+        counter_index, maps,
     },
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},

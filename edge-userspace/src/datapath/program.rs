@@ -163,8 +163,9 @@ mod tests {
         assert!(config_bytes(&config).ends_with(&0x0102_0304u32.to_ne_bytes()));
         let mut profiles = [Profile::default(); MAX_PROFILES];
         profiles[1].limits[0] = edge_common::gcra::Limit::per_second(1, 1).unwrap();
-        let bytes = profile_bytes(&profiles);
-        let at = bytes.iter().position(|&b| b != 0).unwrap();
+        let none = [Profile::default(); MAX_PROFILES];
+        let mut pairs = profile_bytes(&profiles).iter().zip(profile_bytes(&none));
+        let at = pairs.position(|(a, b)| a != b).unwrap();
         assert!((128..144).contains(&at), "{at}");
     }
 }
