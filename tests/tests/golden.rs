@@ -7,7 +7,7 @@ use edge_tests::golden;
 
 #[test]
 fn every_packet_ends_as_it_must() {
-    let report = golden::run_all();
+    let report = golden::run_all(|table| println!("{table}"));
     println!("{report}");
     assert!(report.passed());
 }

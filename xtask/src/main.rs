@@ -44,7 +44,8 @@ enum Command {
     Demo,
     /// Run all tests; does set-up and build itself
     Test(test::Args),
-    /// Load the program and run its tests on other kernels, in emulated machines
+    /// Load the program, run all golden packets through it and attach it on other kernels, in
+    /// emulated machines
     VmTest(vm_test::Args),
     /// Measure what Edge costs; builds everything optimised
     Bench(bench::Args),

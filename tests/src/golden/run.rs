@@ -7,7 +7,7 @@ use edge_common::{
     abi::{Event, SAMPLE_BYTES},
     reason::{Reason, Verdict},
 };
-use edge_userspace::datapath::InterfaceCounters;
+use edge_userspace::{datapath::InterfaceCounters, tables::TableError};
 
 use super::{Row, Table, table::START};
 use crate::program::{Moved, Rig, Settings};
@@ -35,6 +35,8 @@ pub struct TableReport {
 pub struct Report {
     /// One a table.
     pub tables: Vec<TableReport>,
+    /// How often the program was loaded.
+    pub loads: usize,
 }
 
 impl Report {
@@ -44,40 +46,58 @@ impl Report {
     }
 }
 
+impl fmt::Display for TableReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.failures.is_empty() {
+            "ok"
+        } else {
+            "FAILED"
+        };
+        write!(f, "{verdict:6} {} ({} rows)", self.name, self.rows)?;
+        for failure in &self.failures {
+            write!(f, "\n       {failure}")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for table in &self.tables {
-            let verdict = if table.failures.is_empty() {
-                "ok"
-            } else {
-                "FAILED"
-            };
-            writeln!(f, "{verdict:6} {} ({} rows)", table.name, table.rows)?;
-            for failure in &table.failures {
-                writeln!(f, "       {failure}")?;
-            }
-        }
         let rows: usize = self.tables.iter().map(|t| t.rows).sum();
         let failures: usize = self.tables.iter().map(|t| t.failures.len()).sum();
-        let tables = self.tables.len();
-        write!(f, "{tables} tables, {rows} rows, {failures} failures")
+        let (tables, loads) = (self.tables.len(), self.loads);
+        write!(
+            f,
+            "tables={tables} rows={rows} failures={failures} loads={loads}"
+        )
     }
 }
 
-/// Runs every table on the kernel of this machine. Needs the right to load BPF
-/// programs; what keeps a table from being run is its failure.
-pub fn run_all() -> Report {
+/// Runs every table on the kernel of this machine, and tells of each as soon as
+/// it is done. Needs the right to load BPF programs; what keeps a table from
+/// being run is its failure.
+pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
     let mut tables = super::tables();
-    // Those that may share a load stand side by side: loading takes longest.
-    tables.sort_by_key(|table| (!table.leaves_nothing(), format!("{:?}", table.settings)));
-    let mut rigs = Rigs(None);
-    Report {
-        tables: tables.iter().map(|table| rigs.report(table)).collect(),
+    // Those that may share a load stand side by side: on a slow machine the
+    // verifier takes nearly all of the time.
+    tables.sort_by_key(|table| (table.leaves_times(), format!("{:?}", table.settings)));
+    let mut rigs = Rigs::default();
+    let mut report = Report::default();
+    for table in &tables {
+        let of_table = rigs.report(table);
+        done(&of_table);
+        report.tables.push(of_table);
     }
+    report.loads = rigs.loads;
+    report
 }
 
-/// The program as the last table left it.
-struct Rigs(Option<(Settings, Rig)>);
+/// The program that the next table may go on with.
+#[derive(Default)]
+struct Rigs {
+    clean: Option<(Settings, Rig)>,
+    loads: usize,
+}
 
 impl Rigs {
     fn report(&mut self, table: &Table) -> TableReport {
@@ -92,13 +112,16 @@ impl Rigs {
     }
 
     fn run(&mut self, table: &Table) -> Result<Vec<String>> {
-        let mut rig = match self.0.take() {
-            Some((settings, rig)) if settings == table.settings && table.leaves_nothing() => rig,
-            _ => Rig::load(&table.settings)?,
+        let mut rig = match self.clean.take() {
+            Some((settings, rig)) if settings == table.settings => rig,
+            _ => {
+                self.loads += 1;
+                Rig::load(&table.settings)?
+            }
         };
         let failures = run_rows(&mut rig, table)?;
-        if table.leaves_nothing() {
-            self.0 = Some((table.settings.clone(), rig));
+        if !table.leaves_times() {
+            self.clean = Some((table.settings.clone(), rig));
         }
         Ok(failures)
     }
@@ -121,6 +144,11 @@ fn run_rows(rig: &mut Rig, table: &Table) -> Result<Vec<String>> {
         let (after, wrong) = run_row(rig, row, now, &counters)?;
         counters = after;
         failures.extend(wrong.map(|wrong| format!("{}: {wrong}", row.what)));
+    }
+    // The next table may go on in the same load, and finds it as this one did.
+    rig.bind_arp(&[])?;
+    if !table.entries.is_empty() {
+        tables.refill::<TableError>([])?;
     }
     Ok(failures)
 }

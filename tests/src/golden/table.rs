@@ -205,14 +205,11 @@ impl Table {
         self
     }
 
-    /// Whether nothing of it remains in the program but what the counters say,
-    /// so that another one of this kind may follow in the same load.
-    pub(super) fn leaves_nothing(&self) -> bool {
+    /// Whether its packets leave in the program when limits and samples may go
+    /// on. What it enters in lists and bindings can be taken out again.
+    pub(super) fn leaves_times(&self) -> bool {
         let config = &self.settings.config;
-        self.entries.is_empty()
-            && self.arp.is_empty()
-            && !config.sample.is_some()
-            && config.limits_on == 0
+        config.sample.is_some() || config.limits_on != 0
     }
 
     fn entry(mut self, prefix: &str, change: impl FnOnce(&mut Listing)) -> Self {

@@ -306,6 +306,8 @@ fn generic_mode_only_when_allowed() {
         commit(&mut edge, allowed);
         let view = edge.view().unwrap();
         assert_eq!(view.interfaces()[0].mode, Some(AttachMode::Generic));
+        send("lo", &land(), 3);
+        expect(&view, 0, Reason::Land, (3, 0));
         let refused = edge.prepare(settings(&["lo"])).unwrap_err().to_string();
         assert!(refused.contains("attached in generic mode"), "{refused}");
         drop(view);

@@ -1,15 +1,18 @@
 //! `cargo xtask vm-test`: the real program on other kernels, in emulated machines.
 //!
 //! What a verifier accepts changes with every kernel, in both directions. So Debian's kernels are
-//! fetched and booted with a file system that holds nothing but the tests: every configuration of
-//! the program is loaded, golden packets go through it, and it is attached to interfaces. Neither
-//! root nor anything on the machine is needed or changed.
+//! fetched and booted with a file system that holds nothing but the tests: the program is loaded
+//! with everything off, in dry run and enforced, all golden packets go through it (a load for each
+//! of their configurations), and it is attached to interfaces, native and generic, with traffic.
+//! Neither root nor anything on the machine is needed or changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, bail};
 
@@ -99,32 +102,42 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         given => given.to_vec(),
     };
     let tools = qemu::find(workspace).and_then(|qemu| Ok((qemu, Tools::find(workspace)?)));
-    let mut rows = Vec::new();
-    match tools {
+    let rows = match tools {
         Ok((qemu, tools)) => {
+            // Kernels are fetched while the programs are built.
+            let (kernels, steps) = thread::scope(|scope| {
+                let choices = choices.as_slice();
+                let fetch = |choice| kernel(workspace, choice, args.refresh);
+                let kernels = scope.spawn(move || choices.iter().map(fetch).collect::<Vec<_>>());
+                let steps = steps(workspace);
+                let kernels = kernels.join().map_err(|_| Error::msg("fetching panicked"));
+                Ok::<_, Error>((kernels?, steps?))
+            })?;
             let rig = Rig {
                 qemu,
                 tools,
-                steps: steps(workspace)?,
+                steps,
                 dir: workspace.target.join("vm-test"),
                 time: Duration::from_secs(args.timeout),
             };
-            for choice in &choices {
-                rows.push(test(workspace, &rig, choice, args.refresh)?);
-            }
+            test_all(workspace, &rig, &choices, kernels)?
         }
-        Err(error) => rows.extend(choices.iter().map(|choice| skipped(choice, &error))),
-    }
-    print!("{}", report::table(&rows));
-    let failed = |row: &Row| match row.outcome {
-        Outcome::Passed => false,
-        Outcome::Failed(_) => true,
-        Outcome::Skipped(_) => args.require,
+        Err(error) => choices.iter().map(|c| skipped(c, &error)).collect(),
     };
-    match rows.iter().filter(|row| failed(row)).count() {
-        0 => Ok(()),
-        count => bail!("vm-test: {count} of {} kernels", rows.len()),
+    print!("{}", report::table(&rows));
+    let bad: Vec<&str> = rows
+        .iter()
+        .filter(|row| match row.outcome {
+            Outcome::Passed => false,
+            Outcome::Failed(_) => true,
+            Outcome::Skipped(_) => args.require,
+        })
+        .map(|row| row.asked.as_str())
+        .collect();
+    if !bad.is_empty() {
+        bail!("vm-test did not pass on {}", bad.join(", "));
     }
+    Ok(())
 }
 
 fn skipped(choice: &Choice, error: &Error) -> Row {
@@ -132,6 +145,7 @@ fn skipped(choice: &Choice, error: &Error) -> Row {
         asked: choice.name(),
         outcome: Outcome::Skipped(format!("{error:#}")),
         said: Said::default(),
+        time: Duration::ZERO,
     }
 }
 
@@ -164,28 +178,68 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
     };
     Ok(vec![
         step("load", "edge-load", &[])?,
+        step("golden", "edge-golden", &[])?,
         // Those of the datapath alone: the daemon's are about the daemon. One after the other: the
         // emulated machine is slow enough for one.
         step("attach", "smoke", &["datapath::", "--test-threads=1"])?,
     ])
 }
 
-/// Gets one kernel and boots it.
-fn test(workspace: &Workspace, rig: &Rig, choice: &Choice, refresh: bool) -> Result<Row> {
-    let kernel = match choice {
-        Choice::Track(track) => match kernels::fetch(workspace, track, refresh) {
-            Ok(kernel) => kernel,
-            Err(error) => return Ok(skipped(choice, &error)),
-        },
-        Choice::Path(path) => kernels::find(path)?,
+/// Gets a kernel. An error is a reason to skip it.
+fn kernel(workspace: &Workspace, choice: &Choice, refresh: bool) -> Result<Kernel> {
+    match choice {
+        Choice::Track(track) => kernels::fetch(workspace, track, refresh),
+        Choice::Path(path) => kernels::find(path),
+    }
+}
+
+/// Boots every kernel that could be had, as many at once as there are CPUs: most of what a guest
+/// does, verifying, keeps one busy. The last begin, because the newest kernels take longest. The
+/// rows are in the order of `choices`.
+fn test_all(
+    workspace: &Workspace,
+    rig: &Rig,
+    choices: &[Choice],
+    kernels: Vec<Result<Kernel>>,
+) -> Result<Vec<Row>> {
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new(choices.iter().zip(kernels).enumerate().rev());
+    let rows = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let next = locked(&queue).next();
+            let Some((at, (choice, kernel))) = next else {
+                return;
+            };
+            let row = test(workspace, rig, choice, kernel);
+            locked(&rows).push((at, row));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..workers.min(choices.len()) {
+            scope.spawn(work);
+        }
+    });
+    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+    rows.sort_by_key(|(at, _)| *at);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+fn test(workspace: &Workspace, rig: &Rig, choice: &Choice, kernel: Result<Kernel>) -> Result<Row> {
+    let kernel = match (kernel, choice) {
+        (Ok(kernel), _) => kernel,
+        (Err(error), Choice::Track(_)) => return Ok(skipped(choice, &error)),
+        (Err(error), Choice::Path(_)) => return Err(error),
     };
     announce(&format!("booting {}", workspace.display(&kernel.image)));
     let asked = choice.name();
+    let start = Instant::now();
     let (said, outcome) = boot(workspace, rig, &asked, &kernel)?;
     Ok(Row {
         asked,
         outcome,
         said,
+        time: start.elapsed(),
     })
 }
 
@@ -197,7 +251,14 @@ fn boot(workspace: &Workspace, rig: &Rig, name: &str, kernel: &Kernel) -> Result
     let initramfs = file("cpio");
     let bytes = image::build(&rig.tools, kernel, &rig.steps)?;
     write(&initramfs, &bytes)?;
-    let ended = rig.qemu.run(&kernel.image, &initramfs, rig.time);
+    let start = Instant::now();
+    let tell = |last: &str| {
+        announce(&format!(
+            "{name} after {} s, {last}",
+            start.elapsed().as_secs()
+        ));
+    };
+    let ended = rig.qemu.run(&kernel.image, &initramfs, rig.time, tell);
     fs::remove_file(&initramfs)
         .with_context(|| format!("cannot remove {}", initramfs.display()))?;
     let ended = ended?;
@@ -209,15 +270,22 @@ fn boot(workspace: &Workspace, rig: &Rig, name: &str, kernel: &Kernel) -> Result
     let (results, console) = (file("results"), file("console"));
     write(&results, ended.results.as_bytes())?;
     write(&console, ended.console.as_bytes())?;
-    for (file, text) in [(&console, &ended.console), (&results, &ended.results)] {
-        println!("--- the end of {}", workspace.display(file));
-        println!("{}", tail(text, SHOWN_LINES));
-    }
+    let [console, results] =
+        [(&console, &ended.console), (&results, &ended.results)].map(|(file, text)| {
+            let (file, text) = (workspace.display(file), tail(text, SHOWN_LINES));
+            format!("--- the end of {file}\n{text}")
+        });
+    // At once, because other guests may fail now as well.
+    println!("{console}\n{results}");
     Ok((said, Outcome::Failed(complaint)))
 }
 
 fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last lines of a text.

@@ -7,6 +7,8 @@ use std::time::Duration;
 const MARK: &str = "EDGE-GUEST ";
 /// Starts the lines of the program that loads every configuration.
 const LOAD: &str = "edge-load: ";
+/// Starts the last line of the golden packets.
+const GOLDEN: &str = "edge-golden: ";
 
 /// How one kernel took one configuration of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) struct Said {
     pub(crate) steps: Vec<(String, Option<i32>)>,
     /// Loads that worked.
     pub(crate) loads: Vec<Load>,
+    /// How many golden packets (rows of the tables) were run.
+    pub(crate) golden: Option<u64>,
     /// Whether the guest came to its end by itself.
     pub(crate) done: bool,
 }
@@ -41,6 +45,10 @@ pub(crate) fn read(serial: &str) -> Said {
             mark(&mut said, &line[at + MARK.len()..]);
         } else if let Some(load) = line.strip_prefix(LOAD).and_then(load) {
             said.loads.push(load);
+        } else if let Some(golden) = line.strip_prefix(GOLDEN) {
+            said.golden = golden
+                .split_whitespace()
+                .find_map(|word| word.strip_prefix("rows=")?.parse().ok());
         }
     }
     said
@@ -86,6 +94,12 @@ impl Said {
                 None => return Some(format!("{step} did not run")),
             }
         }
+        if steps.contains(&"load") && self.loads.is_empty() {
+            return Some("load told of no load".to_owned());
+        }
+        if steps.contains(&"golden") && self.golden.unwrap_or_default() == 0 {
+            return Some("golden told of no packets".to_owned());
+        }
         (!self.done).then(|| "the guest did not come to its end".to_owned())
     }
 }
@@ -110,6 +124,8 @@ pub(crate) struct Row {
     pub(crate) outcome: Outcome,
     /// What the guest said, if it ran.
     pub(crate) said: Said,
+    /// From the start of the emulator to its end.
+    pub(crate) time: Duration,
 }
 
 /// The table, with a line below it for each row that did not pass.
@@ -119,6 +135,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
             "kernel",
             "release",
             "result",
+            "time",
+            "golden packets",
             "verified instructions",
             "load time",
         ]
@@ -131,6 +149,11 @@ pub(crate) fn table(rows: &[Row]) -> String {
             row.asked.clone(),
             row.said.kernel.clone().unwrap_or_else(|| "-".to_owned()),
             result.to_owned(),
+            match row.outcome {
+                Outcome::Skipped(_) => "-".to_owned(),
+                _ => format!("{:.0} s", row.time.as_secs_f64()),
+            },
+            row.said.golden.map_or("-".to_owned(), grouped),
             worst.map_or("-".to_owned(), |load| {
                 format!("{} ({})", grouped(load.verified), load.case)
             }),
@@ -197,6 +220,8 @@ mod tests {
         edge-load: off verified=56701 micros=1518000\r\n\
         EDGE-GUEST end load 0\r\n\
         EDGE-GUEST begin golden\r\n\
+        ok     IPv4 header (61 rows)\r\n\
+        edge-golden: tables=121 rows=3005 failures=0 loads=45\r\n\
         half a lineEDGE-GUEST end golden 3\r\n\
         EDGE-GUEST done\r\n";
 
@@ -210,6 +235,7 @@ mod tests {
         );
         assert_eq!(said.loads.len(), 2);
         assert_eq!(said.loads[0].verified, 445_955);
+        assert_eq!(said.golden, Some(3005));
         assert_eq!(said.complaint(&["load"]), None);
         assert_eq!(
             said.complaint(&["load", "golden"]).unwrap(),
@@ -230,6 +256,14 @@ mod tests {
         assert!(read(&cut).complaint(&["load"]).is_some());
         let cut = GOOD.replace("end load 0", "end load x");
         assert!(read(&cut).complaint(&["load"]).is_some());
+        let good = GOOD.replace("end golden 3", "end golden 0");
+        assert_eq!(read(&good).complaint(&["load", "golden"]), None);
+        for (without, step) in [("edge-load: ", "load"), ("edge-golden: ", "golden")] {
+            let cut = good.replace(without, "");
+            assert!(read(&cut).complaint(&[step]).is_some(), "{step}");
+        }
+        let cut = good.replace("rows=3005", "rows=0");
+        assert!(read(&cut).complaint(&["golden"]).is_some());
     }
 
     #[test]
@@ -239,18 +273,20 @@ mod tests {
                 asked: "6.1".to_owned(),
                 outcome: Outcome::Passed,
                 said: read(GOOD),
+                time: Duration::from_millis(61_400),
             },
             Row {
                 asked: "newest".to_owned(),
                 outcome: Outcome::Skipped("no network".to_owned()),
                 said: Said::default(),
+                time: Duration::ZERO,
             },
         ];
         assert_eq!(
             table(&rows),
-            "kernel  release               result   verified instructions  load time\n\
-             6.1     6.1.0-56-cloud-amd64  passed   445,955 (dry-run)      8.45 s\n\
-             newest  -                     SKIPPED  -                      -\n\
+            "kernel  release               result   time  golden packets  verified instructions  load time\n\
+             6.1     6.1.0-56-cloud-amd64  passed   61 s  3,005           445,955 (dry-run)      8.45 s\n\
+             newest  -                     SKIPPED  -     -               -                      -\n\
              newest SKIPPED: no network\n"
         );
         assert_eq!(grouped(1_000), "1,000");
