@@ -75,6 +75,13 @@ impl Policy {
         self.0 & (BLACK | ALLOW) != 0
     }
 
+    /// Whether its standing is [`Standing::Blacklisted`], in one comparison.
+    #[inline(always)]
+    pub const fn is_only_blacklisted(self) -> bool {
+        const MANAGEMENT: u32 = (FLAG_MANAGEMENT as u32) << FLAGS_SHIFT;
+        self.0 & (MANAGEMENT | ALLOW | BLACK) == BLACK
+    }
+
     /// Index of the limit profile.
     #[inline(always)]
     pub const fn profile(self) -> u8 {

@@ -194,8 +194,8 @@ impl Place {
     pub const fn new(hash: u64) -> Self {
         Self {
             first: hash as u32,
-            second: (hash >> 32) as u32,
-            filter: (hash >> 16) as u32,
+            second: (hash >> 16) as u32,
+            filter: (hash >> 32) as u32,
         }
     }
 

@@ -264,11 +264,14 @@ fn standing(
     if policy == Policy::NONE {
         return Ok(None);
     }
-    match policy.standing() {
-        Standing::Unlisted => {}
-        Standing::Management => return Ok(Some(Reason::PassManagement)),
-        Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
-        Standing::Blacklisted => found(facts, config!(blacklist), Reason::Blacklisted)?,
+    if policy.is_only_blacklisted() {
+        found(facts, config!(blacklist), Reason::Blacklisted)?;
+    } else {
+        match policy.standing() {
+            Standing::Management => return Ok(Some(Reason::PassManagement)),
+            Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
+            Standing::Blacklisted | Standing::Unlisted => {}
+        }
     }
     if policy.is_bogon() && !decide::may_be_unspecified(unspecified, packet.proto()) {
         found(facts, config!(bogons), Reason::Bogon)?;
