@@ -66,7 +66,7 @@ reasons! {
     Ipv6BadLength = "ipv6_bad_length", Drop, "The IPv6 payload length is beyond the end of the frame.";
     Ipv6ExtTruncated = "ipv6_ext_truncated", Drop, "An IPv6 extension header ends beyond the packet.";
     Ipv6ExtTooMany = "ipv6_ext_too_many", Drop, "The packet has more IPv6 extension headers than any sane sender makes.";
-    Ipv6ExtOrder = "ipv6_ext_order", Drop, "A hop-by-hop header is not the first, or a second fragment header follows.";
+    Ipv6ExtOrder = "ipv6_ext_order", Drop, "A hop-by-hop header is not the first, or another fragment header follows that of a fragment.";
     Ipv6RoutingType0 = "ipv6_routing_type0", Drop, "The deprecated routing header type 0 (RFC 5095) is present.";
     FragmentBeyondEnd = "fragment_beyond_end", Drop, "The fragment would reach beyond the largest possible packet (ping of death), or is not a multiple of 8 bytes.";
     TcpTruncated = "tcp_truncated", Drop, "The packet ends inside the TCP header.";

@@ -9,10 +9,14 @@
 //! * `WIDE`: IPv6 hosts and the prefixes of both families, 32 bytes an entry,
 //!   four to a 128-byte bucket, keyed by masked address and length.
 //!
-//! A look-up of a prefix tries the lengths that are in use where the source
-//! lies, longest first; each try is one bit of `HOSTS6_FILTER`, and only a set
-//! bit leads to a bucket. An entry carries the latest expiry of itself and of
-//! everything that covers it, so the first match decides.
+//! Each kind of entry has a filter of its own (`HOSTS4_FILTER`, `HOSTS6_FILTER`,
+//! `PREFIX_FILTER`), so that what is asked most stays small: two bits of one
+//! word an entry ([`Place::filter`]).
+//!
+//! A look-up of a prefix asks the filter for all lengths that are in use where
+//! the source lies, and then the buckets for those that it knows, longest first.
+//! An entry carries the latest expiry of itself and of everything that covers
+//! it, so the first match decides.
 //!
 //! The daemon writes through a mapping of the same memory while the kernel
 //! reads. The protocol that keeps a reader at old or new:
@@ -65,7 +69,7 @@ pub struct Slot4 {
     pub black: Stamp,
     /// On the allowlist until then.
     pub allow: Stamp,
-    /// Packets that matched; stops at [`HITS_MAX`].
+    /// Packets that matched, at least; stops at [`HITS_MAX`].
     pub hits: u32,
 }
 
@@ -83,7 +87,7 @@ pub struct SlotW {
     pub black: Stamp,
     /// On the allowlist until then, likewise.
     pub allow: Stamp,
-    /// Packets of which this was the longest match; stops at [`HITS_MAX`].
+    /// Packets of which this was the longest match, at least; stops at [`HITS_MAX`].
     pub hits: u32,
 }
 
