@@ -12,9 +12,7 @@ use crate::{
     source::hide,
 };
 use edge_common::{
-    abi::{
-        LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Profile, TableStat,
-    },
+    abi::{LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Profile, TableStat},
     gcra::{Limit, ticks},
     hash::reduce,
     reason::Reason,

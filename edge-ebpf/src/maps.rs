@@ -16,7 +16,8 @@ use edge_common::{
 };
 
 #[map]
-pub static COUNTERS: PerCpuArray<CounterCell> = PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
+pub static COUNTERS: PerCpuArray<CounterCell> =
+    PerCpuArray::with_max_entries(abi::COUNTER_ENTRIES, 0);
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::STATS_ENTRIES, 0);
 #[map]

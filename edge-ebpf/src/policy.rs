@@ -8,8 +8,7 @@
 use crate::{
     maps::{
         BITMAP24, HOSTS4, HOSTS4_FILTER, HOSTS6_FILTER, LENGTHS4, LENGTHS6, LENGTHS6_LONG,
-        PREFIX_FILTER, WIDE,
-        config,
+        PREFIX_FILTER, WIDE, config,
     },
     source::hide,
 };
