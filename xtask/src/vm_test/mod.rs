@@ -48,8 +48,8 @@ pub(crate) struct Args {
     /// Fail where a kernel or the emulator cannot be had, instead of reporting it as skipped
     #[arg(long)]
     require: bool,
-    /// How long each guest may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    /// How long each guest may take; two to four minutes are usual on two CPUs
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     timeout: u64,
 }
 
