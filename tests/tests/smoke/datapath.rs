@@ -6,7 +6,7 @@ use crate::netns::{
     PATIENCE, hook_program as program, index, ip, isolated, send, udp4, veth, wait,
 };
 use edge_common::{
-    abi::{Config, MAX_PROFILES, Mode, Profile, TableStat, maps},
+    abi::{ABI_VERSION, Config, MAX_PROFILES, Mode, Profile, TableStat, maps},
     gcra::Limit,
     hash::Seed,
     reason::Reason,
@@ -277,7 +277,8 @@ fn tables_of_another_seed_or_version_are_not_taken_over() {
         // A link that a daemon with other tables left is still taken over.
         let before = program("a0");
         fs::create_dir_all(pins.join("v0/links")).unwrap();
-        fs::rename(pins.join("v1/links/a0"), pins.join("v0/links/a0")).unwrap();
+        let current = pins.join(format!("v{ABI_VERSION}/links/a0"));
+        fs::rename(current, pins.join("v0/links/a0")).unwrap();
         let mut edge = Datapath::open(pins).unwrap();
         commit(&mut edge, settings(&["a0"]));
         assert!(edge.view().unwrap().interfaces()[0].adopted);
