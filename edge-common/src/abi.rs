@@ -52,12 +52,14 @@ pub mod maps {
     pub const LIMITER: &str = "LIMITER";
     /// Array of one `u64`: what must be added to the program's clock; set by
     /// running [`super::CLOCK_PROGRAM`]. The section of the object that holds the
-    /// program's only variable: such a map is read at a fixed address, without a look-up.
+    /// program's only variable: such a map is read at a fixed address, without a
+    /// look-up. Each load has its own, and it is never pinned: the loader writes
+    /// zeros into a section's map whenever it opens one.
     pub const CLOCK: &str = ".bss";
     /// Hash from IPv4 address (as on the wire) to [`super::MacAddr`].
     pub const ARP_BINDINGS: &str = "ARP_BINDINGS";
 
-    /// All of them.
+    /// All of them that the loads of several interfaces share.
     pub const ALL: &[&str] = &[
         COUNTERS,
         STATS,
@@ -73,7 +75,6 @@ pub mod maps {
         LENGTHS6,
         LENGTHS6_LONG,
         LIMITER,
-        CLOCK,
         ARP_BINDINGS,
     ];
 }
@@ -226,7 +227,7 @@ impl Profile {
 pub struct Config {
     /// Secret of the hashes.
     pub seed: Seed,
-    /// Budget of samples a second of each reason that drops or would have; zero for none.
+    /// Budget of samples a second of each reason that drops or would have.
     pub sample: Limit,
     /// Nanoseconds in a tick of the kernel's clock (`clock_getres` of
     /// `CLOCK_MONOTONIC_COARSE`): the step of the program's clock.

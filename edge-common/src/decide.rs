@@ -211,6 +211,20 @@ mod tests {
     }
 
     #[test]
+    fn only_blacklisted_is_what_the_standing_says() {
+        for flags in 0..4 {
+            for (black, allow) in [(0, 0), (9, 0), (0, 9), (9, 9)] {
+                let policy = Policy::of(Meta { flags, profile: 7 }, black, allow, 5);
+                assert_eq!(
+                    policy.is_only_blacklisted(),
+                    policy.standing() == Standing::Blacklisted,
+                    "{flags} {black} {allow}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn only_icmpv6_has_an_excuse_and_only_without_an_address() {
         use crate::parse::proto::{ICMP, ICMPV6, UDP};
         assert!(may_be_unspecified(true, ICMPV6));

@@ -136,6 +136,20 @@ mod tests {
     }
 
     #[test]
+    fn exceeding_starts_one_tick_behind_the_tolerance() {
+        let now = ticks(SECOND);
+        for limit in [Limit::per_second(100, 3).unwrap(), Limit::NONE] {
+            let most = now + limit.tolerance;
+            assert_eq!(limit.exceeds(now, now), 0);
+            assert_eq!(limit.exceeds(most, now), 0);
+            assert_eq!(limit.exceeds(most + 1, now), 1);
+        }
+        for (tat, units) in [(0, 1), (now, 65_535), (now + (1 << 61), 65_535)] {
+            assert_eq!(Limit::NONE.admit(tat, now, units), Some(tat.max(now)));
+        }
+    }
+
+    #[test]
     fn it_opens_when_it_says() {
         let l = Limit::per_second(100, 3).unwrap();
         let (mut tat, now) = (0, ticks(SECOND));

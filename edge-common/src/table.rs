@@ -69,7 +69,7 @@ pub struct Slot4 {
     pub black: Stamp,
     /// On the allowlist until then.
     pub allow: Stamp,
-    /// Packets that matched, at least; stops at [`HITS_MAX`].
+    /// Packets that matched, roughly: counted without a lock; stops at [`HITS_MAX`].
     pub hits: u32,
 }
 
@@ -87,7 +87,7 @@ pub struct SlotW {
     pub black: Stamp,
     /// On the allowlist until then, likewise.
     pub allow: Stamp,
-    /// Packets of which this was the longest match, at least; stops at [`HITS_MAX`].
+    /// Packets of which this was the longest match, roughly; stops at [`HITS_MAX`].
     pub hits: u32,
 }
 

@@ -105,6 +105,7 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
 struct Look {
     word: *mut u64,
     tat: u64,
+    /// The TAT to store; 0 when there is no limit.
     new: u64,
     /// 1 when the packet is over the limit, else 0.
     over: u64,
@@ -150,6 +151,15 @@ impl Look {
     fn of(word: *mut u64, limit: Limit, units: u32, now: u64) -> Self {
         // SAFETY: a word of a map value, 8 bytes aligned.
         let tat = unsafe { word.read_volatile() };
+        // This profile has no such limit.
+        if !limit.is_some() {
+            return Self {
+                word,
+                tat,
+                new: 0,
+                over: 0,
+            };
+        }
         let new = limit.arrival(tat, now, units);
         Self {
             word,
@@ -159,11 +169,11 @@ impl Look {
         }
     }
 
-    /// Charges the packet unless it is over the limit; the bit of the limit when
-    /// other CPUs used it up meanwhile.
+    /// Charges the packet unless it is over the limit or there is none; the bit of
+    /// the limit when other CPUs used it up meanwhile.
     #[inline(always)]
     fn commit(self, kind: u32, units: u32, profile: u8, now: u64) -> u32 {
-        if self.over != 0 {
+        if self.over != 0 || self.new == 0 {
             return 0;
         }
         // SAFETY: a word of a map value, 8 bytes aligned, written by this operation only.

@@ -270,6 +270,7 @@ fn standing(
         match policy.standing() {
             Standing::Management => return Ok(Some(Reason::PassManagement)),
             Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
+            // The first cannot be here.
             Standing::Blacklisted | Standing::Unlisted => {}
         }
     }

@@ -31,8 +31,8 @@ const MAX_LENGTHS: u32 = 64;
 pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
     let mut policy = Policy::NONE;
     let place = Place::new(hash);
-    let (word, bit) = place.filter(config!(hosts4_filter_words));
-    if is_set(HOSTS4_FILTER.get(word), bit) {
+    let (word, bits) = place.filter(config!(hosts4_filter_words));
+    if is_set(HOSTS4_FILTER.get(word), bits) {
         policy = host4(place, source, now);
     }
     let addr = u32::from_be(source);
@@ -51,8 +51,8 @@ pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
 pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
     let mut policy = Policy::NONE;
     let host = Place::wide(seed, hi, lo, len_key(Half::Low, 1));
-    let (word, bit) = host.filter(config!(hosts6_filter_words));
-    if is_set(HOSTS6_FILTER.get(word), bit) {
+    let (word, bits) = host.filter(config!(hosts6_filter_words));
+    if is_set(HOSTS6_FILTER.get(word), bits) {
         policy = wide(host, hi, lo, len_key(Half::Low, 1), now).unwrap_or(Policy::NONE);
     }
     let short = LENGTHS6.get((hi >> 48) as u32).map_or(0, volatile);
@@ -256,28 +256,30 @@ fn wide(place: Place, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
 fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Policy> {
     let slots = WIDE.get_ptr_mut(bucket)?.cast::<SlotW>();
     let want = OCCUPIED | len_key;
-    // SAFETY: `way` is below the number of slots of a bucket.
-    let way = matching_way(|way| unsafe {
-        let slot = slots.add(way);
-        let meta = (&raw const (*slot).meta).read_volatile();
-        difference(slot, meta, hi, lo, want)
-    })?;
-    // SAFETY: as above.
-    unsafe {
-        let slot = slots.add(way);
-        let black = (&raw const (*slot).black).read_volatile();
-        let allow = (&raw const (*slot).allow).read_volatile();
-        // Were the stamps read from the entry that matched? Flags and profile
-        // come from the very word that tells.
-        let meta = (&raw const (*slot).meta).read_volatile();
-        if difference(slot, meta, hi, lo, want) != 0 {
-            return None;
-        }
-        Some(hit(
-            &raw mut (*slot).hits,
-            Policy::of(Meta::of(meta), black, allow, now),
-        ))
-    }
+    find(
+        // SAFETY: `way` is below the number of slots of a bucket.
+        |way| unsafe {
+            let slot = slots.add(way);
+            let meta = (&raw const (*slot).meta).read_volatile();
+            difference(slot, meta, hi, lo, want)
+        },
+        // SAFETY: as above.
+        |way| unsafe {
+            let slot = slots.add(way);
+            let black = (&raw const (*slot).black).read_volatile();
+            let allow = (&raw const (*slot).allow).read_volatile();
+            // Were the stamps read from the entry that matched? Flags and profile
+            // come from the very word that tells.
+            let meta = (&raw const (*slot).meta).read_volatile();
+            if difference(slot, meta, hi, lo, want) != 0 {
+                return None;
+            }
+            Some(hit(
+                &raw mut (*slot).hits,
+                Policy::of(Meta::of(meta), black, allow, now),
+            ))
+        },
+    )
 }
 
 /// Looks for a host in a bucket of `HOSTS4`.
@@ -287,20 +289,51 @@ fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
     // SAFETY: `way` is below the number of slots of a bucket. Volatile, for
     // the daemon writes the same memory.
     let key = |way: usize| unsafe { (&raw const (*slots.add(way)).addr).read_volatile() };
-    let way = matching_way(|way| (key(way) ^ source) as u64)?;
-    // SAFETY: as above.
-    unsafe {
-        let slot = slots.add(way);
-        let black = (&raw const (*slot).black).read_volatile();
-        let allow = (&raw const (*slot).allow).read_volatile();
-        if key(way) != source {
-            return None;
-        }
-        Some(hit(
-            &raw mut (*slot).hits,
-            Policy::of(Meta::default(), black, allow, now),
-        ))
+    find(
+        |way| (key(way) ^ source) as u64,
+        // SAFETY: as above.
+        |way| unsafe {
+            let slot = slots.add(way);
+            let black = (&raw const (*slot).black).read_volatile();
+            let allow = (&raw const (*slot).allow).read_volatile();
+            if key(way) != source {
+                return None;
+            }
+            Some(hit(
+                &raw mut (*slot).hits,
+                Policy::of(Meta::default(), black, allow, now),
+            ))
+        },
+    )
+}
+
+/// Reads the entry of a bucket whose difference from the key is 0; `read` gives
+/// `None` when it has become another one meanwhile, for instance while its key
+/// was compared, half old and half new.
+///
+/// The first way, which fills first, is looked at alone: a flood from few
+/// sources mostly finds them there. The others without a branch each.
+#[inline(always)]
+fn find(
+    difference: impl Fn(usize) -> u64,
+    read: impl Fn(usize) -> Option<Policy>,
+) -> Option<Policy> {
+    if difference(0) == 0
+        && let Some(policy) = read(0)
+    {
+        return Some(policy);
     }
+    let (mut any, mut way) = (0, 0);
+    for i in 1..WAYS {
+        let equal = is_zero(difference(i));
+        any |= equal;
+        way |= equal * i as u64;
+    }
+    if any == 0 {
+        return None;
+    }
+    // The mask is the bounds check that the verifier sees.
+    read(hide(way) as usize & (WAYS - 1))
 }
 
 /// 0 when the slot, whose meta word was read before, has this key. One number
@@ -320,24 +353,6 @@ unsafe fn difference(slot: *const SlotW, meta: u32, hi: u64, lo: u64, want: u32)
     }
 }
 
-/// The way whose difference is 0. The first one, which fills first, is looked
-/// at alone: a flood from few sources mostly finds them there. The others
-/// without a branch a way.
-#[inline(always)]
-fn matching_way(difference: impl Fn(usize) -> u64) -> Option<usize> {
-    if difference(0) == 0 {
-        return Some(0);
-    }
-    let (mut any, mut way) = (0, 0);
-    for i in 1..WAYS {
-        let equal = is_zero(difference(i));
-        any |= equal;
-        way |= equal * i as u64;
-    }
-    // The mask is the bounds check that the verifier sees.
-    (any != 0).then_some(hide(way) as usize & (WAYS - 1))
-}
-
 /// 1 for 0, else 0, without a branch (the target has no conditional move).
 #[inline(always)]
 fn is_zero(x: u64) -> u64 {
@@ -346,7 +361,7 @@ fn is_zero(x: u64) -> u64 {
     hide((folded as u64).wrapping_sub(1)) >> 63
 }
 
-/// Counts a match of an entry that is in force; a lower bound.
+/// Counts a match of an entry that is in force, roughly.
 ///
 /// # Safety
 /// `hits` must be the counter of a slot.
@@ -354,8 +369,8 @@ fn is_zero(x: u64) -> u64 {
 unsafe fn hit(hits: *mut u32, policy: Policy) -> Policy {
     // SAFETY: the caller vouches for the pointer. Not atomic, which would cost as
     // much as the rest of the look-up: of hits at the same moment on several
-    // CPUs one counts, and a slot that changes hands just now may keep the count
-    // of the entry before.
+    // CPUs some are lost, and a slot that changes hands just now may keep the
+    // count of the entry before.
     unsafe {
         let n = hits.read_volatile();
         if policy.is_listed() && n < HITS_MAX {

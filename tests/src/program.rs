@@ -152,7 +152,7 @@ impl Rig {
         })?;
         Ok(Self {
             program: edge.with_program(|fd| fd.try_clone_to_owned())??,
-            clock: edge.map(maps::CLOCK)?.try_into()?,
+            clock: edge.take_clock()?.try_into()?,
             events: edge.map(maps::EVENTS)?.try_into()?,
             edge,
             geometry,

@@ -132,10 +132,6 @@ pub(super) fn specs(config: &Config, events: u32) -> Specs {
             config.limiter_buckets,
         ),
         Spec {
-            flags: 0,
-            ..Spec::table(maps::CLOCK, word, 1)
-        },
-        Spec {
             name: maps::ARP_BINDINGS,
             kind: MapType::Hash,
             key: 4,

@@ -202,9 +202,6 @@ impl Datapath {
                 _log: log,
             });
         }
-        if let Some(first) = loaded.first_mut() {
-            program::set_clock(&mut first.ebpf)?;
-        }
         let mut maps = Maps::new(specs, |name| {
             let path = paths
                 .get(name)
@@ -318,7 +315,7 @@ impl Datapath {
     }
 
     /// Looks after interfaces that went away or came back, and attaches the
-    /// latter anew; sets the programs' clock, which drifts from the daemon's by
+    /// latter anew; sets the programs' clocks, which drift from the daemon's by
     /// what the clock of the machine is corrected. To be called about once a
     /// second. Returns whether anything changed.
     pub fn watch(&mut self) -> bool {
@@ -330,11 +327,9 @@ impl Datapath {
             let before = loaded.state.clone();
             check_interface(&self.pins, loaded, active.allow_generic);
             changed |= loaded.state != before;
-        }
-        if let Some(first) = active.loaded.first_mut()
-            && let Err(e) = program::set_clock(&mut first.ebpf)
-        {
-            warn!("{e}");
+            if let Err(e) = program::set_clock(&mut loaded.ebpf) {
+                warn!("{e}");
+            }
         }
         changed
     }

@@ -84,12 +84,12 @@ impl Pins {
 
     /// Where a map in force is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.version.join("maps").join(file_name(name))
+        self.version.join("maps").join(name)
     }
 
     /// Where a map is pinned until it comes into force.
     pub(super) fn staged(&self, name: &str) -> PathBuf {
-        self.version.join("staging").join(file_name(name))
+        self.version.join("staging").join(name)
     }
 
     /// Where a map that goes out of force waits for the change to succeed.
@@ -219,12 +219,6 @@ pub(super) fn unlink(path: &Path) -> Result<(), DatapathError> {
 }
 
 /// Whether the nearest existing directory on the way to `path` is on a BPF file system.
-/// The file of a map: its name, without the dot in front of a section's, which
-/// bpffs keeps for itself.
-fn file_name(map: &str) -> &str {
-    map.trim_start_matches('.')
-}
-
 fn on_bpffs(path: &Path) -> bool {
     path.ancestors()
         .find(|p| p.is_dir())

@@ -79,6 +79,7 @@ impl Program {
                 .and_then(Xdp::load)
                 .map_err(|e| failed(&EbpfError::ProgramError(e)))?;
         }
+        set_clock(&mut loaded)?;
         Ok(loaded)
     }
 }
@@ -104,7 +105,7 @@ pub(super) fn close_maps(loaded: &mut Ebpf) {
     }
 }
 
-/// Sets the clock of all loads that share the maps of this one.
+/// Sets the clock of a load.
 pub(super) fn set_clock(loaded: &mut Ebpf) -> Result<(), DatapathError> {
     /// The kernel runs no XDP program on less than an Ethernet header.
     const FRAME: [u8; 64] = [0; 64];

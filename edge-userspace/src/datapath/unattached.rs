@@ -55,7 +55,6 @@ impl Unattached {
         preflight::permissions()?;
         preflight::lift_memory_limit();
         let mut ebpf = program.load_from(object, "a test run", 0, &BTreeMap::new())?;
-        program::set_clock(&mut ebpf)?;
         let maps = Maps::new(program.specs(), |name| {
             ebpf.take_map(name).ok_or(DatapathError::Map {
                 map: name,
@@ -80,6 +79,18 @@ impl Unattached {
     /// When it cannot be opened.
     pub fn map(&self, name: &'static str) -> Result<Map, DatapathError> {
         self.maps.reopen(name)
+    }
+
+    /// Takes the map of the program's clock ([`abi::maps::CLOCK`]).
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_clock(&mut self) -> Result<Map, DatapathError> {
+        let map = abi::maps::CLOCK;
+        self.ebpf.take_map(map).ok_or(DatapathError::Map {
+            map,
+            why: "was taken before".into(),
+        })
     }
 
     /// Makes the ARP bindings exactly these.

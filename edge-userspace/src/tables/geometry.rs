@@ -34,10 +34,11 @@ impl Default for Capacity {
 /// Entries per 100 slots at which a table counts as full. Higher figures fail
 /// now and then, since entries move in one direction only.
 const LOAD_PERCENT: u64 = 60;
-/// Filter bits for each entry there is room for: one in 16 absent sources
-/// passes a full filter.
+/// Filter bits for each entry there is room for: 2 in 100 absent sources pass a
+/// full filter. Up to 5 pass that of the prefixes when all are IPv6 ones longer
+/// than /32, each in a /32 of its own, which has bits too.
 const FILTER_BITS: u64 = 16;
-/// The smallest filter: one page and a bit of slack keeps small lists exact.
+/// The smallest filter: two pages keep small lists exact.
 const MIN_FILTER_WORDS: u32 = 1024;
 /// The fewest buckets of a table: chance must not fill a pair of buckets while
 /// a table of few entries still has room.
