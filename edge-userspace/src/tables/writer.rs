@@ -329,37 +329,38 @@ impl Tables {
             return Ok(());
         }
         let nodes = self.prefixes.set(prefix, own);
+        let nodes = nodes.map(|n| n.map(|node| (node, self.prefixes.cover(node))));
         let fits = self.prefixes.nodes() <= self.geometry.capacity.prefixes as usize;
         let done = if fits || own.is_empty() {
             nodes
                 .into_iter()
                 .flatten()
-                .try_for_each(|node| self.write_node(node))
+                .try_for_each(|(node, cover)| self.write_node(node, cover))
         } else {
             Err(NoRoom)
         };
         if done.is_ok() {
-            for node in nodes.into_iter().flatten() {
-                self.write_below(node);
+            for (node, cover) in nodes.into_iter().flatten() {
+                self.write_below(node, cover);
             }
             return Ok(());
         }
         self.prefixes.set(prefix, former);
-        for node in nodes.into_iter().flatten() {
+        for (node, cover) in nodes.into_iter().flatten() {
             // Puts back what was there before; that has its slot already.
-            let restored = self.write_node(node);
+            let restored = self.write_node(node, cover);
             debug_assert!(restored.is_ok());
         }
         Err(self.full_prefixes())
     }
 
-    /// Makes the entry of a node what it must be.
-    fn write_node(&mut self, node: Prefix) -> Result<(), NoRoom> {
+    /// Makes the entry of a node what it must be, given what covers it.
+    fn write_node(&mut self, node: Prefix, cover: Listing) -> Result<(), NoRoom> {
         let Some(key) = wide_key(node) else {
             return Ok(());
         };
         if let Some(own) = self.prefixes.node(node) {
-            self.write_wide(key, own.under(self.prefixes.cover(node)))?;
+            self.write_wide(key, own.under(cover))?;
             announce(&self.regions, node, &self.seed, self.geometry.long_lengths);
         } else if let Some(index) = self.wide.find(&self.regions.wide, key) {
             self.wide.remove(&self.regions.wide, index);
@@ -369,9 +370,9 @@ impl Tables {
     }
 
     /// Makes the entries of all nodes below one what they must be.
-    fn write_below(&mut self, node: Prefix) {
+    fn write_below(&mut self, node: Prefix, cover: Listing) {
         let own = self.prefixes.node(node).unwrap_or_default();
-        let above = own.under(self.prefixes.cover(node));
+        let above = own.under(cover);
         let (wide, region) = (&self.wide, &self.regions.wide);
         self.prefixes.push_down(node, above, |below, says| {
             let index = wide_key(below).and_then(|key| wide.find(region, key));
