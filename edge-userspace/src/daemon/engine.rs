@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use edge_common::{
-    abi::{MAX_PROFILES, Profile, maps},
+    abi::{MAX_PROFILES, Profile},
     hash::Seed,
 };
 use tokio::sync::mpsc::Sender;
@@ -35,7 +35,6 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
-    memory::Region,
     policy::{Policy, PolicyError, SystemEntries},
     tables::{Capacity, Geometry, Regions},
 };
@@ -231,7 +230,7 @@ impl Engine {
         let new_ring = prepared.events_are_new();
         let resize = prepared.tables_are_new() || lists(&geometry) != lists(&self.geometry);
         let filled = if resize {
-            let regions = regions(|name| prepared.region(name))?;
+            let regions = Regions::new(|name| prepared.region(name))?;
             self.policy
                 .replace_tables(regions, geometry, system.clone(), now)
                 .map(|_| ())
@@ -282,7 +281,7 @@ impl Engine {
         let now = Now::read();
         let system = self.system.clone();
         let restored = if resized {
-            regions(|name| self.datapath.region(name))
+            Regions::new(|name| self.datapath.region(name))
                 .map_err(ForceError::from)
                 .and_then(|regions| {
                     self.policy
@@ -313,22 +312,6 @@ impl Engine {
             Err(e) => warn!("no sampled events: {e}"),
         }
     }
-}
-
-/// The memory of the policy tables, given what maps a table by name.
-pub(super) fn regions(
-    region: impl Fn(&'static str) -> Result<Region, DatapathError>,
-) -> Result<Regions, DatapathError> {
-    Ok(Regions {
-        hosts4: region(maps::HOSTS4)?,
-        hosts4_filter: region(maps::HOSTS4_FILTER)?,
-        wide: region(maps::WIDE)?,
-        wide_filter: region(maps::WIDE_FILTER)?,
-        bitmap24: region(maps::BITMAP24)?,
-        lengths4: region(maps::LENGTHS4)?,
-        lengths6: region(maps::LENGTHS6)?,
-        lengths6_long: region(maps::LENGTHS6_LONG)?,
-    })
 }
 
 /// What two files say together; of two limits for a prefix, the new one.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::{
-    engine::{Engine, LIMITS_SETTING, regions},
+    engine::{Engine, LIMITS_SETTING},
     facts::Shared,
     limits::Changes,
     notify::Notifier,
@@ -26,7 +26,7 @@ use crate::{
     policy::Policy,
     status::AttachMode,
     store::Store,
-    tables::Geometry,
+    tables::{Geometry, Regions},
 };
 
 /// Key of the seed among the store's settings.
@@ -80,7 +80,7 @@ pub(super) fn engine(
     let now = Now::read();
     let (policy, filled) = Policy::open(
         store,
-        regions(|name| prepared.region(name))?,
+        Regions::new(|name| prepared.region(name))?,
         geometry,
         seed,
         system.clone(),

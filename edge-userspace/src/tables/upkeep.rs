@@ -3,19 +3,17 @@
 
 use std::net::IpAddr;
 
-use edge_common::{
-    addr::Prefix,
-    table::{Slot4, SlotW, Stamp},
-};
+use edge_common::{addr::Prefix, table::Stamp};
 
 use super::{
     Listing, TableError, Tables,
-    cuckoo::NoRoom,
+    cuckoo::{Cuckoo, NoRoom},
     filters::{Draft, LengthsDraft, announce},
     prefixes::Prefixes,
     slots::Slot,
     writer::{Home, home, host6, wide_key},
 };
+use crate::memory::Region;
 
 /// Stale filter bits below which a rebuild is not worth its time.
 const STALE_MIN: u64 = 1024;
@@ -167,11 +165,13 @@ impl Tables {
             }
             match self.sweep {
                 SweepAt::Hosts4(at) => {
-                    let next = self.sweep_hosts4(now, at, &mut left, limit, found);
+                    let table = (&self.hosts4, &self.regions.hosts4);
+                    let next = sweep_slots(table, host4, now, at, &mut left, limit, found);
                     self.sweep = next.map_or(SweepAt::Wide(0), SweepAt::Hosts4);
                 }
                 SweepAt::Wide(at) => {
-                    let next = self.sweep_wide(now, at, &mut left, limit, found);
+                    let table = (&self.wide, &self.regions.wide);
+                    let next = sweep_slots(table, host6, now, at, &mut left, limit, found);
                     self.sweep = next.map_or(SweepAt::Prefixes(None), SweepAt::Wide);
                 }
                 SweepAt::Prefixes(at) => {
@@ -180,51 +180,6 @@ impl Tables {
                 }
             }
         }
-    }
-
-    fn sweep_hosts4(
-        &self,
-        now: Stamp,
-        from: usize,
-        left: &mut usize,
-        limit: usize,
-        found: &mut Vec<Prefix>,
-    ) -> Option<usize> {
-        let r = &self.regions.hosts4;
-        for index in from..self.hosts4.slots() {
-            if *left == 0 || found.len() >= limit {
-                return Some(index);
-            }
-            *left -= 1;
-            if Slot4::load_listing(r, index).has_expired(now)
-                && let Some(addr) = Slot4::load_key(r, index)
-            {
-                let octets = addr.to_ne_bytes();
-                found.push(Prefix::host(IpAddr::from(octets)));
-            }
-        }
-        None
-    }
-
-    fn sweep_wide(
-        &self,
-        now: Stamp,
-        from: usize,
-        left: &mut usize,
-        limit: usize,
-        found: &mut Vec<Prefix>,
-    ) -> Option<usize> {
-        let r = &self.regions.wide;
-        for index in from..self.wide.slots() {
-            if *left == 0 || found.len() >= limit {
-                return Some(index);
-            }
-            *left -= 1;
-            if SlotW::load_listing(r, index).has_expired(now) {
-                found.extend(SlotW::load_key(r, index).and_then(host6));
-            }
-        }
-        None
     }
 
     fn sweep_prefixes(
@@ -250,4 +205,32 @@ impl Tables {
         }
         None
     }
+}
+
+/// Looks for expired hosts in the slots of a table from `from` on; `host` tells
+/// the host of a key, if it is one. Returns where to go on, `None` at the end.
+fn sweep_slots<S: Slot>(
+    (table, region): (&Cuckoo<S>, &Region),
+    host: impl Fn(S::Key) -> Option<Prefix>,
+    now: Stamp,
+    from: usize,
+    left: &mut usize,
+    limit: usize,
+    found: &mut Vec<Prefix>,
+) -> Option<usize> {
+    for index in from..table.slots() {
+        if *left == 0 || found.len() >= limit {
+            return Some(index);
+        }
+        *left -= 1;
+        if S::load_listing(region, index).has_expired(now) {
+            found.extend(S::load_key(region, index).and_then(&host));
+        }
+    }
+    None
+}
+
+/// The host of an entry of `HOSTS4`.
+fn host4(addr: u32) -> Option<Prefix> {
+    Some(Prefix::host(IpAddr::from(addr.to_ne_bytes())))
 }

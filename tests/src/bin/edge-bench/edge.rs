@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use edge_common::{
-    abi::{Mode, maps},
+    abi::Mode,
     addr::{Family, Prefix},
     hash::Seed,
     reason::{Reason, Verdict},
@@ -81,7 +81,7 @@ impl Edge {
             }
         };
         program.set_arp_bindings(&model.arp_bindings)?;
-        let mut tables = Tables::new(regions(&program)?, geometry, SEED)?;
+        let mut tables = Tables::new(Regions::new(|name| program.region(name))?, geometry, SEED)?;
         if model.checks.bogons != Mode::Off {
             let bogon = Listing {
                 meta: Meta {
@@ -147,19 +147,6 @@ impl Edge {
         let value = info.lines().find_map(|l| l.strip_prefix("verified_insns:"));
         Ok(value.and_then(|v| v.trim().parse().ok()))
     }
-}
-
-fn regions(program: &Unattached) -> Result<Regions> {
-    Ok(Regions {
-        hosts4: program.region(maps::HOSTS4)?,
-        hosts4_filter: program.region(maps::HOSTS4_FILTER)?,
-        wide: program.region(maps::WIDE)?,
-        wide_filter: program.region(maps::WIDE_FILTER)?,
-        bitmap24: program.region(maps::BITMAP24)?,
-        lengths4: program.region(maps::LENGTHS4)?,
-        lengths6: program.region(maps::LENGTHS6)?,
-        lengths6_long: program.region(maps::LENGTHS6_LONG)?,
-    })
 }
 
 /// Room for so many of each kind.
