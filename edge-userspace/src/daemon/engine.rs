@@ -64,6 +64,8 @@ pub(super) struct Engine {
     /// Where a new ring buffer of events goes.
     pub(super) rings: Sender<EventRing>,
     pub(super) notifier: Notifier,
+    /// How often to give a sign of life at least.
+    pub(super) beat: Duration,
     /// Set when a change failed and could not be undone.
     pub(super) broken: bool,
 }
@@ -92,7 +94,7 @@ impl Engine {
         let mut next = Instant::now() + TICK;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
-            match commands.recv_timeout(wait) {
+            match commands.recv_timeout(wait.min(self.beat)) {
                 Ok(Command::Request(request, reply)) => {
                     self.answer(request, reply);
                     self.publish_counts();

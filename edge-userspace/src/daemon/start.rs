@@ -2,7 +2,7 @@
 //! programs of a former daemon go on until the tables are right and the new
 //! programs take their place.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use edge_common::{
@@ -60,6 +60,7 @@ pub(super) fn engine(
     shared: Arc<Shared>,
     rings: Sender<EventRing>,
     notifier: Notifier,
+    beat: Duration,
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
     let store = Store::open(&file.state_dir)?;
@@ -106,6 +107,7 @@ pub(super) fn engine(
         shared,
         rings,
         notifier,
+        beat,
         broken: false,
     };
     engine.datapath.commit(prepared)?;
