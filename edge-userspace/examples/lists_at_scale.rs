@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use edge_common::{addr::Prefix, hash::Seed};
 use edge_userspace::{
     clock::Now,
-    entry::{List, Origin},
+    entry::{List, Origin, Source},
     policy::{NewEntry, Policy, SystemEntries},
     store::{FILE, Store},
     tables::{Capacity, Geometry, Regions},
@@ -89,12 +89,13 @@ fn run(n: u32, make: Make) -> Result<()> {
     };
     let entries = |ttl: Option<u64>| -> Result<Vec<NewEntry>> {
         let now = Now::read();
+        let source = Source::new(Origin::Feed, None);
         (1..=n)
             .map(|i| {
                 Ok(NewEntry {
                     prefix: make(i)?,
                     expires_unix_ms: ttl.map(|t| now.unix_ms + t),
-                    origin: Origin::Feed,
+                    source: source.clone(),
                     note: "feed".into(),
                 })
             })
@@ -138,7 +139,7 @@ fn run(n: u32, make: Make) -> Result<()> {
     drop(policy);
     let mut policy = timed(n, "restart, into empty tables", open)?;
     timed(n, "removal of all", || {
-        policy.flush(List::Black, None, Now::read())
+        policy.flush(List::Black, None, None, Now::read())
     })?;
     Ok(())
 }

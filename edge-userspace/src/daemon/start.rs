@@ -88,11 +88,26 @@ pub(super) fn engine(
         now,
     )?;
     info!(
-        entries = filled.entries,
-        removed = filled.removed,
+        entries = filled.refilled.entries,
+        removed = filled.refilled.removed,
         adopted = !prepared.tables_are_new(),
         "the tables hold what the store and the configuration say"
     );
+    if filled.expired > 0 {
+        info!(
+            entries = filled.expired,
+            "have run out since, if the clock is right; they are removed when it has gone on \
+             steadily for a while"
+        );
+    }
+    if filled.from_the_future > 0 {
+        warn!(
+            entries = filled.from_the_future,
+            "were changed at a time that the clock has not reached: it is wrong, or it was. They \
+             last from now on as long as they were given, and are brought in line when the clock \
+             is set"
+        );
+    }
     let mut engine = Engine {
         path: path.to_path_buf(),
         seed,
@@ -108,6 +123,7 @@ pub(super) fn engine(
         rings,
         notifier,
         beat,
+        behind: false,
         broken: false,
     };
     engine.datapath.commit(prepared)?;

@@ -236,6 +236,21 @@ impl Tables {
         }
     }
 
+    /// The same for what was there a moment ago and shall be there again: looks
+    /// for room harder, at the price that one look-up of a reader may miss an
+    /// entry that moves.
+    ///
+    /// # Errors
+    /// As [`Tables::put`].
+    pub fn put_back(&mut self, prefix: Prefix, own: Listing) -> Result<(), TableError> {
+        self.hosts4.moves_back(true);
+        self.wide.moves_back(true);
+        let done = self.put(prefix, own);
+        self.hosts4.moves_back(false);
+        self.wide.moves_back(false);
+        done
+    }
+
     pub(super) fn put_host4(&mut self, addr: u32, stamps: Listing) -> Result<(), TableError> {
         let r = &self.regions.hosts4;
         match self.hosts4.find(r, addr) {
