@@ -1,7 +1,8 @@
 //! How fast the lists are at scale: imports, restarts and removals of many
 //! entries through the store and tables in ordinary memory, and what they take.
 //!
-//! `cargo run --release --example lists_at_scale -- 1000000`
+//! `cargo run --release --example lists_at_scale -- 1000000 [WORD]`; with a
+//! word, only the kinds of entries whose name has it.
 
 use std::{
     env, fs,
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result};
 use edge_common::{addr::Prefix, hash::Seed};
 use edge_userspace::{
     clock::Now,
-    entry::{List, Origin},
+    entry::{List, Origin, Source},
     policy::{NewEntry, Policy, SystemEntries},
     store::{FILE, Store},
     tables::{Capacity, Geometry, Regions},
@@ -37,16 +38,26 @@ fn main() -> Result<()> {
         Some(n) => n.parse().context("the number of entries")?,
         None => 1_000_000,
     };
-    let kinds: [(&str, Make); 4] = [
+    let word = env::args().nth(2).unwrap_or_default();
+    let kinds: [(&str, Make); 5] = [
         ("IPv4 hosts", |i| Ok(Prefix::host(v4(i)))),
         ("IPv6 hosts", |i| Ok(Prefix::host(v6(i, 0)))),
         ("IPv4 prefixes", |i| {
             let bits = i.wrapping_mul(0x9e37_79b1) << 8;
             Ok(Prefix::new(IpAddr::V4(Ipv4Addr::from_bits(bits)), 24)?)
         }),
+        ("IPv4 prefixes of mixed lengths", |i| {
+            // One in eight is a /16 to /23, which covers others.
+            let len = match i % 8 {
+                0 => 16 + (i / 8 % 8) as u8,
+                k => 23 + k as u8 % 6,
+            };
+            let bits = i.wrapping_mul(0x9e37_79b1) & (u32::MAX << (32 - len));
+            Ok(Prefix::new(IpAddr::V4(Ipv4Addr::from_bits(bits)), len)?)
+        }),
         ("IPv6 prefixes", |i| Ok(Prefix::new(v6(i, 64), 64)?)),
     ];
-    for (name, make) in kinds {
+    for (name, make) in kinds.into_iter().filter(|k| k.0.contains(&word)) {
         println!("{name}");
         run(n, make)?;
     }
@@ -78,12 +89,13 @@ fn run(n: u32, make: Make) -> Result<()> {
     };
     let entries = |ttl: Option<u64>| -> Result<Vec<NewEntry>> {
         let now = Now::read();
+        let source = Source::new(Origin::Feed, None);
         (1..=n)
             .map(|i| {
                 Ok(NewEntry {
                     prefix: make(i)?,
                     expires_unix_ms: ttl.map(|t| now.unix_ms + t),
-                    origin: Origin::Feed,
+                    source: source.clone(),
                     note: "feed".into(),
                 })
             })
@@ -127,7 +139,7 @@ fn run(n: u32, make: Make) -> Result<()> {
     drop(policy);
     let mut policy = timed(n, "restart, into empty tables", open)?;
     timed(n, "removal of all", || {
-        policy.flush(List::Black, None, Now::read())
+        policy.flush(List::Black, None, None, Now::read())
     })?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! A write is one transaction, durable when it returns. After a crash the
 //! database opens at the last one that returned.
 
-use crate::entry::{List, Origin};
+use crate::entry::{FeedName, List, Origin, Source};
 use edge_common::addr::Prefix;
 use redb::{
     Database, DatabaseError, ReadOnlyTable, ReadableDatabase as _, StorageError, TableDefinition,
@@ -29,8 +29,9 @@ const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("setting
 /// Memory for database pages, bytes. The lists themselves are read seldom.
 const CACHE: usize = 32 << 20;
 
-/// Version of [`Record`]'s encoding.
-const ENCODING: u8 = 1;
+/// Version of [`Record`]'s encoding. Version 1, which knew one claim and no
+/// feeds, is read as well.
+const ENCODING: u8 = 2;
 
 /// Why the store cannot do what it should.
 #[derive(Debug, Error)]
@@ -63,6 +64,15 @@ pub enum StoreError {
         /// What was found.
         reason: String,
     },
+    /// An entry is of a form that this version does not know.
+    #[error(
+        "{}: written by a later version of edge; run that version, or move the file away to start with empty lists",
+        .path.display()
+    )]
+    Later {
+        /// The database.
+        path: PathBuf,
+    },
     /// A read or write failed.
     #[error("{}: {source}", .path.display())]
     Failed {
@@ -73,61 +83,155 @@ pub enum StoreError {
     },
 }
 
-/// What is kept of an entry.
+/// The most sources of one entry.
+pub const MAX_CLAIMS: usize = 32;
+
+/// What is kept of an entry: who wants it, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// When it was first added, Unix time in milliseconds.
+    /// The claims, one a source, at most [`MAX_CLAIMS`].
+    pub claims: Vec<Claim>,
+}
+
+/// What one source says of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Who says it.
+    pub source: Source,
+    /// When that was first said, Unix time in milliseconds.
     pub created_unix_ms: u64,
-    /// When it runs out, Unix time in milliseconds; `None` for never.
+    /// When it was last said, likewise.
+    pub changed_unix_ms: u64,
+    /// When it runs out, likewise; `None` for never.
     pub expires_unix_ms: Option<u64>,
-    /// Where it came from.
-    pub origin: Origin,
     /// What a person wrote about it.
     pub note: Arc<str>,
 }
 
-impl Record {
-    /// Whether it has run out.
-    pub fn has_expired(&self, now_unix_ms: u64) -> bool {
-        self.expires_unix_ms.is_some_and(|at| at <= now_unix_ms)
+impl Claim {
+    /// Milliseconds that are left of it; `None` for ever. Never more than it
+    /// was given, however far the clock lies behind.
+    pub fn left_ms(&self, now_unix_ms: u64) -> Option<u64> {
+        let expires = self.expires_unix_ms?;
+        let given = expires.saturating_sub(self.changed_unix_ms);
+        Some(expires.saturating_sub(now_unix_ms).min(given))
     }
 
-    /// Version, created, expires (0 for never), origin, note.
+    /// Whether it has run out.
+    pub fn has_expired(&self, now_unix_ms: u64) -> bool {
+        self.left_ms(now_unix_ms) == Some(0)
+    }
+
+    /// Created, changed, expires (0 for never), origin, length and name of the
+    /// feed (0 for none), length of the note, note.
     fn encode(&self, out: &mut Vec<u8>) {
-        out.clear();
-        out.push(ENCODING);
+        let feed = self.source.feed.as_ref().map_or("", FeedName::as_str);
         out.extend(self.created_unix_ms.to_le_bytes());
+        out.extend(self.changed_unix_ms.to_le_bytes());
         out.extend(self.expires_unix_ms.unwrap_or(0).to_le_bytes());
-        out.push(match self.origin {
+        out.push(match self.source.origin {
             Origin::Cli => 0,
             Origin::File => 1,
             Origin::Feed => 2,
             Origin::L7 => 3,
             Origin::Auto => 4,
         });
-        out.extend(self.note.as_bytes());
+        put_text::<1>(out, feed);
+        put_text::<2>(out, &self.note);
+    }
+
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let created_unix_ms = take_u64(bytes)?;
+        let changed_unix_ms = take_u64(bytes)?;
+        let expires = take_u64(bytes)?;
+        let origin = take_origin(bytes)?;
+        let feed = take_text::<1>(bytes)?;
+        let feed = (!feed.is_empty()).then(|| feed.parse()).transpose();
+        Some(Self {
+            source: Source::new(origin, feed.ok()?),
+            created_unix_ms,
+            changed_unix_ms,
+            expires_unix_ms: Some(expires).filter(|&at| at != 0),
+            note: take_text::<2>(bytes)?.into(),
+        })
+    }
+
+    /// Version 1: created, expires, origin, and the note up to the end.
+    fn decode_v1(mut bytes: &[u8]) -> Option<Self> {
+        let created_unix_ms = take_u64(&mut bytes)?;
+        let expires = take_u64(&mut bytes)?;
+        Some(Self {
+            source: Source::new(take_origin(&mut bytes)?, None),
+            created_unix_ms,
+            changed_unix_ms: created_unix_ms,
+            expires_unix_ms: Some(expires).filter(|&at| at != 0),
+            note: std::str::from_utf8(bytes).ok()?.into(),
+        })
+    }
+}
+
+/// Writes a text behind its length in `N` bytes; what is longer is cut, which
+/// the bounds of names and notes keep from happening.
+fn put_text<const N: usize>(out: &mut Vec<u8>, text: &str) {
+    let most = (1usize << (8 * N)) - 1;
+    let bytes = text.as_bytes();
+    let bytes = bytes.get(..most).unwrap_or(bytes);
+    out.extend(&bytes.len().to_le_bytes()[..N]);
+    out.extend(bytes);
+}
+
+fn take_text<'a, const N: usize>(bytes: &mut &'a [u8]) -> Option<&'a str> {
+    let length = bytes.split_off(..N)?;
+    let length = length.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b));
+    std::str::from_utf8(bytes.split_off(..length)?).ok()
+}
+
+fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+    let word = bytes.split_off(..8)?;
+    Some(u64::from_le_bytes(word.try_into().ok()?))
+}
+
+fn take_origin(bytes: &mut &[u8]) -> Option<Origin> {
+    Some(match bytes.split_off_first()? {
+        0 => Origin::Cli,
+        1 => Origin::File,
+        2 => Origin::Feed,
+        3 => Origin::L7,
+        4 => Origin::Auto,
+        _ => return None,
+    })
+}
+
+impl Record {
+    /// Whether all of it has run out.
+    pub fn has_expired(&self, now_unix_ms: u64) -> bool {
+        self.claims.iter().all(|c| c.has_expired(now_unix_ms))
+    }
+
+    /// Version, number of claims, claims.
+    fn encode(&self, out: &mut Vec<u8>) {
+        let claims = &self.claims[..self.claims.len().min(MAX_CLAIMS)];
+        out.clear();
+        out.extend([ENCODING, claims.len() as u8]);
+        for claim in claims {
+            claim.encode(out);
+        }
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (&[ENCODING], rest) = bytes.split_first_chunk::<1>()? else {
-            return None;
+        let (&version, mut rest) = bytes.split_first()?;
+        let claims = match version {
+            1 => vec![Claim::decode_v1(rest)?],
+            ENCODING => {
+                let claims = *rest.split_off_first()?;
+                (0..claims)
+                    .map(|_| Claim::decode(&mut rest))
+                    .collect::<Option<Vec<_>>>()?
+            }
+            _ => return None,
         };
-        let (created, rest) = rest.split_first_chunk::<8>()?;
-        let (expires, rest) = rest.split_first_chunk::<8>()?;
-        let (&[origin], note) = rest.split_first_chunk::<1>()?;
-        Some(Self {
-            created_unix_ms: u64::from_le_bytes(*created),
-            expires_unix_ms: Some(u64::from_le_bytes(*expires)).filter(|&at| at != 0),
-            origin: match origin {
-                0 => Origin::Cli,
-                1 => Origin::File,
-                2 => Origin::Feed,
-                3 => Origin::L7,
-                4 => Origin::Auto,
-                _ => return None,
-            },
-            note: std::str::from_utf8(note).ok()?.into(),
-        })
+        let whole = version == 1 || rest.is_empty();
+        (whole && !claims.is_empty()).then_some(Self { claims })
     }
 }
 
@@ -354,7 +458,12 @@ impl Entries<'_> {
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Record, StoreError> {
-        Record::decode(bytes).ok_or_else(|| self.store.damaged("an entry cannot be read".into()))
+        Record::decode(bytes).ok_or_else(|| match bytes.first() {
+            Some(&version) if version > ENCODING => StoreError::Later {
+                path: self.store.path.clone(),
+            },
+            _ => self.store.damaged("an entry cannot be read".into()),
+        })
     }
 }
 
@@ -405,12 +514,19 @@ mod tests {
         s.parse().unwrap()
     }
 
+    fn claim(feed: &str, note: &str) -> Claim {
+        Claim {
+            source: Source::new(Origin::Feed, feed.parse().ok()),
+            created_unix_ms: 1,
+            changed_unix_ms: 2,
+            expires_unix_ms: Some(3),
+            note: note.into(),
+        }
+    }
+
     fn record(note: &str) -> Record {
         Record {
-            created_unix_ms: 1,
-            expires_unix_ms: Some(2),
-            origin: Origin::Feed,
-            note: note.into(),
+            claims: vec![claim("drop", note)],
         }
     }
 
@@ -516,14 +632,86 @@ mod tests {
     #[test]
     fn records_of_no_known_form_are_refused() {
         let mut bytes = Vec::new();
-        record("x").encode(&mut bytes);
-        assert_eq!(Record::decode(&bytes), Some(record("x")));
-        for cut in 0..bytes.len() - 1 {
+        let mut record = record("x");
+        record.claims.push(claim("other", &"ü".repeat(128)));
+        record.claims.push(Claim {
+            source: Source::new(Origin::Cli, None),
+            expires_unix_ms: None,
+            ..claim("x", "")
+        });
+        record.encode(&mut bytes);
+        assert_eq!(Record::decode(&bytes), Some(record));
+        for cut in 0..bytes.len() {
             assert_eq!(Record::decode(&bytes[..cut]), None, "{cut}");
         }
-        bytes[17] = 9;
+        let with = |at: usize, byte: u8| {
+            let mut wrong = bytes.clone();
+            wrong[at] = byte;
+            Record::decode(&wrong)
+        };
+        assert_eq!(with(1, 0), None);
+        assert_eq!(with(26, 9), None, "no such origin");
+        assert_eq!(with(28, b' '), None, "no name of a feed");
+        bytes.push(0);
         assert_eq!(Record::decode(&bytes), None);
-        bytes[0] = 2;
-        assert_eq!(Record::decode(&bytes), None);
+    }
+
+    #[test]
+    fn entries_of_a_former_version_are_of_the_default_feed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let put = |prefix: &str, bytes: &[u8]| {
+            let key = key(List::Black, p(prefix));
+            let write = |t: &mut Tables<'_>| Ok(t.entries.insert(&key, bytes).map(|_| ())?);
+            store.transaction(write).unwrap();
+        };
+        let v1 = |origin: u8| {
+            let mut bytes = vec![1];
+            bytes.extend([5u64, 7].map(u64::to_le_bytes).as_flattened());
+            bytes.push(origin);
+            bytes.extend(b"why");
+            bytes
+        };
+        put("10.0.0.1", &v1(2));
+        put("10.0.0.2", &v1(0));
+        let entries = store.read().unwrap();
+        let get = |prefix| entries.get(List::Black, p(prefix)).map(Option::unwrap);
+        let old = |source| Claim {
+            source,
+            created_unix_ms: 5,
+            changed_unix_ms: 5,
+            expires_unix_ms: Some(7),
+            note: "why".into(),
+        };
+        let feed = Source::new(Origin::Feed, Some(FeedName::default()));
+        assert_eq!(get("10.0.0.1").unwrap().claims, [old(feed)]);
+        let cli = Source::new(Origin::Cli, None);
+        assert_eq!(get("10.0.0.2").unwrap().claims, [old(cli)]);
+        drop(entries);
+        // And those of a later one are not ours to throw away.
+        put("10.0.0.1", &[ENCODING + 1, 0, 0]);
+        let entries = store.read().unwrap();
+        let error = entries.get(List::Black, p("10.0.0.1")).unwrap_err();
+        assert!(matches!(error, StoreError::Later { .. }), "{error}");
+    }
+
+    #[test]
+    fn nothing_lasts_longer_than_it_was_given() {
+        let claim = Claim {
+            changed_unix_ms: 1_000,
+            expires_unix_ms: Some(1_500),
+            ..claim("x", "")
+        };
+        for (now, left) in [(1_000, 500), (1_200, 300), (1_500, 0), (9_999, 0)] {
+            assert_eq!(claim.left_ms(now), Some(left), "{now}");
+        }
+        // A clock that was not set yet.
+        assert_eq!(claim.left_ms(7), Some(500));
+        let forever = Claim {
+            expires_unix_ms: None,
+            ..claim
+        };
+        assert_eq!(forever.left_ms(7), None);
+        assert!(!forever.has_expired(u64::MAX));
     }
 }

@@ -170,17 +170,7 @@ impl Rig {
     /// When the kernel refuses to map them.
     pub fn tables(&self) -> Result<Tables> {
         let region = |name| self.edge.region(name);
-        let regions = Regions {
-            hosts4: region(maps::HOSTS4)?,
-            hosts4_filter: region(maps::HOSTS4_FILTER)?,
-            wide: region(maps::WIDE)?,
-            hosts6_filter: region(maps::HOSTS6_FILTER)?,
-            prefix_filter: region(maps::PREFIX_FILTER)?,
-            bitmap24: region(maps::BITMAP24)?,
-            lengths4: region(maps::LENGTHS4)?,
-            lengths6: region(maps::LENGTHS6)?,
-            lengths6_long: region(maps::LENGTHS6_LONG)?,
-        };
+        let regions = Regions::new(region)?;
         Ok(Tables::new(regions, self.geometry, SEED)?)
     }
 

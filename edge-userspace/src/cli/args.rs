@@ -15,7 +15,7 @@ use crate::{
         check,
         protocol::{MAX_NOTE, MAX_RECENT_EVENTS},
     },
-    entry::Origin,
+    entry::{FeedName, Origin},
     wire::Word,
 };
 
@@ -173,6 +173,9 @@ Examples:
         /// Only entries inside this prefix.
         #[arg(value_name = "PREFIX")]
         within: Option<Prefix>,
+        /// Only entries of this feed.
+        #[arg(long, value_name = "NAME")]
+        feed: Option<FeedName>,
         /// At most so many.
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
@@ -181,11 +184,14 @@ Examples:
     #[command(after_help = "\
 Examples:
   edge blacklist import drop.txt --note 'Spamhaus DROP' --ttl 2d
-  curl -fsS https://example.net/feed.txt | edge blacklist import - --replace
+  curl -fsS https://example.net/x.txt | edge blacklist import - --feed x --replace
   edge blacklist import messy.txt --lenient
 
 One address or prefix a line; empty lines and comments behind # or ; are skipped.
-When a line is wrong, the lines are named and nothing is changed.")]
+When a line is wrong, the lines are named and nothing is changed.
+
+Each feed has its own entries: what --replace or a flush takes away from one
+stays as long as another has it.")]
     Import {
         /// The feed, or - for standard input.
         #[arg(value_name = "FILE")]
@@ -195,15 +201,20 @@ When a line is wrong, the lines are named and nothing is changed.")]
         /// Take 10.0.0.1/8 as 10.0.0.0/8 instead of refusing it.
         #[arg(long)]
         lenient: bool,
-        /// Remove the entries of former imports that are not in this one, in
-        /// the same step.
+        /// The name of the feed; that of the file without its extension, if not
+        /// given, and `default` for standard input.
+        #[arg(long, value_name = "NAME")]
+        feed: Option<FeedName>,
+        /// Remove the entries of former imports of this feed that are not in
+        /// this one, in the same step.
         #[arg(long)]
         replace: bool,
     },
-    /// Print the entries in the form that import reads, notes as comments.
+    /// Print the entries in the form that import reads, feeds and notes as comments.
     #[command(after_help = "\
 Examples:
   edge blacklist export > blacklist.txt
+  edge blacklist export --feed drop > drop.txt
   edge blacklist export --json > blacklist.jsonl
 
 Expiry and origin are in the JSON form only.")]
@@ -211,12 +222,16 @@ Expiry and origin are in the JSON form only.")]
         /// Only entries inside this prefix.
         #[arg(value_name = "PREFIX")]
         within: Option<Prefix>,
+        /// Only entries of this feed.
+        #[arg(long, value_name = "NAME")]
+        feed: Option<FeedName>,
     },
-    /// Remove all entries, or all of one origin.
+    /// Remove all entries, or all of one origin or feed.
     #[command(after_help = "\
 Examples:
   edge blacklist flush
-  edge blacklist flush --origin feed --yes
+  edge blacklist flush --origin cli
+  edge blacklist flush --feed drop --yes
 
 Asks first; where nobody can answer, --yes is needed. Entries of the
 configuration file stay.")]
@@ -224,6 +239,9 @@ configuration file stay.")]
         /// Only entries of this origin: cli, feed, l7 or auto.
         #[arg(long, value_parser = origin)]
         origin: Option<Origin>,
+        /// Only entries of this feed.
+        #[arg(long, value_name = "NAME", conflicts_with = "origin")]
+        feed: Option<FeedName>,
         /// Do not ask.
         #[arg(short, long)]
         yes: bool,
@@ -456,6 +474,14 @@ mod tests {
             ("blacklist add 10.0.0.1 --ttl 90", "90s"),
             ("blacklist add 10.0.0.1 --note 'a\nb'", "control characters"),
             ("blacklist flush --origin file", "cli, feed, l7 or auto"),
+            (
+                "blacklist flush --origin feed --feed x",
+                "cannot be used with",
+            ),
+            (
+                "blacklist import x --feed 'a b'",
+                "a feed is named with letters",
+            ),
             (
                 "limits set pps --rate 1",
                 "packets, bytes, syn, udp or icmp",

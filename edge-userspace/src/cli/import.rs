@@ -9,12 +9,13 @@ use std::{
 use edge_common::addr::Prefix;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Error, lists::Added, output::Out, unexpected};
+use super::{Error, lists::tell_added, output::Out};
 use crate::{
     control::{
         client::{Client, ImportStage},
-        protocol::{ImportHeader, Response},
+        protocol::{FeedName, ImportHeader},
     },
+    entry::MAX_FEED_NAME,
     feed::{self, FeedError},
 };
 
@@ -23,6 +24,7 @@ use crate::{
 const MAX_ENTRIES: usize = 32_000_000;
 
 /// Reads the feed `file` (`-`: standard input) and imports all of it or nothing.
+/// Without a name, the feed has that of the file.
 pub(super) fn import<W: Write>(
     file: &Path,
     lenient: bool,
@@ -30,20 +32,32 @@ pub(super) fn import<W: Write>(
     socket: &Path,
     out: &mut Out<W>,
 ) -> Result<(), Error> {
-    let prefixes = if file == Path::new("-") {
-        read(io::stdin().lock(), "standard input", lenient)?
+    let (prefixes, named) = if file == Path::new("-") {
+        let prefixes = read(io::stdin().lock(), "standard input", lenient)?;
+        (prefixes, FeedName::default())
     } else {
         let name = file.display().to_string();
         let opened = File::open(file).map_err(|e| Error::Input(format!("{name}: {e}")))?;
-        read(BufReader::with_capacity(1 << 20, opened), &name, lenient)?
+        // The name of a pipe says nothing of what comes through it.
+        let named = match opened.metadata() {
+            Ok(facts) if facts.is_file() => feed_of(file),
+            _ => FeedName::default(),
+        };
+        let opened = BufReader::with_capacity(1 << 20, opened);
+        (read(opened, &name, lenient)?, named)
     };
-    let list = header.list;
+    let feed = header.feed.unwrap_or(named);
     if header.replace && prefixes.is_empty() {
         return Err(Error::Input(format!(
-            "{}: no entries in it, and --replace would remove those of all former imports; if that is meant, use flush --origin feed",
+            "{}: no entries in it, and --replace would remove all those of the feed {feed}; if that is meant, use flush --feed {feed}",
             file.display()
         )));
     }
+    let (list, feed) = (header.list, Some(feed));
+    let header = ImportHeader {
+        feed: feed.clone(),
+        ..header
+    };
     let bar = bar(prefixes.len() as u64);
     let answer = Client::connect(socket)?.import(header, &prefixes, &mut |stage, done, total| {
         bar.set_message(match stage {
@@ -54,22 +68,21 @@ pub(super) fn import<W: Write>(
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    match answer? {
-        Response::Added {
-            added,
-            updated,
-            removed,
-        } => {
-            let added = Added {
-                list,
-                added,
-                updated,
-                removed,
-            };
-            Ok(out.either(&added, || added.text())?)
-        }
-        other => Err(unexpected(socket, &other)),
-    }
+    tell_added(&answer?, list, feed, socket, out)
+}
+
+/// The name of a feed after its file: without the extension, and with `-` for
+/// what cannot stand in such a name.
+fn feed_of(file: &Path) -> FeedName {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let sound = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let name: String = stem
+        .chars()
+        .map(|c| if sound(c) { c } else { '-' })
+        .skip_while(|c| !c.is_ascii_alphanumeric())
+        .take(MAX_FEED_NAME)
+        .collect();
+    name.parse().unwrap_or_default()
 }
 
 fn read(feed: impl BufRead, name: &str, lenient: bool) -> Result<Vec<Prefix>, Error> {
@@ -93,4 +106,26 @@ fn bar(total: u64) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn feeds_are_named_after_their_files() {
+        for (file, name) in [
+            ("/var/lib/feeds/drop.txt", "drop"),
+            ("firehol_level1.netset", "firehol_level1"),
+            ("drop-v6.2.txt", "drop-v6.2"),
+            ("my list (1).txt", "my-list--1-"),
+            (".hidden", "hidden"),
+            ("é", "default"),
+            ("..", "default"),
+        ] {
+            assert_eq!(feed_of(Path::new(file)).as_str(), name, "{file}");
+        }
+        let long = format!("{}.txt", "x".repeat(200));
+        assert_eq!(feed_of(Path::new(&long)).as_str().len(), MAX_FEED_NAME);
+    }
 }

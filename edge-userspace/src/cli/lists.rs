@@ -27,7 +27,7 @@ use crate::{
         client::{Client, ClientError},
         protocol::{Addition, Entry, ImportHeader, Lookup, MAX_PAGE, RangeRole, Request, Response},
     },
-    entry::{List, Origin},
+    entry::{FeedName, List, Origin, Source},
 };
 
 /// Carries out a subcommand on one of the lists.
@@ -40,62 +40,111 @@ pub(super) fn execute<W: Write>(
     match command {
         ListCommand::Add { prefixes, terms } => add(list, prefixes, terms, socket, out),
         ListCommand::Del { prefixes } => del(list, prefixes, socket, out),
-        ListCommand::List { within, limit } => {
+        ListCommand::List {
+            within,
+            feed,
+            limit,
+        } => {
             let mut shown = Shown::new(Now::read().unix_ms);
-            each_page(list, within, limit, socket, |entries| {
-                shown.page(entries, out)
-            })?;
+            let which = Which {
+                list,
+                within,
+                feed,
+                limit,
+            };
+            each_page(which, socket, |entries| shown.page(entries, out))?;
             shown.end(list, out)
         }
-        ListCommand::Export { within } => each_page(list, within, None, socket, |entries| {
-            for entry in entries {
-                out.either(entry, || export_line(entry))?;
-            }
-            Ok(())
-        }),
+        ListCommand::Export { within, feed } => {
+            let which = Which {
+                list,
+                within,
+                feed,
+                limit: None,
+            };
+            each_page(which, socket, |entries| {
+                for entry in entries {
+                    out.either(entry, || export_line(entry))?;
+                }
+                Ok(())
+            })
+        }
         ListCommand::Import {
             file,
             terms,
             lenient,
+            feed,
             replace,
         } => {
-            let header = header(list, Origin::Feed, terms, replace);
+            let header = ImportHeader {
+                feed,
+                replace,
+                ..header(list, Origin::Feed, terms)
+            };
             import::import(&file, lenient, header, socket, out)
         }
-        ListCommand::Flush { origin, yes } => flush(list, origin, yes, socket, out),
+        ListCommand::Flush { origin, feed, yes } => flush(list, origin, feed, yes, socket, out),
     }
 }
 
-fn header(list: List, origin: Origin, terms: Terms, replace: bool) -> ImportHeader {
+fn header(list: List, origin: Origin, terms: Terms) -> ImportHeader {
     ImportHeader {
         list,
         origin,
+        feed: None,
         ttl_s: terms.ttl_s,
         note: terms.note,
-        replace,
+        replace: false,
     }
 }
 
-/// What an addition or an import did.
-#[derive(Debug, Serialize)]
-pub(super) struct Added {
-    pub(super) list: List,
-    pub(super) added: u64,
-    pub(super) updated: u64,
-    pub(super) removed: u64,
-}
-
-impl Added {
-    pub(super) fn text(&self) -> String {
-        let mut text = format!("{}: {} added", self.list.name(), count(self.added));
-        for (n, what) in [(self.updated, "updated"), (self.removed, "removed")] {
+/// Tells what an addition or an import did.
+pub(super) fn tell_added<W: Write>(
+    answer: &Response,
+    list: List,
+    feed: Option<FeedName>,
+    socket: &Path,
+    out: &mut Out<W>,
+) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Added {
+        list: List,
+        feed: Option<FeedName>,
+        added: u64,
+        updated: u64,
+        removed: u64,
+    }
+    let &Response::Added {
+        added,
+        updated,
+        removed,
+    } = answer
+    else {
+        return Err(unexpected(socket, answer));
+    };
+    let done = Added {
+        list,
+        feed,
+        added,
+        updated,
+        removed,
+    };
+    let text = || {
+        let mut text = list.name().to_owned();
+        // Writing to a string cannot fail.
+        if let Some(feed) = &done.feed {
+            let _ = write!(text, ", feed {feed}");
+        }
+        let _ = write!(text, ": {} added", count(added));
+        for (n, what) in [(updated, "updated"), (removed, "removed")] {
             if n > 0 {
                 let _ = write!(text, ", {} {what}", count(n));
             }
         }
         text.push('\n');
         text
-    }
+    };
+    Ok(out.either(&done, text)?)
 }
 
 fn add<W: Write>(
@@ -106,25 +155,10 @@ fn add<W: Write>(
     out: &mut Out<W>,
 ) -> Result<(), Error> {
     let request = Request::Add(Addition {
-        header: header(list, Origin::Cli, terms, false),
+        header: header(list, Origin::Cli, terms),
         prefixes,
     });
-    match ask(socket, request)? {
-        Response::Added {
-            added,
-            updated,
-            removed,
-        } => {
-            let added = Added {
-                list,
-                added,
-                updated,
-                removed,
-            };
-            Ok(out.either(&added, || added.text())?)
-        }
-        other => Err(unexpected(socket, &other)),
-    }
+    tell_added(&ask(socket, request)?, list, None, socket, out)
 }
 
 fn del<W: Write>(
@@ -167,6 +201,7 @@ fn del<W: Write>(
 fn flush<W: Write>(
     list: List,
     origin: Option<Origin>,
+    feed: Option<FeedName>,
     yes: bool,
     socket: &Path,
     out: &mut Out<W>,
@@ -178,10 +213,10 @@ fn flush<W: Write>(
     }
     // First of all, so that nobody is asked in vain.
     let mut client = Client::connect(socket)?;
-    if !yes && !confirmed(list, origin)? {
+    if !yes && !confirmed(list, origin, feed.as_ref())? {
         return Err(Error::Failed("nothing was removed".to_owned()));
     }
-    match client.call(Request::Flush { list, origin })? {
+    match client.call(Request::Flush { list, origin, feed })? {
         Response::Flushed { removed } => Ok(out.either(&Flushed { list, removed }, || {
             format!("{}: {} removed\n", list.name(), count(removed))
         })?),
@@ -189,13 +224,17 @@ fn flush<W: Write>(
     }
 }
 
-fn confirmed(list: List, origin: Option<Origin>) -> Result<bool, Error> {
+fn confirmed(list: List, origin: Option<Origin>, feed: Option<&FeedName>) -> Result<bool, Error> {
     if !io::stdin().is_terminal() {
         return Err(Error::Input(
             "a flush is not undone, and nobody is here to confirm it; give --yes".to_owned(),
         ));
     }
-    let which = origin.map_or(String::new(), |o| format!(" of origin {}", o.name()));
+    let which = match (origin, feed) {
+        (_, Some(feed)) => format!(" of the feed {feed}"),
+        (Some(origin), None) => format!(" of origin {}", origin.name()),
+        (None, None) => String::new(),
+    };
     write!(
         io::stderr(),
         "Remove all entries{which} from the {}? [y/N] ",
@@ -206,19 +245,35 @@ fn confirmed(list: List, origin: Option<Origin>) -> Result<bool, Error> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Fetches a list page by page, at most `limit` entries.
-fn each_page(
+/// Which entries are asked for.
+struct Which {
     list: List,
     within: Option<Prefix>,
+    feed: Option<FeedName>,
     limit: Option<u64>,
+}
+
+/// Fetches a list page by page.
+fn each_page(
+    which: Which,
     socket: &Path,
     mut each: impl FnMut(&[Entry]) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let Which {
+        list,
+        within,
+        feed,
+        limit,
+    } = which;
     let mut client = Client::connect(socket)?;
     let mut left = limit.unwrap_or(u64::MAX);
     let mut after = None;
     while left > 0 {
-        let limit = u32::try_from(left).unwrap_or(MAX_PAGE).min(MAX_PAGE);
+        // Of a feed, nobody knows how many of a page are left.
+        let limit = match feed {
+            None => u32::try_from(left).unwrap_or(MAX_PAGE).min(MAX_PAGE),
+            Some(_) => MAX_PAGE,
+        };
         let request = Request::List {
             list,
             within,
@@ -235,7 +290,11 @@ fn each_page(
             answer => answer,
         };
         match answer? {
-            Response::Page { entries, next } => {
+            Response::Page { mut entries, next } => {
+                if feed.is_some() {
+                    entries.retain(|e| e.feed == feed);
+                }
+                entries.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                 left = left.saturating_sub(entries.len() as u64);
                 each(&entries)?;
                 // A daemon that does not get ahead must not keep us for ever.
@@ -252,11 +311,16 @@ fn each_page(
 
 /// A line that `import` reads again.
 fn export_line(entry: &Entry) -> String {
-    if entry.note.is_empty() {
-        format!("{}\n", entry.prefix)
-    } else {
-        format!("{} ; {}\n", entry.prefix, entry.note)
+    let mut line = entry.prefix.to_string();
+    // Writing to a string cannot fail.
+    if let Some(feed) = &entry.feed {
+        let _ = write!(line, " ; feed {feed}");
     }
+    if !entry.note.is_empty() {
+        let _ = write!(line, " ; {}", entry.note);
+    }
+    line.push('\n');
+    line
 }
 
 /// A list as a table that is printed while it comes in.
@@ -313,7 +377,7 @@ impl Shown {
 fn row(entry: &Entry, now_unix_ms: u64) -> [String; 5] {
     [
         entry.prefix.to_string(),
-        entry.origin.name().to_owned(),
+        Source::new(entry.origin, entry.feed.clone()).to_string(),
         expiry(entry.expires_unix_ms, now_unix_ms),
         count(u64::from(entry.hits)),
         entry.note.clone(),
@@ -412,6 +476,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             list: List::Black,
             origin: Origin::Cli,
+            feed: None,
             created_unix_ms: NOW - 1000,
             expires_unix_ms: expires,
             note: note.to_owned(),
@@ -457,16 +522,19 @@ PREFIX           ORIGIN  EXPIRES     HITS  NOTE
         let page = [entry("192.0.2.7", "a\"b", None)];
         assert_eq!(
             shown(true, &[&page]),
-            "{\"prefix\":\"192.0.2.7\",\"list\":\"blacklist\",\"origin\":\"cli\",\"created_unix_ms\":1795325502000,\"expires_unix_ms\":null,\"note\":\"a\\\"b\",\"hits\":1234}\n"
+            "{\"prefix\":\"192.0.2.7\",\"list\":\"blacklist\",\"origin\":\"cli\",\"feed\":null,\"created_unix_ms\":1795325502000,\"expires_unix_ms\":null,\"note\":\"a\\\"b\",\"hits\":1234}\n"
         );
     }
 
     #[test]
     fn an_export_has_a_prefix_a_line() {
         assert_eq!(export_line(&entry("::1", "", None)), "::1\n");
+        let mut entry = entry("10.0.0.0/8", "SBL1 ; more", None);
+        assert_eq!(export_line(&entry), "10.0.0.0/8 ; SBL1 ; more\n");
+        entry.feed = "drop".parse().ok();
         assert_eq!(
-            export_line(&entry("10.0.0.0/8", "SBL1 ; more", None)),
-            "10.0.0.0/8 ; SBL1 ; more\n"
+            export_line(&entry),
+            "10.0.0.0/8 ; feed drop ; SBL1 ; more\n"
         );
     }
 

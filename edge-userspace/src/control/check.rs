@@ -2,8 +2,8 @@
 //! by the server, before the engine sees it.
 
 use super::protocol::{
-    Failure, FailureKind, ImportHeader, LimitValue, MAX_CHUNK, MAX_NOTE, MAX_PAGE, MAX_TTL_S,
-    Request, SetLimit,
+    Failure, FailureKind, FeedName, ImportHeader, LimitValue, MAX_CHUNK, MAX_NOTE, MAX_PAGE,
+    MAX_TTL_S, Origin, Request, SetLimit,
 };
 
 fn invalid(message: impl Into<String>) -> Failure {
@@ -25,6 +25,7 @@ pub fn request(request: &Request) -> Result<(), Failure> {
             "limit is {limit}; a page has 1 to {MAX_PAGE} entries"
         ))),
         Request::SetLimit(s) => set_limit(s),
+        Request::Flush { origin, feed, .. } => feed_of(*origin, feed.as_ref()),
         _ => Ok(()),
     }
 }
@@ -45,10 +46,21 @@ fn count(prefixes: usize) -> Result<(), Failure> {
 /// [`FailureKind::Invalid`] with what is wrong.
 pub fn header(header: &ImportHeader) -> Result<(), Failure> {
     note(&header.note)?;
+    feed_of(Some(header.origin), header.feed.as_ref())?;
     match header.ttl_s {
         None | Some(1..=MAX_TTL_S) => Ok(()),
         Some(s) => Err(invalid(format!(
             "a time to live of {s} seconds; it must be 1 second to 3650 days"
+        ))),
+    }
+}
+
+fn feed_of(origin: Option<Origin>, feed: Option<&FeedName>) -> Result<(), Failure> {
+    match (origin, feed) {
+        (None | Some(Origin::Feed), _) | (_, None) => Ok(()),
+        (Some(other), Some(feed)) => Err(invalid(format!(
+            "the feed {feed} is given, but entries of origin {} are of no feed",
+            other.name()
         ))),
     }
 }
@@ -94,13 +106,14 @@ mod tests {
     use edge_common::abi::{LimitKind, Mode};
 
     use super::*;
-    use crate::control::protocol::{Addition, List, Origin};
+    use crate::control::protocol::{Addition, List};
 
     fn add(change: impl FnOnce(&mut Addition)) -> Result<(), Failure> {
         let mut addition = Addition {
             header: ImportHeader {
                 list: List::Black,
                 origin: Origin::Cli,
+                feed: None,
                 ttl_s: Some(MAX_TTL_S),
                 note: "n".repeat(MAX_NOTE),
                 replace: false,
@@ -123,6 +136,7 @@ mod tests {
             (|a| a.header.ttl_s = Some(u64::MAX), "3650 days"),
             (|a| a.header.note.push('n'), "257 bytes"),
             (|a| a.header.note = "a\nb".to_owned(), "control"),
+            (|a| a.header.feed = "x".parse().ok(), "origin cli"),
             (|a| a.prefixes.clear(), "no prefix"),
             (|a| a.prefixes.push(a.prefixes[0]), "import"),
         ] {

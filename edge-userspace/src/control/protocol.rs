@@ -22,11 +22,11 @@ use edge_common::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use crate::entry::{List, Origin};
+pub use crate::entry::{FeedName, List, Origin};
 use crate::{status::Status, wire};
 
 /// Version of this protocol. Client and daemon must have the same one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest line a client may send, without its newline.
 pub const MAX_LINE: usize = 1 << 20;
@@ -112,12 +112,15 @@ pub struct ImportHeader {
     pub list: List,
     /// As what.
     pub origin: Origin,
+    /// Of which feed; [`FeedName::default`], if not given. Only with
+    /// [`Origin::Feed`].
+    pub feed: Option<FeedName>,
     /// Seconds from now until the entries expire; never, if not given.
     pub ttl_s: Option<u64>,
     /// Note of every entry.
     pub note: String,
-    /// Entries of this list and origin that are not in the import go away,
-    /// in the same step.
+    /// Entries of this list, origin and feed that are not in the import go
+    /// away, in the same step.
     pub replace: bool,
 }
 
@@ -173,6 +176,8 @@ pub enum Request {
         list: List,
         /// Only those of this origin.
         origin: Option<Origin>,
+        /// Only those of this feed.
+        feed: Option<FeedName>,
     },
     /// What holds for an address. [`Response::Lookup`].
     Lookup {
@@ -242,16 +247,16 @@ pub enum Response {
     },
     /// The entries are in force and durable.
     Added {
-        /// New entries.
+        /// Entries that this source did not have.
         added: u64,
-        /// Entries that were there and got a new expiry, origin or note.
+        /// Entries that it had, and that got a new expiry and note.
         updated: u64,
         /// Entries that `replace` removed.
         removed: u64,
     },
     /// The entries are gone, durably; or some were missing, and all are still there.
     Removed {
-        /// How many; 0 when some were missing.
+        /// How many prefixes; 0 when some were missing.
         removed: u64,
         /// Prefixes that are not on the list.
         #[serde(with = "wire::texts")]
@@ -293,6 +298,8 @@ pub struct Entry {
     pub list: List,
     /// Where it came from.
     pub origin: Origin,
+    /// Of which feed; `null` when it is of none.
+    pub feed: Option<FeedName>,
     /// When it was made, Unix milliseconds.
     pub created_unix_ms: u64,
     /// When it expires, Unix milliseconds; `null` for never.

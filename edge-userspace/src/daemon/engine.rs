@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use edge_common::{
-    abi::{MAX_PROFILES, Profile, maps},
+    abi::{MAX_PROFILES, Profile},
     hash::Seed,
 };
 use tokio::sync::mpsc::Sender;
@@ -35,8 +35,7 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
-    memory::Region,
-    policy::{Policy, PolicyError, SystemEntries},
+    policy::{ClockSet, Policy, PolicyError, SystemEntries},
     tables::{Capacity, Geometry, Regions},
 };
 
@@ -65,6 +64,10 @@ pub(super) struct Engine {
     /// Where a new ring buffer of events goes.
     pub(super) rings: Sender<EventRing>,
     pub(super) notifier: Notifier,
+    /// How often to give a sign of life at least.
+    pub(super) beat: Duration,
+    /// Set when the lists have more of the file than is in force.
+    pub(super) behind: bool,
     /// Set when a change failed and could not be undone.
     pub(super) broken: bool,
 }
@@ -93,8 +96,9 @@ impl Engine {
         let mut next = Instant::now() + TICK;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
-            match commands.recv_timeout(wait) {
+            match commands.recv_timeout(wait.min(self.beat)) {
                 Ok(Command::Request(request, reply)) => {
+                    self.mind_clock();
                     self.answer(request, reply);
                     self.publish_counts();
                 }
@@ -102,10 +106,11 @@ impl Engine {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.shared.beat();
-            if self.broken {
+            if self.broken || self.policy.is_torn() {
                 bail!(
                     "a change failed and could not be undone (see above); the programs in the \
-                     kernel go on, and a restart puts everything right"
+                     kernel go on, and a restart puts everything right, with larger `tables` \
+                     if there was no room"
                 );
             }
             if Instant::now() >= next {
@@ -116,6 +121,17 @@ impl Engine {
     }
 
     fn tick(&mut self) {
+        self.mind_clock();
+        if self.behind {
+            match self.policy.set_system(self.system.clone(), Now::read()) {
+                Ok(()) => {
+                    self.behind = false;
+                    self.publish_counts();
+                    info!("what was taken out of the file is no longer listed");
+                }
+                Err(e) => error!("what was taken out of the file is listed still: {e}"),
+            }
+        }
         match self.policy.expire(Now::read()) {
             Ok(0) => {}
             Ok(_) => self.publish_counts(),
@@ -123,6 +139,38 @@ impl Engine {
         }
         if self.datapath.watch() {
             self.shared.publish_view(self.datapath.view());
+        }
+    }
+
+    /// Brings the lists in line when somebody has set the wall clock.
+    fn mind_clock(&mut self) {
+        let shared = self.shared.clone();
+        match self
+            .policy
+            .mind_clock(Now::read(), &mut |_, _| shared.beat())
+        {
+            Ok(None) => {}
+            Ok(Some(ClockSet {
+                by_ms,
+                entries,
+                left_out,
+            })) => {
+                self.publish_counts();
+                warn!(
+                    by_ms,
+                    entries, "the clock was set: expiries are worked out anew"
+                );
+                if left_out > 0 {
+                    error!(
+                        entries = left_out,
+                        "are in force again by the new time, but there is no room for them: raise \
+                         the keys under `tables` in the configuration and reload"
+                    );
+                }
+            }
+            Err(e) => error!(
+                "the clock was set, and the store has expiries by the former time still: {e}"
+            ),
         }
     }
 
@@ -231,7 +279,7 @@ impl Engine {
         let new_ring = prepared.events_are_new();
         let resize = prepared.tables_are_new() || lists(&geometry) != lists(&self.geometry);
         let filled = if resize {
-            let regions = regions(|name| prepared.region(name))?;
+            let regions = Regions::new(|name| prepared.region(name))?;
             self.policy
                 .replace_tables(regions, geometry, system.clone(), now)
                 .map(|_| ())
@@ -249,12 +297,13 @@ impl Engine {
             self.restore(resize);
             return Err(e);
         }
+        self.behind = false;
         if !resize && let Err(e) = self.policy.set_system(system.clone(), now) {
-            // Harmless: more than the file says is listed, until the next reload.
-            warn!("what was taken out of the file is listed still: {e}");
-            notes.push(format!(
-                "what was taken out of the file is listed still: {e}"
-            ));
+            // More than the file says is listed. It is tried again every second.
+            self.behind = true;
+            let note = format!("what was taken out of the file is listed still, for now: {e}");
+            warn!("{note}");
+            notes.push(note);
         }
         self.model = model;
         self.geometry = geometry;
@@ -272,7 +321,9 @@ impl Engine {
     fn extend_system(&mut self, new: &SystemEntries, now: Now) -> Result<(), PolicyError> {
         match self.policy.set_system(both(&self.system, new), now) {
             // Both together may not fit where the new one alone does.
-            Err(PolicyError::Table(_)) => self.policy.set_system(new.clone(), now),
+            Err(PolicyError::Table(_) | PolicyError::Overlap(_)) => {
+                self.policy.set_system(new.clone(), now)
+            }
             done => done,
         }
     }
@@ -282,7 +333,7 @@ impl Engine {
         let now = Now::read();
         let system = self.system.clone();
         let restored = if resized {
-            regions(|name| self.datapath.region(name))
+            Regions::new(|name| self.datapath.region(name))
                 .map_err(ForceError::from)
                 .and_then(|regions| {
                     self.policy
@@ -313,23 +364,6 @@ impl Engine {
             Err(e) => warn!("no sampled events: {e}"),
         }
     }
-}
-
-/// The memory of the policy tables, given what maps a table by name.
-pub(super) fn regions(
-    region: impl Fn(&'static str) -> Result<Region, DatapathError>,
-) -> Result<Regions, DatapathError> {
-    Ok(Regions {
-        hosts4: region(maps::HOSTS4)?,
-        hosts4_filter: region(maps::HOSTS4_FILTER)?,
-        wide: region(maps::WIDE)?,
-        hosts6_filter: region(maps::HOSTS6_FILTER)?,
-        prefix_filter: region(maps::PREFIX_FILTER)?,
-        bitmap24: region(maps::BITMAP24)?,
-        lengths4: region(maps::LENGTHS4)?,
-        lengths6: region(maps::LENGTHS6)?,
-        lengths6_long: region(maps::LENGTHS6_LONG)?,
-    })
 }
 
 /// What two files say together; of two limits for a prefix, the new one.

@@ -114,6 +114,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             list,
             origin: Origin::Cli,
+            feed: None,
             created_unix_ms: 0,
             expires_unix_ms,
             note: String::new(),

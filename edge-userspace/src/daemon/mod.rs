@@ -111,10 +111,12 @@ async fn serve(options: &Options) -> Result<()> {
         None => None,
     };
 
+    let patience = sd_notify::watchdog_enabled();
     let engine = {
         let (path, shared) = (options.config.clone(), shared.clone());
         let notifier = notifier.clone();
-        let start = move || start::engine(&path, model, shared, rings, notifier);
+        let beat = patience.map_or(Duration::MAX, notify::interval);
+        let start = move || start::engine(&path, model, shared, rings, notifier, beat);
         tokio::task::spawn_blocking(start).await??
     };
     let (ended, mut engine_ended) = oneshot::channel::<()>();
@@ -141,7 +143,9 @@ async fn serve(options: &Options) -> Result<()> {
     );
     let metrics = metrics.map(|m| tokio::spawn(m.run(source, stopped)));
     tokio::spawn(forward_events(new_rings, shared.clone()));
-    tokio::spawn(watchdog(shared.clone(), notifier.clone()));
+    if let Some(patience) = patience {
+        tokio::spawn(watchdog(shared.clone(), notifier.clone(), patience));
+    }
     notifier.tell(News::Ready);
     info!(pid = std::process::id(), "edge is running");
 
@@ -253,12 +257,9 @@ fn publish(batch: &mut Vec<edge_common::abi::Event>, shared: &Shared) {
 }
 
 /// Tells the service manager that the daemon is alive as long as the engine
-/// gives signs of life, if it wants to know.
-async fn watchdog(shared: Arc<Shared>, notifier: Notifier) {
-    let Some(patience) = sd_notify::watchdog_enabled() else {
-        return;
-    };
-    let mut ticks = tokio::time::interval(patience / 3);
+/// gives signs of life.
+async fn watchdog(shared: Arc<Shared>, notifier: Notifier, patience: Duration) {
+    let mut ticks = tokio::time::interval(notify::interval(patience));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = None;
     loop {

@@ -7,6 +7,7 @@
 use std::{
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
+    time::Duration,
 };
 
 use sd_notify::NotifyState;
@@ -14,6 +15,13 @@ use tracing::warn;
 
 /// Messages that wait, at the most.
 const QUEUE: usize = 16;
+
+/// How often the engine gives a sign of life, and how often the service manager
+/// is told of one, when its patience is so long. Both together, out of step, and
+/// with one message lost, stay below it.
+pub(super) fn interval(patience: Duration) -> Duration {
+    (patience / 4).max(Duration::from_millis(1))
+}
 
 /// Tells the service manager how the daemon is.
 #[derive(Clone, Debug)]
@@ -65,5 +73,23 @@ fn pass_on(news: &Receiver<News>) {
         if let Err(e) = told {
             warn!("cannot notify the service manager: {e}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_manager_hears_in_time_also_when_a_message_is_lost() {
+        for ms in [20, 300, 1000, 4000, 30_000] {
+            let patience = Duration::from_millis(ms);
+            // A beat just missed, a telling just missed, and one lost.
+            assert!(3 * interval(patience) < patience, "{ms} ms");
+        }
+        assert!(
+            interval(Duration::ZERO) > Duration::ZERO,
+            "tokio refuses none"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! The engine's answers to the requests of the control socket.
 
-use tracing::info;
+use tracing::{error, info};
 
 use super::{
     engine::{Engine, LIMITS_SETTING, failure},
@@ -13,6 +13,7 @@ use crate::{
         protocol::{Addition, Entry, Failure, FailureKind, Request, Response},
         server::Reply,
     },
+    entry::Source,
     policy::{EntryView, NewEntry, PolicyError},
     tables::TableError,
 };
@@ -51,9 +52,9 @@ impl Engine {
                     next: page.next,
                 })
                 .map_err(|e| policy_failure(&e)),
-            Request::Flush { list, origin } => self
+            Request::Flush { list, origin, feed } => self
                 .policy
-                .flush(list, origin, now)
+                .flush(list, origin, feed.as_ref(), now)
                 .map(|removed| Response::Flushed { removed })
                 .map_err(|e| policy_failure(&e)),
             Request::Lookup { address } => self
@@ -87,12 +88,13 @@ impl Engine {
             .ttl_s
             .map(|s| now.unix_ms.saturating_add(s.saturating_mul(1000)));
         let note: std::sync::Arc<str> = header.note.into();
+        let source = Source::new(header.origin, header.feed);
         let entries = prefixes
             .into_iter()
             .map(|prefix| NewEntry {
                 prefix,
                 expires_unix_ms,
-                origin: header.origin,
+                source: source.clone(),
                 note: note.clone(),
             })
             .collect();
@@ -103,7 +105,7 @@ impl Engine {
         };
         let done = if header.replace {
             self.policy
-                .replace(header.list, header.origin, entries, now, &mut progress)
+                .replace(header.list, &source, entries, now, &mut progress)
         } else {
             self.policy.add(header.list, entries, now, &mut progress)
         };
@@ -131,7 +133,7 @@ impl Engine {
                 // What is stored must be what is in force.
                 let former = self.changes.clone();
                 if let Err(e) = self.store_limits(&former) {
-                    tracing::error!("limits that are not in force are stored: {e}");
+                    error!("limits that are not in force are stored: {e}");
                 }
                 return Err(failure(e));
             }
@@ -155,7 +157,8 @@ fn entry(view: &EntryView) -> Entry {
     Entry {
         prefix: view.prefix,
         list: view.list,
-        origin: view.origin,
+        origin: view.source.origin,
+        feed: view.source.feed.clone(),
         created_unix_ms: view.created_unix_ms,
         expires_unix_ms: view.expires_unix_ms,
         note: view.note.to_string(),
@@ -168,11 +171,19 @@ fn change_failure(error: &ChangeError) -> Failure {
 }
 /// A failure of the lists for the one who asked.
 pub(super) fn policy_failure(error: &PolicyError) -> Failure {
+    if let PolicyError::NotUndone { .. } = error {
+        // The daemon ends for it: not only the client must know why.
+        error!("{error}");
+    }
     let kind = match error {
-        PolicyError::Table(TableError::Full { .. }) => FailureKind::Full,
-        PolicyError::Table(TableError::Size { .. }) => FailureKind::Internal,
+        PolicyError::Table(TableError::Full { .. }) | PolicyError::Overlap(_) => FailureKind::Full,
+        PolicyError::Table(TableError::Size { .. }) | PolicyError::NotUndone { .. } => {
+            FailureKind::Internal
+        }
         PolicyError::Store(_) => FailureKind::Store,
-        PolicyError::NoteTooLong { .. } | PolicyError::InFile { .. } => FailureKind::Invalid,
+        PolicyError::NoteTooLong { .. }
+        | PolicyError::TooManySources { .. }
+        | PolicyError::InFile { .. } => FailureKind::Invalid,
     };
     Failure::new(kind, error.to_string())
 }

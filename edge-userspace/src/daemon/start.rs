@@ -2,7 +2,7 @@
 //! programs of a former daemon go on until the tables are right and the new
 //! programs take their place.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use edge_common::{
@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::{
-    engine::{Engine, LIMITS_SETTING, regions},
+    engine::{Engine, LIMITS_SETTING},
     facts::Shared,
     limits::Changes,
     notify::Notifier,
@@ -26,7 +26,7 @@ use crate::{
     policy::Policy,
     status::AttachMode,
     store::Store,
-    tables::Geometry,
+    tables::{Geometry, Regions},
 };
 
 /// Key of the seed among the store's settings.
@@ -60,6 +60,7 @@ pub(super) fn engine(
     shared: Arc<Shared>,
     rings: Sender<EventRing>,
     notifier: Notifier,
+    beat: Duration,
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
     let store = Store::open(&file.state_dir)?;
@@ -80,18 +81,33 @@ pub(super) fn engine(
     let now = Now::read();
     let (policy, filled) = Policy::open(
         store,
-        regions(|name| prepared.region(name))?,
+        Regions::new(|name| prepared.region(name))?,
         geometry,
         seed,
         system.clone(),
         now,
     )?;
     info!(
-        entries = filled.entries,
-        removed = filled.removed,
+        entries = filled.refilled.entries,
+        removed = filled.refilled.removed,
         adopted = !prepared.tables_are_new(),
         "the tables hold what the store and the configuration say"
     );
+    if filled.expired > 0 {
+        info!(
+            entries = filled.expired,
+            "have run out since, if the clock is right; they are removed when it has gone on \
+             steadily for a while"
+        );
+    }
+    if filled.from_the_future > 0 {
+        warn!(
+            entries = filled.from_the_future,
+            "were changed at a time that the clock has not reached: it is wrong, or it was. They \
+             last from now on as long as they were given, and are brought in line when the clock \
+             is set"
+        );
+    }
     let mut engine = Engine {
         path: path.to_path_buf(),
         seed,
@@ -106,6 +122,8 @@ pub(super) fn engine(
         shared,
         rings,
         notifier,
+        beat,
+        behind: false,
         broken: false,
     };
     engine.datapath.commit(prepared)?;

@@ -13,6 +13,7 @@ use aya::programs::{
     xdp::XdpLink,
 };
 use aya_obj::programs::XdpAttachType;
+use edge_common::abi;
 use tracing::warn;
 
 use super::{
@@ -25,12 +26,10 @@ use crate::status::AttachMode;
 /// What is known of a pinned link of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Existing {
-    /// It is attached to the interface; its program has this id.
+    /// It is attached to the interface.
     Attached {
         /// Where the program runs.
         mode: AttachMode,
-        /// Kernel id of the program.
-        program: u32,
     },
     /// Its interface is gone (and perhaps made anew under the same name), or
     /// the pin is no link at all.
@@ -52,11 +51,9 @@ pub(super) fn existing(pin: &Path, interface: &Interface) -> Existing {
     match (ours, hook.mode) {
         (true, HookMode::Native) => Existing::Attached {
             mode: AttachMode::Native,
-            program: hook.program,
         },
         (true, HookMode::Generic) => Existing::Attached {
             mode: AttachMode::Generic,
-            program: hook.program,
         },
         _ => Existing::Stale,
     }
@@ -78,8 +75,15 @@ pub(super) fn replace(program: &mut Xdp, pin: &Path, interface: &str) -> Result<
     Ok(())
 }
 
+/// The program with this id, found among all of the kernel's, which takes
+/// CAP_SYS_ADMIN.
+pub(super) fn by_id(id: u32) -> Option<Xdp> {
+    let info = loaded_programs().find_map(|p| p.ok().filter(|p| p.id() == id))?;
+    Xdp::from_program_info(info, abi::PROGRAM.into(), XdpAttachType::Interface).ok()
+}
+
 /// The program pinned at `pin` if it is the one with this id, to put it back
-/// if need be. Looking a program up by its id alone would take CAP_SYS_ADMIN.
+/// if need be.
 pub(super) fn pinned(pin: &Path, id: u32) -> Option<Xdp> {
     let program = Xdp::from_pin(pin, XdpAttachType::Interface).ok()?;
     (program.info().ok()?.id() == id).then_some(program)

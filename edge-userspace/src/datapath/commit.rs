@@ -61,6 +61,7 @@ impl Datapath {
             mut staged,
             ..
         } = prepared;
+        self.secure_ways_back()?;
         let mut steps = Vec::new();
         let done = (|| {
             self.place_maps(
@@ -74,15 +75,15 @@ impl Datapath {
             steps.push(Step::ArpBindings(table.get()?));
             table.set(&settings.arp_bindings)?;
             // What can fail comes first: a new interface may refuse, a
-            // replacement hardly ever does.
-            for fresh in [true, false] {
-                for l in &mut loaded {
-                    if self.pins.find_link(&l.state.name).is_none() == fresh
-                        && l.state.mode.is_none()
-                    {
-                        place_program(&self.pins, &mut steps, l, settings.allow_generic)?;
-                    }
-                }
+            // replacement hardly ever does. And last what cannot be undone.
+            let mut order: Vec<&mut Loaded> = loaded.iter_mut().collect();
+            order.sort_by_cached_key(|l| match self.pins.find_link(&l.state.name) {
+                None => 0,
+                Some(link) if self.way_back(&link, &l.state.name).is_some() => 1,
+                Some(_) => 2,
+            });
+            for l in order {
+                self.place_program(&mut steps, l, settings.allow_generic)?;
             }
             Ok(())
         })();
@@ -169,7 +170,7 @@ impl Datapath {
             warn!("{e}");
         }
         for Loaded { ebpf, state, .. } in loaded {
-            if let Err(e) = self.pin_program(ebpf, &state.name) {
+            if let Err(e) = pin_program(&self.pins, ebpf, &state.name) {
                 warn!("a later change that fails cannot put this program back: {e}");
             }
         }
@@ -186,18 +187,101 @@ impl Datapath {
         Ok(program)
     }
 
-    fn pin_program(&self, ebpf: &mut Ebpf, interface: &str) -> Result<(), DatapathError> {
-        let path = self.pins.program(interface);
-        pins::unlink(&path)?;
-        let failed = |why| DatapathError::Attach {
-            interface: interface.into(),
-            why,
-        };
-        program::xdp(ebpf)
-            .map_err(|e| failed(error::chain(&e)))?
-            .pin(&path)
-            .map_err(|e| failed(error::chain(&e)))
+    /// Pins the programs of this process that have lost their pin: whatever
+    /// begins a change must be able to put them back.
+    fn secure_ways_back(&mut self) -> Result<(), DatapathError> {
+        let active = self.active.iter_mut();
+        for Loaded { ebpf, state, .. } in active.flat_map(|a| &mut a.loaded) {
+            let id = program::xdp(ebpf).and_then(|p| p.info()).map(|i| i.id());
+            let pin = self.pins.program(&state.name);
+            if !id.is_ok_and(|id| attach::pinned(&pin, id).is_some()) {
+                pin_program(&self.pins, ebpf, &state.name)?;
+            }
+        }
+        Ok(())
     }
+
+    /// The program that runs under the interface's link, to be put back if need
+    /// be; `None` when there is no way to get hold of it.
+    fn way_back(&self, link: &Path, interface: &str) -> Option<Xdp> {
+        let program = attach::program_of(link)?;
+        attach::pinned(&self.pins.program_beside(link, interface), program)
+            .or_else(|| attach::by_id(program))
+    }
+
+    /// Attaches or replaces the program of one interface.
+    fn place_program(
+        &self,
+        steps: &mut Vec<Step>,
+        loaded: &mut Loaded,
+        allow_generic: bool,
+    ) -> Result<(), DatapathError> {
+        let Loaded { ebpf, state, .. } = loaded;
+        let facts = preflight::interface(&state.name)?;
+        let xdp = program::xdp(ebpf).map_err(|e| DatapathError::Attach {
+            interface: state.name.clone(),
+            why: error::chain(&e),
+        })?;
+        state.ifindex = facts.index;
+        let pin = self.pins.link(&state.name);
+        let found = self.pins.find_link(&state.name);
+        if let Some(found) = &found
+            && let Existing::Attached { mode } = attach::existing(found, &facts)
+        {
+            if mode == AttachMode::Generic && !allow_generic {
+                return Err(DatapathError::AttachedGeneric {
+                    interface: state.name.clone(),
+                });
+            }
+            if mode == AttachMode::Generic {
+                warn!(interface = state.name, "attached in the slow GENERIC mode");
+            }
+            let old = self.way_back(found, &state.name);
+            if *found != pin {
+                rename(steps, found, &pin)?;
+            }
+            attach::replace(xdp, &pin, &state.name)?;
+            match old {
+                Some(old) => steps.push(Step::Replaced {
+                    pin,
+                    interface: state.name.clone(),
+                    old: Box::new(old),
+                }),
+                None => warn!(
+                    interface = state.name,
+                    "its former program has no pin: if another interface fails now, this one \
+                     keeps the new program"
+                ),
+            }
+            state.mode = Some(mode);
+            state.adopted = true;
+            return Ok(());
+        }
+        let staged = self.pins.staged_link(&state.name);
+        let mode = attach::attach(xdp, &facts, allow_generic, &staged)?;
+        // Whatever lies at the pin is the link of an interface that is gone.
+        if let Err(e) = pins::rename(&staged, &pin) {
+            pins::unlink(&staged)?;
+            return Err(e);
+        }
+        steps.push(Step::Attached { pin });
+        state.mode = Some(mode);
+        Ok(())
+    }
+}
+
+/// Pins the program of an interface, so that a later change can put it back.
+fn pin_program(pins: &Pins, ebpf: &mut Ebpf, interface: &str) -> Result<(), DatapathError> {
+    let path = pins.program(interface);
+    pins::unlink(&path)?;
+    let failed = |why| DatapathError::Attach {
+        interface: interface.into(),
+        why,
+    };
+    program::xdp(ebpf)
+        .map_err(|e| failed(error::chain(&e)))?
+        .pin(&path)
+        .map_err(|e| failed(error::chain(&e)))
 }
 
 fn rename(steps: &mut Vec<Step>, from: &Path, to: &Path) -> Result<(), DatapathError> {
@@ -206,61 +290,6 @@ fn rename(steps: &mut Vec<Step>, from: &Path, to: &Path) -> Result<(), DatapathE
         from: from.into(),
         to: to.into(),
     });
-    Ok(())
-}
-
-/// Attaches or replaces the program of one interface.
-fn place_program(
-    pins: &Pins,
-    steps: &mut Vec<Step>,
-    loaded: &mut Loaded,
-    allow_generic: bool,
-) -> Result<(), DatapathError> {
-    let Loaded { ebpf, state, .. } = loaded;
-    let facts = preflight::interface(&state.name)?;
-    let xdp = program::xdp(ebpf).map_err(|e| DatapathError::Attach {
-        interface: state.name.clone(),
-        why: error::chain(&e),
-    })?;
-    state.ifindex = facts.index;
-    let pin = pins.link(&state.name);
-    let found = pins.find_link(&state.name);
-    if let Some(found) = &found
-        && let Existing::Attached { mode, program } = attach::existing(found, &facts)
-    {
-        if mode == AttachMode::Generic && !allow_generic {
-            return Err(DatapathError::AttachedGeneric {
-                interface: state.name.clone(),
-            });
-        }
-        if mode == AttachMode::Generic {
-            warn!(interface = state.name, "attached in the slow GENERIC mode");
-        }
-        if *found != pin {
-            rename(steps, found, &pin)?;
-        }
-        let old = attach::pinned(&pins.program(&state.name), program);
-        attach::replace(xdp, &pin, &state.name)?;
-        if let Some(old) = old {
-            steps.push(Step::Replaced {
-                pin,
-                interface: state.name.clone(),
-                old: Box::new(old),
-            });
-        }
-        state.mode = Some(mode);
-        state.adopted = true;
-        return Ok(());
-    }
-    let staged = pins.staged_link(&state.name);
-    let mode = attach::attach(xdp, &facts, allow_generic, &staged)?;
-    // Whatever lies at the pin is the link of an interface that is gone.
-    if let Err(e) = pins::rename(&staged, &pin) {
-        pins::unlink(&staged)?;
-        return Err(e);
-    }
-    steps.push(Step::Attached { pin });
-    state.mode = Some(mode);
     Ok(())
 }
 

@@ -114,6 +114,12 @@ impl Pins {
         self.version.join("programs").join(encode(interface))
     }
 
+    /// Where the program of an interface is pinned whose link was found there.
+    pub(super) fn program_beside(&self, link: &Path, interface: &str) -> PathBuf {
+        let version = link.ancestors().nth(2).unwrap_or(&self.version);
+        version.join("programs").join(encode(interface))
+    }
+
     /// Frees what a failed or interrupted change left behind.
     pub(super) fn clear_staging(&self) {
         empty(&self.version.join("staging"));

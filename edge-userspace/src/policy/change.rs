@@ -1,26 +1,44 @@
 //! Adding, removing, expiring.
 
-use super::{Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed};
+use super::{
+    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo, is_counted, no_room,
+    order::{Step, groups},
+    raise, stamp,
+};
 use crate::{
     clock::Now,
-    entry::{List, Origin},
-    store::{Change, Record},
-    tables::Listing,
+    entry::{FeedName, List, Origin, Source},
+    store::{Change, Claim, MAX_CLAIMS, Record},
 };
-use edge_common::{addr::Prefix, table::Stamp};
+use edge_common::addr::Prefix;
 
 /// Entries between two reports of progress.
 const REPORT_EVERY: u64 = 8192;
 /// Slots that one call of [`Policy::expire`] looks at: everything within two
 /// minutes at ten million entries and a call a second, and 2 MB of memory.
 const SWEEP_SLOTS: usize = 1 << 17;
-/// Entries that one call of [`Policy::expire`] removes.
+/// Entries that one call of [`Policy::expire`] removes, and stored ones that it
+/// looks at besides.
 const SWEEP_LIMIT: usize = 1 << 14;
 
+/// Where a walk through all lists of the store begins.
+pub(super) const FIRST: (List, Option<Prefix>) = (List::Black, None);
+
+/// What setting the clock did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockSet {
+    /// By how many milliseconds it was set.
+    pub by_ms: i64,
+    /// Entries that last longer or shorter in the tables than before.
+    pub entries: u64,
+    /// Entries that are in force again by the new time, for which there is no room.
+    pub left_out: u64,
+}
+
 impl Policy {
-    /// Adds entries, all or none. One that is listed already gets the new
-    /// expiry, origin and note, and keeps its age and hits; of several with
-    /// the same prefix the last one counts. `progress` hears of done and total.
+    /// Adds entries, all or none. One that its source has already gets the new
+    /// expiry and note, and keeps its age and hits; of several with the same
+    /// prefix the last one counts. `progress` hears of done and total.
     ///
     /// # Errors
     /// [`PolicyError`]; then nothing has changed.
@@ -34,27 +52,27 @@ impl Policy {
         self.change(list, entries, None, now, progress)
     }
 
-    /// Adds entries and removes all others of the same list that have this
-    /// origin, in one step.
+    /// Adds entries and removes all others of the same list that this source
+    /// has, in one step.
     ///
     /// # Errors
     /// [`PolicyError`]; then nothing has changed.
     pub fn replace(
         &mut self,
         list: List,
-        origin: Origin,
+        source: &Source,
         entries: Vec<NewEntry>,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Added, PolicyError> {
-        self.change(list, entries, Some(origin), now, progress)
+        self.change(list, entries, Some(source), now, progress)
     }
 
     fn change(
         &mut self,
         list: List,
         entries: Vec<NewEntry>,
-        replaced: Option<Origin>,
+        replaced: Option<&Source>,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Added, PolicyError> {
@@ -65,45 +83,49 @@ impl Policy {
                 length: long.note.len(),
             });
         }
-        let mut changes: Vec<Change> = Vec::with_capacity(entries.len());
         let mut done = Added::default();
-        let gone = match replaced {
-            Some(origin) => self.listed(list, Some(origin))?,
+        let mut changes: Vec<Change> = match replaced {
+            Some(source) => {
+                let is_new = |p| entries.binary_search_by_key(&p, |e| e.prefix).is_ok();
+                let goes = |prefix, claim: &Claim| claim.source == *source && !is_new(prefix);
+                let (changes, removed) = self.without(list, goes, now)?;
+                done.removed = removed;
+                changes
+            }
             None => Vec::new(),
         };
+        changes.reserve(entries.len());
         let former = self.store.read()?;
-        for prefix in gone {
-            if entries.binary_search_by_key(&prefix, |e| e.prefix).is_err() {
-                done.removed += 1;
-                changes.push((list, prefix, None));
-            }
-        }
         for entry in entries {
-            // The tables know of all that is stored: most entries of a feed are
-            // new, and need no look into the store.
+            // The tables know of all that is in force: most entries of a feed
+            // are new, and need no look into the store.
             let known = stamp(self.tables.own(entry.prefix), list) != 0;
             let record = if known {
                 former.get(list, entry.prefix)?
             } else {
                 None
             };
-            let created_unix_ms = match record {
-                Some(record) if !record.has_expired(now.unix_ms) => {
-                    done.updated += 1;
-                    record.created_unix_ms
-                }
-                _ => {
-                    done.added += 1;
-                    now.unix_ms
-                }
-            };
-            let record = Record {
-                created_unix_ms,
+            let mut claims = record.map_or_else(Vec::new, |r| r.claims);
+            claims.retain(|c| !c.has_expired(now.unix_ms));
+            let mut claim = Claim {
+                source: entry.source,
+                created_unix_ms: now.unix_ms,
+                changed_unix_ms: now.unix_ms,
                 expires_unix_ms: entry.expires_unix_ms,
-                origin: entry.origin,
                 note: entry.note,
             };
-            changes.push((list, entry.prefix, Some(record)));
+            if let Some(same) = claims.iter_mut().find(|c| c.source == claim.source) {
+                done.updated += 1;
+                claim.created_unix_ms = same.created_unix_ms;
+                *same = claim;
+            } else if claims.len() < MAX_CLAIMS {
+                done.added += 1;
+                claims.push(claim);
+            } else {
+                let prefix = entry.prefix;
+                return Err(PolicyError::TooManySources { prefix });
+            }
+            changes.push((list, entry.prefix, Some(Record { claims })));
         }
         drop(former);
         self.apply(changes, now, progress)?;
@@ -156,8 +178,9 @@ impl Policy {
         Ok(Removed { removed, missing })
     }
 
-    /// Removes all entries of a list, or those of one origin. Entries of the
-    /// configuration file stay. Returns how many are gone.
+    /// Removes the entries of a list that sources of this origin and this feed
+    /// have, of all where nothing is given. Entries of the configuration file
+    /// stay. Returns how many are gone.
     ///
     /// # Errors
     /// [`PolicyError`]; then nothing has changed.
@@ -165,11 +188,11 @@ impl Policy {
         &mut self,
         list: List,
         origin: Option<Origin>,
+        feed: Option<&FeedName>,
         now: Now,
     ) -> Result<u64, PolicyError> {
-        let gone = self.listed(list, origin)?;
-        let removed = gone.len() as u64;
-        let changes = gone.into_iter().map(|p| (list, p, None)).collect();
+        let goes = |_, claim: &Claim| claim.source.is(origin, feed);
+        let (changes, removed) = self.without(list, goes, now)?;
         self.apply(changes, now, &mut |_, _| {})?;
         Ok(removed)
     }
@@ -184,9 +207,6 @@ impl Policy {
         let mut found = Vec::new();
         self.tables
             .sweep(now.stamp(), SWEEP_SLOTS, SWEEP_LIMIT, &mut found);
-        if found.is_empty() {
-            return Ok(0);
-        }
         found.sort_unstable();
         found.dedup();
         let mut changes: Vec<Change> = Vec::new();
@@ -200,21 +220,143 @@ impl Policy {
             }
         }
         let expired = changes.len() as u64;
-        self.apply(changes, now, &mut |_, _| {})?;
-        Ok(expired)
+        if !changes.is_empty() {
+            self.apply(changes, now, &mut |_, _| {})?;
+        }
+        Ok(expired + self.clear_leftovers(now)?)
     }
 
-    /// What the store has of a list, in order.
-    fn listed(&self, list: List, origin: Option<Origin>) -> Result<Vec<Prefix>, PolicyError> {
+    /// Removes from the store some of what has run out without having been in
+    /// the tables: only the wall clock says so, and it must have been steady.
+    fn clear_leftovers(&mut self, now: Now) -> Result<u64, PolicyError> {
+        let Some((list, after)) = self.leftovers.filter(|_| self.clock.is_steady(now)) else {
+            return Ok(0);
+        };
         let entries = self.store.read()?;
-        let mut prefixes = Vec::new();
-        for item in entries.range(list, None, None)? {
+        let mut changes: Vec<Change> = Vec::new();
+        let mut last = None;
+        for item in entries.range(list, after, None)?.take(SWEEP_LIMIT) {
             let (prefix, record) = item?;
-            if origin.is_none_or(|origin| record.origin == origin) {
-                prefixes.push(prefix);
+            last = Some(prefix);
+            // What the tables have is for the sweep, and what stands behind an
+            // entry of the file for when that goes.
+            if record.has_expired(now.unix_ms) && stamp(self.tables.own(prefix), list) == 0 {
+                changes.push((list, prefix, None));
             }
         }
-        Ok(prefixes)
+        drop(entries);
+        let removed = changes.len() as u64;
+        if removed > 0 {
+            self.store.write(changes)?;
+        }
+        self.leftovers = match (list, last) {
+            (list, Some(last)) => Some((list, Some(last))),
+            (List::Black, None) => Some((List::Allow, None)),
+            (List::Allow, None) => None,
+        };
+        Ok(removed)
+    }
+
+    /// Looks whether the wall clock was set, to be called before every change,
+    /// and brings what depends on it in line: what was said while it was wrong
+    /// lasts as long as was meant, and all else as the new time says.
+    ///
+    /// # Errors
+    /// [`PolicyError::Store`]: the tables are right then, but the store has
+    /// expiries by the clock as it was.
+    pub fn mind_clock(
+        &mut self,
+        now: Now,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Option<ClockSet>, PolicyError> {
+        let Some(step) = self.clock.look(now) else {
+            return Ok(None);
+        };
+        let mut set = ClockSet {
+            by_ms: step.by_ms,
+            ..ClockSet::default()
+        };
+        self.leftovers = Some(FIRST);
+        let mut corrected: Vec<Change> = Vec::new();
+        let entries = self.store.read()?;
+        let mut done = 0;
+        for list in [List::Black, List::Allow] {
+            for item in entries.range(list, None, None)? {
+                let (prefix, mut record) = item?;
+                done += 1;
+                if done % REPORT_EVERY == 0 {
+                    progress(done, done);
+                }
+                let mut is_corrected = false;
+                for claim in &mut record.claims {
+                    if !step.shown.contains(&claim.changed_unix_ms) {
+                        continue;
+                    }
+                    is_corrected = true;
+                    claim.changed_unix_ms = step.corrected(claim.changed_unix_ms);
+                    claim.expires_unix_ms = claim.expires_unix_ms.map(|at| step.corrected(at));
+                    if step.shown.contains(&claim.created_unix_ms) {
+                        claim.created_unix_ms = step.corrected(claim.created_unix_ms);
+                    }
+                }
+                let former = self.tables.own(prefix);
+                let file = self.system.own(prefix);
+                let mut own = former;
+                match list {
+                    List::Black => own.black = file.listing().black,
+                    List::Allow => own.allow = file.listing().allow,
+                }
+                raise(&mut own, list, &record, now);
+                if is_corrected {
+                    corrected.push((list, prefix, Some(record)));
+                }
+                if own == former {
+                    continue;
+                }
+                match self.tables.put(prefix, own) {
+                    Ok(()) => set.entries += 1,
+                    Err(_) => {
+                        set.left_out += 1;
+                        continue;
+                    }
+                }
+                let before = is_counted(former, file, list, true);
+                match (before, is_counted(own, file, list, true)) {
+                    (false, true) => self.stored.add(list, prefix),
+                    (true, false) => self.stored.remove(list, prefix),
+                    _ => {}
+                }
+            }
+        }
+        drop(entries);
+        self.store.write(corrected)?;
+        self.tables.settle();
+        Ok(Some(set))
+    }
+
+    /// The changes after which a list is without the claims that `goes` tells,
+    /// in the order of prefixes, and the number of these claims.
+    fn without(
+        &self,
+        list: List,
+        goes: impl Fn(Prefix, &Claim) -> bool,
+        now: Now,
+    ) -> Result<(Vec<Change>, u64), PolicyError> {
+        let entries = self.store.read()?;
+        let (mut changes, mut gone) = (Vec::new(), 0);
+        for item in entries.range(list, None, None)? {
+            let (prefix, mut record) = item?;
+            record.claims.retain(|c| !c.has_expired(now.unix_ms));
+            let before = record.claims.len();
+            record.claims.retain(|c| !goes(prefix, c));
+            let removed = before - record.claims.len();
+            if removed > 0 {
+                gone += removed as u64;
+                let left = (!record.claims.is_empty()).then_some(record);
+                changes.push((list, prefix, left));
+            }
+        }
+        Ok((changes, gone))
     }
 
     /// Makes changes in the tables, then in the store; or none of them.
@@ -226,41 +368,42 @@ impl Policy {
     ) -> Result<(), PolicyError> {
         // Removals and additions each came in order; the store likes them so.
         changes.sort_by_key(|c| c.1);
-        let mut undo = super::Undo::default();
+        let groups = groups(changes.iter().map(|(_, prefix, record)| Step {
+            prefix: *prefix,
+            adds: record.is_some(),
+            growth: if record.is_some() { 1 } else { -1 },
+        }));
+        let mut undo = Undo::default();
         let mut counts = self.stored;
-        // Prefixes go after all else: a source that another one covers from now
-        // on must not be without cover in between.
-        let goes_last = |c: &&Change| c.2.is_none() && !c.1.is_host();
-        let (last, first) = (
-            changes.iter().filter(goes_last),
-            changes.iter().filter(|c| !goes_last(c)),
-        );
-        for (list, prefix, record) in first.chain(last) {
-            let former = self.tables.own(*prefix);
-            let mut own = former;
-            let file = self.system.own(*prefix).listing();
-            let was_listed = self.is_stored(former, file, *list, *prefix)?;
-            match list {
-                List::Black => own.black = file.black,
-                List::Allow => own.allow = file.allow,
-            }
-            match record {
-                Some(record) => {
-                    super::raise(&mut own, *list, record, now);
-                    if !was_listed {
-                        counts.add(*list, *prefix);
-                    }
+        for group in groups {
+            let adds = changes[group.clone()].iter().filter(|c| c.2.is_some());
+            let removes = changes[group].iter().filter(|c| c.2.is_none());
+            for (list, prefix, record) in adds.chain(removes) {
+                let former = self.tables.own(*prefix);
+                let file = self.system.own(*prefix);
+                let mut own = former;
+                match list {
+                    List::Black => own.black = file.listing().black,
+                    List::Allow => own.allow = file.listing().allow,
                 }
-                None if was_listed => counts.remove(*list, *prefix),
-                None => {}
-            }
-            if own == former {
-                continue;
-            }
-            undo.0.push((*prefix, former));
-            if let Err(e) = self.tables.put(*prefix, own) {
-                self.undo(undo);
-                return Err(e.into());
+                // Told by the tables where they can tell.
+                let was_stored =
+                    !file.lists(*list) || self.store.read()?.get(*list, *prefix)?.is_some();
+                let was_counted = is_counted(former, file, *list, was_stored);
+                match record {
+                    Some(record) => {
+                        raise(&mut own, *list, record, now);
+                        if !was_counted {
+                            counts.add(*list, *prefix);
+                        }
+                    }
+                    None if was_counted => counts.remove(*list, *prefix),
+                    None => {}
+                }
+                if let Err(e) = self.put(*prefix, former, own, &mut undo) {
+                    let removes = changes.iter().any(|c| c.2.is_none());
+                    return Err(self.undone(undo, no_room(e, removes)));
+                }
             }
         }
         let total = changes.len() as u64;
@@ -271,33 +414,11 @@ impl Policy {
             change
         });
         if let Err(e) = self.store.write(reported) {
-            self.undo(undo);
-            return Err(e.into());
+            return Err(self.undone(undo, e.into()));
         }
         self.stored = counts;
         self.tables.settle();
         Ok(())
-    }
-
-    /// Whether the store has an entry, told by the tables where they can tell.
-    fn is_stored(
-        &self,
-        own: Listing,
-        file: Listing,
-        list: List,
-        prefix: Prefix,
-    ) -> Result<bool, PolicyError> {
-        if stamp(file, list) == 0 {
-            return Ok(stamp(own, list) != 0);
-        }
-        Ok(self.store.read()?.get(list, prefix)?.is_some())
-    }
-}
-
-fn stamp(listing: Listing, list: List) -> Stamp {
-    match list {
-        List::Black => listing.black,
-        List::Allow => listing.allow,
     }
 }
 

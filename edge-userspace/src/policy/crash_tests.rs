@@ -3,7 +3,7 @@
 use super::{NewEntry, Policy, SystemEntries};
 use crate::{
     clock::Now,
-    entry::{List, Origin},
+    entry::{List, Origin, Source},
     store::Store,
     tables::{Capacity, Geometry, Regions},
 };
@@ -53,7 +53,7 @@ fn child() {
         let entries = batch(n).into_iter().map(|prefix| NewEntry {
             prefix,
             expires_unix_ms: None,
-            origin: Origin::Cli,
+            source: Source::new(Origin::Cli, None),
             note: "".into(),
         });
         let added = policy.add(List::Black, entries.collect(), Now::read(), &mut |_, _| {});

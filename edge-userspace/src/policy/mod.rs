@@ -9,27 +9,36 @@
 //! Beside the lists of the store stand the system's entries ([`System`]):
 //! lists, management addresses, bogons and limit profiles of the configuration
 //! file. They are not stored; each start and reload brings them anew.
+//!
+//! What has run out is removed when the tables' clock, which nobody sets, says
+//! so. What the wall clock alone says at a start or when it is set, only keeps
+//! an entry out of the tables, until the clock has proved steady ([`clock`]).
 
 mod change;
+mod clock;
 mod counts;
 #[cfg(test)]
 mod crash_tests;
+mod order;
 mod query;
 mod system;
 #[cfg(test)]
 mod tests;
 
+pub use change::ClockSet;
 pub use counts::{Counts, Kind};
 pub use query::{EntryView, Page};
 pub use system::System as SystemEntries;
 
 use crate::{
     clock::Now,
-    entry::{List, Origin},
-    store::{Change, Record, Store, StoreError},
+    entry::{List, Source},
+    store::{MAX_CLAIMS, Record, Store, StoreError},
     tables::{Geometry, Listing, Refilled, Regions, TableError, Tables},
 };
-use edge_common::{addr::Prefix, hash::Seed};
+use clock::WallClock;
+use edge_common::{addr::Prefix, hash::Seed, table::Stamp};
+use order::{Step, groups};
 use std::{iter::Peekable, sync::Arc};
 use system::{Index, Own};
 use thiserror::Error;
@@ -43,6 +52,19 @@ pub enum PolicyError {
     /// A table has no room.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// A table has no room for what is new beside what it takes the place of.
+    #[error(
+        "{0}; for a moment there must be room for new entries and for those of the old ones that they overlap: it is enough to remove some of these first"
+    )]
+    Overlap(TableError),
+    /// A change failed, and what was in the tables could not be put back.
+    #[error("{change}; and what was in the tables before cannot be put back: {undo}")]
+    NotUndone {
+        /// Why the change failed.
+        change: Box<Self>,
+        /// Why the tables did not take back what they had.
+        undo: TableError,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -53,6 +75,14 @@ pub enum PolicyError {
         prefix: Prefix,
         /// Bytes of its note.
         length: usize,
+    },
+    /// Too many sources want the same entry.
+    #[error(
+        "{prefix} is wanted by {MAX_CLAIMS} sources already; flush a feed that is no longer used"
+    )]
+    TooManySources {
+        /// The entry.
+        prefix: Prefix,
     },
     /// The entry belongs to the configuration file.
     #[error(
@@ -73,8 +103,8 @@ pub struct NewEntry {
     pub prefix: Prefix,
     /// When it runs out, Unix time in milliseconds; `None` for never.
     pub expires_unix_ms: Option<u64>,
-    /// Where it comes from.
-    pub origin: Origin,
+    /// Who wants it.
+    pub source: Source,
     /// What a person wrote about it, at most [`MAX_NOTE`] bytes.
     pub note: Arc<str>,
 }
@@ -82,11 +112,11 @@ pub struct NewEntry {
 /// What adding did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Added {
-    /// Entries that were not there before.
+    /// Entries that this source did not have before.
     pub added: u64,
-    /// Entries that were there, and have a new expiry, origin and note.
+    /// Entries that it had, and that have a new expiry and note.
     pub updated: u64,
-    /// Entries that a replacement took away.
+    /// Entries of this source that a replacement took away.
     pub removed: u64,
 }
 
@@ -99,6 +129,19 @@ pub struct Removed {
     pub missing: Vec<Prefix>,
 }
 
+/// How the tables were filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// What the tables did.
+    pub refilled: Refilled,
+    /// Stored entries that have run out if the wall clock is right; they are
+    /// kept until it has proved steady.
+    pub expired: u64,
+    /// Stored entries that the wall clock has not reached yet: it is wrong, or
+    /// it was. They last as long as they were given from now on.
+    pub from_the_future: u64,
+}
+
 /// The lists. There is one of them, and it is the only writer of store and tables.
 pub struct Policy {
     store: Store,
@@ -106,6 +149,12 @@ pub struct Policy {
     seed: Seed,
     system: Index,
     stored: Counts,
+    clock: WallClock,
+    /// Where the search for what the wall clock has ended goes on; `None` when
+    /// there is nothing to find.
+    leftovers: Option<(List, Option<Prefix>)>,
+    /// Set when a change failed and could not be undone.
+    torn: bool,
 }
 
 impl Policy {
@@ -121,20 +170,21 @@ impl Policy {
         seed: Seed,
         system: SystemEntries,
         now: Now,
-    ) -> Result<(Self, Refilled), PolicyError> {
+    ) -> Result<(Self, Filled), PolicyError> {
         let mut tables = Tables::new(regions, geometry, seed)?;
         let system = Index::new(system);
-        let filled = fill(&store, &mut tables, &system, now)?;
-        // What ran out while nobody was here.
-        store.write(filled.expired)?;
+        let (filled, stored) = fill(&store, &mut tables, &system, now)?;
         let policy = Self {
             store,
             tables,
             seed,
             system,
-            stored: filled.stored,
+            stored,
+            clock: WallClock::new(now),
+            leftovers: Some(change::FIRST),
+            torn: false,
         };
-        Ok((policy, filled.refilled))
+        Ok((policy, filled))
     }
 
     /// Goes over to other tables, which are filled first. On failure the former
@@ -148,19 +198,19 @@ impl Policy {
         geometry: Geometry,
         system: SystemEntries,
         now: Now,
-    ) -> Result<Refilled, PolicyError> {
+    ) -> Result<Filled, PolicyError> {
         let mut tables = Tables::new(regions, geometry, self.seed)?;
         let system = Index::new(system);
-        let filled = fill(&self.store, &mut tables, &system, now)?;
-        // What has expired is not in the new tables, where it would be found later.
-        self.store.write(filled.expired)?;
+        let (filled, stored) = fill(&self.store, &mut tables, &system, now)?;
         self.tables = tables;
         self.system = system;
-        self.stored = filled.stored;
-        Ok(filled.refilled)
+        self.stored = stored;
+        // What has expired is not in the new tables, where it would be found.
+        self.leftovers = Some(change::FIRST);
+        Ok(filled)
     }
 
-    /// Makes the system's entries these.
+    /// Makes the system's entries these. Writes nothing to the store.
     ///
     /// # Errors
     /// [`PolicyError`]; then nothing has changed.
@@ -169,39 +219,38 @@ impl Policy {
         let differing = self.system.differing(&system);
         let entries = self.store.read()?;
         let mut listings = Vec::with_capacity(differing.len());
-        let (mut expired, mut stored) = (Vec::new(), self.stored);
+        let mut stored = self.stored;
+        let mut leftovers = false;
         for prefix in differing {
+            let former = self.tables.own(prefix);
             let mut own = system.own(prefix).listing();
             for list in [List::Black, List::Allow] {
-                match entries.get(list, prefix)? {
-                    // The file's entry, which never expires, stood before it.
-                    Some(record) if record.has_expired(now.unix_ms) => {
+                let record = entries.get(list, prefix)?;
+                if let Some(record) = &record {
+                    raise(&mut own, list, record, now);
+                }
+                let stored_now = record.is_some();
+                let before = is_counted(former, self.system.own(prefix), list, stored_now);
+                let after = is_counted(own, system.own(prefix), list, stored_now);
+                match (before, after) {
+                    (false, true) => stored.add(list, prefix),
+                    // Has run out, and the file's entry stood before it.
+                    (true, false) => {
                         stored.remove(list, prefix);
-                        expired.push((list, prefix, None));
+                        leftovers = true;
                     }
-                    Some(record) => raise(&mut own, list, &record, now),
-                    None => {}
+                    _ => {}
                 }
             }
             listings.push((prefix, own));
         }
         drop(entries);
-        if !expired.is_empty() {
-            self.store.write(expired)?;
-            self.stored = stored;
-        }
-        // What is new comes before anything goes: a source that another prefix
-        // covers from now on must not be without cover in between.
-        let both: Vec<_> = listings
-            .iter()
-            .map(|&(prefix, own)| (prefix, own.under(self.tables.own(prefix))))
-            .collect();
-        let undo = self.put_all(both)?;
-        if let Err(e) = self.put_all(listings) {
-            self.undo(undo);
-            return Err(e);
-        }
+        self.put_all(&listings)?;
         self.system = system;
+        self.stored = stored;
+        if leftovers {
+            self.leftovers = Some(change::FIRST);
+        }
         self.tables.settle();
         Ok(())
     }
@@ -221,32 +270,87 @@ impl Policy {
             .with_tables(self.tables.used(), self.tables.geometry())
     }
 
-    /// Puts all listings into the tables, or none.
-    fn put_all(
-        &mut self,
-        listings: impl IntoIterator<Item = (Prefix, Listing)>,
-    ) -> Result<Undo, PolicyError> {
-        let mut undo = Undo::default();
-        for (prefix, listing) in listings {
-            let former = self.tables.own(prefix);
-            if former == listing {
-                continue;
-            }
-            undo.0.push((prefix, former));
-            if let Err(e) = self.tables.put(prefix, listing) {
-                self.undo(undo);
-                return Err(e.into());
-            }
-        }
-        Ok(undo)
+    /// Whether a change failed and could not be undone
+    /// ([`PolicyError::NotUndone`]): the tables then hold a mixture, and only a
+    /// new start, with more room, makes them what the store says.
+    pub const fn is_torn(&self) -> bool {
+        self.torn
     }
 
-    fn undo(&mut self, undo: Undo) {
-        for (prefix, former) in undo.0.into_iter().rev() {
-            // What was there a moment ago has room.
-            let restored = self.tables.put(prefix, former);
-            debug_assert!(restored.is_ok());
+    /// Puts all listings, which are in order, into the tables, or none.
+    fn put_all(&mut self, listings: &[(Prefix, Listing)]) -> Result<(), PolicyError> {
+        let groups = groups(listings.iter().map(|&(prefix, own)| {
+            let former = self.tables.own(prefix);
+            Step {
+                prefix,
+                adds: own.under(former) != former,
+                growth: i64::from(!own.is_empty()) - i64::from(!former.is_empty()),
+            }
+        }));
+        let removes = listings.iter().any(|l| l.1.is_empty());
+        let mut undo = Undo::default();
+        for group in groups {
+            let group = &listings[group];
+            // Of old and new first both, then the new alone.
+            let both: Vec<_> = group
+                .iter()
+                .map(|&(prefix, own)| (prefix, own.under(self.tables.own(prefix))))
+                .collect();
+            for &(prefix, own) in both.iter().chain(group) {
+                let former = self.tables.own(prefix);
+                if let Err(e) = self.put(prefix, former, own, &mut undo) {
+                    return Err(self.undone(undo, no_room(e, removes)));
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Puts a listing into the tables in the place of `former`, and notes how to
+    /// undo it.
+    fn put(
+        &mut self,
+        prefix: Prefix,
+        former: Listing,
+        own: Listing,
+        undo: &mut Undo,
+    ) -> Result<(), TableError> {
+        if former != own {
+            undo.0.push((prefix, former));
+            self.tables.put(prefix, own)?;
+        }
+        Ok(())
+    }
+
+    /// Puts back what was in the tables before a change that failed; tells why
+    /// it failed, and what could not be put back.
+    fn undone(&mut self, undo: Undo, change: PolicyError) -> PolicyError {
+        let mut failed = None;
+        for (prefix, former) in undo.0.into_iter().rev() {
+            if let Err(e) = self.tables.put_back(prefix, former) {
+                failed.get_or_insert(e);
+            }
+        }
+        match failed {
+            None => change,
+            Some(undo) => {
+                self.torn = true;
+                PolicyError::NotUndone {
+                    change: Box::new(change),
+                    undo,
+                }
+            }
+        }
+    }
+}
+
+/// Why there is no room: with `removes`, a change that makes room as well might
+/// have more luck in parts.
+fn no_room(error: TableError, removes: bool) -> PolicyError {
+    if removes {
+        PolicyError::Overlap(error)
+    } else {
+        PolicyError::Table(error)
     }
 }
 
@@ -256,62 +360,82 @@ struct Undo(Vec<(Prefix, Listing)>);
 
 /// Adds to a listing what a record says.
 fn raise(own: &mut Listing, list: List, record: &Record, now: Now) {
-    let stamp = now.expiry_stamp(record.expires_unix_ms);
     let of = match list {
         List::Black => &mut own.black,
         List::Allow => &mut own.allow,
     };
-    *of = stamp.max(*of);
+    for claim in &record.claims {
+        let left = claim.left_ms(now.unix_ms);
+        let stamp = now.expiry_stamp(left.map(|left| now.unix_ms.saturating_add(left)));
+        *of = stamp.max(*of);
+    }
 }
 
-/// How tables were filled.
-struct Filled {
-    refilled: Refilled,
-    /// What is in the store.
-    stored: Counts,
-    /// Records that have run out, to be removed.
-    expired: Vec<Change>,
+/// Whether an entry of the store counts as one: those that the tables have, and
+/// those behind an entry of the file, which hides whether they have it.
+fn is_counted(own: Listing, file: Own, list: List, is_stored: bool) -> bool {
+    is_stored && (file.lists(list) || stamp(own, list) != 0)
 }
 
-/// Makes the tables hold what the store and the system say.
+fn stamp(listing: Listing, list: List) -> Stamp {
+    match list {
+        List::Black => listing.black,
+        List::Allow => listing.allow,
+    }
+}
+
+/// Makes the tables hold what the store and the system say. Returns as well
+/// what is in the store.
 fn fill(
     store: &Store,
     tables: &mut Tables,
     system: &Index,
     now: Now,
-) -> Result<Filled, PolicyError> {
+) -> Result<(Filled, Counts), PolicyError> {
     let entries = store.read()?;
     let mut black = entries.range(List::Black, None, None)?.peekable();
     let mut allow = entries.range(List::Allow, None, None)?.peekable();
-    let mut own = system.iter().peekable();
-    let (mut stored, mut expired) = (Counts::default(), Vec::new());
+    let mut files = system.iter().peekable();
+    let (mut stored, mut filled) = (Counts::default(), Filled::default());
     let merged = std::iter::from_fn(|| {
         // All three streams are in the order of prefixes.
-        let heads = [next_prefix(&mut black), next_prefix(&mut allow), own.peek().map(|o| o.0)];
+        let heads = [
+            next_prefix(&mut black),
+            next_prefix(&mut allow),
+            files.peek().map(|o| o.0),
+        ];
         let prefix = heads.into_iter().flatten().min()?;
-        let mut listing = own.next_if(|o| o.0 == prefix).map_or(Own::default(), |o| o.1).listing();
-        for (list, head) in [(List::Black, take(&mut black, prefix)), (List::Allow, take(&mut allow, prefix))] {
-            match head {
+        let file = files
+            .next_if(|o| o.0 == prefix)
+            .map_or(Own::default(), |o| o.1);
+        let mut listing = file.listing();
+        for (list, head) in [
+            (List::Black, take(&mut black, prefix)),
+            (List::Allow, take(&mut allow, prefix)),
+        ] {
+            let record = match head {
+                None => continue,
                 Some(Err(e)) => return Some(Err(e.into())),
-                Some(Ok((_, record))) if record.has_expired(now.unix_ms) => {
-                    expired.push((list, prefix, None));
-                }
-                Some(Ok((_, record))) => {
-                    stored.add(list, prefix);
-                    raise(&mut listing, list, &record, now);
-                }
-                None => {}
+                Some(Ok((_, record))) => record,
+            };
+            raise(&mut listing, list, &record, now);
+            if is_counted(listing, file, list, true) {
+                stored.add(list, prefix);
             }
+            filled.expired += u64::from(record.has_expired(now.unix_ms));
+            let ahead = record
+                .claims
+                .iter()
+                .any(|c| c.expires_unix_ms.is_some() && c.changed_unix_ms > now.unix_ms);
+            filled.from_the_future += u64::from(ahead);
         }
         Some(Ok((prefix, listing)))
     })
-    .filter(|item: &Result<_, PolicyError>| !matches!(item, Ok((_, listing)) if Listing::is_empty(*listing)));
-    let refilled = tables.refill(merged)?;
-    Ok(Filled {
-        refilled,
-        stored,
-        expired,
-    })
+    .filter(|item: &Result<_, PolicyError>| {
+        !matches!(item, Ok((_, listing)) if Listing::is_empty(*listing))
+    });
+    filled.refilled = tables.refill(merged)?;
+    Ok((filled, stored))
 }
 
 type Item = Result<(Prefix, Record), StoreError>;

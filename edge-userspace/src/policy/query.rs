@@ -3,8 +3,8 @@
 use super::{Policy, PolicyError};
 use crate::{
     clock::Now,
-    entry::{List, Origin},
-    store::Record,
+    entry::{List, Origin, Source},
+    store::{Claim, Record},
 };
 use edge_common::addr::Prefix;
 use std::{net::IpAddr, sync::Arc};
@@ -16,8 +16,8 @@ pub struct EntryView {
     pub prefix: Prefix,
     /// Which list it is on.
     pub list: List,
-    /// Where it came from.
-    pub origin: Origin,
+    /// Who has it there.
+    pub source: Source,
     /// When it was added, Unix time in milliseconds; 0 for the configuration file's.
     pub created_unix_ms: u64,
     /// When it runs out, likewise; `None` for never.
@@ -31,8 +31,8 @@ pub struct EntryView {
 /// A part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The entries in the order of their prefixes; one prefix may have an entry
-    /// of the configuration file and another one.
+    /// The entries in the order of their prefixes; one prefix has
+    /// an entry for each source of it, that of the configuration file first.
     pub entries: Vec<EntryView>,
     /// Where the next page goes on; `None` at the end.
     pub next: Option<Prefix>,
@@ -81,7 +81,7 @@ impl Policy {
                 && let Some(item) = stored.next()
             {
                 let (_, record) = item?;
-                page.entries.extend(self.view(list, prefix, record, now));
+                page.entries.extend(self.views(list, prefix, record, now));
             }
         }
     }
@@ -100,7 +100,7 @@ impl Policy {
                     found.push(self.of_file(list, prefix));
                 }
                 if let Some(record) = entries.get(list, prefix)? {
-                    found.extend(self.view(list, prefix, record, now));
+                    found.extend(self.views(list, prefix, record, now));
                 }
             }
             at = prefix.parent();
@@ -112,7 +112,7 @@ impl Policy {
         EntryView {
             prefix,
             list,
-            origin: Origin::File,
+            source: Source::new(Origin::File, None),
             created_unix_ms: 0,
             expires_unix_ms: None,
             note: "".into(),
@@ -120,16 +120,25 @@ impl Policy {
         }
     }
 
-    /// The entry of a record, `None` when it has run out.
-    fn view(&self, list: List, prefix: Prefix, record: Record, now: Now) -> Option<EntryView> {
-        (!record.has_expired(now.unix_ms)).then(|| EntryView {
+    /// The entries of a record, without those that have run out.
+    fn views(
+        &self,
+        list: List,
+        prefix: Prefix,
+        record: Record,
+        now: Now,
+    ) -> impl Iterator<Item = EntryView> {
+        let hits = self.tables.hits(prefix);
+        let in_force = move |c: &Claim| !c.has_expired(now.unix_ms);
+        let claims = record.claims.into_iter().filter(in_force);
+        claims.map(move |claim| EntryView {
             prefix,
             list,
-            origin: record.origin,
-            created_unix_ms: record.created_unix_ms,
-            expires_unix_ms: record.expires_unix_ms,
-            note: record.note,
-            hits: self.tables.hits(prefix),
+            source: claim.source,
+            created_unix_ms: claim.created_unix_ms,
+            expires_unix_ms: claim.expires_unix_ms,
+            note: claim.note,
+            hits,
         })
     }
 }

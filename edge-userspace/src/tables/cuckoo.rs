@@ -26,6 +26,8 @@ pub(super) struct Cuckoo<S> {
     /// A bit for each slot that was written since [`Cuckoo::mark`]; empty when
     /// nobody asked.
     marks: Vec<u64>,
+    /// Entries may move to their first bucket as well.
+    moves_back: bool,
     slot: PhantomData<fn() -> S>,
 }
 
@@ -43,6 +45,7 @@ impl<S: Slot> Cuckoo<S> {
             buckets,
             used: 0,
             marks: Vec::new(),
+            moves_back: false,
             slot: PhantomData,
         }
     }
@@ -65,6 +68,12 @@ impl<S: Slot> Cuckoo<S> {
             }
         }
         table
+    }
+
+    /// Whether a search for room may also move entries from their second bucket
+    /// to their first, which a reader in between misses.
+    pub(super) const fn moves_back(&mut self, may: bool) {
+        self.moves_back = may;
     }
 
     /// Number of slots.
@@ -118,8 +127,9 @@ impl<S: Slot> Cuckoo<S> {
     }
 
     /// Frees a slot in one of two full buckets by moving entries from their
-    /// first bucket to their second, breadth first. Never the other way: a
-    /// reader that looks at the first bucket, then the second, would miss it.
+    /// first bucket to their second, breadth first. Not the other way unless
+    /// that was asked for: a reader that looks at the first bucket, then the
+    /// second, would miss it.
     fn make_room(&mut self, region: &Region, first: u32, second: u32) -> Option<usize> {
         let mut steps: Vec<Step> = vec![
             Step {
@@ -136,8 +146,13 @@ impl<S: Slot> Cuckoo<S> {
             for index in slots_of(bucket) {
                 let key = S::load_key(region, index)?;
                 let place = S::place(&self.seed, &key);
-                let target = place.second(self.buckets);
-                if place.first(self.buckets) != bucket || steps.iter().any(|s| s.bucket == target) {
+                let (first, second) = (place.first(self.buckets), place.second(self.buckets));
+                let target = match bucket {
+                    b if b == first => second,
+                    _ if self.moves_back => first,
+                    _ => continue,
+                };
+                if steps.iter().any(|s| s.bucket == target) {
                     continue;
                 }
                 if let Some(free) = free_slot::<S>(region, target) {

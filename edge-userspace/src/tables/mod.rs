@@ -114,6 +114,24 @@ pub struct Regions {
 }
 
 impl Regions {
+    /// What `region` gives for each name.
+    ///
+    /// # Errors
+    /// Its first one.
+    pub fn new<E>(mut region: impl FnMut(&'static str) -> Result<Region, E>) -> Result<Self, E> {
+        Ok(Self {
+            hosts4: region(maps::HOSTS4)?,
+            hosts4_filter: region(maps::HOSTS4_FILTER)?,
+            wide: region(maps::WIDE)?,
+            hosts6_filter: region(maps::HOSTS6_FILTER)?,
+            prefix_filter: region(maps::PREFIX_FILTER)?,
+            bitmap24: region(maps::BITMAP24)?,
+            lengths4: region(maps::LENGTHS4)?,
+            lengths6: region(maps::LENGTHS6)?,
+            lengths6_long: region(maps::LENGTHS6_LONG)?,
+        })
+    }
+
     /// Zeroed memory of the process, of the sizes of `geometry`: tables that no
     /// kernel reads, for tests and dry runs.
     pub fn heap(geometry: &Geometry) -> Self {

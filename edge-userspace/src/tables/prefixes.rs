@@ -24,6 +24,19 @@ pub(super) struct Prefixes {
     v6: BTreeMap<Prefix, Listing>,
     whole6: Listing,
     halves6: [Listing; 2],
+    trail: Trail,
+}
+
+/// Where the last [`Prefixes::cover`] was, so that one after the other in
+/// order costs a step each and not a climb through all of the tree.
+#[derive(Default)]
+struct Trail {
+    /// The prefix that was asked for; `None` when it was never, or is no longer
+    /// true.
+    at: Option<Prefix>,
+    /// The nodes before `at` that contain it, shortest first, with what each and
+    /// all above it say.
+    nodes: Vec<(Prefix, Listing)>,
 }
 
 /// Half of the IPv6 space: its index and its bits.
@@ -61,6 +74,10 @@ impl Prefixes {
     /// Sets what a prefix says itself, empty to remove it. Returns the nodes
     /// whose own value that changes.
     pub(super) fn set(&mut self, prefix: Prefix, own: Listing) -> [Option<Prefix>; 2] {
+        // ::/0 comes before the halves that stand for it.
+        if self.trail.at.is_some_and(|at| prefix < at) {
+            self.trail.at = None;
+        }
         match (prefix.family(), prefix.len()) {
             (Family::V6, 0) => {
                 self.whole6 = own;
@@ -97,12 +114,15 @@ impl Prefixes {
         self.map(prefix.family()).get(&prefix).copied()
     }
 
-    /// The longest node that contains `prefix` and is shorter.
-    fn nearest(&self, prefix: Prefix) -> Option<(Prefix, Listing)> {
+    /// The longest node that contains `prefix`, is shorter, and does not sort
+    /// before `from`.
+    fn nearest(&self, prefix: Prefix, from: Option<Prefix>) -> Option<(Prefix, Listing)> {
         let map = self.map(prefix.family());
         let mut found = map.range(..prefix).next_back();
         // What contains `prefix` sorts before it, and contains all between.
-        while let Some((&at, &own)) = found {
+        while let Some((&at, &own)) = found
+            && from.is_none_or(|from| from <= at)
+        {
             if at.contains(prefix) {
                 return Some((at, own));
             }
@@ -112,20 +132,36 @@ impl Prefixes {
     }
 
     /// What the nodes that contain `prefix`, but not itself, say together.
-    pub(super) fn cover(&self, prefix: Prefix) -> Listing {
-        let mut all = Listing::default();
-        let mut at = prefix;
-        while let Some((node, own)) = self.nearest(at) {
-            all = all.under(own);
-            at = node;
+    pub(super) fn cover(&mut self, prefix: Prefix) -> Listing {
+        let Trail { at, mut nodes } = std::mem::take(&mut self.trail);
+        let from = at.filter(|at| at.family() == prefix.family() && *at <= prefix);
+        if from.is_none() {
+            nodes.clear();
         }
+        while nodes.pop_if(|n| !n.0.contains(prefix)).is_some() {}
+        let known = nodes.len();
+        let mut all = nodes.last().map_or_else(Listing::default, |n| n.1);
+        let mut below = prefix;
+        while let Some(node) = self.nearest(below, from) {
+            nodes.push(node);
+            below = node.0;
+        }
+        nodes[known..].reverse();
+        for (_, says) in &mut nodes[known..] {
+            *says = says.under(all);
+            all = *says;
+        }
+        self.trail = Trail {
+            at: Some(prefix),
+            nodes,
+        };
         all
     }
 
     /// The nodes that contain `prefix`, itself included, longest first.
     pub(super) fn covering(&self, prefix: Prefix) -> impl Iterator<Item = Prefix> {
         let itself = self.node(prefix).map(|_| prefix);
-        let up = std::iter::successors(self.nearest(prefix), |n| self.nearest(n.0));
+        let up = std::iter::successors(self.nearest(prefix, None), |n| self.nearest(n.0, None));
         itself.into_iter().chain(up.map(|n| n.0))
     }
 
@@ -207,6 +243,7 @@ pub(super) fn halves() -> [Option<Prefix>; 2] {
 mod tests {
     use super::*;
     use edge_common::table::Meta;
+    use proptest::prelude::*;
 
     fn p(s: &str) -> Prefix {
         s.parse().unwrap()
@@ -254,6 +291,40 @@ mod tests {
         assert_eq!(x.cover(p("12.0.0.0/8")), black(0));
         let chain: Vec<_> = x.covering(p("10.1.2.3")).collect();
         assert_eq!(chain, ["10.1.2.0/24", "10.1.0.0/16", "10.0.0.0/8"].map(p));
+    }
+
+    proptest! {
+        #[test]
+        fn covers_are_right_in_any_order_of_questions_and_changes(
+            steps in proptest::collection::vec((any::<bool>(), 0u8..6, 0u8..16, 0u32..9), 1..60),
+        ) {
+            let mut x = Prefixes::default();
+            let mut naive: BTreeMap<Prefix, Listing> = BTreeMap::new();
+            for (v4, len, bits, stamp) in steps {
+                let prefix = if v4 {
+                    Prefix::new([bits << 4, 0, 0, 0].into(), 8)
+                } else {
+                    Prefix::new(Ipv6Addr::from_bits(u128::from(bits) << 124).into(), 8)
+                };
+                let prefix = prefix.unwrap();
+                let prefix = std::iter::successors(Some(prefix), |p| p.parent())
+                    .find(|p| p.len() == len)
+                    .unwrap();
+                if stamp < 4 {
+                    x.set(prefix, black(stamp));
+                    naive.insert(prefix, black(stamp));
+                }
+                let above = |p: &Prefix| *p != prefix && p.contains(prefix);
+                let want = naive
+                    .iter()
+                    .filter(|n| above(n.0))
+                    .fold(Listing::default(), |all, n| n.1.under(all));
+                // ::/0 is part of what its halves say themselves.
+                if stamp >= 2 && (v4 || len >= 2) {
+                    prop_assert_eq!(x.cover(prefix), want, "{}", prefix);
+                }
+            }
+        }
     }
 
     #[test]

@@ -5,17 +5,18 @@ use std::net::IpAddr;
 
 use edge_common::{
     addr::Prefix,
-    table::{Slot4, SlotW, Stamp},
+    table::{SlotW, Stamp},
 };
 
 use super::{
     Listing, TableError, Tables,
-    cuckoo::NoRoom,
+    cuckoo::{Cuckoo, NoRoom},
     filters::{Draft, LengthsDraft, announce},
     prefixes::Prefixes,
     slots::Slot,
     writer::{Home, home, host6, wide_key},
 };
+use crate::memory::Region;
 
 /// Stale filter bits below which a rebuild is not worth its time.
 const STALE_MIN: u64 = 1024;
@@ -45,8 +46,11 @@ impl Tables {
         if self.stale_hosts4 > STALE_MIN.max(u64::from(used.hosts_v4) / 4) {
             self.rebuild_hosts4_filter();
         }
-        if self.stale_wide > STALE_MIN.max(u64::from(used.wide()) / 4) {
-            self.rebuild_hosts6_filters();
+        if self.stale_hosts6 > STALE_MIN.max(u64::from(used.hosts_v6) / 4) {
+            self.rebuild_hosts6_filter();
+        }
+        if self.stale_prefixes > STALE_MIN.max(u64::from(used.prefixes) / 4) {
+            self.rebuild_prefix_filters();
         }
     }
 
@@ -60,22 +64,30 @@ impl Tables {
         self.stale_hosts4 = 0;
     }
 
-    fn rebuild_hosts6_filters(&mut self) {
-        let mut hosts = Draft::of(&self.regions.hosts6_filter);
-        let mut lengths = LengthsDraft::of(&self.regions);
+    fn rebuild_hosts6_filter(&mut self) {
+        let mut draft = Draft::of(&self.regions.hosts6_filter);
+        let words = self.geometry.hosts6_filter_words;
         for (key, place) in self.wide.places(&self.regions.wide) {
             if host6(key).is_some() {
-                hosts.set_bits(place.filter(self.geometry.hosts6_filter_words));
-            } else {
-                lengths.set_filter_bits(place.filter(self.geometry.prefix_filter_words));
+                draft.set_bits(place.filter(words));
             }
         }
-        hosts.store(&self.regions.hosts6_filter);
+        draft.store(&self.regions.hosts6_filter);
+        self.stale_hosts6 = 0;
+    }
+
+    /// `PREFIX_FILTER`, `BITMAP24` and the lengths in use.
+    fn rebuild_prefix_filters(&mut self) {
+        let mut lengths = LengthsDraft::of(&self.regions);
         for node in self.prefixes.after(None) {
+            if let Some(key) = wide_key(node) {
+                let place = SlotW::place(&self.seed, &key);
+                lengths.set_filter_bits(place.filter(self.geometry.prefix_filter_words));
+            }
             lengths.add(node, &self.seed, &self.geometry);
         }
         lengths.store(&self.regions);
-        self.stale_wide = 0;
+        self.stale_prefixes = 0;
     }
 
     /// Makes the tables hold exactly `entries`, each host and prefix at most
@@ -106,7 +118,8 @@ impl Tables {
         let removed = self.hosts4.remove_unmarked(&self.regions.hosts4)
             + self.wide.remove_unmarked(&self.regions.wide);
         self.rebuild_hosts4_filter();
-        self.rebuild_hosts6_filters();
+        self.rebuild_hosts6_filter();
+        self.rebuild_prefix_filters();
         self.refilling = false;
         let (used, capacity) = (self.used(), self.geometry.capacity);
         if used.hosts_v4 > capacity.hosts_v4 {
@@ -170,11 +183,13 @@ impl Tables {
             }
             match self.sweep {
                 SweepAt::Hosts4(at) => {
-                    let next = self.sweep_hosts4(now, at, &mut left, limit, found);
+                    let table = (&self.hosts4, &self.regions.hosts4);
+                    let next = sweep_slots(table, host4, now, at, &mut left, limit, found);
                     self.sweep = next.map_or(SweepAt::Wide(0), SweepAt::Hosts4);
                 }
                 SweepAt::Wide(at) => {
-                    let next = self.sweep_wide(now, at, &mut left, limit, found);
+                    let table = (&self.wide, &self.regions.wide);
+                    let next = sweep_slots(table, host6, now, at, &mut left, limit, found);
                     self.sweep = next.map_or(SweepAt::Prefixes(None), SweepAt::Wide);
                 }
                 SweepAt::Prefixes(at) => {
@@ -183,51 +198,6 @@ impl Tables {
                 }
             }
         }
-    }
-
-    fn sweep_hosts4(
-        &self,
-        now: Stamp,
-        from: usize,
-        left: &mut usize,
-        limit: usize,
-        found: &mut Vec<Prefix>,
-    ) -> Option<usize> {
-        let r = &self.regions.hosts4;
-        for index in from..self.hosts4.slots() {
-            if *left == 0 || found.len() >= limit {
-                return Some(index);
-            }
-            *left -= 1;
-            if Slot4::load_listing(r, index).has_expired(now)
-                && let Some(addr) = Slot4::load_key(r, index)
-            {
-                let octets = addr.to_ne_bytes();
-                found.push(Prefix::host(IpAddr::from(octets)));
-            }
-        }
-        None
-    }
-
-    fn sweep_wide(
-        &self,
-        now: Stamp,
-        from: usize,
-        left: &mut usize,
-        limit: usize,
-        found: &mut Vec<Prefix>,
-    ) -> Option<usize> {
-        let r = &self.regions.wide;
-        for index in from..self.wide.slots() {
-            if *left == 0 || found.len() >= limit {
-                return Some(index);
-            }
-            *left -= 1;
-            if SlotW::load_listing(r, index).has_expired(now) {
-                found.extend(SlotW::load_key(r, index).and_then(host6));
-            }
-        }
-        None
     }
 
     fn sweep_prefixes(
@@ -253,4 +223,32 @@ impl Tables {
         }
         None
     }
+}
+
+/// Looks for expired hosts in the slots of a table from `from` on; `host` tells
+/// the host of a key, if it is one. Returns where to go on, `None` at the end.
+fn sweep_slots<S: Slot>(
+    (table, region): (&Cuckoo<S>, &Region),
+    host: impl Fn(S::Key) -> Option<Prefix>,
+    now: Stamp,
+    from: usize,
+    left: &mut usize,
+    limit: usize,
+    found: &mut Vec<Prefix>,
+) -> Option<usize> {
+    for index in from..table.slots() {
+        if *left == 0 || found.len() >= limit {
+            return Some(index);
+        }
+        *left -= 1;
+        if S::load_listing(region, index).has_expired(now) {
+            found.extend(S::load_key(region, index).and_then(&host));
+        }
+    }
+    None
+}
+
+/// The host of an entry of `HOSTS4`.
+fn host4(addr: u32) -> Option<Prefix> {
+    Some(Prefix::host(IpAddr::from(addr.to_ne_bytes())))
 }

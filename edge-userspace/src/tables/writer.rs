@@ -30,7 +30,8 @@ pub struct Tables {
     pub(super) hosts_as_prefixes: u32,
     /// Filter bits that removals left behind.
     pub(super) stale_hosts4: u64,
-    pub(super) stale_wide: u64,
+    pub(super) stale_hosts6: u64,
+    pub(super) stale_prefixes: u64,
     pub(super) sweep: SweepAt,
     /// Old entries are still among the new ones: numbers of entries mean nothing.
     pub(super) refilling: bool,
@@ -129,7 +130,8 @@ impl Tables {
             prefixes: Prefixes::default(),
             hosts_as_prefixes: 0,
             stale_hosts4: 0,
-            stale_wide: 0,
+            stale_hosts6: 0,
+            stale_prefixes: 0,
             sweep: SweepAt::Hosts4(0),
             refilling: false,
         })
@@ -236,6 +238,21 @@ impl Tables {
         }
     }
 
+    /// The same for what was there a moment ago and shall be there again: looks
+    /// for room harder, at the price that one look-up of a reader may miss an
+    /// entry that moves.
+    ///
+    /// # Errors
+    /// As [`Tables::put`].
+    pub fn put_back(&mut self, prefix: Prefix, own: Listing) -> Result<(), TableError> {
+        self.hosts4.moves_back(true);
+        self.wide.moves_back(true);
+        let done = self.put(prefix, own);
+        self.hosts4.moves_back(false);
+        self.wide.moves_back(false);
+        done
+    }
+
     pub(super) fn put_host4(&mut self, addr: u32, stamps: Listing) -> Result<(), TableError> {
         let r = &self.regions.hosts4;
         match self.hosts4.find(r, addr) {
@@ -269,7 +286,7 @@ impl Tables {
         match self.wide.find(r, key) {
             Some(index) if own.is_empty() => {
                 self.wide.remove(r, index);
-                self.stale_wide += 1;
+                self.stale_hosts6 += 1;
                 Ok(())
             }
             None if own.is_empty() => Ok(()),
@@ -334,49 +351,50 @@ impl Tables {
             return Ok(());
         }
         let nodes = self.prefixes.set(prefix, own);
+        let nodes = nodes.map(|n| n.map(|node| (node, self.prefixes.cover(node))));
         let fits = self.prefixes.nodes() <= self.geometry.capacity.prefixes as usize;
         let done = if fits || own.is_empty() {
             nodes
                 .into_iter()
                 .flatten()
-                .try_for_each(|node| self.write_node(node))
+                .try_for_each(|(node, cover)| self.write_node(node, cover))
         } else {
             Err(NoRoom)
         };
         if done.is_ok() {
-            for node in nodes.into_iter().flatten() {
-                self.write_below(node);
+            for (node, cover) in nodes.into_iter().flatten() {
+                self.write_below(node, cover);
             }
             return Ok(());
         }
         self.prefixes.set(prefix, former);
-        for node in nodes.into_iter().flatten() {
+        for (node, cover) in nodes.into_iter().flatten() {
             // Puts back what was there before; that has its slot already.
-            let restored = self.write_node(node);
+            let restored = self.write_node(node, cover);
             debug_assert!(restored.is_ok());
         }
         Err(self.full_prefixes())
     }
 
-    /// Makes the entry of a node what it must be.
-    fn write_node(&mut self, node: Prefix) -> Result<(), NoRoom> {
+    /// Makes the entry of a node what it must be, given what covers it.
+    fn write_node(&mut self, node: Prefix, cover: Listing) -> Result<(), NoRoom> {
         let Some(key) = wide_key(node) else {
             return Ok(());
         };
         if let Some(own) = self.prefixes.node(node) {
-            self.write_wide(key, own.under(self.prefixes.cover(node)))?;
+            self.write_wide(key, own.under(cover))?;
             announce(&self.regions, node, &self.seed, &self.geometry);
         } else if let Some(index) = self.wide.find(&self.regions.wide, key) {
             self.wide.remove(&self.regions.wide, index);
-            self.stale_wide += footprint(node);
+            self.stale_prefixes += footprint(node);
         }
         Ok(())
     }
 
     /// Makes the entries of all nodes below one what they must be.
-    fn write_below(&mut self, node: Prefix) {
+    fn write_below(&mut self, node: Prefix, cover: Listing) {
         let own = self.prefixes.node(node).unwrap_or_default();
-        let above = own.under(self.prefixes.cover(node));
+        let above = own.under(cover);
         let (wide, region) = (&self.wide, &self.regions.wide);
         self.prefixes.push_down(node, above, |below, says| {
             let index = wide_key(below).and_then(|key| wide.find(region, key));

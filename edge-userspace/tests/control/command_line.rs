@@ -59,11 +59,10 @@ impl Lists {
                 if header.note == "full" {
                     return Err(Failure::new(FailureKind::Full, "raise tables.hosts_v4"));
                 }
-                let (list, origin) = (header.list, header.origin);
+                let (list, origin, feed) = (header.list, header.origin, header.feed);
                 if header.replace {
-                    entries.retain(|(l, p), e| {
-                        *l != list || e.origin != origin || prefixes.contains(p)
-                    });
+                    entries
+                        .retain(|(l, p), e| *l != list || e.feed != feed || prefixes.contains(p));
                 }
                 let removed = (before - entries.len()) as u64;
                 let kept = entries.len();
@@ -72,6 +71,7 @@ impl Lists {
                         prefix: *prefix,
                         list,
                         origin,
+                        feed: feed.clone(),
                         created_unix_ms: 1_795_325_503_000,
                         expires_unix_ms: header.ttl_s.map(|s| 1_795_325_503_000 + s * 1000),
                         note: header.note.clone(),
@@ -114,8 +114,12 @@ impl Lists {
                     next,
                 }
             }
-            Request::Flush { list, origin } => {
-                entries.retain(|_, e| e.list != list || origin.is_some_and(|o| e.origin != o));
+            Request::Flush { list, origin, feed } => {
+                entries.retain(|_, e| {
+                    e.list != list
+                        || origin.is_some_and(|o| e.origin != o)
+                        || feed.is_some() && e.feed != feed
+                });
                 Response::Flushed {
                     removed: (before - entries.len()) as u64,
                 }
@@ -239,7 +243,7 @@ fn entries_come_and_go() {
     let again = json(socket, "blacklist add 192.0.2.7 203.0.113.1");
     assert_eq!(
         again,
-        [json!({"list": "blacklist", "added": 1, "updated": 1, "removed": 0})]
+        [json!({"list": "blacklist", "feed": null, "added": 1, "updated": 1, "removed": 0})]
     );
     // The other list is another list.
     assert_eq!(run(socket, "allow list").1, "allowlist: no entries\n");
@@ -249,7 +253,7 @@ fn entries_come_and_go() {
     assert_eq!(
         within,
         [json!({
-            "prefix": "192.0.2.7", "list": "blacklist", "origin": "cli",
+            "prefix": "192.0.2.7", "list": "blacklist", "origin": "cli", "feed": null,
             "created_unix_ms": 1_795_325_503_000_u64, "expires_unix_ms": null,
             "note": "", "hits": 0,
         })]
@@ -324,12 +328,13 @@ fn a_feed_is_imported_whole_or_not_at_all() {
     let (code, out, err) = import("--ttl 1d --note drop");
     assert_eq!(
         (code, out.as_str(), err.as_str()),
-        (0, "blacklist: 3 added\n", "")
+        (0, "blacklist, feed feed: 3 added\n", "")
     );
     // An export is a feed again.
     let export = run(socket, "blacklist export").1;
     let (code, out, _) = fed(socket, "allow import -", &export);
-    assert_eq!((code, out.as_str()), (0, "allowlist: 3 added\n"));
+    let told = "allowlist, feed default: 3 added\n";
+    assert_eq!((code, out.as_str()), (0, told));
 
     // Wrong lines are named; nothing of the rest is taken.
     std::fs::write(&file, "192.0.2.2\nnonsense\n10.0.0.1/8\n").unwrap();
@@ -339,24 +344,43 @@ fn a_feed_is_imported_whole_or_not_at_all() {
         assert!(err.contains(word), "{word}: {err}");
     }
     assert_eq!(json(socket, "blacklist list").len(), 3);
-    let (code, out, _) = fed(socket, "blacklist import - --lenient", "10.0.0.1/8\n");
-    assert_eq!((code, out.as_str()), (0, "blacklist: 1 added\n"));
+    let lenient = "blacklist import - --feed feed --lenient";
+    let (code, out, _) = fed(socket, lenient, "10.0.0.1/8\n");
+    let told = "blacklist, feed feed: 1 added\n";
+    assert_eq!((code, out.as_str()), (0, told));
 
     // What replaces goes before what was imported, and leaves the rest alone.
     run(socket, "blacklist add 203.0.113.1");
+    fed(socket, "blacklist import - --feed other", "203.0.113.2\n");
     let (code, out, _) = fed(
         socket,
-        "blacklist import - --replace --json",
+        "blacklist import - --feed feed --replace --json",
         "192.0.2.1\n::2\n",
     );
-    let expected = json!({"list": "blacklist", "added": 1, "updated": 1, "removed": 3});
+    let expected =
+        json!({"list": "blacklist", "feed": "feed", "added": 1, "updated": 1, "removed": 3});
     assert_eq!(code, 0);
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), expected);
-    assert_eq!(json(socket, "blacklist list").len(), 3);
+    assert_eq!(json(socket, "blacklist list").len(), 4);
+    let of_feed = json(socket, "blacklist list --feed feed");
+    assert_eq!(of_feed.len(), 2);
+    assert!(of_feed.iter().all(|e| e["feed"] == "feed"));
+    assert_eq!(
+        json(socket, "blacklist list --feed feed --limit 1").len(),
+        1
+    );
+    assert_eq!(
+        run(socket, "blacklist export --feed other").1,
+        "203.0.113.2 ; feed other\n"
+    );
+    assert_eq!(
+        run(socket, "blacklist flush --feed other -y").1,
+        "blacklist: 1 removed\n"
+    );
     // A download that failed replaces nothing.
     let (code, _, err) = fed(socket, "blacklist import - --replace", "");
     assert_eq!(code, 2);
-    assert!(err.contains("flush --origin feed"), "{err}");
+    assert!(err.contains("flush --feed default"), "{err}");
     assert_eq!(json(socket, "blacklist list").len(), 3);
 
     let (code, _, err) = run(socket, "blacklist import /nonexistent/feed");
@@ -372,9 +396,12 @@ fn long_lists_come_in_pages_and_a_reader_may_leave() {
         .map(|i| format!("{}\n", std::net::Ipv4Addr::from_bits(0x0a00_0000 + i)))
         .collect();
     let (code, out, _) = fed(socket, "blacklist import - --note n", &feed);
-    assert_eq!((code, out.as_str()), (0, "blacklist: 50,000 added\n"));
+    assert_eq!(
+        (code, out.as_str()),
+        (0, "blacklist, feed default: 50,000 added\n")
+    );
     let export = run(socket, "blacklist export").1;
-    assert_eq!(export.replace(" ; n", ""), feed);
+    assert_eq!(export.replace(" ; feed default ; n", ""), feed);
     assert_eq!(json(socket, "blacklist list --limit 2500").len(), 2500);
 
     // `edge blacklist export | head -c 10`
@@ -424,7 +451,11 @@ fn a_list_in_a_pager_outlasts_the_connection() {
     stdout.read_to_end(&mut exported).unwrap();
     let (code, _, err) = told(child.wait_with_output().unwrap());
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(exported == feed.as_bytes(), "the list has a gap");
+    let exported = String::from_utf8(exported).unwrap();
+    assert!(
+        exported.replace(" ; feed default", "") == feed,
+        "the list has a gap"
+    );
 }
 
 #[test]
@@ -633,6 +664,10 @@ fn the_origin_of_an_import_is_the_feed() {
     let rig = rig();
     fed(&rig.path(), "allow import -", "192.0.2.1\n");
     let entries = rig.engine.entries.lock().unwrap();
-    let origins: Vec<_> = entries.values().map(|e| (e.list, e.origin)).collect();
-    assert_eq!(origins, [(List::Allow, Origin::Feed)]);
+    let origins: Vec<_> = entries
+        .values()
+        .map(|e| (e.list, e.origin, e.feed.as_ref().map(ToString::to_string)))
+        .collect();
+    let default = Some("default".to_owned());
+    assert_eq!(origins, [(List::Allow, Origin::Feed, default)]);
 }

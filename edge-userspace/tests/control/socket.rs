@@ -115,7 +115,7 @@ impl Raw {
 
     fn greeted(path: &Path) -> Self {
         let mut raw = Self::connect(path);
-        raw.send(br#"{"hello":{"protocol":1}}"#);
+        raw.send(format!(r#"{{"hello":{{"protocol":{VERSION}}}}}"#).as_bytes());
         assert!(matches!(raw.receive(), Some(ServerMessage::Hello { .. })));
         raw
     }
@@ -155,6 +155,7 @@ fn header(note: &str) -> ImportHeader {
     ImportHeader {
         list: List::Black,
         origin: Origin::Feed,
+        feed: None,
         ttl_s: Some(60),
         note: note.to_owned(),
         replace: false,
@@ -196,6 +197,7 @@ fn requests_are_answered_and_counted() {
     let flush = Request::Flush {
         list: List::Black,
         origin: None,
+        feed: None,
     };
     let e = client.call(flush).unwrap_err();
     assert_eq!(e.to_string(), "disk full");

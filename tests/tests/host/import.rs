@@ -197,3 +197,40 @@ fn what_is_exported_can_be_imported() {
         );
     }
 }
+
+#[test]
+fn each_feed_has_its_own_entries() {
+    let lab = Lab::new(1);
+    let link = lab.link();
+    let edge = Installation::new(&lab.host, &["eth0"], "");
+    let daemon = edge.start();
+    let [drop, level1] = ["drop.txt", "level1.netset"].map(|name| edge.file(name));
+    let import = |file: &std::path::Path, text: &str| {
+        fs::write(file, text).unwrap();
+        let path = file.display().to_string();
+        let done = edge.json(&["blacklist", "import", &path, "--replace"]);
+        let of = |key: &str| done[0][key].as_u64().unwrap();
+        (of("added"), of("updated"), of("removed"))
+    };
+    let passes = |source: &str| link.passes_from(source.parse().unwrap());
+    assert_eq!(import(&drop, "10.66.0.0/16\n10.67.0.1\n"), (2, 0, 0));
+    assert_eq!(import(&level1, "10.66.0.0/16\nfd66::/32\n"), (2, 0, 0));
+    // One feed gives up what the other still has, and then the other does.
+    assert_eq!(import(&drop, "10.68.0.1\n"), (1, 0, 2));
+    assert!(!passes("10.66.1.1") && passes("10.67.0.1") && !passes("fd66::1"));
+    assert_eq!(import(&level1, "fd66::/32\n"), (0, 1, 1));
+    assert!(passes("10.66.1.1") && !passes("10.68.0.1") && !passes("fd66::1"));
+
+    // Whose they are outlasts the daemon, and is told.
+    daemon.kill();
+    let _daemon = edge.start();
+    let feeds: Vec<_> = edge
+        .json(&["blacklist", "list"])
+        .iter()
+        .map(|e| (e["prefix"].clone(), e["feed"].clone()))
+        .collect();
+    let want = [("10.68.0.1", "drop"), ("fd66::/32", "level1")];
+    assert_eq!(feeds, want.map(|(p, f)| (p.into(), f.into())));
+    edge.ok(&["blacklist", "flush", "--feed", "drop", "--yes"]);
+    assert!(passes("10.68.0.1") && !passes("fd66::1"));
+}

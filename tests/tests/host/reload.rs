@@ -165,3 +165,21 @@ fn checks_change_their_mode() {
     assert!(link.passes(&bogon));
     assert_eq!(edge.packets("tcp_no_flags", "would_drop"), 1);
 }
+
+#[test]
+fn other_entries_take_the_room_of_the_former_ones() {
+    let lab = Lab::new(1);
+    let link = lab.link();
+    let settings = |net: u8| {
+        let entries: Vec<String> = (0..60).map(|i| format!("10.{net}.{i}.0/24")).collect();
+        format!("tables.prefixes = 64\nbogons.defaults = false\nlists.blacklist = {entries:?}\n")
+    };
+    let edge = Installation::new(&lab.host, &["eth0"], &settings(71));
+    let _daemon = edge.start();
+    for (net, other) in [(70, 71), (72, 70)] {
+        edge.configure(&["eth0"], &settings(net));
+        edge.ok(&["reload"]);
+        assert!(!link.passes_from(address(&format!("10.{net}.59.1"))));
+        assert!(link.passes_from(address(&format!("10.{other}.59.1"))));
+    }
+}

@@ -255,6 +255,32 @@ fn interfaces_go_and_come_back() {
 }
 
 #[test]
+fn programs_that_lost_their_pins_are_put_back_all_the_same() {
+    with_pins(|pins| {
+        veth("a0");
+        let mut edge = Datapath::open(pins).unwrap();
+        for restarted in [false, true] {
+            veth("b0");
+            commit(&mut edge, settings(&["a0", "b0"]));
+            let before = program("a0");
+            for name in ["a0", "b0"] {
+                fs::remove_file(pins.join("v1/programs").join(name)).unwrap();
+            }
+            if restarted {
+                drop(edge);
+                edge = Datapath::open(pins).unwrap();
+            }
+            let mut next = settings(&["a0", "b0"]);
+            next.program.config.land = Mode::Off as u32;
+            let prepared = edge.prepare(next).unwrap();
+            ip("link del b0");
+            edge.commit(prepared).unwrap_err();
+            assert_eq!(program("a0"), before, "restarted: {restarted}");
+        }
+    });
+}
+
+#[test]
 fn tables_of_another_seed_or_version_are_not_taken_over() {
     with_pins(|pins| {
         veth("a0");

@@ -222,6 +222,7 @@ impl Daemon {
             header: ImportHeader {
                 list,
                 origin: Origin::Cli,
+                feed: None,
                 ttl_s,
                 note: "a test".into(),
                 replace: false,

@@ -7,7 +7,8 @@ use crate::control::check;
 fn header() -> ImportHeader {
     ImportHeader {
         list: List::Black,
-        origin: Origin::Cli,
+        origin: Origin::Feed,
+        feed: "drop".parse().ok(),
         ttl_s: None,
         note: "scan".to_owned(),
         replace: false,
@@ -35,7 +36,7 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
                 header: header(),
                 prefixes: prefixes.clone(),
             })),
-            r#"{"call":{"add":{"header":{"list":"blacklist","origin":"cli","ttl_s":null,"note":"scan","replace":false},"prefixes":["10.0.0.0/8","2001:db8::1"]}}}"#,
+            r#"{"call":{"add":{"header":{"list":"blacklist","origin":"feed","feed":"drop","ttl_s":null,"note":"scan","replace":false},"prefixes":["10.0.0.0/8","2001:db8::1"]}}}"#,
         ),
         (
             call(Request::Remove {
@@ -57,8 +58,9 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
             call(Request::Flush {
                 list: List::Black,
                 origin: Some(Origin::L7),
+                feed: None,
             }),
-            r#"{"call":{"flush":{"list":"blacklist","origin":"l7"}}}"#,
+            r#"{"call":{"flush":{"list":"blacklist","origin":"l7","feed":null}}}"#,
         ),
         (
             call(Request::Lookup {
@@ -85,7 +87,7 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
         ),
         (
             ClientMessage::ImportBegin(header()),
-            r#"{"import_begin":{"list":"blacklist","origin":"cli","ttl_s":null,"note":"scan","replace":false}}"#,
+            r#"{"import_begin":{"list":"blacklist","origin":"feed","feed":"drop","ttl_s":null,"note":"scan","replace":false}}"#,
         ),
         (
             ClientMessage::ImportChunk { prefixes },
@@ -116,6 +118,7 @@ fn server_messages_survive_a_round_trip() {
         prefix: p("10.0.0.0/8"),
         list: List::Allow,
         origin: Origin::Auto,
+        feed: None,
         created_unix_ms: 1,
         expires_unix_ms: Some(2),
         note: "é\"\\".to_owned(),

@@ -251,9 +251,15 @@ fn run(geometry: Geometry, ops: Vec<Op>, addrs: &[IpAddr]) {
             }
             Op::Settle => {
                 tables.stale_hosts4 += 10_000;
-                tables.stale_wide += 10_000;
+                tables.stale_hosts6 += 10_000;
+                tables.stale_prefixes += 10_000;
                 tables.settle();
-                assert_eq!((tables.stale_hosts4, tables.stale_wide), (0, 0));
+                let stale = [
+                    &tables.stale_hosts4,
+                    &tables.stale_hosts6,
+                    &tables.stale_prefixes,
+                ];
+                assert_eq!(stale, [&0; 3]);
             }
             Op::Restart => {
                 let regions = Arc::into_inner(tables.regions).unwrap();
@@ -487,4 +493,36 @@ fn refilling_keeps_hits_and_removes_the_rest() {
     assert_eq!((t.own(kept), t.hits(kept)), (black(6), 77));
     assert_eq!(t.reader().lookup(a("10.0.1.1")), Listing::default());
     assert_eq!(t.used().wide(), 1);
+}
+
+/// What is removed in great number is cleared from its own filter, however much
+/// of another kind there is, and what stays is still found.
+#[test]
+fn churn_of_prefixes_is_cleared_beside_many_hosts() {
+    let mut t = tables(Geometry::for_capacity(&Capacity {
+        hosts_v6: 40_000,
+        prefixes: 4_096,
+        ..Capacity::default()
+    }));
+    for i in 0..40_000u128 {
+        let host = Ipv6Addr::from_bits(0x2001_0db8 << 96 | i);
+        t.put(Prefix::host(host.into()), black(100)).unwrap();
+    }
+    let kept = p("2001:db8:aaaa::/48");
+    t.put(kept, black(100)).unwrap();
+    let bits = |t: &Tables| -> u32 {
+        let words = t.regions.prefix_filter.u64s().iter();
+        words.map(|w| w.load(Relaxed).count_ones()).sum()
+    };
+    let before = bits(&t);
+    for i in 0..2_000u128 {
+        let churned = Prefix::new(Ipv6Addr::from_bits(0x2a00_0000 << 96 | i << 80).into(), 48);
+        t.put(churned.unwrap(), black(100)).unwrap();
+        t.put(churned.unwrap(), Listing::default()).unwrap();
+        t.settle();
+    }
+    // The entry's two bits and its marker's, and at most 1,024 prefixes that are stale.
+    assert!(before <= 4 && bits(&t) <= 4 + 1_025 * 4, "{}", bits(&t));
+    let inside = "2001:db8:aaaa:1::1".parse().unwrap();
+    assert_eq!(t.reader().lookup(inside).black, 100);
 }

@@ -96,7 +96,8 @@ proptest! {
                 Some(change) => change,
                 None => {
                     tables.stale_hosts4 += 10_000;
-                    tables.stale_wide += 10_000;
+                    tables.stale_hosts6 += 10_000;
+                    tables.stale_prefixes += 10_000;
                     (p("192.0.2.0/24"), Listing::default())
                 }
             };

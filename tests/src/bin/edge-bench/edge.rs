@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::maps::Map;
 use edge_common::{
-    abi::{Mode, maps},
+    abi::Mode,
     addr::{Family, Prefix},
     hash::Seed,
     reason::{Reason, Verdict},
@@ -82,7 +82,7 @@ impl Edge {
             }
         };
         program.set_arp_bindings(&model.arp_bindings)?;
-        let mut tables = Tables::new(regions(&program)?, geometry, SEED)?;
+        let mut tables = Tables::new(Regions::new(|name| program.region(name))?, geometry, SEED)?;
         if model.checks.bogons != Mode::Off {
             let bogon = Listing {
                 meta: Meta {
@@ -160,20 +160,6 @@ fn fdinfo(fd: BorrowedFd<'_>, name: &str) -> Result<Option<u64>> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
     let value = info.lines().find_map(|line| line.strip_prefix(name));
     Ok(value.and_then(|value| value.trim().parse().ok()))
-}
-
-fn regions(program: &Unattached) -> Result<Regions> {
-    Ok(Regions {
-        hosts4: program.region(maps::HOSTS4)?,
-        hosts4_filter: program.region(maps::HOSTS4_FILTER)?,
-        wide: program.region(maps::WIDE)?,
-        hosts6_filter: program.region(maps::HOSTS6_FILTER)?,
-        prefix_filter: program.region(maps::PREFIX_FILTER)?,
-        bitmap24: program.region(maps::BITMAP24)?,
-        lengths4: program.region(maps::LENGTHS4)?,
-        lengths6: program.region(maps::LENGTHS6)?,
-        lengths6_long: program.region(maps::LENGTHS6_LONG)?,
-    })
 }
 
 /// Room for so many of each kind.

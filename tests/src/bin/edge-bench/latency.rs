@@ -201,6 +201,7 @@ impl<'a> Probe<'a> {
                 header: ImportHeader {
                     list: List::Black,
                     origin: Origin::Cli,
+                    feed: None,
                     ttl_s: None,
                     note: String::new(),
                     replace: false,

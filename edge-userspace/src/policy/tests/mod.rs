@@ -1,4 +1,9 @@
+mod clock;
+mod room;
+mod sources;
+
 use super::*;
+use crate::entry::Origin;
 use edge_common::addr::Family;
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
@@ -42,11 +47,19 @@ fn later(seconds: u64) -> Now {
     }
 }
 
+fn cli() -> Source {
+    Source::new(Origin::Cli, None)
+}
+
+fn feed(name: &str) -> Source {
+    Source::new(Origin::Feed, Some(name.parse().unwrap()))
+}
+
 fn entry(prefix: &str, ttl: Option<u64>) -> NewEntry {
     NewEntry {
         prefix: p(prefix),
         expires_unix_ms: ttl.map(|s| START.unix_ms + s * 1000),
-        origin: Origin::Cli,
+        source: cli(),
         note: "why".into(),
     }
 }
@@ -68,6 +81,27 @@ fn listed(policy: &Policy, addr: &str, list: List, now: Now) -> bool {
 fn names(policy: &Policy, list: List, now: Now) -> Vec<String> {
     let page = policy.list(list, None, None, 1000, now).unwrap();
     page.entries.iter().map(|e| e.prefix.to_string()).collect()
+}
+
+/// What the store has of the blacklist, expired or not.
+fn stored(policy: &Policy) -> Vec<String> {
+    let entries = policy.store.read().unwrap();
+    let range = entries.range(List::Black, None, None).unwrap();
+    range.map(|item| item.unwrap().0.to_string()).collect()
+}
+
+/// Calls [`Policy::expire`] as often as it takes to see everything.
+fn collect(policy: &mut Policy, now: Now) -> u64 {
+    (0..8).map(|_| policy.expire(now).unwrap()).sum()
+}
+
+/// Entries of a feed.
+fn of(name: &str, prefixes: &[&str]) -> Vec<NewEntry> {
+    let entry = |p: &&str| NewEntry {
+        source: feed(name),
+        ..entry(p, None)
+    };
+    prefixes.iter().map(entry).collect()
 }
 
 #[test]
@@ -188,7 +222,7 @@ fn expired_while_nobody_was_here() {
     add(&mut policy, List::Black, vec![entry("10.0.0.1", Some(10))]).unwrap();
     drop(policy);
     let policy = open_at(dir.path(), SystemEntries::default(), later(20));
-    assert!(names(&policy, List::Black, START).is_empty());
+    assert!(names(&policy, List::Black, later(20)).is_empty());
     assert_eq!(
         policy.counts().entries(List::Black, Family::V4, Kind::Host),
         0
@@ -228,7 +262,7 @@ fn the_file_and_the_store_do_not_get_into_each_others_way() {
             .len(),
         2
     );
-    assert_eq!(policy.flush(List::Black, None, START).unwrap(), 1);
+    assert_eq!(policy.flush(List::Black, None, None, START).unwrap(), 1);
     assert!(listed(&policy, "10.0.0.1", List::Black, START));
     add(&mut policy, List::Black, vec![entry("10.0.0.1", Some(10))]).unwrap();
     policy.set_system(SystemEntries::default(), START).unwrap();
@@ -259,34 +293,10 @@ fn what_expired_behind_the_file_s_entry_goes_with_it() {
         0
     );
     assert_eq!(policy.tables.used(), Default::default());
-    let stored = policy.store.read().unwrap();
-    assert_eq!(stored.range(List::Black, None, None).unwrap().count(), 0);
-}
-
-#[test]
-fn a_replacement_takes_away_what_the_feed_no_longer_has() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
-    let feed = |names: &[&str]| -> Vec<NewEntry> {
-        names
-            .iter()
-            .map(|n| NewEntry {
-                origin: Origin::Feed,
-                ..entry(n, None)
-            })
-            .collect()
-    };
-    add(&mut policy, List::Black, vec![entry("10.0.0.9", None)]).unwrap();
-    add(&mut policy, List::Black, feed(&["10.0.0.1", "10.0.0.2"])).unwrap();
-    let new = feed(&["10.0.0.2", "10.0.0.3"]);
-    let done = policy
-        .replace(List::Black, Origin::Feed, new, START, &mut |_, _| {})
-        .unwrap();
-    assert_eq!((done.added, done.updated, done.removed), (1, 1, 1));
-    assert_eq!(
-        names(&policy, List::Black, START),
-        ["10.0.0.2", "10.0.0.3", "10.0.0.9"]
-    );
+    assert_eq!(policy.expire(later(599)).unwrap(), 0);
+    assert_eq!(stored(&policy), ["10.0.0.1", "10.1.0.0/16"]);
+    collect(&mut policy, later(600));
+    assert!(stored(&policy).is_empty());
 }
 
 #[test]
@@ -411,7 +421,7 @@ proptest! {
                     let new = entries.iter().map(|(prefix, ttl)| NewEntry {
                         prefix: *prefix,
                         expires_unix_ms: ttl.map(|t| now.unix_ms + t * 1000),
-                        origin: Origin::Cli,
+                        source: cli(),
                         note: "".into(),
                     });
                     at.add(list, new.collect(), now, &mut |_, _| {}).unwrap();
@@ -430,7 +440,7 @@ proptest! {
                     }
                 }
                 Action::Flush(list) => {
-                    at.flush(list, None, now).unwrap();
+                    at.flush(list, None, None, now).unwrap();
                     model.retain(|(l, _), _| *l != list);
                 }
                 Action::Pass(more) => seconds += more,

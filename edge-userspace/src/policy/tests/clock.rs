@@ -1,0 +1,159 @@
+//! A wall clock that is wrong, or set.
+
+use super::*;
+
+/// With the wall clock `seconds` off.
+fn off(now: Now, seconds: i64) -> Now {
+    Now {
+        unix_ms: now.unix_ms.saturating_add_signed(seconds * 1000),
+        ..now
+    }
+}
+
+/// A long time, seconds: the difference of a clock that was never set.
+const YEARS: i64 = 50 * 365 * 86_400;
+
+#[test]
+fn a_clock_that_lies_behind_at_a_start_prolongs_nothing_beyond_its_ttl() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let entries = vec![entry("10.0.0.1", Some(1000)), entry("10.0.0.2", None)];
+    add(&mut policy, List::Black, entries).unwrap();
+    drop(policy);
+    // 100 s later, before the time server was asked.
+    let boot = later(100);
+    let mut policy = open_at(dir.path(), SystemEntries::default(), off(boot, -YEARS));
+    assert!(listed(&policy, "10.0.0.1", List::Black, later(1099)));
+    assert!(!listed(&policy, "10.0.0.1", List::Black, later(1101)));
+    // Meanwhile somebody is banned for 50 s.
+    let ban = NewEntry {
+        expires_unix_ms: Some(off(boot, -YEARS).unix_ms + 50_000),
+        ..entry("10.0.0.3", None)
+    };
+    let now = off(boot, -YEARS);
+    policy
+        .add(List::Black, vec![ban], now, &mut |_, _| {})
+        .unwrap();
+    // 10 s later it was asked: what was said before and after is right again.
+    assert_eq!(
+        policy
+            .mind_clock(off(later(109), -YEARS), &mut |_, _| {})
+            .unwrap(),
+        None
+    );
+    let set = policy
+        .mind_clock(later(110), &mut |_, _| {})
+        .unwrap()
+        .unwrap();
+    assert_eq!((set.by_ms, set.left_out), (YEARS * 1000, 0));
+    for (addr, last) in [("10.0.0.1", 1000), ("10.0.0.3", 150)] {
+        assert!(
+            listed(&policy, addr, List::Black, later(last - 1)),
+            "{addr}"
+        );
+        assert!(
+            !listed(&policy, addr, List::Black, later(last + 1)),
+            "{addr}"
+        );
+    }
+    assert_eq!(names(&policy, List::Black, later(149)).len(), 3);
+    assert_eq!(
+        names(&policy, List::Black, later(151)),
+        ["10.0.0.1", "10.0.0.2"]
+    );
+    // After another start as well.
+    drop(policy);
+    let policy = open_at(dir.path(), SystemEntries::default(), later(120));
+    assert!(listed(&policy, "10.0.0.3", List::Black, later(149)));
+    assert!(!listed(&policy, "10.0.0.3", List::Black, later(151)));
+    assert_eq!(
+        policy.counts().entries(List::Black, Family::V4, Kind::Host),
+        3
+    );
+}
+
+#[test]
+fn a_clock_that_runs_ahead_at_a_start_removes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let system = SystemEntries {
+        black: vec![p("10.0.0.4")],
+        ..Default::default()
+    };
+    let mut policy = open_at(dir.path(), system.clone(), START);
+    let ttl = ["10.0.0.1", "10.1.0.0/16", "10.0.0.4"].map(|s| entry(s, Some(1000)));
+    add(&mut policy, List::Black, ttl.to_vec()).unwrap();
+    drop(policy);
+    let mut policy = open_at(dir.path(), system, off(later(100), YEARS));
+    assert!(!listed(&policy, "10.0.0.1", List::Black, later(100)));
+    assert_eq!(collect(&mut policy, off(later(200), YEARS)), 0);
+    assert_eq!(stored(&policy).len(), 3);
+    // Right again: what seemed to be over is back.
+    let set = policy
+        .mind_clock(later(300), &mut |_, _| {})
+        .unwrap()
+        .unwrap();
+    assert_eq!((set.by_ms, set.entries), (-YEARS * 1000, 2));
+    for addr in ["10.0.0.1", "10.1.2.3"] {
+        assert!(listed(&policy, addr, List::Black, later(999)), "{addr}");
+        assert!(!listed(&policy, addr, List::Black, later(1001)), "{addr}");
+    }
+    let hosts = |policy: &Policy| policy.counts().entries(List::Black, Family::V4, Kind::Host);
+    // Two of the store and one of the file.
+    assert_eq!(hosts(&policy), 3);
+    assert_eq!(collect(&mut policy, later(1001)), 2);
+    assert_eq!(hosts(&policy), 2);
+    policy
+        .set_system(SystemEntries::default(), later(1001))
+        .unwrap();
+    assert_eq!(hosts(&policy), 0);
+    assert_eq!(policy.tables.used(), Default::default());
+    collect(&mut policy, later(1001));
+    assert!(stored(&policy).is_empty());
+}
+
+#[test]
+fn what_is_over_by_a_steady_clock_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let entries = vec![entry("10.0.0.1", Some(10)), entry("10.0.0.2", Some(900))];
+    add(&mut policy, List::Black, entries).unwrap();
+    drop(policy);
+    let mut policy = open_at(dir.path(), SystemEntries::default(), later(20));
+    assert_eq!(names(&policy, List::Black, later(20)), ["10.0.0.2"]);
+    assert_eq!(collect(&mut policy, later(619)), 0);
+    assert_eq!(collect(&mut policy, later(620)), 1);
+    assert_eq!(stored(&policy), ["10.0.0.2"]);
+}
+
+#[test]
+fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = |net: u8| -> Vec<NewEntry> {
+        let host = |i| entry(&format!("10.0.{net}.{i}"), Some(1000));
+        (0..64).map(host).collect()
+    };
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    add(&mut policy, List::Black, hosts(0)).unwrap();
+    drop(policy);
+    let boot = off(later(100), YEARS);
+    let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
+    let others = hosts(1).into_iter().map(|e| NewEntry {
+        expires_unix_ms: Some(boot.unix_ms + 50_000),
+        ..e
+    });
+    policy
+        .add(List::Black, others.collect(), boot, &mut |_, _| {})
+        .unwrap();
+    let set = policy
+        .mind_clock(later(110), &mut |_, _| {})
+        .unwrap()
+        .unwrap();
+    assert_eq!(set.left_out, 64);
+    assert!(!policy.is_torn());
+    assert!(listed(&policy, "10.0.1.9", List::Black, later(149)));
+    assert!(!listed(&policy, "10.0.0.9", List::Black, later(149)));
+    assert_eq!(
+        policy.counts().entries(List::Black, Family::V4, Kind::Host),
+        64
+    );
+}
