@@ -1,20 +1,29 @@
 //! Attaching, taking over, replacing and rolling back, on the real kernel.
 
-use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+};
 
 use crate::netns::{
-    PATIENCE, hook_program as program, index, ip, isolated, send, udp4, veth, wait,
+    PATIENCE, PacketSocket, hook_program as program, index, ip, isolated, send, udp4, veth, wait,
 };
 use edge_common::{
     abi::{ABI_VERSION, Config, MAX_PROFILES, Mode, Profile, TableStat, maps},
     gcra::Limit,
     hash::Seed,
     reason::Reason,
+    table::stamp,
 };
 use edge_userspace::{
     clock::{Now, coarse_tick_ns},
     datapath::{Datapath, DatapathError, Events, Program, Settings, Unattached, View},
     status::AttachMode,
+    tables::{Capacity, Geometry, Listing, Regions, Tables},
 };
 
 fn with_pins(test: impl FnOnce(&Path) + Send) {
@@ -121,6 +130,61 @@ fn drops_counts_and_outlives_the_daemon() {
         second.detach().unwrap();
         assert_eq!(program("a0"), None);
         assert!(!pins.exists());
+    });
+}
+
+/// What is loaded beside a running program leaves its clock alone: entries with an
+/// expiry stay in force, and they would not for one that jumps ahead.
+#[test]
+fn a_load_leaves_the_clock_of_what_runs_alone() {
+    let mut settings = settings(&["a0"]);
+    settings.program.config.blacklist = Mode::Enforce as u32;
+    with_pins(move |pins| {
+        veth("a0");
+        let mut edge = Datapath::open(pins).unwrap();
+        commit(&mut edge, settings.clone());
+        let config = &settings.program.config;
+        let geometry = Geometry {
+            hosts4_buckets: config.hosts4_buckets,
+            hosts4_filter_words: config.hosts4_filter_words,
+            wide_buckets: config.wide_buckets,
+            hosts6_filter_words: config.hosts6_filter_words,
+            prefix_filter_words: config.prefix_filter_words,
+            long_lengths: config.long_lengths,
+            limiter_buckets: config.limiter_buckets,
+            ..Geometry::for_capacity(&Capacity::default())
+        };
+        let regions = Regions::new(|name| edge.region(name)).unwrap();
+        let mut tables = Tables::new(regions, geometry, config.seed).unwrap();
+        let in_an_hour = Now::read().mono_ns + 3_600_000_000_000;
+        let listing = Listing {
+            black: stamp(in_an_hour),
+            ..Listing::default()
+        };
+        tables.put("192.0.2.1".parse().unwrap(), listing).unwrap();
+        let view = edge.view().unwrap();
+        let frame = udp4([192, 0, 2, 1], [192, 0, 2, 2]);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let socket = PacketSocket::new("a0p");
+                for _ in 0..1_000_000 {
+                    if done.load(Relaxed) {
+                        break;
+                    }
+                    socket.send(&frame);
+                }
+            });
+            wait("the first packet", || {
+                packets(&view, 0, Reason::Blacklisted).0 > 0
+            });
+            for _ in 0..3 {
+                drop(edge.prepare(settings.clone()).unwrap());
+            }
+            done.store(true, Relaxed);
+        });
+        assert!(packets(&view, 0, Reason::Blacklisted).0 > 100);
+        assert_eq!(packets(&view, 0, Reason::Pass), (0, 0));
     });
 }
 
