@@ -17,8 +17,9 @@ use super::{
 };
 use crate::memory::Region;
 
-/// Looks sources up step by step as the XDP program does, filters included,
-/// concurrently with the writer.
+/// Looks sources up as the XDP program does, filters included and in its order,
+/// concurrently with the writer. Only in a bucket it goes from slot to slot, where
+/// the program compares the later ones at once.
 #[derive(Clone, Debug)]
 pub struct Reader {
     pub(super) regions: Arc<Regions>,
@@ -56,8 +57,9 @@ impl Reader {
 
     fn host6(&self, hi: u64, lo: u64) -> Listing {
         let host = len_bit(false, 128).and_then(|(half, bit)| {
-            let words = self.geometry.hosts6_filter_words;
-            self.wide(half, bit, hi, lo, (&self.regions.hosts6_filter, words))
+            let sought = self.sought(half, bit, hi, lo);
+            let filter = sought.place.filter(self.geometry.hosts6_filter_words);
+            has_bits(&self.regions.hosts6_filter, filter).then(|| self.wide(&sought))?
         });
         host.unwrap_or_default()
     }
@@ -92,39 +94,43 @@ impl Reader {
             .unwrap_or_default()
     }
 
-    /// The longest match among `lengths`: the lowest bit is the longest.
+    /// The longest match among `lengths`: the lowest bit is the longest. As in the
+    /// kernel, the filter is asked for all of them before any bucket is.
     fn longest(&self, half: Half, lengths: u64, hi: u64, lo: u64) -> Option<Listing> {
         let mut left = lengths;
+        let mut likely = Vec::new();
         while left != 0 {
             let bit = left & left.wrapping_neg();
-            let words = self.geometry.prefix_filter_words;
-            let filter = (&self.regions.prefix_filter, words);
-            if let Some(found) = self.wide(half, bit, hi, lo, filter) {
-                return Some(found);
+            let sought = self.sought(half, bit, hi, lo);
+            let filter = sought.place.filter(self.geometry.prefix_filter_words);
+            if has_bits(&self.regions.prefix_filter, filter) {
+                likely.push(sought);
             }
             left ^= bit;
         }
-        None
+        likely.iter().find_map(|sought| self.wide(sought))
     }
 
-    fn wide(
-        &self,
-        half: Half,
-        bit: LenBit,
-        hi: u64,
-        lo: u64,
-        (filter, words): (&Region, u32),
-    ) -> Option<Listing> {
+    fn sought(&self, half: Half, bit: LenBit, hi: u64, lo: u64) -> Sought {
         let (hi, lo) = mask(half, bit, hi, lo);
         let len_key = len_key(half, bit);
-        let place = Place::wide(&self.seed, hi, lo, len_key);
-        if !has_bits(filter, place.filter(words)) {
-            return None;
+        Sought {
+            key: WideKey { hi, lo, len_key },
+            place: Place::wide(&self.seed, hi, lo, len_key),
         }
-        let n = self.geometry.wide_buckets;
-        let buckets = [place.first(n), place.second(n)];
-        find::<SlotW>(&self.regions.wide, buckets, WideKey { hi, lo, len_key })
     }
+
+    fn wide(&self, sought: &Sought) -> Option<Listing> {
+        let n = self.geometry.wide_buckets;
+        let buckets = [sought.place.first(n), sought.place.second(n)];
+        find::<SlotW>(&self.regions.wide, buckets, sought.key)
+    }
+}
+
+/// An entry of `WIDE` that may be there.
+struct Sought {
+    key: WideKey,
+    place: Place,
 }
 
 fn has_bits(region: &Region, (word, bits): (u32, u64)) -> bool {
