@@ -328,7 +328,7 @@ fn programs_that_lost_their_pins_are_put_back_all_the_same() {
             commit(&mut edge, settings(&["a0", "b0"]));
             let before = program("a0");
             for name in ["a0", "b0"] {
-                fs::remove_file(pins.join("v1/programs").join(name)).unwrap();
+                fs::remove_file(pins.join(format!("v{ABI_VERSION}/programs")).join(name)).unwrap();
             }
             if restarted {
                 drop(edge);
