@@ -61,12 +61,12 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     // the line alone, or a flood over its limit would bounce it between CPUs.
     let on = config!(limits_on);
     let is_on = |kind: LimitKind| on & kind.bit() != 0;
-    let packets = if is_on(LimitKind::Packets) {
+    let mut packets = if is_on(LimitKind::Packets) {
         Look::at(slot, limits, LimitKind::Packets as u32, 1, now)
     } else {
         Look::nothing(slot)
     };
-    let bytes = if is_on(LimitKind::Bytes) {
+    let mut bytes = if is_on(LimitKind::Bytes) {
         Look::at(slot, limits, LimitKind::Bytes as u32, frame_len, now)
     } else {
         Look::nothing(slot)
@@ -74,7 +74,7 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     // One number, so that the verifier follows what comes behind once.
     let kind = unknown.number(class as u32);
     let has_class = kind != LimitKind::Packets as u32 && on >> kind & 1 != 0;
-    let class = if has_class {
+    let mut class = if has_class {
         Look::at_any(slot, limits, kind, now)
     } else {
         Look::nothing(slot)
@@ -86,6 +86,12 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
             | (class.over as u32) << kind;
         if over & config!(limits_enforced) != 0 {
             return over;
+        }
+        // In dry run the others are charged all the same.
+        for look in [&mut packets, &mut bytes, &mut class] {
+            if look.over != 0 {
+                look.new = 0;
+            }
         }
     }
     if is_on(LimitKind::Packets) {
@@ -105,7 +111,7 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
 struct Look {
     word: *mut u64,
     tat: u64,
-    /// The TAT to store; 0 when there is no limit.
+    /// The TAT to store; 0 for none.
     new: u64,
     /// 1 when the packet is over the limit, else 0.
     over: u64,
@@ -169,11 +175,11 @@ impl Look {
         }
     }
 
-    /// Charges the packet unless it is over the limit or there is none; the bit of
-    /// the limit when other CPUs used it up meanwhile.
+    /// Charges the packet if there is something to store; the bit of the limit
+    /// when other CPUs used it up meanwhile.
     #[inline(always)]
     fn commit(self, kind: u32, units: u32, profile: u8, now: u64) -> u32 {
-        if self.over != 0 || self.new == 0 {
+        if self.new == 0 {
             return 0;
         }
         // SAFETY: a word of a map value, 8 bytes aligned, written by this operation only.
