@@ -1,8 +1,11 @@
 //! The arguments.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use edge_common::{
     abi::{LimitKind, Mode},
     addr::Prefix,
@@ -206,8 +209,8 @@ stays as long as another has it.")]
         #[arg(long, value_name = "NAME")]
         feed: Option<FeedName>,
         /// Remove the entries of former imports of this feed that are not in
-        /// this one, in the same step.
-        #[arg(long)]
+        /// this one, in the same step; needs --feed.
+        #[arg(long, requires = "feed")]
         replace: bool,
     },
     /// Print the entries in the form that import reads, feeds and notes as comments.
@@ -355,13 +358,36 @@ pub(super) fn command() -> clap::Command {
 /// Reads the command line; ends the process when it is wrong (exit code 2) or
 /// only asks for help.
 pub(super) fn parse() -> Cli {
-    let matches = command().get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+    read(std::env::args_os()).unwrap_or_else(|e| e.exit())
+}
+
+fn read(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+    let matches = command()
+        .try_get_matches_from(words)
+        .map_err(with_the_reason)?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// Tells why an import that replaces has to name its feed.
+fn with_the_reason(mut error: clap::Error) -> clap::Error {
+    let lacks_feed = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(missing)) => missing.iter().any(|a| a.starts_with("--feed ")),
+        _ => false,
+    };
+    if lacks_feed {
+        let tip = "--replace removes what the feed had before, and a file's name may change or be \
+                   that of another feed's file; say which feed it is: \
+                   edge blacklist import drop.txt --feed drop --replace";
+        let tip = ContextValue::StyledStrs(vec![tip.into()]);
+        error.insert(ContextKind::Suggested, tip);
+    }
+    error
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::error::ErrorKind;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         // Words, with '…' for one that has spaces.
@@ -373,8 +399,25 @@ mod tests {
                 words.extend(part.split_whitespace().map(str::to_owned));
             }
         }
-        let matches = command().try_get_matches_from(words)?;
-        Cli::from_arg_matches(&matches)
+        read(words)
+    }
+
+    #[test]
+    fn what_replaces_names_its_feed() {
+        for line in [
+            "blacklist import drop.txt --replace",
+            "allow import - --replace",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+            let text = error.to_string();
+            assert!(text.contains("--feed drop --replace"), "{text}");
+            assert!(text.contains("say which feed it is"), "{text}");
+        }
+        let error = parse("blacklist import").unwrap_err().to_string();
+        assert!(!error.contains("say which feed"), "{error}");
+        assert!(parse("blacklist import drop.txt --feed drop --replace").is_ok());
+        assert!(parse("blacklist import drop.txt").is_ok());
     }
 
     #[test]

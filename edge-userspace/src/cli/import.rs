@@ -24,7 +24,8 @@ use crate::{
 const MAX_ENTRIES: usize = 32_000_000;
 
 /// Reads the feed `file` (`-`: standard input) and imports all of it or nothing.
-/// Without a name, the feed has that of the file.
+/// Without a name, which the command line asks for where it replaces, the feed
+/// has that of the file.
 pub(super) fn import<W: Write>(
     file: &Path,
     lenient: bool,

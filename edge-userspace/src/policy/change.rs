@@ -1,14 +1,15 @@
 //! Adding, removing, expiring.
 
 use super::{
-    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo, is_counted, no_room,
-    order::{Step, groups},
+    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo, is_counted,
+    order::{Room, Step, groups},
     raise, stamp,
 };
 use crate::{
     clock::Now,
     entry::{FeedName, List, Origin, Source},
     store::{Change, Claim, MAX_CLAIMS, Record},
+    tables::Listing,
 };
 use edge_common::addr::Prefix;
 
@@ -301,12 +302,7 @@ impl Policy {
                 }
                 let former = self.tables.own(prefix);
                 let file = self.system.own(prefix);
-                let mut own = former;
-                match list {
-                    List::Black => own.black = file.listing().black,
-                    List::Allow => own.allow = file.listing().allow,
-                }
-                raise(&mut own, list, &record, now);
+                let own = self.own_after(list, prefix, Some(&record), now);
                 if is_corrected {
                     corrected.push((list, prefix, Some(record)));
                 }
@@ -359,6 +355,20 @@ impl Policy {
         Ok((changes, gone))
     }
 
+    /// What the tables are to say of a prefix when the store has `record` of it.
+    fn own_after(&self, list: List, prefix: Prefix, record: Option<&Record>, now: Now) -> Listing {
+        let mut own = self.tables.own(prefix);
+        let file = self.system.own(prefix).listing();
+        match list {
+            List::Black => own.black = file.black,
+            List::Allow => own.allow = file.allow,
+        }
+        if let Some(record) = record {
+            raise(&mut own, list, record, now);
+        }
+        own
+    }
+
     /// Makes changes in the tables, then in the store; or none of them.
     fn apply(
         &mut self,
@@ -368,11 +378,13 @@ impl Policy {
     ) -> Result<(), PolicyError> {
         // Removals and additions each came in order; the store likes them so.
         changes.sort_by_key(|c| c.1);
-        let groups = groups(changes.iter().map(|(_, prefix, record)| Step {
-            prefix: *prefix,
-            adds: record.is_some(),
-            growth: if record.is_some() { 1 } else { -1 },
-        }));
+        let mut room = Room::new(&self.tables);
+        let steps = changes.iter().map(|(list, prefix, record)| {
+            let former = self.tables.own(*prefix);
+            let own = self.own_after(*list, *prefix, record.as_ref(), now);
+            Step::new(*prefix, former, own)
+        });
+        let groups = groups(steps.inspect(|step| room.count(step)));
         let mut undo = Undo::default();
         let mut counts = self.stored;
         for group in groups {
@@ -380,29 +392,19 @@ impl Policy {
             let removes = changes[group].iter().filter(|c| c.2.is_none());
             for (list, prefix, record) in adds.chain(removes) {
                 let former = self.tables.own(*prefix);
+                let own = self.own_after(*list, *prefix, record.as_ref(), now);
                 let file = self.system.own(*prefix);
-                let mut own = former;
-                match list {
-                    List::Black => own.black = file.listing().black,
-                    List::Allow => own.allow = file.listing().allow,
-                }
                 // Told by the tables where they can tell.
                 let was_stored =
                     !file.lists(*list) || self.store.read()?.get(*list, *prefix)?.is_some();
                 let was_counted = is_counted(former, file, *list, was_stored);
                 match record {
-                    Some(record) => {
-                        raise(&mut own, *list, record, now);
-                        if !was_counted {
-                            counts.add(*list, *prefix);
-                        }
-                    }
+                    Some(_) if !was_counted => counts.add(*list, *prefix),
                     None if was_counted => counts.remove(*list, *prefix),
-                    None => {}
+                    _ => {}
                 }
                 if let Err(e) = self.put(*prefix, former, own, &mut undo) {
-                    let removes = changes.iter().any(|c| c.2.is_none());
-                    return Err(self.undone(undo, no_room(e, removes)));
+                    return Err(self.undone(undo, room.error(*prefix, e)));
                 }
             }
         }

@@ -38,7 +38,7 @@ use crate::{
 };
 use clock::WallClock;
 use edge_common::{addr::Prefix, hash::Seed, table::Stamp};
-use order::{Step, groups};
+use order::{Room, Step, groups};
 use std::{iter::Peekable, sync::Arc};
 use system::{Index, Own};
 use thiserror::Error;
@@ -279,15 +279,11 @@ impl Policy {
 
     /// Puts all listings, which are in order, into the tables, or none.
     fn put_all(&mut self, listings: &[(Prefix, Listing)]) -> Result<(), PolicyError> {
-        let groups = groups(listings.iter().map(|&(prefix, own)| {
-            let former = self.tables.own(prefix);
-            Step {
-                prefix,
-                adds: own.under(former) != former,
-                growth: i64::from(!own.is_empty()) - i64::from(!former.is_empty()),
-            }
-        }));
-        let removes = listings.iter().any(|l| l.1.is_empty());
+        let mut room = Room::new(&self.tables);
+        let steps = listings
+            .iter()
+            .map(|&(prefix, own)| Step::new(prefix, self.tables.own(prefix), own));
+        let groups = groups(steps.inspect(|step| room.count(step)));
         let mut undo = Undo::default();
         for group in groups {
             let group = &listings[group];
@@ -299,7 +295,7 @@ impl Policy {
             for &(prefix, own) in both.iter().chain(group) {
                 let former = self.tables.own(prefix);
                 if let Err(e) = self.put(prefix, former, own, &mut undo) {
-                    return Err(self.undone(undo, no_room(e, removes)));
+                    return Err(self.undone(undo, room.error(prefix, e)));
                 }
             }
         }
@@ -341,16 +337,6 @@ impl Policy {
                 }
             }
         }
-    }
-}
-
-/// Why there is no room: with `removes`, a change that makes room as well might
-/// have more luck in parts.
-fn no_room(error: TableError, removes: bool) -> PolicyError {
-    if removes {
-        PolicyError::Overlap(error)
-    } else {
-        PolicyError::Table(error)
     }
 }
 

@@ -6,7 +6,10 @@
 
 use std::ops::Range;
 
-use edge_common::addr::Prefix;
+use edge_common::addr::{Family, Prefix};
+
+use super::PolicyError;
+use crate::tables::{Listing, TableError, Tables};
 
 /// What a change does.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +19,69 @@ pub(super) struct Step {
     pub(super) adds: bool,
     /// Entries that the tables then have more: 1, 0 or -1.
     pub(super) growth: i64,
+}
+
+impl Step {
+    /// What puts `own` in the place of `former`.
+    pub(super) fn new(prefix: Prefix, former: Listing, own: Listing) -> Self {
+        Self {
+            prefix,
+            adds: own.under(former) != former,
+            growth: i64::from(!own.is_empty()) - i64::from(!former.is_empty()),
+        }
+    }
+}
+
+/// The room that a change leaves in the tables: of IPv4 hosts, IPv6 hosts and
+/// prefixes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Entries that fit in besides; negative when the change does not fit.
+    left: [i64; 3],
+    /// Whether the change takes entries out.
+    is_made: [bool; 3],
+}
+
+impl Room {
+    /// Before any step.
+    pub(super) fn new(tables: &Tables) -> Self {
+        let (used, most) = (tables.used(), tables.geometry().capacity);
+        let left = |most: u32, used: u32| i64::from(most) - i64::from(used);
+        Self {
+            left: [
+                left(most.hosts_v4, used.hosts_v4),
+                left(most.hosts_v6, used.hosts_v6),
+                left(most.prefixes, used.prefixes),
+            ],
+            is_made: [false; 3],
+        }
+    }
+
+    /// Counts a step of the change.
+    pub(super) fn count(&mut self, step: &Step) {
+        let table = Self::table(step.prefix);
+        self.left[table] -= step.growth;
+        self.is_made[table] |= step.growth < 0;
+    }
+
+    /// Why there is no room for `prefix`: a change that fits when all of it is
+    /// done, and makes room itself, would have more luck in parts.
+    pub(super) fn error(&self, prefix: Prefix, error: TableError) -> PolicyError {
+        let table = Self::table(prefix);
+        if self.is_made[table] && self.left[table] >= 0 {
+            PolicyError::Overlap(error)
+        } else {
+            PolicyError::Table(error)
+        }
+    }
+
+    fn table(prefix: Prefix) -> usize {
+        match (prefix.is_host(), prefix.family()) {
+            (true, Family::V4) => 0,
+            (true, Family::V6) => 1,
+            (false, _) => 2,
+        }
+    }
 }
 
 /// Groups of changes, as ranges of `steps`, in the order in which to carry them

@@ -378,9 +378,15 @@ fn a_feed_is_imported_whole_or_not_at_all() {
         "blacklist: 1 removed\n"
     );
     // A download that failed replaces nothing.
-    let (code, _, err) = fed(socket, "blacklist import - --replace", "");
+    let (code, _, err) = fed(socket, "blacklist import - --feed feed --replace", "");
     assert_eq!(code, 2);
-    assert!(err.contains("flush --feed default"), "{err}");
+    assert!(err.contains("flush --feed feed"), "{err}");
+    // Nor does one that does not say what it replaces.
+    let (code, _, err) = fed(socket, "blacklist import - --replace", "192.0.2.9\n");
+    assert_eq!(code, 2);
+    for word in ["--feed <NAME>", "--feed drop --replace"] {
+        assert!(err.contains(word), "{word}: {err}");
+    }
     assert_eq!(json(socket, "blacklist list").len(), 3);
 
     let (code, _, err) = run(socket, "blacklist import /nonexistent/feed");

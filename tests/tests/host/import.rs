@@ -183,6 +183,8 @@ fn what_is_exported_can_be_imported() {
         "blacklist",
         "import",
         &file.display().to_string(),
+        "--feed",
+        "export",
         "--replace",
     ]);
     for (source, passes) in [
@@ -204,21 +206,23 @@ fn each_feed_has_its_own_entries() {
     let link = lab.link();
     let edge = Installation::new(&lab.host, &["eth0"], "");
     let daemon = edge.start();
-    let [drop, level1] = ["drop.txt", "level1.netset"].map(|name| edge.file(name));
-    let import = |file: &std::path::Path, text: &str| {
-        fs::write(file, text).unwrap();
+    let (drop, level1) = ("drop", "level1");
+    let import = |feed: &str, text: &str| {
+        // The names of downloads say nothing of the feed.
+        let file = edge.file("download.txt");
+        fs::write(&file, text).unwrap();
         let path = file.display().to_string();
-        let done = edge.json(&["blacklist", "import", &path, "--replace"]);
+        let done = edge.json(&["blacklist", "import", &path, "--feed", feed, "--replace"]);
         let of = |key: &str| done[0][key].as_u64().unwrap();
         (of("added"), of("updated"), of("removed"))
     };
     let passes = |source: &str| link.passes_from(source.parse().unwrap());
-    assert_eq!(import(&drop, "10.66.0.0/16\n10.67.0.1\n"), (2, 0, 0));
-    assert_eq!(import(&level1, "10.66.0.0/16\nfd66::/32\n"), (2, 0, 0));
+    assert_eq!(import(drop, "10.66.0.0/16\n10.67.0.1\n"), (2, 0, 0));
+    assert_eq!(import(level1, "10.66.0.0/16\nfd66::/32\n"), (2, 0, 0));
     // One feed gives up what the other still has, and then the other does.
-    assert_eq!(import(&drop, "10.68.0.1\n"), (1, 0, 2));
+    assert_eq!(import(drop, "10.68.0.1\n"), (1, 0, 2));
     assert!(!passes("10.66.1.1") && passes("10.67.0.1") && !passes("fd66::1"));
-    assert_eq!(import(&level1, "fd66::/32\n"), (0, 1, 1));
+    assert_eq!(import(level1, "fd66::/32\n"), (0, 1, 1));
     assert!(passes("10.66.1.1") && !passes("10.68.0.1") && !passes("fd66::1"));
 
     // Whose they are outlasts the daemon, and is told.

@@ -71,6 +71,75 @@ fn what_is_new_takes_the_room_of_what_goes() {
 }
 
 #[test]
+fn what_a_feed_keeps_takes_no_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let of_drop = |names: &[String]| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        of("drop", &names)
+    };
+    let mut old = ["20.0.0.0/8", "20.1.0.0/16", "20.2.0.0/16"]
+        .map(str::to_owned)
+        .to_vec();
+    old.extend((0..61).map(|i| format!("30.{i}.0.0/16")));
+    add(&mut policy, List::Black, of_drop(&old)).unwrap();
+    assert_eq!(policy.tables.used().prefixes, 64);
+    // One goes out of what else stays, and one comes that sorts before it.
+    let mut new = old.clone();
+    new.retain(|s| s != "20.2.0.0/16");
+    new.push("9.0.0.0/8".to_owned());
+    policy
+        .replace(
+            List::Black,
+            &feed("drop"),
+            of_drop(&new),
+            START,
+            &mut |_, _| {},
+        )
+        .unwrap();
+    assert_eq!(policy.tables.used().prefixes, 64);
+    assert!(listed(&policy, "9.0.0.1", List::Black, START));
+    // The same where another feed keeps what this one gives up.
+    add(&mut policy, List::Black, of("level1", &["20.1.0.0/16"])).unwrap();
+    new.retain(|s| !s.starts_with("20."));
+    new.extend(["20.0.0.0/8".to_owned(), "8.0.0.0/8".to_owned()]);
+    new.retain(|s| s != "30.7.0.0/16");
+    policy
+        .replace(
+            List::Black,
+            &feed("drop"),
+            of_drop(&new),
+            START,
+            &mut |_, _| {},
+        )
+        .unwrap();
+    assert_eq!(policy.tables.used().prefixes, 64);
+    assert!(listed(&policy, "8.0.0.1", List::Black, START));
+    assert!(!listed(&policy, "30.7.0.1", List::Black, START));
+}
+
+#[test]
+fn what_never_fits_is_not_blamed_on_the_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let nets = |second: u8, n: u8| -> Vec<NewEntry> {
+        let names: Vec<String> = (0..n).map(|i| format!("{second}.{i}.0.0/16")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        of("drop", &names)
+    };
+    let mut replace = |new| policy.replace(List::Black, &feed("drop"), new, START, &mut |_, _| {});
+    replace([nets(20, 63), of("drop", &["10.0.0.1"])].concat()).unwrap();
+    // Two go, 65 would be there: what is removed first makes no difference.
+    let error = replace([nets(20, 61), nets(30, 4)].concat()).unwrap_err();
+    assert!(matches!(error, PolicyError::Table(_)), "{error}");
+    // Only a host goes, which makes no room for prefixes.
+    let error = replace([nets(20, 63), nets(30, 2)].concat()).unwrap_err();
+    assert!(matches!(error, PolicyError::Table(_)), "{error}");
+    // Exactly as many as fit.
+    replace([nets(20, 61), nets(30, 3)].concat()).unwrap();
+}
+
+#[test]
 fn another_file_takes_the_room_of_the_former_one() {
     let dir = tempfile::tempdir().unwrap();
     let system = |from: u8| SystemEntries {
