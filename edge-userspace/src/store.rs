@@ -128,7 +128,8 @@ impl Claim {
         let feed = self.source.feed.as_ref().map_or("", FeedName::as_str);
         out.extend(self.created_unix_ms.to_le_bytes());
         out.extend(self.changed_unix_ms.to_le_bytes());
-        out.extend(self.expires_unix_ms.unwrap_or(0).to_le_bytes());
+        let expires = self.expires_unix_ms.map_or(0, |at| at.max(1));
+        out.extend(expires.to_le_bytes());
         out.push(match self.source.origin {
             Origin::Cli => 0,
             Origin::File => 1,
@@ -156,14 +157,18 @@ impl Claim {
         })
     }
 
-    /// Version 1: created, expires, origin, and the note up to the end.
+    /// Version 1: created, expires, origin, and the note up to the end. When
+    /// it was last said was not kept: after it was made, if the clock was right.
     fn decode_v1(mut bytes: &[u8]) -> Option<Self> {
         let created_unix_ms = take_u64(&mut bytes)?;
         let expires = take_u64(&mut bytes)?;
+        // Made while the clock ran ahead, and said again when it was right:
+        // then there is no telling how long it was given.
+        let is_ahead = created_unix_ms >= expires;
         Some(Self {
             source: Source::new(take_origin(&mut bytes)?, None),
             created_unix_ms,
-            changed_unix_ms: created_unix_ms,
+            changed_unix_ms: if is_ahead { 0 } else { created_unix_ms },
             expires_unix_ms: Some(expires).filter(|&at| at != 0),
             note: std::str::from_utf8(bytes).ok()?.into(),
         })
@@ -641,6 +646,14 @@ mod tests {
         });
         record.encode(&mut bytes);
         assert_eq!(Record::decode(&bytes), Some(record));
+        let at_zero = Claim {
+            expires_unix_ms: Some(0),
+            ..claim("x", "")
+        };
+        let mut finite = Vec::new();
+        at_zero.encode(&mut finite);
+        let finite = Claim::decode(&mut finite.as_slice()).unwrap();
+        assert!(finite.has_expired(2), "{finite:?}");
         for cut in 0..bytes.len() {
             assert_eq!(Record::decode(&bytes[..cut]), None, "{cut}");
         }
@@ -665,15 +678,18 @@ mod tests {
             let write = |t: &mut Tables<'_>| Ok(t.entries.insert(&key, bytes).map(|_| ())?);
             store.transaction(write).unwrap();
         };
-        let v1 = |origin: u8| {
+        let v1_at = |times: [u64; 2], origin: u8| {
             let mut bytes = vec![1];
-            bytes.extend([5u64, 7].map(u64::to_le_bytes).as_flattened());
+            bytes.extend(times.map(u64::to_le_bytes).as_flattened());
             bytes.push(origin);
             bytes.extend(b"why");
             bytes
         };
+        let v1 = |origin| v1_at([5, 7], origin);
         put("10.0.0.1", &v1(2));
         put("10.0.0.2", &v1(0));
+        // Made when the clock ran ahead, and prolonged when it was right.
+        put("10.0.0.3", &v1_at([9000, 5000], 0));
         let entries = store.read().unwrap();
         let get = |prefix| entries.get(List::Black, p(prefix)).map(Option::unwrap);
         let old = |source| Claim {
@@ -687,6 +703,8 @@ mod tests {
         assert_eq!(get("10.0.0.1").unwrap().claims, [old(feed)]);
         let cli = Source::new(Origin::Cli, None);
         assert_eq!(get("10.0.0.2").unwrap().claims, [old(cli)]);
+        let prolonged = get("10.0.0.3").unwrap();
+        assert!(!prolonged.has_expired(4999) && prolonged.has_expired(5000));
         drop(entries);
         // And those of a later one are not ours to throw away.
         put("10.0.0.1", &[ENCODING + 1, 0, 0]);

@@ -1,7 +1,9 @@
 //! Adding, removing, expiring.
 
 use super::{
-    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo, is_counted,
+    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo,
+    clock::Step as ClockStep,
+    is_counted,
     order::{Room, Step, groups},
     raise, stamp,
 };
@@ -22,8 +24,23 @@ const SWEEP_SLOTS: usize = 1 << 17;
 /// looks at besides.
 const SWEEP_LIMIT: usize = 1 << 14;
 
-/// Where a walk through all lists of the store begins.
-pub(super) const FIRST: (List, Option<Prefix>) = (List::Black, None);
+/// A search through the store for what is not in the tables.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Search {
+    list: List,
+    /// Where it goes on.
+    after: Option<Prefix>,
+    /// Whether it came past something that has to stay.
+    is_kept: bool,
+}
+
+impl Search {
+    pub(super) const START: Self = Self {
+        list: List::Black,
+        after: None,
+        is_kept: false,
+    };
+}
 
 /// What setting the clock did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,16 +115,17 @@ impl Policy {
         changes.reserve(entries.len());
         let former = self.store.read()?;
         for entry in entries {
-            // The tables know of all that is in force: most entries of a feed
-            // are new, and need no look into the store.
-            let known = stamp(self.tables.own(entry.prefix), list) != 0;
-            let record = if known {
+            // Mostly the tables know of all there is, and most entries of a
+            // feed are new: these need no look into the store.
+            let may_be_stored =
+                self.leftovers.is_some() || stamp(self.tables.own(entry.prefix), list) != 0;
+            let record = if may_be_stored {
                 former.get(list, entry.prefix)?
             } else {
                 None
             };
             let mut claims = record.map_or_else(Vec::new, |r| r.claims);
-            claims.retain(|c| !c.has_expired(now.unix_ms));
+            claims.retain(|c| !self.is_over(c, now));
             let mut claim = Claim {
                 source: entry.source,
                 created_unix_ms: now.unix_ms,
@@ -200,7 +218,8 @@ impl Policy {
 
     /// Removes some of what has run out; bounded work a call, everything is
     /// seen within a few minutes of calls a second apart. The kernel needs
-    /// none of this: to it, an expired entry is none. Returns how many are gone.
+    /// none of this: to it, an expired entry is none. Returns how many were
+    /// taken out of tables or store.
     ///
     /// # Errors
     /// [`PolicyError::Store`].
@@ -211,15 +230,28 @@ impl Policy {
         found.sort_unstable();
         found.dedup();
         let mut changes: Vec<Change> = Vec::new();
+        let entries = self.store.read()?;
         for &prefix in &found {
             let own = self.tables.own(prefix);
             for list in [List::Black, List::Allow] {
                 let stamp = stamp(own, list);
-                if stamp != 0 && stamp <= now.stamp() {
-                    changes.push((list, prefix, None));
+                if stamp == 0 || stamp > now.stamp() {
+                    continue;
                 }
+                let mut left = None;
+                if !self.clock.is_steady(now) {
+                    // Claims that the wall clock kept out of the tables: it may
+                    // have been wrong about them.
+                    left = entries.get(list, prefix)?.filter(|r| r.claims.len() > 1);
+                    if let Some(record) = &mut left {
+                        record.claims.retain(|c| c.has_expired(now.unix_ms));
+                    }
+                }
+                let left = left.filter(|r| !r.claims.is_empty());
+                changes.push((list, prefix, left));
             }
         }
+        drop(entries);
         let expired = changes.len() as u64;
         if !changes.is_empty() {
             self.apply(changes, now, &mut |_, _| {})?;
@@ -230,19 +262,25 @@ impl Policy {
     /// Removes from the store some of what has run out without having been in
     /// the tables: only the wall clock says so, and it must have been steady.
     fn clear_leftovers(&mut self, now: Now) -> Result<u64, PolicyError> {
-        let Some((list, after)) = self.leftovers.filter(|_| self.clock.is_steady(now)) else {
+        let Some(mut search) = self.leftovers.filter(|_| self.clock.is_steady(now)) else {
             return Ok(0);
         };
+        let list = search.list;
         let entries = self.store.read()?;
         let mut changes: Vec<Change> = Vec::new();
         let mut last = None;
-        for item in entries.range(list, after, None)?.take(SWEEP_LIMIT) {
+        for item in entries.range(list, search.after, None)?.take(SWEEP_LIMIT) {
             let (prefix, record) = item?;
             last = Some(prefix);
             // What the tables have is for the sweep, and what stands behind an
             // entry of the file for when that goes.
-            if record.has_expired(now.unix_ms) && stamp(self.tables.own(prefix), list) == 0 {
+            if stamp(self.tables.own(prefix), list) != 0 {
+                continue;
+            }
+            if record.has_expired(now.unix_ms) {
                 changes.push((list, prefix, None));
+            } else {
+                search.is_kept = true;
             }
         }
         drop(entries);
@@ -250,10 +288,14 @@ impl Policy {
         if removed > 0 {
             self.store.write(changes)?;
         }
+        search.after = last;
         self.leftovers = match (list, last) {
-            (list, Some(last)) => Some((list, Some(last))),
-            (List::Black, None) => Some((List::Allow, None)),
-            (List::Allow, None) => None,
+            (_, Some(_)) => Some(search),
+            (List::Black, None) => Some(Search {
+                list: List::Allow,
+                ..search
+            }),
+            (List::Allow, None) => search.is_kept.then_some(Search::START),
         };
         Ok(removed)
     }
@@ -263,21 +305,37 @@ impl Policy {
     /// lasts as long as was meant, and all else as the new time says.
     ///
     /// # Errors
-    /// [`PolicyError::Store`]: the tables are right then, but the store has
-    /// expiries by the clock as it was.
+    /// [`PolicyError::Store`]: the store has expiries by the clock as it was
+    /// then, and the next call tries again.
     pub fn mind_clock(
         &mut self,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Option<ClockSet>, PolicyError> {
+        let before = self.clock;
         let Some(step) = self.clock.look(now) else {
             return Ok(None);
         };
+        let set = self.follow(&step, now, progress);
+        if set.is_err() {
+            self.clock = before.not_seen(now);
+        }
+        set.map(Some)
+    }
+
+    /// Brings tables and store in line with a clock that was set.
+    fn follow(
+        &mut self,
+        step: &ClockStep,
+        now: Now,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<ClockSet, PolicyError> {
         let mut set = ClockSet {
             by_ms: step.by_ms,
             ..ClockSet::default()
         };
-        self.leftovers = Some(FIRST);
+        self.leftovers = Some(Search::START);
+        let mut is_left = false;
         let mut corrected: Vec<Change> = Vec::new();
         let entries = self.store.read()?;
         let mut done = 0;
@@ -306,6 +364,7 @@ impl Policy {
                 if is_corrected {
                     corrected.push((list, prefix, Some(record)));
                 }
+                is_left |= stamp(own, list) == 0;
                 if own == former {
                     continue;
                 }
@@ -313,6 +372,7 @@ impl Policy {
                     Ok(()) => set.entries += 1,
                     Err(_) => {
                         set.left_out += 1;
+                        is_left = true;
                         continue;
                     }
                 }
@@ -326,8 +386,14 @@ impl Policy {
         }
         drop(entries);
         self.store.write(corrected)?;
+        self.leftovers = is_left.then_some(Search::START);
         self.tables.settle();
-        Ok(Some(set))
+        Ok(set)
+    }
+
+    /// Whether a claim has run out, by a clock that can be relied on.
+    fn is_over(&self, claim: &Claim, now: Now) -> bool {
+        self.clock.is_steady(now) && claim.has_expired(now.unix_ms)
     }
 
     /// The changes after which a list is without the claims that `goes` tells,
@@ -342,7 +408,7 @@ impl Policy {
         let (mut changes, mut gone) = (Vec::new(), 0);
         for item in entries.range(list, None, None)? {
             let (prefix, mut record) = item?;
-            record.claims.retain(|c| !c.has_expired(now.unix_ms));
+            record.claims.retain(|c| !self.is_over(c, now));
             let before = record.claims.len();
             record.claims.retain(|c| !goes(prefix, c));
             let removed = before - record.claims.len();
@@ -387,6 +453,7 @@ impl Policy {
         let groups = groups(steps.inspect(|step| room.count(step)));
         let mut undo = Undo::default();
         let mut counts = self.stored;
+        let mut is_left = false;
         for group in groups {
             let adds = changes[group.clone()].iter().filter(|c| c.2.is_some());
             let removes = changes[group].iter().filter(|c| c.2.is_none());
@@ -398,9 +465,10 @@ impl Policy {
                 let was_stored =
                     !file.lists(*list) || self.store.read()?.get(*list, *prefix)?.is_some();
                 let was_counted = is_counted(former, file, *list, was_stored);
-                match record {
-                    Some(_) if !was_counted => counts.add(*list, *prefix),
-                    None if was_counted => counts.remove(*list, *prefix),
+                is_left |= record.is_some() && stamp(own, *list) == 0;
+                match (was_counted, is_counted(own, file, *list, record.is_some())) {
+                    (false, true) => counts.add(*list, *prefix),
+                    (true, false) => counts.remove(*list, *prefix),
                     _ => {}
                 }
                 if let Err(e) = self.put(*prefix, former, own, &mut undo) {
@@ -419,6 +487,9 @@ impl Policy {
             return Err(self.undone(undo, e.into()));
         }
         self.stored = counts;
+        if is_left {
+            self.leftovers = Some(Search::START);
+        }
         self.tables.settle();
         Ok(())
     }

@@ -39,9 +39,10 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// A time that was read before the step, as it should have been.
-    pub(super) const fn corrected(&self, unix_ms: u64) -> u64 {
-        unix_ms.saturating_add_signed(self.by_ms)
+    /// A time that was read before the step, as it should have been; at the
+    /// least 1, since 0 has a meaning of its own in the store.
+    pub(super) fn corrected(&self, unix_ms: u64) -> u64 {
+        unix_ms.saturating_add_signed(self.by_ms).max(1)
     }
 }
 
@@ -74,6 +75,15 @@ impl WallClock {
         Some(step)
     }
 
+    /// This clock, from before a look whose step could not be dealt with: the
+    /// next look tells of it again.
+    pub(super) const fn not_seen(self, now: Now) -> Self {
+        Self {
+            steady_since_ns: now.mono_ns,
+            ..self
+        }
+    }
+
     /// Whether it has not been set for a while.
     pub(super) const fn is_steady(&self, now: Now) -> bool {
         now.mono_ns.saturating_sub(self.steady_since_ns) >= STEADY_NS
@@ -92,6 +102,19 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_was_not_dealt_with_is_told_again() {
+        let mut clock = WallClock::new(at(10, 1000));
+        let before = clock;
+        let step = clock.look(at(700, 9000)).unwrap();
+        clock = before.not_seen(at(700, 9000));
+        assert!(!clock.is_steady(at(701, 9001)));
+        let again = clock.look(at(701, 9001)).unwrap();
+        assert_eq!(again.by_ms, step.by_ms);
+        assert_eq!(again.shown, 1_000_000..=1_691_000);
+        assert_eq!(clock.look(at(702, 9002)), None);
+    }
+
+    #[test]
     fn steps_are_told_from_time_that_passes() {
         let mut clock = WallClock::new(at(10, 1000));
         assert_eq!(clock.look(at(500, 1490)), None);
@@ -106,6 +129,6 @@ mod tests {
         let step = clock.look(at(512, 0)).unwrap();
         assert_eq!(step.by_ms, -9_503_000);
         assert_eq!(step.shown, 9_000_000..=9_503_000);
-        assert_eq!(step.corrected(9_000_000), 0);
+        assert_eq!(step.corrected(9_000_000), 1);
     }
 }

@@ -36,6 +36,7 @@ use crate::{
     store::{MAX_CLAIMS, Record, Store, StoreError},
     tables::{Geometry, Listing, Refilled, Regions, TableError, Tables},
 };
+use change::Search;
 use clock::WallClock;
 use edge_common::{addr::Prefix, hash::Seed, table::Stamp};
 use order::{Room, Step, groups};
@@ -150,9 +151,9 @@ pub struct Policy {
     system: Index,
     stored: Counts,
     clock: WallClock,
-    /// Where the search for what the wall clock has ended goes on; `None` when
-    /// there is nothing to find.
-    leftovers: Option<(List, Option<Prefix>)>,
+    /// The search for what the wall clock has ended; `None` when all that is in
+    /// the store is in the tables as well.
+    leftovers: Option<Search>,
     /// Set when a change failed and could not be undone.
     torn: bool,
 }
@@ -181,7 +182,7 @@ impl Policy {
             system,
             stored,
             clock: WallClock::new(now),
-            leftovers: Some(change::FIRST),
+            leftovers: (filled.expired > 0).then_some(Search::START),
             torn: false,
         };
         Ok((policy, filled))
@@ -206,7 +207,7 @@ impl Policy {
         self.system = system;
         self.stored = stored;
         // What has expired is not in the new tables, where it would be found.
-        self.leftovers = Some(change::FIRST);
+        self.leftovers = (filled.expired > 0).then_some(Search::START);
         Ok(filled)
     }
 
@@ -249,7 +250,7 @@ impl Policy {
         self.system = system;
         self.stored = stored;
         if leftovers {
-            self.leftovers = Some(change::FIRST);
+            self.leftovers = Some(Search::START);
         }
         self.tables.settle();
         Ok(())

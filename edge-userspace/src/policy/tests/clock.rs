@@ -157,3 +157,130 @@ fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
         64
     );
 }
+
+#[test]
+fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let bans = ["10.0.0.1", "10.0.0.2"].map(|s| entry(s, Some(1_000_000)));
+    add(&mut policy, List::Black, bans.to_vec()).unwrap();
+    drop(policy);
+    let boot = off(later(100), YEARS);
+    let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
+    // One feed stays, and one has entries that are soon over.
+    let drop_feed = of("drop", &["10.0.0.1"]);
+    policy
+        .replace(List::Black, &feed("drop"), drop_feed, boot, &mut |_, _| {})
+        .unwrap();
+    let short = of("short", &["10.0.0.2"]).into_iter().map(|e| NewEntry {
+        expires_unix_ms: Some(boot.unix_ms + 5000),
+        ..e
+    });
+    policy
+        .add(List::Black, short.collect(), boot, &mut |_, _| {})
+        .unwrap();
+    let drop_is = "drop".parse().unwrap();
+    let flushed = policy.flush(List::Black, None, Some(&drop_is), off(later(101), YEARS));
+    assert_eq!(flushed.unwrap(), 1);
+    let hosts = |policy: &Policy| policy.counts().entries(List::Black, Family::V4, Kind::Host);
+    assert_eq!(hosts(&policy), 1, "what seems to be over is not counted");
+    collect(&mut policy, off(later(109), YEARS));
+    assert_eq!(hosts(&policy), 0);
+    assert_eq!(stored(&policy).len(), 2);
+    policy
+        .mind_clock(later(110), &mut |_, _| {})
+        .unwrap()
+        .unwrap();
+    for addr in ["10.0.0.1", "10.0.0.2"] {
+        assert!(listed(&policy, addr, List::Black, later(999_999)), "{addr}");
+    }
+    assert_eq!(hosts(&policy), 2);
+}
+
+#[test]
+fn what_was_left_out_keeps_its_claims_when_another_source_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = |net: u8| -> Vec<NewEntry> {
+        let host = |i| entry(&format!("10.0.{net}.{i}"), Some(100_000));
+        (0..64).map(host).collect()
+    };
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    add(&mut policy, List::Black, hosts(0)).unwrap();
+    drop(policy);
+    let boot = off(later(100), YEARS);
+    let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
+    let others = hosts(1).into_iter().map(|e| NewEntry {
+        expires_unix_ms: Some(boot.unix_ms + 50_000),
+        ..e
+    });
+    policy
+        .add(List::Black, others.collect(), boot, &mut |_, _| {})
+        .unwrap();
+    policy.mind_clock(later(110), &mut |_, _| {}).unwrap();
+    // Room again, and the search for leftovers is through.
+    assert_eq!(collect(&mut policy, later(1000)), 64);
+    policy
+        .add(
+            List::Black,
+            of("drop", &["10.0.0.9"]),
+            later(1001),
+            &mut |_, _| {},
+        )
+        .unwrap();
+    let page = policy
+        .list(List::Black, Some(p("10.0.0.9")), None, 9, later(1002))
+        .unwrap();
+    assert_eq!(page.entries.len(), 2, "{:?}", page.entries);
+}
+
+#[test]
+fn what_is_over_stays_so_when_the_clock_falls_to_1970() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    add(&mut policy, List::Black, vec![entry("10.0.0.1", Some(60))]).unwrap();
+    add(&mut policy, List::Black, of("drop", &["10.0.0.1"])).unwrap();
+    // An hour later it falls, and is set right a minute after.
+    let fallen = Now {
+        unix_ms: 5000,
+        ..later(3600)
+    };
+    for now in [fallen, later(3660)] {
+        policy.mind_clock(now, &mut |_, _| {}).unwrap().unwrap();
+    }
+    let drop_feed = "drop".parse().unwrap();
+    policy
+        .flush(List::Black, None, Some(&drop_feed), later(3661))
+        .unwrap();
+    let page = policy
+        .list(List::Black, None, None, 9, later(3662))
+        .unwrap();
+    assert!(page.entries.is_empty(), "{:?}", page.entries);
+    assert!(!listed(&policy, "10.0.0.1", List::Black, later(3662)));
+}
+
+#[test]
+fn a_step_that_cannot_be_stored_is_dealt_with_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = off(START, -YEARS);
+    let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
+    let ban = NewEntry {
+        expires_unix_ms: Some(boot.unix_ms + 50_000),
+        ..entry("10.0.0.1", None)
+    };
+    policy
+        .add(List::Black, vec![ban], boot, &mut |_, _| {})
+        .unwrap();
+    // A record without a claim cannot be read.
+    let damage = |record| (List::Black, p("10.0.0.2"), record);
+    let none = crate::store::Record { claims: Vec::new() };
+    policy.store.write([damage(Some(none))]).unwrap();
+    for at in [10, 11] {
+        policy.mind_clock(later(at), &mut |_, _| {}).unwrap_err();
+    }
+    policy.store.write([damage(None)]).unwrap();
+    let set = policy.mind_clock(later(12), &mut |_, _| {}).unwrap();
+    assert_eq!(set.unwrap().by_ms, YEARS * 1000);
+    assert_eq!(names(&policy, List::Black, later(49)), ["10.0.0.1"]);
+    assert!(names(&policy, List::Black, later(51)).is_empty());
+    assert_eq!(policy.mind_clock(later(13), &mut |_, _| {}).unwrap(), None);
+}
