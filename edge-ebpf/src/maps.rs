@@ -102,7 +102,9 @@ pub struct Unknown(u32);
 
 impl Unknown {
     /// From a time of [`crate::clock::now`], whose highest bit is 0 for the next
-    /// centuries; to the verifier it is any number, and so are 32 copies of the bit.
+    /// centuries: 32 copies of that bit, of which the verifier knows that they are
+    /// 0 or −1 (LLVM makes an arithmetic shift of them). To hide the bit from LLVM,
+    /// so that it could be any number, made LLVM 22 spill a register it had not set.
     #[inline(always)]
     pub fn new(now: u64) -> Self {
         Self((now >> 63) as u32 * u32::MAX)
