@@ -125,18 +125,18 @@ fn what_is_over_by_a_steady_clock_is_removed() {
     assert_eq!(stored(&policy), ["10.0.0.2"]);
 }
 
-#[test]
-fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
-    let dir = tempfile::tempdir().unwrap();
+/// A start with a clock years ahead, under which 64 stored hosts (10.0.0.x) seem to
+/// be over, and 64 others (10.0.1.x) take all the room for 50 s.
+fn full_of_others(directory: &Path, ttl: u64) -> Policy {
     let hosts = |net: u8| -> Vec<NewEntry> {
-        let host = |i| entry(&format!("10.0.{net}.{i}"), Some(1000));
+        let host = |i| entry(&format!("10.0.{net}.{i}"), Some(ttl));
         (0..64).map(host).collect()
     };
-    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let mut policy = open_at(directory, SystemEntries::default(), START);
     add(&mut policy, List::Black, hosts(0)).unwrap();
     drop(policy);
     let boot = off(later(100), YEARS);
-    let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
+    let mut policy = open_at(directory, SystemEntries::default(), boot);
     let others = hosts(1).into_iter().map(|e| NewEntry {
         expires_unix_ms: Some(boot.unix_ms + 50_000),
         ..e
@@ -144,6 +144,13 @@ fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
     policy
         .add(List::Black, others.collect(), boot, &mut |_, _| {})
         .unwrap();
+    policy
+}
+
+#[test]
+fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = full_of_others(dir.path(), 1000);
     let set = policy
         .mind_clock(later(110), &mut |_, _| {})
         .unwrap()
@@ -200,22 +207,7 @@ fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
 #[test]
 fn what_was_left_out_keeps_its_claims_when_another_source_names_it() {
     let dir = tempfile::tempdir().unwrap();
-    let hosts = |net: u8| -> Vec<NewEntry> {
-        let host = |i| entry(&format!("10.0.{net}.{i}"), Some(100_000));
-        (0..64).map(host).collect()
-    };
-    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
-    add(&mut policy, List::Black, hosts(0)).unwrap();
-    drop(policy);
-    let boot = off(later(100), YEARS);
-    let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
-    let others = hosts(1).into_iter().map(|e| NewEntry {
-        expires_unix_ms: Some(boot.unix_ms + 50_000),
-        ..e
-    });
-    policy
-        .add(List::Black, others.collect(), boot, &mut |_, _| {})
-        .unwrap();
+    let mut policy = full_of_others(dir.path(), 100_000);
     policy.mind_clock(later(110), &mut |_, _| {}).unwrap();
     // Room again, and the search for leftovers is through.
     assert_eq!(collect(&mut policy, later(1000)), 64);
