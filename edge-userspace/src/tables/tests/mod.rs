@@ -516,7 +516,7 @@ fn churn_of_prefixes_is_cleared_beside_many_hosts() {
     };
     let before = bits(&t);
     for i in 0..2_000u128 {
-        let churned = Prefix::new(Ipv6Addr::from_bits(0x2a00_0000 << 96 | i << 80).into(), 48);
+        let churned = Prefix::new(Ipv6Addr::from_bits((0x2a00_0000 + i) << 96).into(), 48);
         t.put(churned.unwrap(), black(100)).unwrap();
         t.put(churned.unwrap(), Listing::default()).unwrap();
         t.settle();
