@@ -9,7 +9,7 @@
 use crate::{gcra::Limit, hash::Seed, reason::Reason};
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The most interfaces one daemon serves; each has its own counters.
 pub const MAX_INTERFACES: u32 = 32;
@@ -58,6 +58,23 @@ pub mod maps {
     pub const CLOCK: &str = ".bss";
     /// Hash from IPv4 address (as on the wire) to [`super::MacAddr`].
     pub const ARP_BINDINGS: &str = "ARP_BINDINGS";
+    /// Array of `u64`, mappable: see [`crate::defence::port_bit`].
+    pub const PORTS: &str = "PORTS";
+    /// Hash from [`crate::defence::TargetKey`] to [`crate::defence::Target`].
+    pub const TARGETS: &str = "TARGETS";
+    /// Array of [`crate::defence::Service`], mappable.
+    pub const SERVICES: &str = "SERVICES";
+    /// Per-CPU array of [`crate::defence::ServiceCounters`], by service.
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
+    /// Array of `u64`, mappable, index [`crate::defence::DefenceWord`].
+    pub const DEFENCE: &str = "DEFENCE";
+    /// Array of [`crate::defence::tags::TagBucket`], mappable: sources that
+    /// answered a challenge.
+    pub const VERIFIED: &str = "VERIFIED";
+    /// Array of `u64`: SYNs that were challenged, [`crate::defence::tags::attempt`].
+    pub const ATTEMPTS: &str = "ATTEMPTS";
+    /// Array of `u64`: SYNs of services that are watched, by [`crate::defence::tags::word`].
+    pub const HANDSHAKES: &str = "HANDSHAKES";
 
     /// All of them that the loads of several interfaces share.
     pub const ALL: &[&str] = &[
@@ -76,6 +93,14 @@ pub mod maps {
         LENGTHS6_LONG,
         LIMITER,
         ARP_BINDINGS,
+        PORTS,
+        TARGETS,
+        SERVICES,
+        SERVICE_COUNTERS,
+        DEFENCE,
+        VERIFIED,
+        ATTEMPTS,
+        HANDSHAKES,
     ];
 }
 
@@ -274,11 +299,28 @@ pub struct Config {
     pub long_lengths: u32,
     /// Entries of `LIMITER`.
     pub limiter_buckets: u32,
+    /// Entries of `SERVICES`; 0 turns the flood defence off.
+    pub services: u32,
+    /// 1 when some service is defended at all times.
+    pub always_defended: u32,
+    /// What the host's TCP grants: [`crate::defence::reply::feature`].
+    pub tcp_features: u32,
+    /// TTL or hop limit of replies.
+    pub reply_ttl: u32,
+    /// Window of a SYN-ACK, at most 65,535.
+    pub reply_window: u32,
+    /// Entries of `VERIFIED`.
+    pub verified_buckets: u32,
+    /// Steps of [`crate::defence::tags::VERIFIED_SHIFT`] for which a source stays
+    /// verified, at most 65,535.
+    pub verified_ttl: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
+    /// Fills the last word.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 20 * 4);
+const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 28 * 4);
 
 /// Packets and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -474,7 +516,15 @@ impl Config {
         prefix_filter_words: 1,
         long_lengths: 1,
         limiter_buckets: 1,
+        services: 0,
+        always_defended: 0,
+        tcp_features: 0,
+        reply_ttl: 64,
+        reply_window: 65_535,
+        verified_buckets: 1,
+        verified_ttl: 0,
         abi_version: ABI_VERSION,
+        pad: 0,
     };
 }
 

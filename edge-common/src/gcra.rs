@@ -55,6 +55,11 @@ impl Limit {
         })
     }
 
+    /// The two words that it is stored as.
+    pub const fn words(&self) -> [u64; 2] {
+        [self.cost, self.tolerance]
+    }
+
     /// Whether there is a limit at all.
     #[inline(always)]
     pub const fn is_some(&self) -> bool {
@@ -79,6 +84,19 @@ impl Limit {
     pub const fn arrival(&self, tat: u64, now: u64, units: u32) -> u64 {
         let base = if tat > now { tat } else { now };
         base.wrapping_add(self.cost.wrapping_mul(units as u64) >> COST_SHIFT)
+    }
+
+    /// The TAT after `units` that turned out not to count. What lies in the past
+    /// is worth nothing, so that nobody saves up.
+    #[inline(always)]
+    pub const fn refund(&self, tat: u64, units: u32) -> u64 {
+        tat.saturating_sub(self.cost.wrapping_mul(units as u64) >> COST_SHIFT)
+    }
+
+    /// How far the TAT may lie ahead of the clock, in ticks.
+    #[inline(always)]
+    pub const fn tolerance(&self) -> u64 {
+        self.tolerance
     }
 
     /// The earliest time (ticks) at which one unit is admitted, given the stored TAT.

@@ -13,6 +13,7 @@ pub mod abi;
 pub mod addr;
 pub mod bench;
 pub mod decide;
+pub mod defence;
 pub mod gcra;
 pub mod hash;
 pub mod parse;

@@ -12,6 +12,19 @@ pub enum Verdict {
     Pass,
     /// Discard the packet (`XDP_DROP`).
     Drop,
+    /// Send what the packet was made into back to where it came from (`XDP_TX`).
+    Reply,
+}
+
+impl Verdict {
+    /// The word for it on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Reply => "reply",
+        }
+    }
 }
 
 macro_rules! reasons {
@@ -92,6 +105,15 @@ reasons! {
     LimitSyn = "limit_syn", Drop, "The source is over its limit of SYNs per second.";
     LimitUdp = "limit_udp", Drop, "The source is over its limit of UDP packets per second.";
     LimitIcmp = "limit_icmp", Drop, "The source is over its limit of ICMP packets per second.";
+
+    ReplySynCookie = "reply_syn_cookie", Reply, "A SYN for a service under attack is answered with a SYN cookie.";
+    ReplyChallenge = "reply_challenge", Reply, "A SYN from a source that is not verified is answered with a challenge.";
+    ReplyReset = "reply_reset", Reply, "A connection that only served to verify its source is reset; the next one passes.";
+    ChallengeAnswered = "challenge_answered", Drop, "The answer to a challenge, which has verified its source and is not for the service.";
+    SynClosed = "syn_closed", Drop, "A SYN for a port of a service under attack on which nothing listens.";
+    SynBadChecksum = "syn_bad_checksum", Drop, "The TCP checksum of a SYN for a service under attack is wrong.";
+    CookieInvalid = "cookie_invalid", Drop, "A segment for a service under attack belongs to no connection and carries no valid SYN cookie.";
+    TcpOutOfState = "tcp_out_of_state", Drop, "A segment for a service under attack belongs to no connection.";
 }
 
 impl Reason {
@@ -148,6 +170,11 @@ mod tests {
             assert_eq!(
                 r.name().starts_with("pass"),
                 r.verdict() == Verdict::Pass,
+                "{r:?}"
+            );
+            assert_eq!(
+                r.name().starts_with("reply"),
+                r.verdict() == Verdict::Reply,
                 "{r:?}"
             );
         }

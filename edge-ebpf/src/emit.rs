@@ -45,6 +45,7 @@ fn record(facts: Facts<'_>, reason: Reason, would_drop: bool) {
     let cell = unsafe { &mut *cell };
     cell.counter.packets += 1;
     cell.counter.bytes += facts.frame_len as u64;
+    // What was answered has been sampled as it came: see `sample_reply`.
     if !would_drop && reason.verdict() != Verdict::Drop {
         return;
     }
@@ -53,6 +54,28 @@ fn record(facts: Facts<'_>, reason: Reason, would_drop: bool) {
     if config!(sample).is_some() && facts.now >= cell.quiet_until {
         cell.quiet_until = sample(facts, reason, would_drop);
     }
+}
+
+/// Samples a packet that is about to be made into a reply.
+#[inline(always)]
+pub fn sample_reply(facts: Facts<'_>, reason: Reason) {
+    let Some(cell) = COUNTERS.get_ptr_mut(counter_index(config!(interface), false, reason)) else {
+        return;
+    };
+    // SAFETY: as in `record`.
+    let cell = unsafe { &mut *cell };
+    if config!(sample).is_some() && facts.now >= cell.quiet_until {
+        cell.quiet_until = sample(facts, reason, false);
+    }
+}
+
+/// Whether the packet is one in `n` (a power of two) of those that pass.
+#[inline(always)]
+pub fn is_sample(n: u64) -> bool {
+    COUNTERS
+        .get_ptr(counter_index(config!(interface), false, Reason::Pass))
+        // SAFETY: the element belongs to this CPU.
+        .is_some_and(|cell| unsafe { (*cell).counter.packets } & (n - 1) == 0)
 }
 
 /// Samples the packet if the reason's budget allows. Returns when it will

@@ -9,11 +9,13 @@ mod atomic;
 mod clock;
 #[cfg(feature = "debug-log")]
 mod debug_log;
+mod defence;
 mod emit;
 mod limiter;
 mod maps;
 mod pipeline;
 mod policy;
+mod rewrite;
 mod source;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -26,6 +28,7 @@ pub fn edge_xdp(ctx: XdpContext) -> u32 {
     match pipeline::run(&ctx).verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Reply => xdp_action::XDP_TX,
     }
 }
 

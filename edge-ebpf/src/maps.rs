@@ -10,6 +10,9 @@ use aya_ebpf::{
 };
 use edge_common::{
     abi::{self, Config, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
+    defence::{
+        DEFENCE_WORDS, PORT_WORDS, Service, ServiceCounters, Target, TargetKey, tags::TagBucket,
+    },
     gcra::Limit,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
@@ -46,6 +49,22 @@ pub static LENGTHS6_LONG: Array<LongLengths> = Array::with_max_entries(1, BPF_F_
 pub static LIMITER: Array<LimiterBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static ARP_BINDINGS: HashMap<u32, MacAddr> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, BPF_F_MMAPABLE);
+#[map]
+pub static TARGETS: HashMap<TargetKey, Target> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static SERVICES: Array<Service> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounters> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static DEFENCE: Array<u64> = Array::with_max_entries(DEFENCE_WORDS, BPF_F_MMAPABLE);
+#[map]
+pub static VERIFIED: Array<TagBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static ATTEMPTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static HANDSHAKES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What [`crate::clock`] adds to the ticks, in nanoseconds. The only variable of
 /// the program, so that it is all there is in `.bss`.

@@ -2,6 +2,7 @@
 
 use crate::{
     clock,
+    defence::{self, Marks},
     emit::{self, Facts},
     limiter,
     maps::{ARP_BINDINGS, Unknown, config},
@@ -41,7 +42,7 @@ pub fn run(ctx: &XdpContext) -> Reason {
     reason
 }
 
-/// `Ok` is a reason that passes, `Err` one that drops.
+/// `Ok` is a reason that passes, `Err` one that drops or replies.
 #[inline(always)]
 fn stages(source: &XdpSource<'_>, facts: &mut Facts<'_>) -> Result<Reason, Reason> {
     let link = match parse::link(source) {
@@ -50,11 +51,11 @@ fn stages(source: &XdpSource<'_>, facts: &mut Facts<'_>) -> Result<Reason, Reaso
     };
     match link.network {
         Network::Ipv4 => match parse::ipv4(source, link.offset) {
-            Ok(ip) => v4(facts, &ip),
+            Ok(ip) => v4(facts, &ip, link.offset),
             Err(reason) => malformed(*facts, reason),
         },
         Network::Ipv6 => match parse::ipv6(source, link.offset) {
-            Ok(ip) => v6(facts, &ip),
+            Ok(ip) => v6(facts, &ip, link.offset),
             Err(reason) => malformed(*facts, reason),
         },
         Network::Arp => match parse::arp(source, link.offset) {
@@ -111,23 +112,27 @@ struct Packet {
     end: u32,
     /// 0: whole; 1: the first fragment; else the offset of a later one.
     fragment: u32,
-    /// TCP flags, then [`Kind`], whether the header is truncated, the protocol.
+    /// The lower half of [`Marks`].
     marks: u32,
+    /// The upper half.
+    place: u32,
 }
 
 impl Packet {
-    const KIND: u32 = 8;
-    const TRUNCATED: u32 = 12;
-    const PROTO: u32 = 16;
-
     #[inline(always)]
-    fn new<A>(ip: &Ip<A>, now: u64) -> Self {
+    fn new<A>(ip: &Ip<A>, network: usize, v6: bool, now: u64) -> Self {
         let unknown = Unknown::new(now);
         let transport = &ip.transport;
         let marks = transport.tcp_flags as u32
-            | (transport.kind as u32) << Self::KIND
-            | (transport.truncated as u32) << Self::TRUNCATED
-            | (ip.proto as u32) << Self::PROTO;
+            | (transport.kind as u32) << Marks::KIND
+            | (transport.truncated as u32) << Marks::TRUNCATED
+            | (v6 as u32) << Marks::V6
+            | (ip.proto as u32) << Marks::PROTO
+            | (network as u32) << Marks::NETWORK;
+        let far = Marks::FAR as u32;
+        let offset = transport.offset as u32;
+        let place = u16::from_be(transport.dest_port) as u32
+            | (if offset < far { offset } else { far }) << (Marks::TRANSPORT - 32);
         Self {
             end: unknown.number(ip.end as u32),
             fragment: unknown.number(match ip.fragment {
@@ -136,12 +141,19 @@ impl Packet {
                 Fragment::Later { offset } => offset as u32,
             }),
             marks: unknown.number(marks),
+            place: unknown.number(place),
         }
+    }
+
+    /// As [`Marks`].
+    #[inline(always)]
+    fn all_marks(&self) -> u64 {
+        self.marks as u64 | (self.place as u64) << 32
     }
 
     #[inline(always)]
     fn is(&self, kind: Kind) -> bool {
-        self.marks >> Self::KIND & 0xf == kind as u32
+        self.marks >> Marks::KIND & 0xf == kind as u32
     }
 
     #[inline(always)]
@@ -151,7 +163,7 @@ impl Packet {
 
     #[inline(always)]
     fn proto(&self) -> u8 {
-        (self.marks >> Self::PROTO) as u8
+        (self.marks >> Marks::PROTO) as u8
     }
 
     /// What speaks against it as a fragment.
@@ -164,7 +176,7 @@ impl Packet {
                 offset: offset as u16,
             },
         };
-        let truncated = self.marks >> Self::TRUNCATED & 1 != 0;
+        let truncated = self.marks >> Marks::TRUNCATED & 1 != 0;
         decide::risky_fragment(fragment, truncated, self.proto())
     }
 
@@ -194,8 +206,8 @@ impl Packet {
 }
 
 #[inline(always)]
-fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
-    let packet = Packet::new(ip, facts.now);
+fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reason> {
+    let packet = Packet::new(ip, network, false, facts.now);
     let facts = whole_frame(facts, packet.end);
     let seed = config!(seed);
     let host = hash64(&seed, ip.source as u64);
@@ -214,12 +226,15 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
+    if config!(services) != 0 && packet.fragment == 0 {
+        defence::judge(facts, packet.all_marks())?;
+    }
     Ok(Reason::Pass)
 }
 
 #[inline(always)]
-fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
-    let packet = Packet::new(ip, facts.now);
+fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reason> {
+    let packet = Packet::new(ip, network, true, facts.now);
     let facts = whole_frame(facts, packet.end);
     let [hi, lo] = ip.source.map(u64::from_be);
     let seed = config!(seed);
@@ -238,6 +253,9 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
             hash(&seed, hi & mask_hi, lo & mask_lo, LIMIT_TAG)
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
+    }
+    if config!(services) != 0 && packet.fragment == 0 {
+        defence::judge(facts, packet.all_marks())?;
     }
     Ok(Reason::Pass)
 }

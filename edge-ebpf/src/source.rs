@@ -29,8 +29,20 @@ impl<'a> XdpSource<'a> {
         self.end - self.data
     }
 
+    /// Writes a value; `false` when it would not lie in the frame.
     #[inline(always)]
-    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+    pub fn write<T: Copy>(&self, offset: usize, value: T) -> bool {
+        let at = hide((self.data + offset) as u64) as usize;
+        if at + size_of::<T>() > self.end {
+            return false;
+        }
+        // SAFETY: as for reading, below; nobody else has the frame.
+        unsafe { *(at as *mut T) = value };
+        true
+    }
+
+    #[inline(always)]
+    pub fn read<T: Copy>(&self, offset: usize) -> Option<T> {
         // The verifier tracks bounds by register. Without the barrier LLVM may
         // compare one copy of the sum and read through another.
         let at = hide((self.data + offset) as u64) as usize;

@@ -44,6 +44,8 @@ pub struct Settings {
     pub capacity: Capacity,
     /// Size of the ring buffer of events in bytes.
     pub events_buffer: u32,
+    /// Room for addresses and ports of services.
+    pub targets: u32,
 }
 
 impl Settings {
@@ -70,6 +72,7 @@ impl Settings {
                 limiter_sources: 1024,
             },
             events_buffer: 1 << 16,
+            targets: 1,
         }
     }
 
@@ -149,6 +152,7 @@ impl Rig {
             },
             profiles,
             events_buffer: settings.events_buffer,
+            targets: settings.targets,
         })?;
         Ok(Self {
             program: edge.with_program(|fd| fd.try_clone_to_owned())??,

@@ -86,6 +86,7 @@ fn program(config: Config) -> Program {
         config,
         profiles: Box::new([Profile::new(limits); MAX_PROFILES]),
         events_buffer: 1 << 20,
+        targets: 1,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use edge_common::reason::{Reason, Verdict};
+use edge_common::reason::Reason;
 use serde::Serialize;
 
 use super::{
@@ -63,10 +63,7 @@ pub(super) fn reasons<W: Write>(out: &mut Out<W>) -> Result<(), Error> {
     for reason in Reason::ALL {
         let row = Row {
             reason: reason.name(),
-            verdict: match reason.verdict() {
-                Verdict::Pass => "pass",
-                Verdict::Drop => "drop",
-            },
+            verdict: reason.verdict().name(),
             sentence: reason.sentence(),
         };
         if out.json {
@@ -100,8 +97,7 @@ mod tests {
                 if json {
                     let row: serde_json::Value = serde_json::from_str(line).unwrap();
                     assert_eq!(row["reason"], reason.name());
-                    let passes = reason.verdict() == Verdict::Pass;
-                    assert_eq!(row["verdict"], if passes { "pass" } else { "drop" });
+                    assert_eq!(row["verdict"], reason.verdict().name());
                 } else {
                     assert!(line.starts_with(reason.name()));
                 }

@@ -124,6 +124,7 @@ fn interfaces(s: &Status) -> String {
             .iter()
             .fold(Traffic::default(), |sum, c| add(sum, c.would_drop));
         let (passed, dropped) = (sum(i, Verdict::Pass), sum(i, Verdict::Drop));
+        let replied = sum(i, Verdict::Reply);
         let mode = match i.mode {
             Some(AttachMode::Native) => "native",
             Some(AttachMode::Generic) => "GENERIC",
@@ -137,6 +138,9 @@ fn interfaces(s: &Status) -> String {
         };
         row([&i.name, mode, "passed"], passed, Some(i.passed_at_start));
         row(["", "", "dropped"], dropped, Some(i.dropped_at_start));
+        if replied.packets > 0 {
+            row(["", "", "answered"], replied, None);
+        }
         if would_drop.packets > 0 {
             row(["", "", "would drop"], would_drop, None);
         }
@@ -170,7 +174,7 @@ fn reasons(t: &mut String, s: &Status) {
     for (title, which) in [("DROPPED FOR", 0), ("WOULD DROP FOR", 1)] {
         let mut top: Vec<(Reason, Traffic)> = by_reason
             .iter()
-            .filter(|(reason, _)| reason.verdict() == Verdict::Drop)
+            .filter(|(reason, _)| reason.verdict() != Verdict::Pass)
             .map(|(reason, both)| (*reason, both[which]))
             .filter(|(_, traffic)| traffic.packets > 0)
             .collect();

@@ -189,13 +189,14 @@ fn traffic(counter: Counter) -> Traffic {
     }
 }
 
-/// All that passed, and all that was dropped.
+/// All that passed, and all that was dropped; what was answered is neither.
 fn totals(counters: &InterfaceCounters) -> (Traffic, Traffic) {
     let (mut passed, mut dropped) = (Traffic::default(), Traffic::default());
     for &reason in Reason::ALL {
         let sum = match reason.verdict() {
             Verdict::Pass => &mut passed,
             Verdict::Drop => &mut dropped,
+            Verdict::Reply => continue,
         };
         let Counter { packets, bytes } = counters.ended(reason);
         sum.packets = sum.packets.wrapping_add(packets);

@@ -52,6 +52,7 @@ pub(super) fn plan(
                 config: model.abi_config(&geometry, seed, tick_ns, 0),
                 profiles: Box::new(profiles.table),
                 events_buffer: model.events_buffer,
+                targets: 1,
             },
             arp_bindings: model.arp_bindings.clone(),
         },

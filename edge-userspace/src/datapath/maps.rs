@@ -10,6 +10,10 @@ use edge_common::{
         COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, STATS_ENTRIES, TableStat,
         counter_index, maps,
     },
+    defence::{
+        ATTEMPTS, DEFENCE_WORDS, HANDSHAKES, PORT_WORDS, Service, ServiceCounters, Target,
+        TargetKey, tags::TagBucket,
+    },
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
@@ -86,9 +90,12 @@ const POLICY: [&str; 9] = [
 /// One a map.
 pub(super) type Specs = [Spec; maps::ALL.len()];
 
-/// What all maps must look like. `events` is the size of the ring buffer in bytes.
-pub(super) fn specs(config: &Config, events: u32) -> Specs {
+/// What all maps must look like. `events` is the size of the ring buffer in
+/// bytes, `targets` the room for addresses and ports of services.
+pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
     let word = size_of::<u64>();
+    // The tables of a defence that is off take no room.
+    let when_on = |entries| if config.services == 0 { 1 } else { entries };
     [
         Spec {
             kind: MapType::PerCpuArray,
@@ -139,6 +146,33 @@ pub(super) fn specs(config: &Config, events: u32) -> Specs {
             entries: MAX_ARP_BINDINGS,
             flags: 0,
         },
+        Spec::table(maps::PORTS, word, PORT_WORDS),
+        Spec {
+            name: maps::TARGETS,
+            kind: MapType::Hash,
+            key: size_of::<TargetKey>() as u32,
+            value: size_of::<Target>() as u32,
+            entries: when_on(targets.max(1)),
+            flags: 0,
+        },
+        Spec::table(maps::SERVICES, size_of::<Service>(), config.services.max(1)),
+        Spec {
+            kind: MapType::PerCpuArray,
+            flags: 0,
+            ..Spec::table(
+                maps::SERVICE_COUNTERS,
+                size_of::<ServiceCounters>(),
+                config.services.max(1),
+            )
+        },
+        Spec::table(maps::DEFENCE, word, DEFENCE_WORDS),
+        Spec::table(
+            maps::VERIFIED,
+            size_of::<TagBucket>(),
+            config.verified_buckets.max(1),
+        ),
+        Spec::table(maps::ATTEMPTS, word, when_on(ATTEMPTS)),
+        Spec::table(maps::HANDSHAKES, word, when_on(HANDSHAKES)),
     ]
 }
 
@@ -379,7 +413,7 @@ mod tests {
 
     #[test]
     fn every_map_has_its_spec() {
-        let mut named = specs(&Config::OFF, 4096).map(|s| s.name);
+        let mut named = specs(&Config::OFF, 4096, 1).map(|s| s.name);
         let mut all: Vec<_> = maps::ALL.to_vec();
         named.sort_unstable();
         all.sort_unstable();

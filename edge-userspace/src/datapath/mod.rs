@@ -23,6 +23,7 @@ mod netlink;
 mod pins;
 mod preflight;
 mod program;
+mod services;
 mod unattached;
 
 use std::{
@@ -49,6 +50,7 @@ pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};
 pub use program::Program;
+pub use services::{ServiceState, ServiceTables, counter};
 pub use unattached::{Run, Unattached};
 
 /// What is to be in force.
@@ -303,6 +305,21 @@ impl Datapath {
         active.maps.region(name)
     }
 
+    /// The tables of the flood defence in force.
+    ///
+    /// # Errors
+    /// When nothing is in force, or a map cannot be opened.
+    pub fn services(&self) -> Result<ServiceTables, DatapathError> {
+        let active = self.active.as_ref().ok_or(DatapathError::Map {
+            map: abi::maps::SERVICES,
+            why: "is not in force yet".into(),
+        })?;
+        ServiceTables::new(
+            |name| active.maps.region(name),
+            |name| active.maps.reopen(name),
+        )
+    }
+
     /// The ring buffer of events in force; `None` before the first commit.
     ///
     /// # Errors
@@ -440,6 +457,15 @@ impl Prepared {
     /// When a map cannot be mapped.
     pub fn region(&self, name: &'static str) -> Result<Region, DatapathError> {
         self.maps.region(name)
+    }
+
+    /// The tables of the flood defence that come into force with the change, which
+    /// may be those in force already.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn services(&self) -> Result<ServiceTables, DatapathError> {
+        ServiceTables::new(|name| self.maps.region(name), |name| self.maps.reopen(name))
     }
 
     /// Whether the policy tables are new and empty, and not those in force.

@@ -29,12 +29,14 @@ pub struct Program {
     pub profiles: Box<[Profile; MAX_PROFILES]>,
     /// Size of the ring buffer of events in bytes, a power of two.
     pub events_buffer: u32,
+    /// Room for addresses and ports of services.
+    pub targets: u32,
 }
 
 impl Program {
     /// The maps it needs.
     pub(super) fn specs(&self) -> Specs {
-        maps::specs(&self.config, self.events_buffer)
+        maps::specs(&self.config, self.events_buffer, self.targets)
     }
 
     /// Loads the program, with maps from `pins` by name: those that are not

@@ -17,6 +17,7 @@ use super::{
     maps::{ArpTable, InterfaceCounters, Maps},
     preflight, program,
     program::Program,
+    services::ServiceTables,
 };
 use crate::memory::Region;
 
@@ -91,6 +92,14 @@ impl Unattached {
             map,
             why: "was taken before".into(),
         })
+    }
+
+    /// The tables of the flood defence. There must be only one writer.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn services(&self) -> Result<ServiceTables, DatapathError> {
+        ServiceTables::new(|name| self.region(name), |name| self.map(name))
     }
 
     /// Makes the ARP bindings exactly these.

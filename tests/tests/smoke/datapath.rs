@@ -55,6 +55,7 @@ fn settings(interfaces: &[&str]) -> Settings {
             },
             profiles: Box::new([Profile::default(); MAX_PROFILES]),
             events_buffer: 1 << 16,
+            targets: 1,
         },
         arp_bindings: Vec::new(),
     }

@@ -72,6 +72,7 @@ impl Edge {
             config: model.abi_config(&geometry, SEED, tick_ns, 0),
             profiles: Box::new(model.profiles()?.table),
             events_buffer: model.events_buffer,
+            targets: 1,
         };
         let program = match object {
             None => Unattached::load(&program)?,

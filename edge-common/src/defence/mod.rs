@@ -1,0 +1,342 @@
+//! The flood defence: what both sides agree on, and its arithmetic.
+//!
+//! A *service* is what an operator protects: a name, thresholds, a mode. A
+//! *target* is one address, protocol and port of a service; the daemon resolves
+//! services to targets, the program finds the target of a packet in one look-up.
+//! Whether a service is under attack is decided by the program alone, from one
+//! word of the service: see [`Service::pressure`].
+
+pub mod options;
+pub mod reply;
+pub mod tags;
+
+use crate::gcra::Limit;
+
+/// The most services.
+pub const MAX_SERVICES: u32 = 4096;
+
+/// Words of `PORTS`: a bit for each port of TCP, then of UDP.
+pub const PORT_WORDS: u32 = 2 * (1 << 16) / 64;
+
+/// Word and bit of a port (host byte order) in `PORTS`.
+#[inline(always)]
+pub const fn port_bit(udp: bool, port: u16) -> (u32, u64) {
+    let word = (udp as u32) << 10 | (port as u32) >> 6;
+    (word, 1 << (port & 63))
+}
+
+/// When a service is defended. Stored as `u32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum When {
+    /// Never.
+    #[default]
+    Off = 0,
+    /// While the program finds it under attack.
+    Auto = 1,
+    /// At all times.
+    Always = 2,
+}
+
+impl When {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Auto, Self::Always];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+            Self::Always => "always",
+        }
+    }
+}
+
+/// A service, an entry of `SERVICES`: the first cache line is written by the
+/// daemon, the second by the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// Handshakes a second that may stay incomplete without being an attack.
+    pub incomplete: Limit,
+    /// Packets a second from ports of reflectors (UDP).
+    pub reflection: Limit,
+    /// How long the defence goes on after the pressure fell, nanoseconds.
+    pub hold_ns: u64,
+    /// [`When`].
+    pub when: u32,
+    /// 1: nothing is dropped or answered, only counted.
+    pub dry_run: u32,
+    /// How many handshakes a completed one makes up for: 100 by the per cent
+    /// that an honest crowd completes.
+    pub credit: u32,
+    /// Which service it is: a number that the daemon gives, so that the state of
+    /// another one is never taken for its own.
+    pub generation: u32,
+    /// Fills the cache line.
+    pub pad: u64,
+
+    /// Incomplete handshakes as the TAT of [`Service::incomplete`], in
+    /// [`crate::gcra::ticks`]: each SYN adds one, each completed handshake takes
+    /// `credit` away.
+    pub pressure: u64,
+    /// The attack lasts until then at least: nanoseconds of the program's clock.
+    /// In the past: there is none.
+    pub attack_until: u64,
+    /// When the last attack was found, likewise.
+    pub attack_since: u64,
+    /// TAT of [`Service::reflection`].
+    pub reflected: u64,
+    /// Fills the cache line.
+    pub pad_state: [u64; 4],
+}
+
+const _: () = assert!(size_of::<Service>() == 128);
+
+impl Service {
+    /// A service that is never defended.
+    pub const OFF: Self = Self {
+        incomplete: Limit::NONE,
+        reflection: Limit::NONE,
+        hold_ns: 0,
+        when: When::Off as u32,
+        dry_run: 0,
+        credit: 0,
+        generation: 0,
+        pad: 0,
+        pressure: 0,
+        attack_until: 0,
+        attack_since: 0,
+        reflected: 0,
+        pad_state: [0; 4],
+    };
+}
+
+/// How far a service is from being under attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Pressure {
+    /// Nothing to see.
+    Rest = 0,
+    /// A quarter of what is tolerated: from here on completed handshakes count.
+    Watch = 1,
+    /// Half of it: an attack that is on goes on.
+    High = 2,
+    /// More than is tolerated: an attack.
+    Over = 3,
+}
+
+/// The pressure that a TAT of `incomplete` at `now` (ticks) means.
+#[inline(always)]
+pub const fn pressure(incomplete: &Limit, tat: u64, now: u64) -> Pressure {
+    let ahead = tat.saturating_sub(now);
+    let tolerance = incomplete.tolerance();
+    if ahead > tolerance {
+        Pressure::Over
+    } else if ahead > tolerance >> 1 {
+        Pressure::High
+    } else if ahead > tolerance >> 2 {
+        Pressure::Watch
+    } else {
+        Pressure::Rest
+    }
+}
+
+/// Key of `TARGETS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct TargetKey {
+    /// The address as read from the wire; IPv4 as [`v4_halves`].
+    pub address: [u64; 2],
+    /// Port, byte order of the wire.
+    pub port: u16,
+    /// Protocol number.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+}
+
+const _: () = assert!(size_of::<TargetKey>() == 24);
+
+/// An IPv4 address (as read from the wire) in the place of an IPv6 one:
+/// IPv4-mapped (RFC 4291, 2.5.5.2).
+#[inline(always)]
+pub const fn v4_halves(address: u32) -> [u64; 2] {
+    // In memory: two zero bytes, two of ones, the address.
+    let [a, b, c, d] = address.to_ne_bytes();
+    [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])]
+}
+
+/// The service answers itself: SYN cookies.
+pub const TARGET_LOCAL: u8 = 0;
+/// It is forwarded, and answers do not come by here: the challenge.
+pub const TARGET_FORWARDED: u8 = 1;
+
+/// [`Target::wscale`] of a listener whose window scale is not known yet: its
+/// SYNs are left to the kernel.
+pub const WSCALE_UNKNOWN: u8 = 0xff;
+
+/// An address and port of a service, an entry of `TARGETS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Target {
+    /// Index into `SERVICES`.
+    pub service: u32,
+    /// Maximum segment size to announce.
+    pub mss: u16,
+    /// Window scale of the listener, 0 to 14, or [`WSCALE_UNKNOWN`].
+    pub wscale: u8,
+    /// [`TARGET_LOCAL`] or [`TARGET_FORWARDED`].
+    pub kind: u8,
+    /// Written by the program: when it last looked for the listener and marked
+    /// it (nanoseconds, bit 0 cleared); bit 0: there was none.
+    pub checked_at: u64,
+}
+
+const _: () = assert!(size_of::<Target>() == 16);
+
+/// Between two looks for a listener, nanoseconds. A listener takes raw cookies
+/// for two minutes after it was marked (`tcp_synq_no_recent_overflow`); one that
+/// closed is answered for at most this long.
+pub const CHECK_EVERY_NS: u64 = 250_000_000;
+
+/// Entries of `ATTEMPTS` when the defence is on: half a MiB.
+pub const ATTEMPTS: u32 = 1 << 16;
+
+/// Entries of `HANDSHAKES` when the defence is on: half a MiB.
+pub const HANDSHAKES: u32 = 1 << 16;
+
+/// Words of `DEFENCE`, which belong to no service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DefenceWord {
+    /// Until then (nanoseconds) some service is watched or attacked, and TCP
+    /// packets that are no SYN are looked at.
+    WatchUntil = 0,
+    /// TAT of the SYNs to closed ports that are left to the kernel under attack.
+    Closed = 1,
+}
+
+/// Entries of `DEFENCE`.
+pub const DEFENCE_WORDS: u32 = 8;
+
+macro_rules! service_counters {
+    ($( $variant:ident = $name:literal, $sentence:literal; )*) => {
+        /// Indices of [`ServiceCounters`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum ServiceCounter {
+            $( #[doc = $sentence] $variant, )*
+        }
+
+        impl ServiceCounter {
+            /// Every one, in the order of its index.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )* ];
+
+            /// The word for it in metrics and on the command line.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )* }
+            }
+
+            /// One sentence for a person.
+            pub const fn sentence(self) -> &'static str {
+                match self { $( Self::$variant => $sentence, )* }
+            }
+        }
+    };
+}
+
+service_counters! {
+    Syns = "syns", "SYNs that came for the service.";
+    Completed = "completed", "Handshakes that were completed while the service was watched.";
+    CookiesSent = "cookies_sent", "SYNs answered with a cookie.";
+    CookiesValid = "cookies_valid", "Handshakes completed with a valid cookie.";
+    CookiesInvalid = "cookies_invalid", "Acknowledgements without a valid cookie.";
+    Challenges = "challenges", "Challenges sent to sources that were not verified.";
+    Verified = "verified", "Sources that answered a challenge.";
+    KnownSyns = "known_syns", "SYNs of verified sources.";
+    OutOfState = "out_of_state", "TCP packets that belong to no connection.";
+    Closed = "closed", "SYNs for ports on which nothing listens.";
+    Reflected = "reflected", "UDP packets from ports of reflectors, over the limit.";
+    Marked = "marked", "Times that a listener was found and told to take cookies.";
+    Unmarked = "unmarked", "Times that a listener refused to be told.";
+}
+
+/// Entries of [`ServiceCounters`]: a power of two, so that a mask bounds the index.
+pub const SERVICE_COUNTERS: usize = 16;
+
+const _: () = assert!(ServiceCounter::ALL.len() <= SERVICE_COUNTERS);
+
+/// What became of a service's packets, an entry of the per-CPU `SERVICE_COUNTERS`.
+pub type ServiceCounters = [u64; SERVICE_COUNTERS];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gcra::ticks;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn ports_have_bits_of_their_own() {
+        use std::collections::HashSet;
+        let mut seen = HashSet::new();
+        for udp in [false, true] {
+            for port in [0, 1, 63, 64, 80, 443, 65_535] {
+                let (word, bit) = port_bit(udp, port);
+                assert!(word < PORT_WORDS && seen.insert((word, bit)));
+            }
+        }
+    }
+
+    #[test]
+    fn ipv4_is_mapped() {
+        let address = u32::from_ne_bytes([192, 0, 2, 1]);
+        let bytes: std::vec::Vec<u8> = v4_halves(address)
+            .iter()
+            .flat_map(|h| h.to_ne_bytes())
+            .collect();
+        let mapped: std::net::Ipv6Addr = "::ffff:192.0.2.1".parse().unwrap();
+        assert_eq!(bytes, mapped.octets());
+    }
+
+    #[test]
+    fn handshakes_that_complete_keep_the_pressure_low() {
+        let limit = Limit::per_second(1000, 2000).unwrap();
+        let (mut tat, mut worst) = (0, Pressure::Rest);
+        // A crowd of 50,000 connections a second that all complete.
+        for i in 0..50_000u64 {
+            let now = ticks(SECOND + i * 20_000);
+            tat = limit.arrival(tat, now, 1);
+            worst = worst.max(pressure(&limit, tat, now));
+            tat = limit.refund(tat, 2);
+        }
+        assert_eq!(worst, Pressure::Rest);
+    }
+
+    #[test]
+    fn handshakes_that_do_not_complete_are_an_attack_within_the_burst() {
+        let limit = Limit::per_second(1000, 2000).unwrap();
+        let (mut tat, mut n) = (0, 0);
+        let now = ticks(SECOND);
+        let mut seen = std::vec::Vec::new();
+        while pressure(&limit, tat, now) != Pressure::Over {
+            tat = limit.arrival(tat, now, 1);
+            n += 1;
+            let p = pressure(&limit, tat, now);
+            if seen.last() != Some(&p) {
+                seen.push(p);
+            }
+        }
+        assert_eq!(n, 2001);
+        assert_eq!(
+            seen,
+            [
+                Pressure::Rest,
+                Pressure::Watch,
+                Pressure::High,
+                Pressure::Over
+            ]
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! The only packet writes: replies.
+
+use crate::{defence::frame::Frame, emit::Facts, maps::config, source::XdpSource};
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use edge_common::defence::reply::{self, Segment, TCP_WORDS};
+
+/// Bytes of the fixed headers.
+const IPV4_LEN: usize = 20;
+const IPV6_LEN: usize = 40;
+
+/// Makes a packet into a reply to it: its link layer turned round, tags kept,
+/// then IP and TCP headers anew. `false` when it could not be, and is as it was.
+#[inline(always)]
+pub fn reply(facts: Facts<'_>, frame: &Frame, segment: &Segment) -> bool {
+    let ctx = facts.ctx;
+    let source = XdpSource::new(ctx);
+    let network = frame.network;
+    let ip_len = if frame.v6 { IPV6_LEN } else { IPV4_LEN };
+    let tcp_len = segment.len * 4;
+    let new_len = (network + ip_len) as u32 + tcp_len;
+    let linear = source.linear_len() as u32;
+    let old_len = if facts.frame_len > linear {
+        // SAFETY: a helper without side effects on the program's own context.
+        (unsafe { bpf_xdp_get_buff_len(ctx.ctx) }) as u32
+    } else {
+        linear
+    };
+    // SAFETY: the context is the running program's; packet pointers are made anew below.
+    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, new_len as i32 - old_len as i32) } != 0 {
+        return false;
+    }
+    let out = XdpSource::new(ctx);
+    let ends = frame.reversed();
+    let hops = config!(reply_ttl) as u8;
+    let written = turn_round(&out)
+        && if frame.v6 {
+            out.write(network, reply::ipv6(ends.source, ends.dest, tcp_len, hops))
+        } else {
+            let (from, to) = (Frame::v4(ends.source), Frame::v4(ends.dest));
+            out.write(network, reply::ipv4(from, to, tcp_len, hops))
+        };
+    let at = network + ip_len;
+    let [a, b, c, d, e, f, g, h, i, j] = segment.words;
+    const { assert!(TCP_WORDS == 10) };
+    written
+        && out.write(at, [a, b, c, d, e])
+        && (segment.len < 6 || out.write(at + 20, [f]))
+        && (segment.len < 9 || out.write(at + 24, [g, h, i]))
+        && (segment.len < 10 || out.write(at + 36, [j]))
+}
+
+/// Source and destination MAC address change places.
+#[inline(always)]
+fn turn_round(frame: &XdpSource<'_>) -> bool {
+    let Some([a, b, c, d, e, f]) = frame.read::<[u16; 6]>(0) else {
+        return false;
+    };
+    frame.write(0, [d, e, f, a, b, c])
+}

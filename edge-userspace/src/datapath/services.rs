@@ -1,0 +1,267 @@
+//! The tables of the flood defence: services, and where they are reached.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use edge_common::{
+    abi::maps,
+    defence::{PORT_WORDS, SERVICE_COUNTERS, Service, ServiceCounter, Target, TargetKey, port_bit},
+    parse::proto,
+};
+
+use super::error::DatapathError;
+use crate::memory::Region;
+
+/// 64-bit words of a [`Service`], and of the part that the daemon writes.
+const WORDS: usize = size_of::<Service>() / 8;
+const OWN_WORDS: usize = WORDS / 2;
+
+/// A [`TargetKey`] and a [`Target`]: foreign types cannot have aya's marker of plain data.
+type KeyWords = [u64; size_of::<TargetKey>() / 8];
+type TargetWords = [u64; size_of::<Target>() / 8];
+
+/// What the program wrote of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceState {
+    /// TAT of incomplete handshakes, in [`edge_common::gcra::ticks`].
+    pub pressure: u64,
+    /// The attack lasts until then at least, nanoseconds of `CLOCK_MONOTONIC`; in the
+    /// past: there is none.
+    pub attack_until: u64,
+    /// When the last attack was found, likewise; 0: never.
+    pub attack_since: u64,
+}
+
+/// The tables, open for writing. There must be only one.
+pub struct ServiceTables {
+    services: Region,
+    ports: Region,
+    targets: HashMap<MapData, KeyWords, TargetWords>,
+    counters: PerCpuArray<MapData, [u64; SERVICE_COUNTERS]>,
+}
+
+impl ServiceTables {
+    /// From what opens a region, and another handle of a map, by name.
+    pub(super) fn new(
+        region: impl Fn(&'static str) -> Result<Region, DatapathError>,
+        map: impl Fn(&'static str) -> Result<Map, DatapathError>,
+    ) -> Result<Self, DatapathError> {
+        Ok(Self {
+            services: region(maps::SERVICES)?,
+            ports: region(maps::PORTS)?,
+            targets: map(maps::TARGETS)?
+                .try_into()
+                .map_err(|e| DatapathError::map_access(maps::TARGETS, e))?,
+            counters: map(maps::SERVICE_COUNTERS)?
+                .try_into()
+                .map_err(|e| DatapathError::map_access(maps::SERVICE_COUNTERS, e))?,
+        })
+    }
+
+    /// How many services there is room for.
+    pub fn room(&self) -> usize {
+        self.services.bytes() / size_of::<Service>()
+    }
+
+    /// Writes the daemon's part of each service by its index. One whose
+    /// generation is another than before starts without a state.
+    ///
+    /// # Errors
+    /// When there is no room for so many.
+    pub fn set_services(&self, services: &[Service]) -> Result<(), DatapathError> {
+        if services.len() > self.room() {
+            return Err(DatapathError::Map {
+                map: maps::SERVICES,
+                why: format!("has room for {}, not {}", self.room(), services.len()),
+            });
+        }
+        let slots = self.services.u64s().chunks_exact(WORDS);
+        let rest = std::iter::repeat(&Service::OFF);
+        for (slot, service) in slots.zip(services.iter().chain(rest)) {
+            let words = own_words(service);
+            let (own, state) = slot.split_at(OWN_WORDS);
+            let is_another = own.get(GENERATION).map(|w| w.load(Relaxed) >> 32)
+                != words.get(GENERATION).map(|w| w >> 32);
+            if is_another {
+                // Off until all of it is there.
+                if let Some(when) = own.get(WHEN) {
+                    when.store(0, Relaxed);
+                }
+                state.iter().for_each(|word| word.store(0, Relaxed));
+            }
+            for (word, value) in own.iter().zip(words) {
+                if word.load(Relaxed) != value {
+                    word.store(value, Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the targets exactly these; those that stay keep what the program
+    /// wrote in them.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for instance for want of room.
+    pub fn set_targets(
+        &mut self,
+        wanted: &BTreeMap<TargetKey, Target>,
+    ) -> Result<(), DatapathError> {
+        let failed = |e| DatapathError::map_access(maps::TARGETS, e);
+        let mut present = BTreeMap::new();
+        for entry in self.targets.iter() {
+            let (key, value) = entry.map_err(failed)?;
+            present.insert(key, value);
+        }
+        let wanted_words: BTreeMap<KeyWords, &Target> =
+            wanted.iter().map(|(k, t)| (key_words(k), t)).collect();
+        let gone = present.keys().filter(|k| !wanted_words.contains_key(*k));
+        for key in gone {
+            self.targets.remove(key).map_err(failed)?;
+        }
+        for (key, target) in &wanted_words {
+            let [head, _] = target_words(target);
+            if present.get(key).map(|[h, _]| *h) != Some(head) {
+                self.targets.insert(key, [head, 0], 0).map_err(failed)?;
+            }
+        }
+        // A bit that is set leads to a look-up that finds what there is.
+        let mut bits = vec![0u64; PORT_WORDS as usize];
+        for key in wanted.keys() {
+            let (word, bit) = port_bit(key.proto == proto::UDP, u16::from_be(key.port));
+            if let Some(word) = bits.get_mut(word as usize) {
+                *word |= bit;
+            }
+        }
+        for (word, value) in self.ports.u64s().iter().zip(bits) {
+            if word.load(Relaxed) != value {
+                word.store(value, Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the program wrote of a service.
+    pub fn state(&self, index: usize) -> ServiceState {
+        let slots = self.services.u64s();
+        let at = |word: usize| {
+            slots
+                .get(index * WORDS + OWN_WORDS + word)
+                .map_or(0, |word: &AtomicU64| word.load(Relaxed))
+        };
+        ServiceState {
+            pressure: at(0),
+            attack_until: at(1),
+            attack_since: at(2),
+        }
+    }
+
+    /// The counters of a service, summed over the CPUs, by [`ServiceCounter`].
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn counters(&self, index: usize) -> Result<[u64; SERVICE_COUNTERS], DatapathError> {
+        let failed = |e| DatapathError::map_access(maps::SERVICE_COUNTERS, e);
+        let index = u32::try_from(index).map_err(|_| failed(MapError::KeyNotFound))?;
+        let mut sum = [0u64; SERVICE_COUNTERS];
+        for counters in self.counters.get(&index, 0).map_err(failed)?.iter() {
+            for (sum, n) in sum.iter_mut().zip(counters) {
+                *sum = sum.wrapping_add(*n);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// One of the counters of a service.
+pub fn counter(counters: &[u64; SERVICE_COUNTERS], which: ServiceCounter) -> u64 {
+    counters.get(which as usize).copied().unwrap_or_default()
+}
+
+/// The word with [`Service::when`], and that with [`Service::generation`].
+const WHEN: usize = 5;
+const GENERATION: usize = 6;
+
+/// The part of a service that the daemon writes, as the program reads it.
+fn own_words(service: &Service) -> [u64; OWN_WORDS] {
+    let pair = |low: u32, high: u32| {
+        let ([a, b, c, d], [e, f, g, h]) = (low.to_ne_bytes(), high.to_ne_bytes());
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    };
+    let [a, b] = service.incomplete.words();
+    let [c, d] = service.reflection.words();
+    [
+        a,
+        b,
+        c,
+        d,
+        service.hold_ns,
+        pair(service.when, service.dry_run),
+        pair(service.credit, service.generation),
+        0,
+    ]
+}
+
+fn key_words(key: &TargetKey) -> KeyWords {
+    let [port_a, port_b] = key.port.to_ne_bytes();
+    let [a, b] = key.address;
+    [
+        a,
+        b,
+        u64::from_ne_bytes([port_a, port_b, key.proto, 0, 0, 0, 0, 0]),
+    ]
+}
+
+fn target_words(target: &Target) -> TargetWords {
+    let [a, b, c, d] = target.service.to_ne_bytes();
+    let [e, f] = target.mss.to_ne_bytes();
+    [
+        u64::from_ne_bytes([a, b, c, d, e, f, target.wscale, target.kind]),
+        target.checked_at,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_common::gcra::Limit;
+
+    #[test]
+    fn words_are_those_of_the_layout() {
+        let service = Service {
+            incomplete: Limit::per_second(7, 8).unwrap(),
+            reflection: Limit::per_second(9, 10).unwrap(),
+            hold_ns: 1,
+            when: 2,
+            dry_run: 3,
+            credit: 4,
+            generation: 5,
+            ..Service::OFF
+        };
+        // SAFETY: a Service is repr(C) without padding, so that it is plain words.
+        let words: [u64; WORDS] = unsafe { std::mem::transmute(service) };
+        assert_eq!(own_words(&service), words[..OWN_WORDS]);
+        let key = TargetKey {
+            address: [1, 2],
+            port: 0x0102,
+            proto: 6,
+            pad: [0; 5],
+        };
+        // SAFETY: as above.
+        let words: KeyWords = unsafe { std::mem::transmute(key) };
+        assert_eq!(key_words(&key), words);
+        let target = Target {
+            service: 0x0102_0304,
+            mss: 0x0506,
+            wscale: 7,
+            kind: 8,
+            checked_at: 9,
+        };
+        // SAFETY: as above.
+        let words: TargetWords = unsafe { std::mem::transmute(target) };
+        assert_eq!(target_words(&target), words);
+    }
+}
