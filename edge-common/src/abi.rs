@@ -314,10 +314,10 @@ pub struct Config {
     /// Steps of [`crate::defence::tags::VERIFIED_SHIFT`] for which a source stays
     /// verified, at most 65,535.
     pub verified_ttl: u32,
-    /// [`ABI_VERSION`].
-    pub abi_version: u32,
     /// Fills the last word.
     pub pad: u32,
+    /// [`ABI_VERSION`].
+    pub abi_version: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 28 * 4);
@@ -523,8 +523,8 @@ impl Config {
         reply_window: 65_535,
         verified_buckets: 1,
         verified_ttl: 0,
-        abi_version: ABI_VERSION,
         pad: 0,
+        abi_version: ABI_VERSION,
     };
 }
 
