@@ -3,6 +3,7 @@
 
 use core::cell::UnsafeCell;
 
+use crate::defence::frame::Fields;
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
@@ -11,7 +12,8 @@ use aya_ebpf::{
 use edge_common::{
     abi::{self, Config, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
     defence::{
-        DEFENCE_WORDS, PORT_WORDS, Service, ServiceCounters, Target, TargetKey, tags::TagBucket,
+        DEFENCE_WORDS, PORT_WORDS, Service, ServiceCounters, Target, TargetKey, options::Walk,
+        reply::Segment, tags::TagBucket,
     },
     gcra::Limit,
     reason::Reason,
@@ -65,6 +67,26 @@ pub static VERIFIED: Array<TagBucket> = Array::with_max_entries(1, BPF_F_MMAPABL
 pub static ATTEMPTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static HANDSHAKES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the flood defence hands to helpers, which the stack has no room for.
+#[repr(C)]
+pub struct Scratch {
+    /// The packet at hand.
+    pub frame: Fields,
+    /// The options of a SYN.
+    pub walk: Walk,
+    /// The IPv4 header, or the IPv6 one, as cookies are made from it.
+    pub ip: [u32; 10],
+    /// The TCP header, likewise.
+    pub tcp: [u32; 6],
+    /// `struct bpf_sock_tuple` of either family.
+    pub tuple: [u32; 9],
+    /// The segment to reply with.
+    pub reply: Segment,
+}
 
 /// What [`crate::clock`] adds to the ticks, in nanoseconds. The only variable of
 /// the program, so that it is all there is in `.bss`.

@@ -2,21 +2,26 @@
 
 use crate::{defence::frame::Frame, emit::Facts, maps::config, source::XdpSource};
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
-use edge_common::defence::reply::{self, Segment, TCP_WORDS};
+use edge_common::defence::reply::{self, TCP_WORDS};
 
 /// Bytes of the fixed headers.
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 
 /// Makes a packet into a reply to it: its link layer turned round, tags kept,
-/// then IP and TCP headers anew. `false` when it could not be, and is as it was.
+/// then an IP header, and the TCP header in the scratch. `false` when it could not
+/// be, and is as it was.
 #[inline(always)]
-pub fn reply(facts: Facts<'_>, frame: &Frame, segment: &Segment) -> bool {
+pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
     let ctx = facts.ctx;
     let source = XdpSource::new(ctx);
-    let network = frame.network;
-    let ip_len = if frame.v6 { IPV6_LEN } else { IPV4_LEN };
-    let tcp_len = segment.len * 4;
+    let network = frame.network() as usize;
+    let ip_len = if frame.is_v6() { IPV6_LEN } else { IPV4_LEN };
+    // SAFETY: a map value that belongs to this CPU.
+    let segment = unsafe { &(*frame.scratch).reply };
+    // Never more words than there are: the mask is for the verifier.
+    let words = segment.len & 0xf;
+    let tcp_len = words * 4;
     let new_len = (network + ip_len) as u32 + tcp_len;
     let linear = source.linear_len() as u32;
     let old_len = if facts.frame_len > linear {
@@ -33,7 +38,7 @@ pub fn reply(facts: Facts<'_>, frame: &Frame, segment: &Segment) -> bool {
     let ends = frame.reversed();
     let hops = config!(reply_ttl) as u8;
     let written = turn_round(&out)
-        && if frame.v6 {
+        && if frame.is_v6() {
             out.write(network, reply::ipv6(ends.source, ends.dest, tcp_len, hops))
         } else {
             let (from, to) = (Frame::v4(ends.source), Frame::v4(ends.dest));
@@ -44,9 +49,9 @@ pub fn reply(facts: Facts<'_>, frame: &Frame, segment: &Segment) -> bool {
     const { assert!(TCP_WORDS == 10) };
     written
         && out.write(at, [a, b, c, d, e])
-        && (segment.len < 6 || out.write(at + 20, [f]))
-        && (segment.len < 9 || out.write(at + 24, [g, h, i]))
-        && (segment.len < 10 || out.write(at + 36, [j]))
+        && (words < 6 || out.write(at + 20, [f]))
+        && (words < 9 || out.write(at + 24, [g, h, i]))
+        && (words < 10 || out.write(at + 36, [j]))
 }
 
 /// Source and destination MAC address change places.

@@ -142,6 +142,7 @@ pub struct Ip {
     proto: u8,
     transport: Vec<u8>,
     padding: usize,
+    id: u16,
 }
 
 /// A packet between two addresses of one family, with an empty payload of
@@ -158,6 +159,7 @@ pub fn ip(source: &str, dest: &str) -> Ip {
         proto: 59,
         transport: Vec::new(),
         padding: 0,
+        id: 7,
     }
 }
 
@@ -249,6 +251,12 @@ impl Ip {
         self
     }
 
+    /// The identification of an IPv4 packet.
+    pub const fn id(mut self, id: u16) -> Self {
+        self.id = id;
+        self
+    }
+
     /// Adds `len` bytes behind the packet.
     pub fn pad(mut self, len: usize) -> Self {
         self.padding = len;
@@ -270,7 +278,7 @@ impl Ip {
                 let fragment = self.fragment.map_or(0x4000, |(offset, more)| {
                     offset >> 3 | if more { 0x2000 } else { 0 }
                 });
-                packet.extend([0, 7]);
+                packet.extend(self.id.to_be_bytes());
                 packet.extend(fragment.to_be_bytes());
                 packet.extend([64, self.proto, 0, 0]);
                 packet.extend(s.octets());

@@ -16,7 +16,7 @@ use edge_common::{
     reason::Reason,
 };
 use edge_userspace::{
-    datapath::{InterfaceCounters, Program, Unattached},
+    datapath::{InterfaceCounters, Program, ServiceTables, Unattached},
     tables::{Capacity, Geometry, Regions, Tables},
 };
 
@@ -198,6 +198,14 @@ impl Rig {
     /// When the kernel refuses.
     pub fn set_time(&mut self, ns: u64) -> Result<()> {
         Ok(self.clock.set(0, ns, 0)?)
+    }
+
+    /// The tables of the flood defence. There must be only one writer.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn services(&self) -> Result<ServiceTables> {
+        Ok(self.edge.services()?)
     }
 
     /// Makes the ARP bindings exactly these.

@@ -2,8 +2,8 @@
 
 use crate::parse::tcp;
 
-/// Room for options, rounded up so that a mask bounds the index.
-pub const OPTION_BYTES: usize = 64;
+/// Room for options in words, rounded up so that a mask bounds the index.
+pub const OPTION_WORDS: usize = 16;
 
 /// The most options that 40 bytes can hold.
 pub const MAX_OPTIONS: u32 = 40;
@@ -18,19 +18,35 @@ const TIMESTAMPS: u8 = 8;
 /// The largest shift of a window scale (RFC 7323, 2.3).
 const MAX_WSCALE: u8 = 14;
 
-/// What a SYN offers.
+/// What a SYN offers. Plain numbers, for what is not there must be defined as
+/// well: the verifier allows no copy of anything else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Maximum segment size, 0 when it names none.
+    /// The sender's timestamp; 0 without one.
+    pub timestamp: u32,
+    /// Maximum segment size; 0 when it names none.
     pub mss: u16,
-    /// Window scale; `None` without one.
-    pub wscale: Option<u8>,
-    /// Whether selective acknowledgements are permitted.
-    pub sack: bool,
-    /// The sender's timestamp.
-    pub timestamp: Option<u32>,
-    /// Whether it asks for ECN (RFC 3168, 6.1.1).
-    pub ecn: bool,
+    /// Window scale, 0 to 14; 0 without one.
+    pub wscale: u8,
+    /// `HAS_*`.
+    pub has: u8,
+}
+
+/// It has a window scale.
+pub const HAS_WSCALE: u8 = 1;
+/// Selective acknowledgements are permitted.
+pub const HAS_SACK: u8 = 2;
+/// It has a timestamp.
+pub const HAS_TIMESTAMP: u8 = 4;
+/// It asks for ECN (RFC 3168, 6.1.1).
+pub const HAS_ECN: u8 = 8;
+
+impl Offer {
+    /// Whether it has one of these.
+    #[inline(always)]
+    pub const fn has(&self, what: u8) -> bool {
+        self.has & what != 0
+    }
 }
 
 /// Whether the flags of a SYN ask for ECN.
@@ -48,11 +64,10 @@ pub const fn of_linux([mss, sack_ts, ts, _, scale]: [u32; 5]) -> Option<Offer> {
         return None;
     }
     Some(Offer {
+        timestamp: u32::from_be(ts),
         mss: mss as u16,
-        wscale: Some(clamp_scale(scale as u8)),
-        sack: true,
-        timestamp: Some(u32::from_be(ts)),
-        ecn: false,
+        wscale: clamp_scale(scale as u8),
+        has: HAS_WSCALE | HAS_SACK | HAS_TIMESTAMP,
     })
 }
 
@@ -70,44 +85,37 @@ const fn clamp_scale(scale: u8) -> u8 {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Walk {
-    /// The options; zero, the end of the list, behind them.
-    pub bytes: [u8; OPTION_BYTES],
+    /// The options as read from the wire; zero, the end of the list, behind them.
+    pub words: [u32; OPTION_WORDS],
     /// Where the next one starts.
     pub at: u32,
     /// How many bytes there are: at most 40.
     pub len: u32,
-    /// What was found: the timestamp.
-    pub timestamp: u32,
-    /// The maximum segment size.
-    pub mss: u16,
-    /// The window scale.
-    pub wscale: u8,
-    /// What was found: `HAS_*`.
-    pub has: u8,
+    /// What was found so far.
+    pub offer: Offer,
 }
 
-const HAS_WSCALE: u8 = 1;
-const HAS_SACK: u8 = 2;
-const HAS_TIMESTAMP: u8 = 4;
-
 impl Walk {
-    /// Before the first option.
+    /// Before the first of `len` bytes of options, all of them zero so far.
     #[inline(always)]
-    pub const fn new(bytes: [u8; OPTION_BYTES], len: u32) -> Self {
+    pub const fn new(len: u32) -> Self {
         Self {
-            bytes,
+            words: [0; OPTION_WORDS],
             at: 0,
             len,
-            timestamp: 0,
-            mss: 0,
-            wscale: 0,
-            has: 0,
+            offer: Offer {
+                timestamp: 0,
+                mss: 0,
+                wscale: 0,
+                has: 0,
+            },
         }
     }
 
     #[inline(always)]
     fn byte(&self, at: u32) -> u8 {
-        self.bytes[at as usize & (OPTION_BYTES - 1)]
+        let word = self.words[(at >> 2) as usize & (OPTION_WORDS - 1)];
+        (u32::from_le(word) >> ((at & 3) * 8)) as u8
     }
 
     /// Takes an option in; `false` when there are no more.
@@ -136,53 +144,43 @@ impl Walk {
             let mss = u16::from_be_bytes([self.byte(at + 2), self.byte(at + 3)]);
             // A size of 0 is none.
             if mss != 0 {
-                self.mss = mss;
+                self.offer.mss = mss;
             }
         } else if kind == WINDOW_SCALE && len == 3 {
-            self.wscale = clamp_scale(self.byte(at + 2));
-            self.has |= HAS_WSCALE;
+            self.offer.wscale = clamp_scale(self.byte(at + 2));
+            self.offer.has |= HAS_WSCALE;
         } else if kind == SACK_PERMITTED && len == 2 {
-            self.has |= HAS_SACK;
+            self.offer.has |= HAS_SACK;
         } else if kind == TIMESTAMPS && len == 10 {
             let byte = |i| self.byte(at + 2 + i);
-            self.timestamp = u32::from_be_bytes([byte(0), byte(1), byte(2), byte(3)]);
-            self.has |= HAS_TIMESTAMP;
+            self.offer.timestamp = u32::from_be_bytes([byte(0), byte(1), byte(2), byte(3)]);
+            self.offer.has |= HAS_TIMESTAMP;
         }
         self.at = at + len;
         true
-    }
-
-    /// What was found.
-    #[inline(always)]
-    pub const fn offer(&self) -> Offer {
-        Offer {
-            mss: self.mss,
-            wscale: if self.has & HAS_WSCALE != 0 {
-                Some(self.wscale)
-            } else {
-                None
-            },
-            sack: self.has & HAS_SACK != 0,
-            timestamp: if self.has & HAS_TIMESTAMP != 0 {
-                Some(self.timestamp)
-            } else {
-                None
-            },
-            ecn: false,
-        }
     }
 }
 
 /// The offer of options in a slice, at most 40 bytes of it.
 pub fn parse(options: &[u8]) -> Offer {
-    let mut bytes = [0; OPTION_BYTES];
-    let len = options.len().min(MAX_OPTIONS as usize);
-    for (to, from) in bytes.iter_mut().zip(options.iter().take(len)) {
-        *to = *from;
-    }
-    let mut walk = Walk::new(bytes, len as u32);
+    let mut walk = Walk::of(options);
     while walk.step() {}
-    walk.offer()
+    walk.offer
+}
+
+impl Walk {
+    fn of(options: &[u8]) -> Self {
+        let len = options.len().min(MAX_OPTIONS as usize);
+        let mut walk = Self::new(len as u32);
+        for (word, chunk) in walk.words.iter_mut().zip(options.chunks(4).take(10)) {
+            let mut bytes = [0; 4];
+            for (to, from) in bytes.iter_mut().zip(chunk) {
+                *to = *from;
+            }
+            *word = u32::from_ne_bytes(bytes);
+        }
+        walk
+    }
 }
 
 #[cfg(test)]
@@ -197,11 +195,10 @@ mod tests {
     #[test]
     fn the_order_of_linux_is_read_either_way() {
         let offer = Offer {
+            timestamp: 7,
             mss: 1460,
-            wscale: Some(7),
-            sack: true,
-            timestamp: Some(7),
-            ecn: false,
+            wscale: 7,
+            has: HAS_WSCALE | HAS_SACK | HAS_TIMESTAMP,
         };
         let mut words = [0; 5];
         for (word, chunk) in words.iter_mut().zip(LINUX.as_chunks::<4>().0) {
@@ -225,6 +222,10 @@ mod tests {
             mss: 1460,
             ..Offer::default()
         };
+        let sack = Offer {
+            has: HAS_SACK,
+            ..Offer::default()
+        };
         for (what, options, offer) in [
             ("none", &[][..], Offer::default()),
             ("a length of 0", &[2, 4, 5, 0xb4, 3, 0, 7], mss),
@@ -232,31 +233,18 @@ mod tests {
             ("beyond the end", &[2, 4, 5, 0xb4, 8, 10, 0, 0], mss),
             ("a kind alone", &[2, 4, 5, 0xb4, 3], mss),
             ("an end in between", &[2, 4, 5, 0xb4, 0, 4, 2, 0], mss),
-            (
-                "an MSS of 3 bytes",
-                &[2, 3, 5, 4, 2],
-                Offer {
-                    sack: true,
-                    ..Offer::default()
-                },
-            ),
+            ("an MSS of 3 bytes", &[2, 3, 5, 4, 2], sack),
             ("an MSS of 0", &[2, 4, 0, 0], Offer::default()),
             (
                 "a scale that is too large",
                 &[3, 3, 200],
                 Offer {
-                    wscale: Some(14),
+                    wscale: 14,
+                    has: HAS_WSCALE,
                     ..Offer::default()
                 },
             ),
-            (
-                "an unknown one",
-                &[254, 6, 1, 2, 3, 4, 4, 2],
-                Offer {
-                    sack: true,
-                    ..Offer::default()
-                },
-            ),
+            ("an unknown one", &[254, 6, 1, 2, 3, 4, 4, 2], sack),
             (
                 "timestamps of 9 bytes",
                 &[8, 9, 1, 2, 3, 4, 5, 6, 7],
@@ -271,14 +259,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_end_within_40_steps(options in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let mut bytes = [0; OPTION_BYTES];
-            let len = options.len().min(40);
-            bytes[..len].copy_from_slice(&options[..len]);
-            let mut walk = Walk::new(bytes, len as u32);
+            let mut walk = Walk::of(&options);
             let steps = (0..).take_while(|_| walk.step()).count();
             prop_assert!(steps <= MAX_OPTIONS as usize);
             prop_assert!(walk.at <= 40);
-            prop_assert!(walk.wscale <= 14);
+            prop_assert!(walk.offer.wscale <= 14);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Packets that the program answers with: headers as words in the byte order of
 //! the wire, checksums included (RFC 1071).
 
-use super::options::Offer;
+use super::options::{HAS_ECN, HAS_SACK, HAS_TIMESTAMP, HAS_WSCALE, Offer};
 use crate::parse::{proto, tcp};
 
 /// A sum of 16-bit words in the making, one's complement.
@@ -127,6 +127,7 @@ pub const TCP_WORDS: usize = 10;
 
 /// A TCP header with options; `words` of [`TCP_WORDS`] are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Segment {
     /// The header.
     pub words: [u32; TCP_WORDS],
@@ -176,21 +177,21 @@ impl Ends {
         words[5] = (0x0204_0000 | grant.mss as u32).to_be();
         let mut flags = tcp::SYN | tcp::ACK;
         let mut len = 6;
-        if let Some((own, echoed)) = grant.timestamps {
-            let lead = if grant.sack {
+        if grant.has(HAS_TIMESTAMP) {
+            let lead = if grant.has(HAS_SACK) {
                 0x0402_080au32
             } else {
                 0x0101_080a
             };
             words[6] = lead.to_be();
-            words[7] = own.to_be();
-            words[8] = echoed.to_be();
+            words[7] = grant.timestamp.to_be();
+            words[8] = grant.echoed.to_be();
             len = 9;
-            if let Some(scale) = grant.wscale {
-                words[9] = (0x0103_0300 | scale as u32).to_be();
+            if grant.has(HAS_WSCALE) {
+                words[9] = (0x0103_0300 | grant.wscale as u32).to_be();
                 len = 10;
             }
-            if grant.ecn {
+            if grant.has(HAS_ECN) {
                 flags |= tcp::ECE;
             }
         }
@@ -214,18 +215,26 @@ impl Ends {
 /// What a SYN-ACK grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
+    /// Own timestamp.
+    pub timestamp: u32,
+    /// The one that is echoed.
+    pub echoed: u32,
     /// Maximum segment size.
     pub mss: u16,
     /// Window, not scaled.
     pub window: u16,
-    /// Own timestamp, and the one that is echoed.
-    pub timestamps: Option<(u32, u32)>,
     /// Window scale.
-    pub wscale: Option<u8>,
-    /// Selective acknowledgements.
-    pub sack: bool,
-    /// ECN.
-    pub ecn: bool,
+    pub wscale: u8,
+    /// `HAS_*`, as in the offer.
+    pub has: u8,
+}
+
+impl Grant {
+    /// Whether it has one of these.
+    #[inline(always)]
+    pub const fn has(&self, what: u8) -> bool {
+        self.has & what != 0
+    }
 }
 
 /// What the host's TCP is set to grant (sysctls), bits of [`crate::abi::Config`].
@@ -238,6 +247,8 @@ pub mod feature {
     pub const WINDOW_SCALE: u32 = 4;
     /// `tcp_ecn` grants ECN to those who ask.
     pub const ECN: u32 = 8;
+    /// All of them.
+    pub const ALL: u32 = TIMESTAMPS | SACK | WINDOW_SCALE | ECN;
 }
 
 /// Bits of a timestamp that carry options: Linux, `net/ipv4/syncookies.c`.
@@ -258,46 +269,41 @@ pub const fn grant(
     window: u16,
     now_ms: u32,
 ) -> Grant {
-    let none = Grant {
-        mss,
-        window,
-        timestamps: None,
-        wscale: None,
-        sack: false,
-        ecn: false,
-    };
-    let Some(echoed) = offer.timestamp else {
-        return none;
-    };
-    if features & feature::TIMESTAMPS == 0 {
-        return none;
+    let mut has = 0;
+    if offer.has(HAS_TIMESTAMP) && features & feature::TIMESTAMPS != 0 {
+        has = HAS_TIMESTAMP;
+        if offer.has(HAS_SACK) && features & feature::SACK != 0 {
+            has |= HAS_SACK;
+        }
+        if offer.has(HAS_ECN) && features & feature::ECN != 0 {
+            has |= HAS_ECN;
+        }
+        if offer.has(HAS_WSCALE) && features & feature::WINDOW_SCALE != 0 {
+            has |= HAS_WSCALE;
+        }
     }
-    let sack = offer.sack && features & feature::SACK != 0;
-    let ecn = offer.ecn && features & feature::ECN != 0;
-    let scale = if features & feature::WINDOW_SCALE != 0 {
-        offer.wscale
-    } else {
-        None
-    };
     // The client's scale goes into the cookie, ours to the client.
-    let remembered = match scale {
-        Some(scale) => scale as u32 & 0xf,
-        None => NO_WSCALE,
+    let mut options = if has & HAS_WSCALE != 0 {
+        offer.wscale as u32
+    } else {
+        NO_WSCALE
     };
-    let options = remembered | if sack { SACK_BIT } else { 0 } | if ecn { ECN_BIT } else { 0 };
-    let mut own = (now_ms >> OPTION_BITS) << OPTION_BITS | options;
-    if own > now_ms {
-        own = own.wrapping_sub(1 << OPTION_BITS);
+    if has & HAS_SACK != 0 {
+        options |= SACK_BIT;
+    }
+    if has & HAS_ECN != 0 {
+        options |= ECN_BIT;
+    }
+    let mut timestamp = (now_ms >> OPTION_BITS) << OPTION_BITS | options;
+    if timestamp > now_ms {
+        timestamp = timestamp.wrapping_sub(1 << OPTION_BITS);
     }
     Grant {
+        timestamp,
+        echoed: offer.timestamp,
         mss,
         window,
-        timestamps: Some((own, echoed)),
-        wscale: match scale {
-            Some(_) => Some(wscale),
-            None => None,
-        },
-        sack,
-        ecn,
+        wscale,
+        has,
     }
 }

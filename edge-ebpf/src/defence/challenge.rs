@@ -25,24 +25,10 @@ use edge_common::{
 /// ends counts, so that the answer to any of its copies does.
 const NO_SEQ: u32 = 0;
 
-/// What to answer a SYN with.
-#[derive(Clone, Copy)]
-pub enum Answer {
-    /// Nothing: its source is verified.
-    Known,
-    /// This segment.
-    Challenge(Segment),
-    /// The kernel gave no cookie.
-    None,
-}
-
-/// Answers a SYN.
+/// Makes the challenge to a SYN, in the scratch; `false` when the kernel gives no
+/// cookie.
 #[inline(always)]
-pub fn syn(of: Of, frame: &Frame) -> Answer {
-    if is_verified(of, frame, false) {
-        of.count(ServiceCounter::KnownSyns);
-        return Answer::Known;
-    }
+pub fn make(of: Of, frame: Frame) -> bool {
     let seed = config!(seed);
     let hash = frame.tuple_hash(&seed, frame.seq());
     let second = match attempt(hash, of.now) {
@@ -51,17 +37,25 @@ pub fn syn(of: Of, frame: &Frame) -> Answer {
         // Too many others to remember this one: once in 16 seconds.
         Attempt::Unknown => (hash ^ of.now >> 30) & 15 == 0,
     };
-    let ends = frame.reversed();
-    let seq = if second { frame.seq() } else { NO_SEQ };
-    let Some(number) = cookie::make(frame, &cookie::syn(frame, seq, 0)) else {
-        return Answer::None;
+    cookie::prepare(frame, if second { frame.seq() } else { NO_SEQ }, 0);
+    let Some(number) = cookie::make(frame) else {
+        return false;
     };
-    Answer::Challenge(if second {
-        // With a window of 0, so that nothing is sent which would be lost.
-        ends.bare(number, frame.seq().wrapping_add(1), flag::SYN | flag::ACK)
+    let ends = frame.reversed();
+    // The SYN-ACK has a window of 0, so that nothing is sent which would be lost.
+    let (seq, ack, flags) = if second {
+        (number, frame.seq().wrapping_add(1), flag::SYN | flag::ACK)
     } else {
-        ends.bare(0, number, flag::ACK)
-    })
+        (0, number, flag::ACK)
+    };
+    put(frame, ends.bare(seq, ack, flags));
+    true
+}
+
+#[inline(always)]
+fn put(frame: Frame, reply: Segment) {
+    // SAFETY: a map value that belongs to this CPU.
+    unsafe { (&raw mut (*frame.scratch).reply).write(reply) };
 }
 
 #[inline(always)]
@@ -81,41 +75,45 @@ fn attempt(hash: u64, now: u64) -> Attempt {
     }
 }
 
-/// What a segment that is no SYN says of its source: a reason when it answered a
-/// challenge, which ends it. The segment is the reply to it.
+/// What becomes of a segment that is no SYN: one that answers a challenge
+/// verifies its source, and goes no further.
 #[inline(always)]
-pub fn segment(of: Of, frame: &Frame) -> Option<(Reason, Segment)> {
-    let ends = frame.reversed();
-    if frame.has(flag::RST) {
-        if !cookie::is_valid(frame, NO_SEQ + 1, frame.seq().wrapping_add(1)) {
-            return None;
-        }
-        verified(of, frame);
-        return Some((Reason::ChallengeAnswered, ends.bare(0, 0, 0)));
-    }
-    if !frame.has(flag::ACK)
-        || frame.has(flag::SYN)
-        || is_verified(of, frame, true)
-        || !cookie::is_valid(frame, frame.seq(), frame.ack())
+pub fn answered(of: Of, frame: Frame) -> Reason {
+    let is_reset = frame.has(flag::RST);
+    if !is_reset && (!frame.has(flag::ACK) || frame.has(flag::SYN) || is_verified(of, frame, true))
     {
-        return None;
+        return Reason::Pass;
     }
-    verified(of, frame);
-    Some((Reason::ReplyReset, ends.bare(frame.ack(), 0, flag::RST)))
-}
-
-#[inline(always)]
-fn verified(of: Of, frame: &Frame) {
-    is_verified(of, frame, false);
+    // A reset has the number as its own, an acknowledgement acknowledges it.
+    let (seq, ack) = if is_reset {
+        (NO_SEQ + 1, frame.seq().wrapping_add(1))
+    } else {
+        (frame.seq(), frame.ack())
+    };
+    if !cookie::is_valid(frame, seq, ack) {
+        return Reason::Pass;
+    }
     remember(of, frame);
     of.count(ServiceCounter::Verified);
     of.completed();
+    if is_reset {
+        return Reason::ChallengeAnswered;
+    }
+    put(frame, frame.reversed().bare(frame.ack(), 0, flag::RST));
+    Reason::ReplyReset
+}
+
+/// Whether the source of a SYN is verified, which it stays as long as it comes
+/// again now and then.
+#[inline(always)]
+pub fn is_known(of: Of, frame: Frame) -> bool {
+    is_verified(of, frame, false)
 }
 
 /// Whether the source is verified. What is asked only to tell leaves its age as
 /// it is (`look`); else a source in use stays verified.
 #[inline(always)]
-fn is_verified(of: Of, frame: &Frame, look: bool) -> bool {
+fn is_verified(of: Of, frame: Frame, look: bool) -> bool {
     let seed = config!(seed);
     let hash = frame.source_hash(&seed);
     let Some(bucket) = VERIFIED.get_ptr_mut(reduce((hash >> 32) as u32, config!(verified_buckets)))
@@ -144,7 +142,7 @@ fn is_verified(of: Of, frame: &Frame, look: bool) -> bool {
 
 /// Takes the source into the table.
 #[inline(always)]
-fn remember(of: Of, frame: &Frame) {
+fn remember(of: Of, frame: Frame) {
     let seed = config!(seed);
     let hash = frame.source_hash(&seed);
     let Some(bucket) = VERIFIED.get_ptr_mut(reduce((hash >> 32) as u32, config!(verified_buckets)))

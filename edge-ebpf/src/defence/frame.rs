@@ -1,14 +1,18 @@
-//! A TCP packet as the defence sees it: read once, kept in registers.
+//! A TCP packet as the defence sees it.
+//!
+//! What is read of it lies in the scratch and not on the stack, which the callers
+//! have filled; and what is read back from there the verifier knows nothing of,
+//! which keeps small what it has to follow.
 
 use super::Marks;
-use crate::source::XdpSource;
+use crate::{maps::Scratch, source::XdpSource};
 use edge_common::{
     defence::{
         TargetKey,
         reply::{Ends, Sum, is_checksum_right},
         v4_halves,
     },
-    hash::hash,
+    hash::{Seed, hash},
     parse::{PacketSource as _, proto, tcp as flag},
 };
 
@@ -19,78 +23,144 @@ const TUPLE_TAG: u32 = 0x2001;
 /// Tag of the hash of a source that is to be verified.
 const SOURCE_TAG: u32 = 0x2002;
 
-/// A TCP packet.
+/// What was read of a packet.
+#[repr(C)]
+pub struct Fields {
+    source: [u64; 2],
+    dest: [u64; 2],
+    /// The fixed part of the header, byte order of the wire.
+    tcp: [u32; FIXED],
+    /// As [`Marks`].
+    is_v6: u32,
+    /// Offset of the IP header.
+    network: u32,
+    /// Offset of the TCP header.
+    transport: u32,
+}
+
+/// A TCP packet, in the scratch of this CPU.
 #[derive(Clone, Copy)]
 pub struct Frame {
-    pub v6: bool,
-    pub source: [u64; 2],
-    pub dest: [u64; 2],
-    /// The fixed part of the header, byte order of the wire.
-    pub tcp: [u32; FIXED],
-    pub flags: u8,
-    /// Offset of the IP header.
-    pub network: usize,
-    /// Offset of the TCP header.
-    pub transport: usize,
-    /// Bytes of TCP options.
-    pub options: u32,
+    pub scratch: *mut Scratch,
+}
+
+macro_rules! field {
+    ($frame:expr, $($field:tt)+) => {
+        // SAFETY: the scratch is a map value that belongs to this CPU.
+        unsafe { (&raw const (*$frame.scratch).frame.$($field)+).read_volatile() }
+    };
 }
 
 impl Frame {
     /// Reads a packet of which the parser said `marks`.
     #[inline(always)]
-    pub fn read(source: &XdpSource<'_>, marks: u64) -> Option<Self> {
-        let v6 = marks >> Marks::V6 & 1 != 0;
-        let network = (marks >> Marks::NETWORK & 0xff) as usize;
-        let transport = (marks >> Marks::TRANSPORT & Marks::FAR) as usize;
-        let (from, to) = if v6 {
-            let [_, s0, s1, d0, d1] = source.doubles::<5>(network)?;
+    pub fn read(source: &XdpSource<'_>, marks: u64, scratch: *mut Scratch) -> Option<Self> {
+        let is_v6 = (marks >> Marks::V6 & 1) as u32;
+        let network = (marks >> Marks::NETWORK & 0xff) as u32;
+        let transport = (marks >> Marks::TRANSPORT & Marks::FAR) as u32;
+        let (from, to) = if is_v6 != 0 {
+            let [_, s0, s1, d0, d1] = source.doubles::<5>(network as usize)?;
             ([s0, s1], [d0, d1])
         } else {
-            let [_, _, _, s, d] = source.words::<5>(network)?;
+            let [_, _, _, s, d] = source.words::<5>(network as usize)?;
             (v4_halves(s), v4_halves(d))
         };
-        let tcp = source.words::<FIXED>(transport)?;
-        let control = u32::from_be(tcp[3]);
-        Some(Self {
-            v6,
-            source: from,
-            dest: to,
-            tcp,
-            flags: (control >> 16) as u8,
-            network,
-            transport,
-            // The parser has seen that the header is whole.
-            options: (control >> 26 & 0x3c).wrapping_sub(20) & 0x3f,
-        })
+        let tcp = source.words::<FIXED>(transport as usize)?;
+        // SAFETY: a map value that belongs to this CPU.
+        unsafe {
+            (&raw mut (*scratch).frame).write(Fields {
+                source: from,
+                dest: to,
+                tcp,
+                is_v6,
+                network,
+                transport,
+            });
+        }
+        Some(Self { scratch })
+    }
+
+    #[inline(always)]
+    pub fn is_v6(&self) -> bool {
+        field!(self, is_v6) != 0
+    }
+
+    #[inline(always)]
+    pub fn source(&self) -> [u64; 2] {
+        [field!(self, source[0]), field!(self, source[1])]
+    }
+
+    #[inline(always)]
+    pub fn dest(&self) -> [u64; 2] {
+        [field!(self, dest[0]), field!(self, dest[1])]
+    }
+
+    /// Source and destination port, as read from the wire.
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
+        field!(self, tcp[0])
+    }
+
+    #[inline(always)]
+    pub fn seq(&self) -> u32 {
+        u32::from_be(field!(self, tcp[1]))
+    }
+
+    #[inline(always)]
+    pub fn ack(&self) -> u32 {
+        u32::from_be(field!(self, tcp[2]))
+    }
+
+    #[inline(always)]
+    fn control(&self) -> u32 {
+        u32::from_be(field!(self, tcp[3]))
+    }
+
+    #[inline(always)]
+    pub fn flags(&self) -> u8 {
+        (self.control() >> 16) as u8
+    }
+
+    /// Bytes of options, 0 to 40: the parser has seen that the header is whole.
+    #[inline(always)]
+    pub fn options(&self) -> u32 {
+        (self.control() >> 26 & 0x3c).wrapping_sub(20) & 0x3f
+    }
+
+    /// Offset of the IP header.
+    #[inline(always)]
+    pub fn network(&self) -> u32 {
+        field!(self, network) & 0xff
+    }
+
+    /// Offset of the TCP header.
+    #[inline(always)]
+    pub fn transport(&self) -> u32 {
+        field!(self, transport) & Marks::FAR as u32
     }
 
     #[inline(always)]
     pub fn has(&self, flags: u8) -> bool {
-        self.flags & flags == flags
+        self.flags() & flags == flags
     }
 
     /// A SYN that opens a connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        self.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
+        self.flags() & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
     }
 
+    /// An acknowledgement that may end a handshake.
     #[inline(always)]
-    pub fn seq(&self) -> u32 {
-        u32::from_be(self.tcp[1])
-    }
-
-    #[inline(always)]
-    pub fn ack(&self) -> u32 {
-        u32::from_be(self.tcp[2])
+    pub fn is_ack(&self) -> bool {
+        self.flags() & (flag::SYN | flag::ACK | flag::RST) == flag::ACK
     }
 
     #[inline(always)]
     pub fn target(&self) -> TargetKey {
-        let [_, _, a, b] = self.tcp[0].to_ne_bytes();
+        let [_, _, a, b] = self.ports().to_ne_bytes();
         TargetKey {
-            address: self.dest,
+            address: self.dest(),
             port: u16::from_ne_bytes([a, b]),
             proto: proto::TCP,
             pad: [0; 5],
@@ -101,9 +171,9 @@ impl Frame {
     #[inline(always)]
     pub fn reversed(&self) -> Ends {
         Ends {
-            source: self.dest,
-            dest: self.source,
-            ports: self.tcp[0].rotate_left(16),
+            source: self.dest(),
+            dest: self.source(),
+            ports: self.ports().rotate_left(16),
         }
     }
 
@@ -116,40 +186,38 @@ impl Frame {
 
     /// A hash of both ends and a sequence number.
     #[inline(always)]
-    pub fn tuple_hash(&self, seed: &edge_common::hash::Seed, seq: u32) -> u64 {
-        let ends = hash(
-            seed,
-            self.source[0] ^ self.dest[1],
-            self.source[1],
-            TUPLE_TAG,
-        );
-        hash(
-            seed,
-            ends ^ self.dest[0],
-            (self.tcp[0] as u64) << 32 | seq as u64,
-            TUPLE_TAG,
-        )
+    pub fn tuple_hash(&self, seed: &Seed, seq: u32) -> u64 {
+        let ([s0, s1], [d0, d1]) = (self.source(), self.dest());
+        let ends = hash(seed, s0 ^ d1, s1, TUPLE_TAG);
+        let ports_seq = (self.ports() as u64) << 32 | seq as u64;
+        hash(seed, ends ^ d0, ports_seq, TUPLE_TAG)
     }
 
     /// A hash of the source as it is verified: an IPv4 address, an IPv6 /64.
     #[inline(always)]
-    pub fn source_hash(&self, seed: &edge_common::hash::Seed) -> u64 {
-        let [hi, lo] = self.source;
-        if self.v6 {
+    pub fn source_hash(&self, seed: &Seed) -> u64 {
+        let [hi, lo] = self.source();
+        if self.is_v6() {
             hash(seed, hi, 0, SOURCE_TAG)
         } else {
             hash(seed, 0, lo, SOURCE_TAG)
         }
     }
 
-    /// Whether the checksum of a segment that has nothing but this header and
-    /// these options is right. `options` are zero behind their end.
+    /// Whether the checksum of a segment that has nothing but its header and
+    /// options with this sum is right.
     #[inline(always)]
     pub fn is_checksum_right(&self, options: Sum) -> bool {
-        let pseudo = Sum::pseudo(self.source, self.dest, 20 + self.options);
-        let [a, b, c, d, e] = self.tcp;
-        let sum = pseudo.word(a).word(b).word(c).word(d).word(e).plus(options);
-        let [x, y, _, _] = e.to_ne_bytes();
+        let pseudo = Sum::pseudo(self.source(), self.dest(), 20 + self.options());
+        let last = field!(self, tcp[4]);
+        let sum = pseudo
+            .word(self.ports())
+            .word(field!(self, tcp[1]))
+            .word(field!(self, tcp[2]))
+            .word(field!(self, tcp[3]))
+            .word(last)
+            .plus(options);
+        let [x, y, _, _] = last.to_ne_bytes();
         is_checksum_right(sum, pseudo, u16::from_ne_bytes([x, y]))
     }
 }

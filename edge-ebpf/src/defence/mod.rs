@@ -15,6 +15,7 @@ mod tcp;
 use crate::{
     emit::{self, Facts},
     maps::{DEFENCE, PORTS, config},
+    source::hide,
 };
 use edge_common::{
     defence::{DefenceWord, port_bit},
@@ -64,22 +65,29 @@ pub fn judge(facts: Facts<'_>, marks: u64) -> Result<(), Reason> {
         return Ok(());
     }
     let is_syn = marks as u8 & (flag::SYN | flag::ACK) == flag::SYN;
-    let mut marks = marks;
-    if !is_syn && config!(always_defended) == 0 && !is_watching(facts.now) {
-        if !emit::is_sample(SAMPLE) {
-            return Ok(());
-        }
-        marks |= 1 << Marks::SAMPLED;
+    let sampled = !is_syn && emit::is_sample(SAMPLE);
+    if !is_syn && !sampled && config!(always_defended) == 0 && !is_watching(facts.now) {
+        return Ok(());
     }
-    match Reason::from_index(tcp::edge_defend_tcp(
+    let marks = marks | (sampled as u64) << Marks::SAMPLED;
+    ending(tcp::edge_defend_tcp(
         facts.ctx.ctx,
         facts.now,
         marks,
         facts.frame_len,
-    )) {
-        None | Some(Reason::Pass) => Ok(()),
-        Some(reason) => Err(reason),
+    ))
+}
+
+/// What a global function has said: the index of a reason, of which the verifier
+/// knows nothing.
+#[inline(always)]
+fn ending(index: u32) -> Result<(), Reason> {
+    let index = hide(index as u64);
+    if index == Reason::Pass as u64 || index >= Reason::COUNT as u64 {
+        return Ok(());
     }
+    // SAFETY: reasons have the numbers from 0 to COUNT − 1.
+    Err(unsafe { core::mem::transmute::<u8, Reason>(index as u8) })
 }
 
 /// Whether some service is watched or under attack.

@@ -1,6 +1,6 @@
 //! What the kernel knows of a connection.
 
-use super::frame::Frame;
+use super::{cookie::SYN_LEN, frame::Frame};
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple, xdp_md},
     helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie},
@@ -23,29 +23,38 @@ pub enum Found {
 }
 
 /// Looks for the connection, then for the listener, of a packet. A listener is
-/// marked, if `mark` has the head and the header of a SYN for it: from then on
-/// it takes raw cookies for two minutes. The second value says whether the
-/// kernel did that.
+/// marked, if `mark`, by the headers of a SYN for it that [`crate::defence::cookie::prepare`]
+/// has left in the scratch: from then on it takes raw cookies for two minutes. The
+/// second value says whether the kernel did that.
 #[inline(always)]
-pub fn look_up(ctx: *mut xdp_md, frame: &Frame, mark: Option<&Syn>) -> (Found, bool) {
+pub fn look_up(ctx: *mut xdp_md, frame: Frame, mark: bool) -> (Found, bool) {
     // In memory: source, destination, the two ports.
-    let mut tuple = [0u32; 9];
-    let size = if frame.v6 {
-        let [s0, s1] = frame.source;
-        let [d0, d1] = frame.dest;
-        let words = [s0, s1, d0, d1].map(halves);
-        let mut i = 0;
-        while i < 4 {
-            tuple[2 * i] = words[i][0];
-            tuple[2 * i + 1] = words[i][1];
-            i += 1;
+    // SAFETY: a map value that belongs to this CPU.
+    let tuple = unsafe { (&raw mut (*frame.scratch).tuple).cast::<u32>() };
+    let put = |at: usize, word: u32| {
+        // SAFETY: there are nine words.
+        unsafe { tuple.add(at).write(word) };
+    };
+    let ([s0, s1], [d0, d1]) = (frame.source(), frame.dest());
+    let size = if frame.is_v6() {
+        let mut at = 0;
+        for half in [
+            frame.source()[0],
+            frame.source()[1],
+            frame.dest()[0],
+            frame.dest()[1],
+        ] {
+            let [a, b] = halves(half);
+            put(at, a);
+            put(at + 1, b);
+            at += 2;
         }
-        tuple[8] = frame.tcp[0];
+        put(8, frame.ports());
         36
     } else {
-        tuple[0] = Frame::v4(frame.source);
-        tuple[1] = Frame::v4(frame.dest);
-        tuple[2] = frame.tcp[0];
+        put(0, Frame::v4([s0, s1]));
+        put(1, Frame::v4([d0, d1]));
+        put(2, frame.ports());
         12
     };
     // SAFETY: the tuple has at least `size` bytes and the layout of the family
@@ -53,7 +62,7 @@ pub fn look_up(ctx: *mut xdp_md, frame: &Frame, mark: Option<&Syn>) -> (Found, b
     let sk: *mut bpf_sock = unsafe {
         bpf_skc_lookup_tcp(
             ctx.cast(),
-            (&raw mut tuple).cast::<bpf_sock_tuple>(),
+            tuple.cast::<bpf_sock_tuple>(),
             size,
             CURRENT_NETNS,
             0,
@@ -66,16 +75,16 @@ pub fn look_up(ctx: *mut xdp_md, frame: &Frame, mark: Option<&Syn>) -> (Found, b
     let state = unsafe { (&raw const (*sk).state).read_volatile() };
     let mut marked = false;
     let found = if state == LISTEN {
-        if let Some(syn) = mark {
-            // SAFETY: a listener that is held; both headers are on the stack and
+        if mark {
+            // SAFETY: a listener that is held; both headers are in the scratch and
             // as long as is said.
             marked = unsafe {
                 bpf_tcp_gen_syncookie(
                     sk.cast(),
-                    (&raw const syn.ip).cast_mut().cast(),
-                    if frame.v6 { 40 } else { 20 },
-                    (&raw const syn.tcp).cast_mut().cast(),
-                    size_of_val(&syn.tcp) as u32,
+                    (&raw mut (*frame.scratch).ip).cast(),
+                    if frame.is_v6() { 40 } else { 20 },
+                    (&raw mut (*frame.scratch).tcp).cast(),
+                    SYN_LEN,
                 )
             } > 0;
         }
@@ -89,20 +98,10 @@ pub fn look_up(ctx: *mut xdp_md, frame: &Frame, mark: Option<&Syn>) -> (Found, b
 }
 
 #[inline(always)]
-fn halves(double: u64) -> [u32; 2] {
+pub fn halves(double: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = double.to_ne_bytes();
     [
         u32::from_ne_bytes([a, b, c, d]),
         u32::from_ne_bytes([e, f, g, h]),
     ]
-}
-
-/// The headers of a SYN as the kernel's cookie functions want them: the MSS is
-/// the only option that counts for them.
-#[derive(Clone, Copy)]
-pub struct Syn {
-    /// The IPv4 header, or the IPv6 one.
-    pub ip: [u32; 10],
-    /// The TCP header.
-    pub tcp: [u32; 6],
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     atomic::compare_exchange,
     emit::{self, Facts},
-    maps::{DEFENCE, HANDSHAKES, SERVICES, TARGETS, config},
+    maps::{DEFENCE, HANDSHAKES, SCRATCH, SERVICES, TARGETS, config},
     rewrite,
     source::XdpSource,
 };
@@ -18,18 +18,18 @@ use aya_ebpf::{
     helpers::generated::{bpf_loop, bpf_xdp_load_bytes},
     programs::XdpContext,
 };
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
     defence::{
         CHECK_EVERY_NS, DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, ServiceCounter,
         TARGET_FORWARDED, Target, WSCALE_UNKNOWN,
-        options::{self, MAX_OPTIONS, OPTION_BYTES, Offer, Walk, asks_for_ecn},
-        reply::{Segment, Sum, grant},
+        options::{self, HAS_ECN, MAX_OPTIONS, Offer, Walk, asks_for_ecn},
+        reply::{Sum, grant},
         tags::{self, ATTEMPT_SHIFT},
     },
     gcra::{Limit, ticks},
     hash::reduce,
-    parse::{PacketSource as _, tcp as flag},
+    parse::PacketSource as _,
     reason::{Reason, Verdict},
 };
 
@@ -53,15 +53,28 @@ pub extern "C" fn edge_defend_tcp(ctx: *mut xdp_md, now: u64, marks: u64, frame_
         now,
         frame_len,
     };
-    judge(facts, marks).index()
+    let source = XdpSource::new(facts.ctx);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return Reason::Pass.index();
+    };
+    let Some(frame) = Frame::read(&source, marks, scratch) else {
+        return Reason::Pass.index();
+    };
+    let reason = judge(facts, frame, marks);
+    if reason.verdict() == Verdict::Reply {
+        emit::sample_reply(facts, reason);
+        if !rewrite::reply(facts, frame) {
+            // Nothing was changed, and the kernel knows what to do.
+            return Reason::Pass.index();
+        }
+    }
+    reason.index()
 }
 
+/// What becomes of the packet. For a reason that replies, the segment to reply
+/// with is in the scratch.
 #[inline(always)]
-fn judge(facts: Facts<'_>, marks: u64) -> Reason {
-    let source = XdpSource::new(facts.ctx);
-    let Some(frame) = Frame::read(&source, marks) else {
-        return Reason::Pass;
-    };
+fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
     let Some(target) = TARGETS.get_ptr_mut(frame.target()) else {
         return Reason::Pass;
     };
@@ -77,11 +90,12 @@ fn judge(facts: Facts<'_>, marks: u64) -> Reason {
     };
     let forwarded = kind == TARGET_FORWARDED;
     if frame.is_syn() {
-        syn(facts, of, &frame, target, forwarded)
+        syn(facts, of, frame, target, forwarded)
     } else if forwarded {
-        forwarded_segment(facts, of, &frame)
+        forwarded_segment(of, frame)
     } else {
-        segment(facts, of, &frame, marks >> Marks::SAMPLED & 1 != 0)
+        let sampled = marks >> Marks::SAMPLED & 1 != 0;
+        segment(facts, of, frame, sampled)
     }
 }
 
@@ -95,20 +109,8 @@ fn end(facts: Facts<'_>, of: Of, reason: Reason) -> Reason {
     reason
 }
 
-/// Answers the packet, unless the service is in dry run.
 #[inline(always)]
-fn answer(facts: Facts<'_>, frame: &Frame, reason: Reason, segment: &Segment) -> Reason {
-    emit::sample_reply(facts, reason);
-    if rewrite::reply(facts, frame, segment) {
-        reason
-    } else {
-        // Nothing was changed, and the kernel knows what to do.
-        Reason::Pass
-    }
-}
-
-#[inline(always)]
-fn syn(facts: Facts<'_>, of: Of, frame: &Frame, target: *mut Target, forwarded: bool) -> Reason {
+fn syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target, forwarded: bool) -> Reason {
     of.count(ServiceCounter::Syns);
     let watched = of.charge(1);
     let defended = of.is_defended();
@@ -126,7 +128,7 @@ fn syn(facts: Facts<'_>, of: Of, frame: &Frame, target: *mut Target, forwarded: 
 
 /// Remembers a SYN, so that the end of its handshake is known when it comes.
 #[inline(always)]
-fn note(of: Of, frame: &Frame) {
+fn note(of: Of, frame: Frame) {
     let seed = config!(seed);
     let hash = frame.tuple_hash(&seed, frame.seq().wrapping_add(1));
     if let Some(slot) = HANDSHAKES.get_ptr_mut(reduce(hash as u32, HANDSHAKE_WORDS)) {
@@ -137,8 +139,8 @@ fn note(of: Of, frame: &Frame) {
 
 /// Whether a segment is the first behind a SYN that was noted.
 #[inline(always)]
-fn completes(of: Of, frame: &Frame) -> bool {
-    if !frame.has(flag::ACK) || frame.flags & (flag::SYN | flag::RST) != 0 {
+fn completes(of: Of, frame: Frame) -> bool {
+    if !frame.is_ack() {
         return false;
     }
     let seed = config!(seed);
@@ -155,7 +157,7 @@ fn completes(of: Of, frame: &Frame) -> bool {
 }
 
 #[inline(always)]
-fn defend_syn(facts: Facts<'_>, of: Of, frame: &Frame, target: *mut Target) -> Reason {
+fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Reason {
     // SAFETY: a map value; each field is read whole.
     let (wscale, mss, checked_at) = unsafe {
         (
@@ -176,11 +178,12 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: &Frame, target: *mut Target) -> R
     {
         return end(facts, of, Reason::SynBadChecksum);
     }
-    offer.ecn = asks_for_ecn(frame.flags);
-    let syn = cookie::syn(frame, frame.seq(), offer.mss);
+    if asks_for_ecn(frame.flags()) {
+        offer.has |= HAS_ECN;
+    }
+    cookie::prepare(frame, frame.seq(), offer.mss);
     let due = of.now.wrapping_sub(checked_at) >= CHECK_EVERY_NS;
-    let (found, marked) =
-        socket::look_up(facts.ctx.ctx, frame, if due { Some(&syn) } else { None });
+    let (found, marked) = socket::look_up(facts.ctx.ctx, frame, due);
     match found {
         // An old connection of the same ends: the kernel knows what a SYN means there.
         Found::Connection => return Reason::Pass,
@@ -205,11 +208,10 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: &Frame, target: *mut Target) -> R
         }
         Found::Listener => {}
     }
-    if of.is_dry_run() {
-        emit::would_drop(facts, Reason::ReplySynCookie);
+    if end(facts, of, Reason::ReplySynCookie) == Reason::Pass {
         return Reason::Pass;
     }
-    let Some(number) = cookie::make(frame, &syn) else {
+    let Some(number) = cookie::make(frame) else {
         return Reason::Pass;
     };
     let grant = grant(
@@ -223,38 +225,42 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: &Frame, target: *mut Target) -> R
     let reply = frame
         .reversed()
         .syn_ack(number, frame.seq().wrapping_add(1), &grant);
+    // SAFETY: a map value that belongs to this CPU.
+    unsafe { (&raw mut (*frame.scratch).reply).write(reply) };
     of.count(ServiceCounter::CookiesSent);
-    answer(facts, frame, Reason::ReplySynCookie, &reply)
+    Reason::ReplySynCookie
 }
 
 /// What a SYN offers, and the sum of its options if it has nothing behind them.
 #[inline(always)]
-fn offer(facts: Facts<'_>, frame: &Frame) -> Option<(Offer, Option<Sum>)> {
+fn offer(facts: Facts<'_>, frame: Frame) -> Option<(Offer, Option<Sum>)> {
     let source = XdpSource::new(facts.ctx);
-    let alone = frame.transport as u32 + 20 + frame.options >= facts.frame_len;
-    if frame.options == 20
-        && let Some(words) = source.words::<5>(frame.transport + 20)
+    let alone = frame.transport() + 20 + frame.options() >= facts.frame_len;
+    if frame.options() == 20
+        && let Some(words) = source.words::<5>(frame.transport() as usize + 20)
         && let Some(offer) = options::of_linux(words)
     {
         let [a, b, c, d, e] = words;
         let sum = Sum::default().word(a).word(b).word(c).word(d).word(e);
         return Some((offer, alone.then_some(sum)));
     }
-    if frame.options == 0 {
+    if frame.options() == 0 {
         return Some((Offer::default(), alone.then_some(Sum::default())));
     }
     // From 1 to 40, whatever comes in, by arithmetic that every verifier follows.
-    let len = (crate::source::hide(frame.options as u64 - 1) & 0x3f) as u32 + 1;
+    let len = (crate::source::hide(frame.options() as u64 - 1) & 0x3f) as u32 + 1;
     if len > MAX_OPTIONS {
         return None;
     }
-    let mut walk = Walk::new([0; OPTION_BYTES], len);
+    // SAFETY: a map value that belongs to this CPU.
+    let walk = unsafe { &mut (*frame.scratch).walk };
+    *walk = Walk::new(len);
     // SAFETY: at most 40 bytes are written, and there are 64.
     let loaded = unsafe {
         bpf_xdp_load_bytes(
             facts.ctx.ctx,
-            frame.transport as u32 + 20,
-            (&raw mut walk.bytes).cast(),
+            frame.transport() + 20,
+            (&raw mut walk.words).cast(),
             len,
         )
     };
@@ -262,33 +268,23 @@ fn offer(facts: Facts<'_>, frame: &Frame) -> Option<(Offer, Option<Sum>)> {
         return None;
     }
     let mut sum = Sum::default();
-    for chunk in walk
-        .bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .take(MAX_OPTIONS as usize / 4)
-    {
-        sum = sum.word(u32::from_ne_bytes(*chunk));
+    let mut i = 0;
+    while i < MAX_OPTIONS as usize / 4 {
+        sum = sum.word(walk.words[i]);
+        i += 1;
     }
-    // SAFETY: the callback has the type that the helper calls, and the walk
-    // lives until the helper returns.
-    unsafe {
-        bpf_loop(
-            MAX_OPTIONS,
-            walk_step as *mut c_void,
-            (&raw mut walk).cast(),
-            0,
-        )
-    };
-    Some((walk.offer(), alone.then_some(sum)))
+    // SAFETY: the callback has the type that the helper calls.
+    unsafe { bpf_loop(MAX_OPTIONS, walk_step as *mut c_void, null_mut(), 0) };
+    Some((walk.offer, alone.then_some(sum)))
 }
 
-/// One option; 1 ends the loop.
-extern "C" fn walk_step(_: u32, walk: *mut c_void) -> i64 {
-    // SAFETY: the pointer is the one that `offer` gives to the loop.
-    let walk = unsafe { &mut *walk.cast::<Walk>() };
-    (!walk.step()) as i64
+/// Takes one option of the walk in the scratch; 1 ends the loop.
+extern "C" fn walk_step(_: u32, _: *mut c_void) -> i64 {
+    match SCRATCH.get_ptr_mut(0) {
+        // SAFETY: a map value that belongs to this CPU.
+        Some(scratch) => (!unsafe { (*scratch).walk.step() }) as i64,
+        None => 1,
+    }
 }
 
 /// Whether a SYN to a closed port is left to the kernel, which refuses it.
@@ -308,7 +304,7 @@ fn may_be_refused(now: u64) -> bool {
 
 /// A segment without SYN for a listener on this host.
 #[inline(always)]
-fn segment(facts: Facts<'_>, of: Of, frame: &Frame, sampled: bool) -> Reason {
+fn segment(facts: Facts<'_>, of: Of, frame: Frame, sampled: bool) -> Reason {
     let defended = of.is_defended();
     if !defended || of.is_dry_run() {
         if completes(of, frame) {
@@ -320,10 +316,8 @@ fn segment(facts: Facts<'_>, of: Of, frame: &Frame, sampled: bool) -> Reason {
             return Reason::Pass;
         }
     }
-    let (found, _) = socket::look_up(facts.ctx.ctx, frame, None);
-    let may_be_cookie = found == Found::Listener
-        && frame.has(flag::ACK)
-        && frame.flags & (flag::SYN | flag::RST) == 0;
+    let (found, _) = socket::look_up(facts.ctx.ctx, frame, false);
+    let may_be_cookie = found == Found::Listener && frame.is_ack();
     if found == Found::Connection {
         return Reason::Pass;
     }
@@ -348,27 +342,22 @@ fn segment(facts: Facts<'_>, of: Of, frame: &Frame, sampled: bool) -> Reason {
 }
 
 #[inline(always)]
-fn challenge(facts: Facts<'_>, of: Of, frame: &Frame) -> Reason {
-    match challenge::syn(of, frame) {
-        challenge::Answer::None => Reason::Pass,
-        challenge::Answer::Known => {
-            of.refund(1);
-            Reason::Pass
-        }
-        challenge::Answer::Challenge(segment) => {
-            if of.is_dry_run() {
-                emit::would_drop(facts, Reason::ReplyChallenge);
-                return Reason::Pass;
-            }
-            of.count(ServiceCounter::Challenges);
-            answer(facts, frame, Reason::ReplyChallenge, &segment)
-        }
+fn challenge(facts: Facts<'_>, of: Of, frame: Frame) -> Reason {
+    if challenge::is_known(of, frame) {
+        of.count(ServiceCounter::KnownSyns);
+        of.refund(1);
+        return Reason::Pass;
     }
+    if end(facts, of, Reason::ReplyChallenge) == Reason::Pass || !challenge::make(of, frame) {
+        return Reason::Pass;
+    }
+    of.count(ServiceCounter::Challenges);
+    Reason::ReplyChallenge
 }
 
 /// A segment without SYN for a service behind this host.
 #[inline(always)]
-fn forwarded_segment(facts: Facts<'_>, of: Of, frame: &Frame) -> Reason {
+fn forwarded_segment(of: Of, frame: Frame) -> Reason {
     if !of.is_defended() || of.is_dry_run() {
         if completes(of, frame) {
             of.count(ServiceCounter::Completed);
@@ -376,11 +365,5 @@ fn forwarded_segment(facts: Facts<'_>, of: Of, frame: &Frame) -> Reason {
         }
         return Reason::Pass;
     }
-    match challenge::segment(of, frame) {
-        None => Reason::Pass,
-        Some((reason, segment)) if reason.verdict() == Verdict::Reply => {
-            answer(facts, frame, reason, &segment)
-        }
-        Some((reason, _)) => reason,
-    }
+    challenge::answered(of, frame)
 }

@@ -7,6 +7,7 @@
 //! sanity checks are run five times: as they are, with one and two VLAN tags in
 //! front of the packet, with every check in dry run, and with every check off.
 
+mod defence;
 mod fragments;
 mod ipv4;
 mod ipv6;
@@ -21,6 +22,7 @@ mod sanity;
 mod table;
 mod transport;
 
+pub use defence::REASONS as DEFENCE_REASONS;
 pub use regressions::tables as regressions;
 pub use run::{Report, TableReport, run_all};
 pub use table::{Row, Table};

@@ -91,6 +91,11 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
         report.tables.push(of_table);
     }
     report.loads = rigs.loads;
+    for of_table in super::defence::reports() {
+        done(&of_table);
+        report.tables.push(of_table);
+        report.loads += 1;
+    }
     report
 }
 
