@@ -6,7 +6,12 @@
 //! is part of the directory in which maps are pinned: tables of another
 //! version are never taken over.
 
-use crate::{gcra::Limit, hash::Seed, reason::Reason};
+use crate::{
+    defence::{HITTER_KINDS, ICMP_KINDS},
+    gcra::Limit,
+    hash::Seed,
+    reason::Reason,
+};
 
 /// Version of every layout in this crate.
 pub const ABI_VERSION: u32 = 3;
@@ -75,6 +80,8 @@ pub mod maps {
     pub const ATTEMPTS: &str = "ATTEMPTS";
     /// Array of `u64`: SYNs of services that are watched, by [`crate::defence::tags::word`].
     pub const HANDSHAKES: &str = "HANDSHAKES";
+    /// Array of `u64` TATs: see [`crate::defence::Hitter`].
+    pub const SKETCH: &str = "SKETCH";
 
     /// All of them that the loads of several interfaces share.
     pub const ALL: &[&str] = &[
@@ -101,6 +108,7 @@ pub mod maps {
         VERIFIED,
         ATTEMPTS,
         HANDSHAKES,
+        SKETCH,
     ];
 }
 
@@ -252,6 +260,10 @@ impl Profile {
 pub struct Config {
     /// Secret of the hashes.
     pub seed: Seed,
+    /// ICMP messages a second of the whole host, by [`crate::defence::IcmpKind`].
+    pub icmp: [Limit; ICMP_KINDS],
+    /// Packets a second of a prefix or destination, by [`crate::defence::Hitter`].
+    pub hitters: [Limit; HITTER_KINDS],
     /// Budget of samples a second of each reason that drops or would have.
     pub sample: Limit,
     /// Nanoseconds in a tick of the kernel's clock (`clock_getres` of
@@ -314,13 +326,18 @@ pub struct Config {
     /// Steps of [`crate::defence::tags::VERIFIED_SHIFT`] for which a source stays
     /// verified, at most 65,535.
     pub verified_ttl: u32,
-    /// Fills the last word.
-    pub pad: u32,
+    /// [`Mode`] of [`Config::icmp`].
+    pub icmp_floods: u32,
+    /// [`Mode`] of [`Config::hitters`].
+    pub hitters_mode: u32,
+    /// [`Mode`] of the limits on reflectors.
+    pub reflection: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 4 * 8 + 16 + 3 * 8 + 28 * 4);
+const _: () =
+    assert!(size_of::<Config>() == 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 30 * 4);
 
 /// Packets and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -493,6 +510,8 @@ impl Config {
     /// daemon overrides it.
     pub const OFF: Self = Self {
         seed: Seed::new([0; 4]),
+        icmp: [Limit::NONE; ICMP_KINDS],
+        hitters: [Limit::NONE; HITTER_KINDS],
         sample: Limit::NONE,
         tick_ns: 0,
         limit_mask6_hi: u64::MAX,
@@ -523,7 +542,9 @@ impl Config {
         reply_window: 65_535,
         verified_buckets: 1,
         verified_ttl: 0,
-        pad: 0,
+        icmp_floods: 0,
+        hitters_mode: 0,
+        reflection: 0,
         abi_version: ABI_VERSION,
     };
 }

@@ -114,6 +114,10 @@ reasons! {
     SynBadChecksum = "syn_bad_checksum", Drop, "The TCP checksum of a SYN for a service under attack is wrong.";
     CookieInvalid = "cookie_invalid", Drop, "A segment for a service under attack belongs to no connection and carries no valid SYN cookie.";
     TcpOutOfState = "tcp_out_of_state", Drop, "A segment for a service under attack belongs to no connection.";
+    UdpReflection = "udp_reflection", Drop, "A UDP packet from a port that reflectors answer from, over the service's limit of such.";
+    FloodIcmp = "flood_icmp", Drop, "An ICMP message over the host's limit of its kind, which is no error of a live connection.";
+    FloodSource = "flood_source", Drop, "The source lies in a prefix that sends more than any prefix may.";
+    FloodDest = "flood_dest", Drop, "The destination, or its prefix, gets more than any may.";
 }
 
 impl Reason {

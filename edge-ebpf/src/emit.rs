@@ -69,15 +69,6 @@ pub fn sample_reply(facts: Facts<'_>, reason: Reason) {
     }
 }
 
-/// Whether the packet is one in `n` (a power of two) of those that pass.
-#[inline(always)]
-pub fn is_sample(n: u64) -> bool {
-    COUNTERS
-        .get_ptr(counter_index(config!(interface), false, Reason::Pass))
-        // SAFETY: the element belongs to this CPU.
-        .is_some_and(|cell| unsafe { (*cell).counter.packets } & (n - 1) == 0)
-}
-
 /// Samples the packet if the reason's budget allows. Returns when it will
 /// allow the next one, in nanoseconds of the clock.
 #[inline(always)]

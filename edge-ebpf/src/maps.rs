@@ -67,6 +67,8 @@ pub static VERIFIED: Array<TagBucket> = Array::with_max_entries(1, BPF_F_MMAPABL
 pub static ATTEMPTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static HANDSHAKES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static SKETCH: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
@@ -74,6 +76,11 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// What the flood defence hands to helpers, which the stack has no room for.
 #[repr(C)]
 pub struct Scratch {
+    /// Counts packets that may be sampled.
+    pub ticket: u64,
+    /// The packet's marks and length on their way to the defence.
+    pub marks: u64,
+    pub frame_len: u64,
     /// The packet at hand.
     pub frame: Fields,
     /// The options of a SYN.

@@ -226,8 +226,8 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
-    if config!(services) != 0 && packet.fragment == 0 {
-        defence::judge(facts, packet.all_marks())?;
+    if defence::is_on() {
+        defence::judge(facts, packet.all_marks(), packet.fragment == 0)?;
     }
     Ok(Reason::Pass)
 }
@@ -254,8 +254,8 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
-    if config!(services) != 0 && packet.fragment == 0 {
-        defence::judge(facts, packet.all_marks())?;
+    if defence::is_on() {
+        defence::judge(facts, packet.all_marks(), packet.fragment == 0)?;
     }
     Ok(Reason::Pass)
 }

@@ -200,6 +200,14 @@ impl Rig {
         Ok(self.clock.set(0, ns, 0)?)
     }
 
+    /// How many instructions the verifier went through; 0 where the kernel does not tell.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn verified_instructions(&mut self) -> Result<u32> {
+        Ok(self.edge.verified_instructions()?)
+    }
+
     /// The tables of the flood defence. There must be only one writer.
     ///
     /// # Errors

@@ -10,19 +10,152 @@ pub mod options;
 pub mod reply;
 pub mod tags;
 
-use crate::gcra::Limit;
+use crate::{gcra::Limit, hash::reduce};
 
 /// The most services.
 pub const MAX_SERVICES: u32 = 4096;
 
-/// Words of `PORTS`: a bit for each port of TCP, then of UDP.
-pub const PORT_WORDS: u32 = 2 * (1 << 16) / 64;
+/// Words of `PORTS`: a bit for each port of TCP services, of UDP services, and
+/// for each that reflectors answer from.
+pub const PORT_WORDS: u32 = 3 * (1 << 16) / 64;
+
+/// A set of ports in `PORTS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Ports {
+    /// Of TCP services.
+    Tcp = 0,
+    /// Of UDP services.
+    Udp = 1,
+    /// From which reflectors answer.
+    Reflectors = 2,
+}
 
 /// Word and bit of a port (host byte order) in `PORTS`.
 #[inline(always)]
-pub const fn port_bit(udp: bool, port: u16) -> (u32, u64) {
-    let word = (udp as u32) << 10 | (port as u32) >> 6;
+pub const fn port_bit(set: Ports, port: u16) -> (u32, u64) {
+    let word = (set as u32) << 10 | (port as u32) >> 6;
     (word, 1 << (port & 63))
+}
+
+/// Kinds of ICMP and ICMPv6 messages that the host takes a limited number of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum IcmpKind {
+    /// Echo requests.
+    Echo = 0,
+    /// Errors: unreachable, too big, time exceeded, parameter problem.
+    Error = 1,
+    /// All others, but for neighbour discovery and multicast listeners.
+    Other = 2,
+}
+
+/// How many there are.
+pub const ICMP_KINDS: usize = 3;
+
+impl IcmpKind {
+    /// All of them.
+    pub const ALL: [Self; ICMP_KINDS] = [Self::Echo, Self::Error, Self::Other];
+
+    /// The kind of a message; `None` for what the link cannot do without (RFC 4861,
+    /// RFC 3810).
+    #[inline(always)]
+    pub const fn of(v6: bool, message: u8) -> Option<Self> {
+        if v6 {
+            match message {
+                128 => Some(Self::Echo),
+                1..=4 => Some(Self::Error),
+                130..=137 | 143 => None,
+                _ => Some(Self::Other),
+            }
+        } else {
+            match message {
+                8 => Some(Self::Echo),
+                3 | 4 | 5 | 11 | 12 => Some(Self::Error),
+                _ => Some(Self::Other),
+            }
+        }
+    }
+
+    /// The key in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Error => "errors",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What heavy hitters are looked for among. Each is counted in a sketch of two
+/// rows (Cormode and Muthukrishnan, "An Improved Data Stream Summary: The Count-Min
+/// Sketch and its Applications", 2005) whose cells are TATs instead of counts: one
+/// is over its limit when both of its cells are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hitter {
+    /// The source's /24 (IPv4) or /48 (IPv6).
+    SourceNarrow = 0,
+    /// The source's /16 or /32.
+    SourceWide = 1,
+    /// The destination address.
+    Dest = 2,
+    /// The destination's /24 or /48: carpet bombing.
+    DestPrefix = 3,
+}
+
+/// How many there are.
+pub const HITTER_KINDS: usize = 4;
+
+/// Cells of a row of a sketch.
+pub const SKETCH_CELLS: u32 = 8192;
+
+/// Entries of `SKETCH` when it is used: half a MiB.
+pub const SKETCH_WORDS: u32 = HITTER_KINDS as u32 * 2 * SKETCH_CELLS;
+
+/// Of so many packets one is counted, for that many.
+pub const SKETCH_SAMPLE: u32 = 16;
+
+impl Hitter {
+    /// All of them.
+    pub const ALL: [Self; HITTER_KINDS] = [
+        Self::SourceNarrow,
+        Self::SourceWide,
+        Self::Dest,
+        Self::DestPrefix,
+    ];
+
+    /// The key in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SourceNarrow => "source",
+            Self::SourceWide => "source_wide",
+            Self::Dest => "dest",
+            Self::DestPrefix => "dest_prefix",
+        }
+    }
+
+    /// Bits of the prefix.
+    pub const fn bits(self, v6: bool) -> u8 {
+        match (self, v6) {
+            (Self::SourceNarrow | Self::DestPrefix, false) => 24,
+            (Self::SourceNarrow | Self::DestPrefix, true) => 48,
+            (Self::SourceWide, false) => 16,
+            (Self::SourceWide, true) => 32,
+            (Self::Dest, false) => 32,
+            (Self::Dest, true) => 128,
+        }
+    }
+
+    /// The two cells of a hash.
+    #[inline(always)]
+    pub const fn cells(self, hash: u64) -> (u32, u32) {
+        let row = self as u32 * 2 * SKETCH_CELLS;
+        (
+            row + reduce(hash as u32, SKETCH_CELLS),
+            row + SKETCH_CELLS + reduce((hash >> 32) as u32, SKETCH_CELLS),
+        )
+    }
 }
 
 /// When a service is defended. Stored as `u32`.
@@ -215,6 +348,10 @@ pub enum DefenceWord {
     WatchUntil = 0,
     /// TAT of the SYNs to closed ports that are left to the kernel under attack.
     Closed = 1,
+    /// Until then some prefix or destination is over its limit.
+    HittersUntil = 2,
+    /// TAT of [`IcmpKind::Echo`]; the other kinds follow.
+    Icmp = 3,
 }
 
 /// Entries of `DEFENCE`.
@@ -281,11 +418,43 @@ mod tests {
     fn ports_have_bits_of_their_own() {
         use std::collections::HashSet;
         let mut seen = HashSet::new();
-        for udp in [false, true] {
+        for set in [Ports::Tcp, Ports::Udp, Ports::Reflectors] {
             for port in [0, 1, 63, 64, 80, 443, 65_535] {
-                let (word, bit) = port_bit(udp, port);
+                let (word, bit) = port_bit(set, port);
                 assert!(word < PORT_WORDS && seen.insert((word, bit)));
             }
+        }
+    }
+
+    #[test]
+    fn cells_lie_in_rows_of_their_own() {
+        let mut last = 0;
+        for (i, hitter) in Hitter::ALL.into_iter().enumerate() {
+            assert_eq!(hitter as usize, i);
+            for hash in [0, u64::MAX, 0x1234_5678_9abc_def0] {
+                let (a, b) = hitter.cells(hash);
+                assert!(a >= last && b >= a.max(last + SKETCH_CELLS) && b < SKETCH_WORDS);
+                assert!(a < last + SKETCH_CELLS && b < last + 2 * SKETCH_CELLS);
+            }
+            last += 2 * SKETCH_CELLS;
+        }
+        assert_eq!(last, SKETCH_WORDS);
+    }
+
+    #[test]
+    fn neighbour_discovery_is_never_limited() {
+        for message in 133..=137 {
+            assert_eq!(IcmpKind::of(true, message), None);
+        }
+        for (v6, message, kind) in [
+            (false, 8, IcmpKind::Echo),
+            (false, 3, IcmpKind::Error),
+            (false, 0, IcmpKind::Other),
+            (true, 128, IcmpKind::Echo),
+            (true, 2, IcmpKind::Error),
+            (true, 129, IcmpKind::Other),
+        ] {
+            assert_eq!(IcmpKind::of(v6, message), Some(kind));
         }
     }
 

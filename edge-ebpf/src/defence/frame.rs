@@ -38,6 +38,40 @@ pub struct Fields {
     transport: u32,
 }
 
+/// The addresses of a packet.
+#[derive(Clone, Copy)]
+pub struct Addresses {
+    pub source: [u64; 2],
+    pub dest: [u64; 2],
+}
+
+impl Addresses {
+    /// Of a packet of which the parser said `marks`.
+    #[inline(always)]
+    pub fn read(source: &XdpSource<'_>, marks: u64) -> Option<Self> {
+        let v6 = marks >> Marks::V6 & 1 != 0;
+        Self::read_at(source, v6, (marks >> Marks::NETWORK & 0xff) as usize)
+    }
+
+    /// Of the IP header at an offset.
+    #[inline(always)]
+    pub fn read_at(source: &XdpSource<'_>, v6: bool, offset: usize) -> Option<Self> {
+        Some(if v6 {
+            let [_, s0, s1, d0, d1] = source.doubles::<5>(offset)?;
+            Self {
+                source: [s0, s1],
+                dest: [d0, d1],
+            }
+        } else {
+            let [_, _, _, s, d] = source.words::<5>(offset)?;
+            Self {
+                source: v4_halves(s),
+                dest: v4_halves(d),
+            }
+        })
+    }
+}
+
 /// A TCP packet, in the scratch of this CPU.
 #[derive(Clone, Copy)]
 pub struct Frame {
@@ -58,13 +92,10 @@ impl Frame {
         let is_v6 = (marks >> Marks::V6 & 1) as u32;
         let network = (marks >> Marks::NETWORK & 0xff) as u32;
         let transport = (marks >> Marks::TRANSPORT & Marks::FAR) as u32;
-        let (from, to) = if is_v6 != 0 {
-            let [_, s0, s1, d0, d1] = source.doubles::<5>(network as usize)?;
-            ([s0, s1], [d0, d1])
-        } else {
-            let [_, _, _, s, d] = source.words::<5>(network as usize)?;
-            (v4_halves(s), v4_halves(d))
-        };
+        let Addresses {
+            source: from,
+            dest: to,
+        } = Addresses::read(source, marks)?;
         let tcp = source.words::<FIXED>(transport as usize)?;
         // SAFETY: a map value that belongs to this CPU.
         unsafe {

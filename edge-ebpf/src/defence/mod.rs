@@ -1,24 +1,28 @@
-//! The flood defence of services: the last stage.
+//! The flood defence: the last stage.
 //!
 //! Here stands the gate, inlined into the packet path: one bit says whether a
-//! port is of any service, and without an attack only SYNs and a sample of the
-//! other segments go further. What lies behind it is a global function, which
-//! the verifier checks once.
+//! port is of any service, and without an attack only SYNs and samples of all
+//! else go further. What lies behind it are global functions, which the verifier
+//! checks once.
 
 mod challenge;
 mod cookie;
 pub mod frame;
+mod hitters;
+mod icmp;
 mod pressure;
 mod socket;
 mod tcp;
+mod udp;
 
 use crate::{
     emit::{self, Facts},
-    maps::{DEFENCE, PORTS, config},
+    maps::{DEFENCE, PORTS, SCRATCH, config},
     source::hide,
 };
 use edge_common::{
-    defence::{DefenceWord, port_bit},
+    abi::Mode,
+    defence::{DefenceWord, Ports, SKETCH_SAMPLE, port_bit},
     parse::{Kind, tcp as flag},
     reason::Reason,
 };
@@ -36,6 +40,8 @@ impl Marks {
     pub const V6: u32 = 13;
     /// Whether it is looked at as a sample of its kind.
     pub const SAMPLED: u32 = 14;
+    /// Whether it is no fragment.
+    pub const WHOLE: u32 = 15;
     /// Eight bits: the protocol.
     pub const PROTO: u32 = 16;
     /// Eight bits: the offset of the IP header.
@@ -51,27 +57,121 @@ impl Marks {
 /// Of so many segments without a SYN one is looked at while all is quiet.
 const SAMPLE: u64 = 64;
 
-/// Defends services; `marks` as [`Marks`], for a packet that is no fragment.
+/// Whether there is anything to do. Known to the verifier.
 #[inline(always)]
-pub fn judge(facts: Facts<'_>, marks: u64) -> Result<(), Reason> {
-    if marks >> Marks::KIND & 0xf != Kind::Tcp as u64 {
-        return Ok(());
-    }
-    let (word, bit) = port_bit(false, (marks >> Marks::PORT) as u16);
-    let Some(ports) = PORTS.get(word) else {
+pub fn is_on() -> bool {
+    config!(services) | config!(icmp_floods) | config!(hitters_mode) != 0
+}
+
+/// Defends the host and its services; `marks` as [`Marks`]. `whole` packets are no
+/// fragments.
+#[inline(always)]
+pub fn judge(facts: Facts<'_>, marks: u64, whole: bool) -> Result<(), Reason> {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return Ok(());
     };
-    if ports & bit == 0 {
+    // Through memory, so that the verifier forgets how they came about, and goes
+    // through what follows once.
+    // SAFETY: a map value that belongs to this CPU.
+    let (marks, frame_len) = unsafe {
+        let marks = marks | (whole as u64) << Marks::WHOLE;
+        (&raw mut (*scratch).marks).write_volatile(marks);
+        (&raw mut (*scratch).frame_len).write_volatile(facts.frame_len as u64);
+        (
+            (&raw const (*scratch).marks).read_volatile(),
+            (&raw const (*scratch).frame_len).read_volatile() as u32,
+        )
+    };
+    let facts = Facts { frame_len, ..facts };
+    let kind = marks >> Marks::KIND & 0xf;
+    let is_tcp = kind == Kind::Tcp as u64;
+    let is_segment = is_tcp && marks as u8 & (flag::SYN | flag::ACK) != flag::SYN;
+    // Segments of connections are no flood of a prefix: they are judged below.
+    if config!(hitters_mode) != Mode::Off as u32 && !is_segment {
+        hitters(facts, marks)?;
+    }
+    if marks >> Marks::WHOLE & 1 == 0 {
         return Ok(());
     }
-    let is_syn = marks as u8 & (flag::SYN | flag::ACK) == flag::SYN;
-    let sampled = !is_syn && emit::is_sample(SAMPLE);
-    if !is_syn && !sampled && config!(always_defended) == 0 && !is_watching(facts.now) {
+    if config!(icmp_floods) != Mode::Off as u32 && kind == Kind::Icmp as u64 {
+        let ctx = facts.ctx.ctx;
+        ending(icmp::edge_defend_icmp(
+            ctx,
+            facts.now,
+            marks,
+            facts.frame_len,
+        ))?;
+    }
+    if config!(services) == 0 {
+        return Ok(());
+    }
+    if is_tcp {
+        return segment(facts, marks, is_segment);
+    }
+    if config!(reflection) != Mode::Off as u32 && kind == Kind::Udp as u64 {
+        return datagram(facts, marks);
+    }
+    Ok(())
+}
+
+/// Whether the packet is one in `n` (a power of two) of those that ask.
+#[inline(always)]
+fn is_sample(n: u64) -> bool {
+    SCRATCH.get_ptr_mut(0).is_some_and(|scratch| {
+        // SAFETY: a map value that belongs to this CPU.
+        unsafe {
+            let ticket = (&raw const (*scratch).ticket).read_volatile() + 1;
+            (&raw mut (*scratch).ticket).write_volatile(ticket);
+            ticket & (n - 1) == 0
+        }
+    })
+}
+
+/// Whether a port is in a set of them.
+#[inline(always)]
+pub fn is_port(set: Ports, port: u16) -> bool {
+    let (word, bit) = port_bit(set, port);
+    PORTS.get(word).is_some_and(|ports| ports & bit != 0)
+}
+
+/// A TCP packet; `is_segment` when it is no SYN.
+#[inline(always)]
+fn segment(facts: Facts<'_>, marks: u64, is_segment: bool) -> Result<(), Reason> {
+    if !is_port(Ports::Tcp, (marks >> Marks::PORT) as u16) {
+        return Ok(());
+    }
+    let sampled = is_segment && is_sample(SAMPLE);
+    let ignored = is_segment && !sampled;
+    if ignored && config!(always_defended) == 0 && !is_until(DefenceWord::WatchUntil, facts.now) {
         return Ok(());
     }
     let marks = marks | (sampled as u64) << Marks::SAMPLED;
-    ending(tcp::edge_defend_tcp(
-        facts.ctx.ctx,
+    let ctx = facts.ctx.ctx;
+    ending(tcp::edge_defend_tcp(ctx, facts.now, marks, facts.frame_len))
+}
+
+/// A UDP packet.
+#[inline(always)]
+fn datagram(facts: Facts<'_>, marks: u64) -> Result<(), Reason> {
+    if !is_port(Ports::Udp, (marks >> Marks::PORT) as u16) {
+        return Ok(());
+    }
+    let ctx = facts.ctx.ctx;
+    ending(udp::edge_defend_udp(ctx, facts.now, marks, facts.frame_len))
+}
+
+/// Counts a packet for its prefixes and its destination, or asks them when some
+/// are over their limit.
+#[inline(always)]
+fn hitters(facts: Facts<'_>, marks: u64) -> Result<(), Reason> {
+    let sampled = is_sample(SKETCH_SAMPLE as u64);
+    if !sampled && !is_until(DefenceWord::HittersUntil, facts.now) {
+        return Ok(());
+    }
+    let marks = marks | (sampled as u64) << Marks::SAMPLED;
+    let ctx = facts.ctx.ctx;
+    ending(hitters::edge_hitters(
+        ctx,
         facts.now,
         marks,
         facts.frame_len,
@@ -90,11 +190,37 @@ fn ending(index: u32) -> Result<(), Reason> {
     Err(unsafe { core::mem::transmute::<u8, Reason>(index as u8) })
 }
 
-/// Whether some service is watched or under attack.
+/// Whether a time among the words of the defence lies ahead.
 #[inline(always)]
-fn is_watching(now: u64) -> bool {
-    // SAFETY: a map value, read whole.
+fn is_until(word: DefenceWord, now: u64) -> bool {
     DEFENCE
-        .get_ptr(DefenceWord::WatchUntil as u32)
+        .get_ptr(word as u32)
+        // SAFETY: a map value, read whole.
         .is_some_and(|until| unsafe { until.read_volatile() } > now)
+}
+
+/// Puts a time among the words of the defence off by two seconds, if it is not far
+/// ahead already: a flood must not write a line at every packet.
+#[inline(always)]
+fn put_off(word: DefenceWord, now: u64) {
+    const AHEAD_NS: u64 = 2_000_000_000;
+    if let Some(until) = DEFENCE.get_ptr_mut(word as u32) {
+        // SAFETY: a map value, read and written whole; the later time may lose to
+        // one a moment before it.
+        unsafe {
+            if until.read_volatile() < now + AHEAD_NS / 2 {
+                until.write_volatile(now + AHEAD_NS);
+            }
+        }
+    }
+}
+
+/// Ends the packet with a reason, under the mode of the check.
+#[inline(always)]
+fn end(facts: Facts<'_>, mode: u32, reason: Reason) -> Reason {
+    if mode == Mode::Enforce as u32 {
+        return reason;
+    }
+    emit::would_drop(facts, reason);
+    Reason::Pass
 }

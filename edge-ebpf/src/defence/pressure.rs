@@ -1,9 +1,6 @@
 //! Whether a service is under attack: one word of it, and the clock.
 
-use crate::{
-    atomic::compare_exchange,
-    maps::{DEFENCE, SERVICE_COUNTERS},
-};
+use crate::{atomic::compare_exchange, maps::SERVICE_COUNTERS};
 use edge_common::{
     defence::{
         DefenceWord, Pressure, SERVICE_COUNTERS as COUNTERS, Service, ServiceCounter, When,
@@ -11,9 +8,6 @@ use edge_common::{
     },
     gcra::{Limit, ticks},
 };
-
-/// How long the segments of services go on being looked at, nanoseconds.
-const WATCH_NS: u64 = 2_000_000_000;
 
 /// A service of the packet at hand.
 #[derive(Clone, Copy)]
@@ -43,6 +37,19 @@ impl Of {
         let when = field!(self, when);
         when == When::Always as u32
             || when == When::Auto as u32 && field!(self, attack_until) > self.now
+    }
+
+    /// Charges a packet from a reflector; `false` when it is over the limit.
+    #[inline(always)]
+    pub fn may_reflect(self) -> bool {
+        let (limit, tat) = (field!(self, reflection), field!(self, reflected));
+        let Some(new) = limit.admit(tat, ticks(self.now), 1) else {
+            return false;
+        };
+        // SAFETY: a word of a map value, 8 bytes aligned, only written this way.
+        // Whoever loses the race is not counted: others are, in plenty.
+        unsafe { compare_exchange(&raw mut (*self.service).reflected, tat, new) };
+        true
     }
 
     /// Whether nothing is to be dropped or answered.
@@ -87,7 +94,7 @@ impl Of {
             self.attacked(level);
         }
         if level >= Pressure::Watch {
-            self.watch();
+            super::put_off(DefenceWord::WatchUntil, self.now);
         }
         level >= Pressure::Watch
     }
@@ -123,20 +130,6 @@ impl Of {
             let new = limit.refund(tat, units);
             // SAFETY: as above.
             unsafe { compare_exchange(&raw mut (*self.service).pressure, tat, new) };
-        }
-    }
-
-    /// Has the segments of services looked at for a while.
-    #[inline(always)]
-    fn watch(self) {
-        if let Some(until) = DEFENCE.get_ptr_mut(DefenceWord::WatchUntil as u32) {
-            // SAFETY: a map value, read and written whole; the later time may lose
-            // to one a moment before it.
-            unsafe {
-                if until.read_volatile() < self.now + WATCH_NS / 2 {
-                    until.write_volatile(self.now + WATCH_NS);
-                }
-            }
         }
     }
 }

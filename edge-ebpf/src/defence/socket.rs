@@ -1,9 +1,12 @@
 //! What the kernel knows of a connection.
 
 use super::{cookie::SYN_LEN, frame::Frame};
+use crate::maps::Scratch;
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple, xdp_md},
-    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie},
+    helpers::generated::{
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie,
+    },
 };
 
 /// `BPF_TCP_LISTEN` (linux/bpf.h).
@@ -23,51 +26,39 @@ pub enum Found {
 }
 
 /// Looks for the connection, then for the listener, of a packet. A listener is
-/// marked, if `mark`, by the headers of a SYN for it that [`crate::defence::cookie::prepare`]
-/// has left in the scratch: from then on it takes raw cookies for two minutes. The
-/// second value says whether the kernel did that.
+/// marked, if `mark`, by the headers of a SYN for it that
+/// [`super::cookie::prepare`] has left in the scratch: from then on it takes raw
+/// cookies for two minutes. The second value says whether the kernel did that.
 #[inline(always)]
 pub fn look_up(ctx: *mut xdp_md, frame: Frame, mark: bool) -> (Found, bool) {
-    // In memory: source, destination, the two ports.
-    // SAFETY: a map value that belongs to this CPU.
-    let tuple = unsafe { (&raw mut (*frame.scratch).tuple).cast::<u32>() };
-    let put = |at: usize, word: u32| {
-        // SAFETY: there are nine words.
-        unsafe { tuple.add(at).write(word) };
-    };
-    let ([s0, s1], [d0, d1]) = (frame.source(), frame.dest());
-    let size = if frame.is_v6() {
-        let mut at = 0;
-        for half in [
-            frame.source()[0],
-            frame.source()[1],
-            frame.dest()[0],
-            frame.dest()[1],
-        ] {
-            let [a, b] = halves(half);
-            put(at, a);
-            put(at + 1, b);
-            at += 2;
-        }
-        put(8, frame.ports());
-        36
-    } else {
-        put(0, Frame::v4([s0, s1]));
-        put(1, Frame::v4([d0, d1]));
-        put(2, frame.ports());
-        12
-    };
+    find_tcp(
+        ctx,
+        frame.scratch,
+        frame.is_v6(),
+        frame.source(),
+        frame.dest(),
+        frame.ports(),
+        mark,
+    )
+}
+
+/// The same for the two ends of a connection; `ports` are those of a packet from
+/// the remote end, as read from the wire.
+#[inline(always)]
+pub fn find_tcp(
+    ctx: *mut xdp_md,
+    scratch: *mut Scratch,
+    v6: bool,
+    remote: [u64; 2],
+    local: [u64; 2],
+    ports: u32,
+    mark: bool,
+) -> (Found, bool) {
+    let (tuple, size) = tuple(scratch, v6, remote, local, ports);
     // SAFETY: the tuple has at least `size` bytes and the layout of the family
     // that the size tells; `ctx` is the running program's.
-    let sk: *mut bpf_sock = unsafe {
-        bpf_skc_lookup_tcp(
-            ctx.cast(),
-            tuple.cast::<bpf_sock_tuple>(),
-            size,
-            CURRENT_NETNS,
-            0,
-        )
-    };
+    let sk: *mut bpf_sock =
+        unsafe { bpf_skc_lookup_tcp(ctx.cast(), tuple, size, CURRENT_NETNS, 0) };
     if sk.is_null() {
         return (Found::Nothing, false);
     }
@@ -81,9 +72,9 @@ pub fn look_up(ctx: *mut xdp_md, frame: Frame, mark: bool) -> (Found, bool) {
             marked = unsafe {
                 bpf_tcp_gen_syncookie(
                     sk.cast(),
-                    (&raw mut (*frame.scratch).ip).cast(),
-                    if frame.is_v6() { 40 } else { 20 },
-                    (&raw mut (*frame.scratch).tcp).cast(),
+                    (&raw mut (*scratch).ip).cast(),
+                    if v6 { 40 } else { 20 },
+                    (&raw mut (*scratch).tcp).cast(),
                     SYN_LEN,
                 )
             } > 0;
@@ -95,6 +86,62 @@ pub fn look_up(ctx: *mut xdp_md, frame: Frame, mark: bool) -> (Found, bool) {
     // SAFETY: from the look-up above, released once.
     unsafe { bpf_sk_release(sk.cast()) };
     (found, marked)
+}
+
+/// Whether there is a UDP socket for packets between these ends.
+#[inline(always)]
+pub fn is_udp(
+    ctx: *mut xdp_md,
+    scratch: *mut Scratch,
+    v6: bool,
+    remote: [u64; 2],
+    local: [u64; 2],
+    ports: u32,
+) -> bool {
+    let (tuple, size) = tuple(scratch, v6, remote, local, ports);
+    // SAFETY: as in `find_tcp`.
+    let sk: *mut bpf_sock = unsafe { bpf_sk_lookup_udp(ctx.cast(), tuple, size, CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: from the look-up above, released once.
+    unsafe { bpf_sk_release(sk.cast()) };
+    true
+}
+
+/// The tuple for a look-up, in the scratch, and its size, which tells the family.
+#[inline(always)]
+fn tuple(
+    scratch: *mut Scratch,
+    v6: bool,
+    remote: [u64; 2],
+    local: [u64; 2],
+    ports: u32,
+) -> (*mut bpf_sock_tuple, u32) {
+    // In memory: source, destination, the two ports.
+    // SAFETY: a map value that belongs to this CPU.
+    let words = unsafe { (&raw mut (*scratch).tuple).cast::<u32>() };
+    let put = |at: usize, word: u32| {
+        // SAFETY: there are nine words.
+        unsafe { words.add(at).write(word) };
+    };
+    let size = if v6 {
+        let mut at = 0;
+        for half in [remote[0], remote[1], local[0], local[1]] {
+            let [a, b] = halves(half);
+            put(at, a);
+            put(at + 1, b);
+            at += 2;
+        }
+        put(8, ports);
+        36
+    } else {
+        put(0, Frame::v4(remote));
+        put(1, Frame::v4(local));
+        put(2, ports);
+        12
+    };
+    (words.cast(), size)
 }
 
 #[inline(always)]

@@ -7,12 +7,12 @@ use aya::maps::{
 };
 use edge_common::{
     abi::{
-        COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, STATS_ENTRIES, TableStat,
-        counter_index, maps,
+        COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, Mode, STATS_ENTRIES,
+        TableStat, counter_index, maps,
     },
     defence::{
-        ATTEMPTS, DEFENCE_WORDS, HANDSHAKES, PORT_WORDS, Service, ServiceCounters, Target,
-        TargetKey, tags::TagBucket,
+        ATTEMPTS, DEFENCE_WORDS, HANDSHAKES, PORT_WORDS, SKETCH_WORDS, Service, ServiceCounters,
+        Target, TargetKey, tags::TagBucket,
     },
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
@@ -173,6 +173,15 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
         ),
         Spec::table(maps::ATTEMPTS, word, when_on(ATTEMPTS)),
         Spec::table(maps::HANDSHAKES, word, when_on(HANDSHAKES)),
+        Spec::table(
+            maps::SKETCH,
+            word,
+            if config.hitters_mode == Mode::Off as u32 {
+                1
+            } else {
+                SKETCH_WORDS
+            },
+        ),
     ]
 }
 

@@ -8,7 +8,9 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use edge_common::{
     abi::maps,
-    defence::{PORT_WORDS, SERVICE_COUNTERS, Service, ServiceCounter, Target, TargetKey, port_bit},
+    defence::{
+        PORT_WORDS, Ports, SERVICE_COUNTERS, Service, ServiceCounter, Target, TargetKey, port_bit,
+    },
     parse::proto,
 };
 
@@ -101,14 +103,15 @@ impl ServiceTables {
         Ok(())
     }
 
-    /// Makes the targets exactly these; those that stay keep what the program
-    /// wrote in them.
+    /// Makes the targets, and the ports of reflectors (host byte order), exactly
+    /// these; targets that stay keep what the program wrote in them.
     ///
     /// # Errors
     /// When the kernel refuses, for instance for want of room.
     pub fn set_targets(
         &mut self,
         wanted: &BTreeMap<TargetKey, Target>,
+        reflectors: &[u16],
     ) -> Result<(), DatapathError> {
         let failed = |e| DatapathError::map_access(maps::TARGETS, e);
         let mut present = BTreeMap::new();
@@ -131,7 +134,20 @@ impl ServiceTables {
         // A bit that is set leads to a look-up that finds what there is.
         let mut bits = vec![0u64; PORT_WORDS as usize];
         for key in wanted.keys() {
-            let (word, bit) = port_bit(key.proto == proto::UDP, u16::from_be(key.port));
+            let (word, bit) = port_bit(
+                if key.proto == proto::UDP {
+                    Ports::Udp
+                } else {
+                    Ports::Tcp
+                },
+                u16::from_be(key.port),
+            );
+            if let Some(word) = bits.get_mut(word as usize) {
+                *word |= bit;
+            }
+        }
+        for &port in reflectors {
+            let (word, bit) = port_bit(Ports::Reflectors, port);
             if let Some(word) = bits.get_mut(word as usize) {
                 *word |= bit;
             }

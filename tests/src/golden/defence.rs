@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use edge_common::{
-    abi::Mode,
+    abi::{Config, Mode},
     defence::{
         CHECK_EVERY_NS, Service, ServiceCounter, TARGET_FORWARDED, TARGET_LOCAL, Target, TargetKey,
         WSCALE_UNKNOWN, When,
@@ -22,8 +22,12 @@ use edge_common::{
     },
     gcra::Limit,
     reason::{Reason, Verdict},
+    table::Meta,
 };
-use edge_userspace::datapath::{InterfaceCounters, ServiceTables, counter};
+use edge_userspace::{
+    datapath::{InterfaceCounters, ServiceTables, counter},
+    tables::{Listing, Tables},
+};
 
 use super::{TableReport, V4, V4_DEST, V6, V6_DEST, table::START};
 use crate::{
@@ -45,22 +49,24 @@ pub const REASONS: [Reason; 8] = [
 ];
 
 /// Ports of the services.
-const LOCAL: u16 = 443;
+pub(super) const LOCAL: u16 = 443;
 const CLOSED: u16 = 81;
 const UNLEARNT: u16 = 82;
 const AUTO: u16 = 444;
 const DRY: u16 = 445;
 const FORWARDED: u16 = 446;
 /// No service's.
-const OTHER: u16 = 447;
+pub(super) const OTHER: u16 = 447;
+/// A UDP service.
+pub(super) const UDP: u16 = 4500;
 
 const CLIENT_PORT: u16 = 40_000;
 const WSCALE: u8 = 9;
 const WINDOW: u16 = 0xfedc;
 const TTL: u8 = 61;
 /// A second and a millisecond of the program's clock.
-const MS: u64 = 1_000_000;
-const SECOND: u64 = 1_000 * MS;
+pub(super) const MS: u64 = 1_000_000;
+pub(super) const SECOND: u64 = 1_000 * MS;
 /// Seconds for which a source stays verified; a step is 1.07 s.
 const VERIFIED_STEPS: u32 = 10;
 
@@ -81,17 +87,25 @@ pub(super) fn reports() -> Vec<TableReport> {
     ];
     let mut reports: Vec<_> = all
         .into_iter()
-        .map(|(name, test)| report(name, feature::ALL, test))
+        .map(|(name, test)| report(name, |_| {}, test))
         .collect();
-    reports.push(report("cookies without timestamps", 0, without_timestamps));
+    reports.push(report(
+        "cookies without timestamps",
+        |c| c.tcp_features = 0,
+        without_timestamps,
+    ));
     reports
 }
 
 /// Runs one test on a thread and in a network namespace of its own.
-fn report(name: &str, features: u32, test: fn(&mut World)) -> TableReport {
+pub(super) fn report(
+    name: &str,
+    change: impl FnOnce(&mut Config) + Send,
+    test: fn(&mut World),
+) -> TableReport {
     let outcome = thread::scope(|scope| {
         let run = move || -> Result<World> {
-            let mut world = World::new(features)?;
+            let mut world = World::new(change)?;
             test(&mut world);
             Ok(world)
         };
@@ -110,9 +124,10 @@ fn report(name: &str, features: u32, test: fn(&mut World)) -> TableReport {
 }
 
 /// The loaded program, services, and listeners in a namespace.
-struct World {
+pub(super) struct World {
     rig: Rig,
     services: ServiceTables,
+    tables: Tables,
     _listeners: Vec<TcpListener>,
     now: u64,
     rows: usize,
@@ -120,13 +135,13 @@ struct World {
 }
 
 /// What became of a packet.
-struct Out {
+pub(super) struct Out {
     run: Run,
-    moved: Moved,
+    pub(super) moved: Moved,
 }
 
 impl Out {
-    fn reason(&self) -> Option<Reason> {
+    pub(super) fn reason(&self) -> Option<Reason> {
         match self.moved.ended[..] {
             [(reason, 1, _)] => Some(reason),
             _ => None,
@@ -135,7 +150,7 @@ impl Out {
 }
 
 impl World {
-    fn new(features: u32) -> Result<Self> {
+    fn new(change: impl FnOnce(&mut Config)) -> Result<Self> {
         enter_namespace()?;
         for (name, value) in [("tcp_syncookies", "2"), ("tcp_timestamps", "2")] {
             let path = format!("/proc/sys/net/ipv4/{name}");
@@ -147,18 +162,20 @@ impl World {
             .collect::<io::Result<_>>()
             .context("cannot listen")?;
         let mut settings = Settings::checks(Mode::Off).with(|c| {
-            c.services = 4;
+            c.services = 5;
             c.always_defended = 1;
-            c.tcp_features = features;
+            c.tcp_features = feature::ALL;
             c.reply_ttl = u32::from(TTL);
             c.reply_window = u32::from(WINDOW);
             c.verified_buckets = 64;
             c.verified_ttl = VERIFIED_STEPS;
+            change(c);
         });
         settings.targets = 64;
         let mut rig = Rig::load(&settings)?;
         rig.set_time(START)?;
         let mut services = rig.services()?;
+        let tables = rig.tables()?;
         let always = Service {
             when: When::Always as u32,
             credit: 2,
@@ -177,6 +194,10 @@ impl World {
                 ..always
             },
             always,
+            Service {
+                reflection: Limit::per_second(10, 5).context("a limit")?,
+                ..Service::OFF
+            },
         ])?;
         let mut targets = BTreeMap::new();
         for address in [V4_DEST, V6_DEST, "127.0.0.1", "::1"] {
@@ -190,7 +211,7 @@ impl World {
             ] {
                 let address: IpAddr = address.parse()?;
                 targets.insert(
-                    key(address, port),
+                    key(address, proto::TCP, port),
                     Target {
                         service,
                         mss: mss(address),
@@ -200,11 +221,20 @@ impl World {
                     },
                 );
             }
+            let udp = Target {
+                service: 4,
+                mss: 0,
+                wscale: WSCALE_UNKNOWN,
+                kind: TARGET_LOCAL,
+                checked_at: 0,
+            };
+            targets.insert(key(address.parse()?, proto::UDP, UDP), udp);
         }
-        services.set_targets(&targets)?;
+        services.set_targets(&targets, &[53, 123])?;
         Ok(Self {
             rig,
             services,
+            tables,
             _listeners: listeners,
             now: START,
             rows: 0,
@@ -212,12 +242,12 @@ impl World {
         })
     }
 
-    fn pass_time(&mut self, ns: u64) {
+    pub(super) fn pass_time(&mut self, ns: u64) {
         self.now += ns;
         self.rig.set_time(self.now).expect("set the clock");
     }
 
-    fn send(&mut self, frame: &[u8]) -> Out {
+    pub(super) fn send(&mut self, frame: &[u8]) -> Out {
         self.rows += 1;
         let before = self.counters();
         let run = self.rig.run(frame, 1).expect("a test run");
@@ -229,23 +259,23 @@ impl World {
         self.rig.counters().expect("the counters")
     }
 
-    fn counted(&self, service: usize, which: ServiceCounter) -> u64 {
+    pub(super) fn counted(&self, service: usize, which: ServiceCounter) -> u64 {
         let counters = self.services.counters(service).expect("the counters");
         counter(&counters, which)
     }
 
-    fn fail(&mut self, what: impl Into<String>) {
+    pub(super) fn fail(&mut self, what: impl Into<String>) {
         self.failures.push(what.into());
     }
 
-    fn check(&mut self, what: &str, is: bool) {
+    pub(super) fn check(&mut self, what: &str, is: bool) {
         if !is {
             self.fail(what);
         }
     }
 
     /// Sends a packet that must end with this reason, unchanged unless it is answered.
-    fn ends(&mut self, what: &str, frame: &[u8], reason: Reason) -> Out {
+    pub(super) fn ends(&mut self, what: &str, frame: &[u8], reason: Reason) -> Out {
         let out = self.send(frame);
         let action = match reason.verdict() {
             Verdict::Drop => 1,
@@ -259,6 +289,30 @@ impl World {
             self.fail(format!("{what}: the frame was changed"));
         }
         out
+    }
+
+    /// Enters a source in the lists.
+    pub(super) fn list(&mut self, prefix: &str, change: impl FnOnce(&mut Listing)) {
+        let mut listing = Listing {
+            meta: Meta::default(),
+            ..Listing::default()
+        };
+        change(&mut listing);
+        let prefix = prefix.parse().expect("an address");
+        self.tables.put(prefix, listing).expect("there is room");
+    }
+
+    /// What the verifier went through.
+    pub(super) fn verified_instructions(&mut self) -> u32 {
+        self.rig.verified_instructions().expect("the kernel tells")
+    }
+
+    /// A dry run must have found this, and nothing else.
+    pub(super) fn would(&mut self, out: &Out, reason: Reason) {
+        let would = out.moved.would_drop.iter().map(|(r, n, _)| (*r, *n));
+        if !would.eq([(reason, 1)]) {
+            self.fail(format!("{}, not would {reason:?}", out.moved));
+        }
     }
 
     /// Sends a packet that must be answered with `reply`, in which the numbers are
@@ -304,7 +358,7 @@ fn enter_namespace() -> Result<()> {
     Ok(())
 }
 
-fn key(address: IpAddr, port: u16) -> TargetKey {
+fn key(address: IpAddr, proto: u8, port: u16) -> TargetKey {
     let address = match address {
         IpAddr::V4(a) => v4_halves(u32::from_ne_bytes(a.octets())),
         IpAddr::V6(a) => {
@@ -316,7 +370,7 @@ fn key(address: IpAddr, port: u16) -> TargetKey {
     TargetKey {
         address,
         port: port.to_be(),
-        proto: proto::TCP,
+        proto,
         pad: [0; 5],
     }
 }
@@ -330,7 +384,7 @@ fn mss(address: IpAddr) -> u16 {
 
 /// A TCP segment.
 #[derive(Clone)]
-struct Segment {
+pub(super) struct Segment {
     ports: (u16, u16),
     seq: u32,
     ack: u32,
@@ -341,7 +395,7 @@ struct Segment {
 }
 
 /// From the client's port to this one.
-fn to(port: u16, flags: u8) -> Segment {
+pub(super) fn to(port: u16, flags: u8) -> Segment {
     Segment {
         ports: (CLIENT_PORT, port),
         seq: 0x0102_0304,
@@ -388,7 +442,7 @@ impl Segment {
     }
 
     /// In a packet between these addresses.
-    fn packet(&self, source: &str, dest: &str) -> Ip {
+    pub(super) fn packet(&self, source: &str, dest: &str) -> Ip {
         ip(source, dest).payload(proto::TCP, self.bytes())
     }
 
@@ -436,7 +490,7 @@ fn tcp_of(frame: &[u8]) -> Option<&[u8]> {
 }
 
 /// The families: source and destination.
-const FAMILIES: [(&str, &str); 2] = [(V4, V4_DEST), (V6, V6_DEST)];
+pub(super) const FAMILIES: [(&str, &str); 2] = [(V4, V4_DEST), (V6, V6_DEST)];
 
 /// What must be granted of an offer: flags, options.
 fn granted(offer: &Offer, dest: &str, now_ms: u32, features: u32) -> (u8, Vec<u8>) {
@@ -1024,9 +1078,7 @@ fn dry_run(world: &mut World) {
         ] {
             let frame = to(DRY, flags).packet(source, dest).build();
             let out = world.ends("dry run", &frame, Reason::Pass);
-            let would = out.moved.would_drop.iter().map(|(r, n, _)| (*r, *n));
-            let is = would.eq([(reason, 1)]);
-            world.check(&format!("{source}, flags {flags:#x}: {}", out.moved), is);
+            world.would(&out, reason);
         }
     }
     let sent = world.counted(2, ServiceCounter::CookiesSent);

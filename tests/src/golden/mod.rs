@@ -8,6 +8,7 @@
 //! front of the packet, with every check in dry run, and with every check off.
 
 mod defence;
+mod floods;
 mod fragments;
 mod ipv4;
 mod ipv6;
@@ -23,6 +24,7 @@ mod table;
 mod transport;
 
 pub use defence::REASONS as DEFENCE_REASONS;
+pub use floods::REASONS as FLOOD_REASONS;
 pub use regressions::tables as regressions;
 pub use run::{Report, TableReport, run_all};
 pub use table::{Row, Table};

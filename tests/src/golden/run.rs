@@ -91,7 +91,10 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
         report.tables.push(of_table);
     }
     report.loads = rigs.loads;
-    for of_table in super::defence::reports() {
+    for of_table in super::defence::reports()
+        .into_iter()
+        .chain(super::floods::reports())
+    {
         done(&of_table);
         report.tables.push(of_table);
         report.loads += 1;
