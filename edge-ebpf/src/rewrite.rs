@@ -10,7 +10,7 @@ const IPV6_LEN: usize = 40;
 
 /// Makes a packet into a reply to it: its link layer turned round, tags kept,
 /// then an IP header, and the TCP header in the scratch. `false` when it could not
-/// be, and is as it was.
+/// be: there is no room for a longer one. Then it is as it was.
 #[inline(always)]
 pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
     let ctx = facts.ctx;

@@ -321,17 +321,20 @@ pub struct Target {
     pub wscale: u8,
     /// [`TARGET_LOCAL`] or [`TARGET_FORWARDED`].
     pub kind: u8,
-    /// Written by the program: when it last looked for the listener and marked
-    /// it (nanoseconds, bit 0 cleared); bit 0: there was none.
-    pub checked_at: u64,
+    /// Written by the program: when it last marked the listener, nanoseconds of its
+    /// clock; 0: never.
+    pub marked_at: u64,
 }
 
 const _: () = assert!(size_of::<Target>() == 16);
 
-/// Between two looks for a listener, nanoseconds. A listener takes raw cookies
-/// for two minutes after it was marked (`tcp_synq_no_recent_overflow`); one that
-/// closed is answered for at most this long.
-pub const CHECK_EVERY_NS: u64 = 250_000_000;
+/// Between two marks of a listener, nanoseconds.
+pub const MARK_EVERY_NS: u64 = 250_000_000;
+
+/// For how long a mark counts, nanoseconds: a listener takes raw cookies for two
+/// minutes after it was marked (`tcp_synq_no_recent_overflow`), and the client has
+/// to answer in that time.
+pub const MARK_LASTS_NS: u64 = 100_000_000_000;
 
 /// Entries of `ATTEMPTS` when the defence is on: half a MiB.
 pub const ATTEMPTS: u32 = 1 << 16;

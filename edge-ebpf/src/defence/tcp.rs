@@ -21,7 +21,7 @@ use aya_ebpf::{
 use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
     defence::{
-        CHECK_EVERY_NS, DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, ServiceCounter,
+        DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, MARK_EVERY_NS, MARK_LASTS_NS, ServiceCounter,
         TARGET_FORWARDED, Target, WSCALE_UNKNOWN,
         options::{self, HAS_ECN, MAX_OPTIONS, Offer, Walk, asks_for_ecn},
         reply::{Sum, grant},
@@ -159,11 +159,11 @@ fn completes(of: Of, frame: Frame) -> bool {
 #[inline(always)]
 fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Reason {
     // SAFETY: a map value; each field is read whole.
-    let (wscale, mss, checked_at) = unsafe {
+    let (wscale, mss, marked_at) = unsafe {
         (
             (*target).wscale,
             (*target).mss,
-            (&raw const (*target).checked_at).read_volatile(),
+            (&raw const (*target).marked_at).read_volatile(),
         )
     };
     if wscale == WSCALE_UNKNOWN {
@@ -182,7 +182,7 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
         offer.has |= HAS_ECN;
     }
     cookie::prepare(frame, frame.seq(), offer.mss);
-    let due = of.now.wrapping_sub(checked_at) >= CHECK_EVERY_NS;
+    let due = of.now.wrapping_sub(marked_at) >= MARK_EVERY_NS;
     let (found, marked) = socket::look_up(facts.ctx.ctx, frame, due);
     match found {
         // An old connection of the same ends: the kernel knows what a SYN means there.
@@ -195,18 +195,19 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
                 end(facts, of, Reason::SynClosed)
             };
         }
-        Found::Listener if due => {
-            of.count(if marked {
-                ServiceCounter::Marked
-            } else {
-                ServiceCounter::Unmarked
-            });
-            if marked {
-                // SAFETY: a map value, written whole.
-                unsafe { (&raw mut (*target).checked_at).write_volatile(of.now) };
-            }
-        }
         Found::Listener => {}
+    }
+    if due && marked {
+        of.count(ServiceCounter::Marked);
+        // SAFETY: a map value, written whole.
+        unsafe { (&raw mut (*target).marked_at).write_volatile(of.now) };
+    } else if due {
+        of.count(ServiceCounter::Unmarked);
+        // It would refuse the cookie: `tcp_syncookies` is not 2, or its queue has been
+        // full for long. The kernel does what it can.
+        if marked_at == 0 || of.now.wrapping_sub(marked_at) > MARK_LASTS_NS {
+            return Reason::Pass;
+        }
     }
     if end(facts, of, Reason::ReplySynCookie) == Reason::Pass {
         return Reason::Pass;

@@ -236,7 +236,7 @@ fn target_words(target: &Target) -> TargetWords {
     let [e, f] = target.mss.to_ne_bytes();
     [
         u64::from_ne_bytes([a, b, c, d, e, f, target.wscale, target.kind]),
-        target.checked_at,
+        target.marked_at,
     ]
 }
 
@@ -274,7 +274,7 @@ mod tests {
             mss: 0x0506,
             wscale: 7,
             kind: 8,
-            checked_at: 9,
+            marked_at: 9,
         };
         // SAFETY: as above.
         let words: TargetWords = unsafe { std::mem::transmute(target) };

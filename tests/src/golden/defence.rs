@@ -14,8 +14,8 @@ use anyhow::{Context as _, Result, ensure};
 use edge_common::{
     abi::{Config, Mode},
     defence::{
-        CHECK_EVERY_NS, Service, ServiceCounter, TARGET_FORWARDED, TARGET_LOCAL, Target, TargetKey,
-        WSCALE_UNKNOWN, When,
+        MARK_EVERY_NS, MARK_LASTS_NS, Service, ServiceCounter, TARGET_FORWARDED, TARGET_LOCAL,
+        Target, TargetKey, WSCALE_UNKNOWN, When,
         options::{self, HAS_ECN, HAS_SACK, HAS_TIMESTAMP, HAS_WSCALE, Offer},
         reply::feature,
         v4_halves,
@@ -153,8 +153,7 @@ impl World {
     fn new(change: impl FnOnce(&mut Config)) -> Result<Self> {
         enter_namespace()?;
         for (name, value) in [("tcp_syncookies", "2"), ("tcp_timestamps", "2")] {
-            let path = format!("/proc/sys/net/ipv4/{name}");
-            fs::write(&path, value).with_context(|| path)?;
+            sysctl(name, value)?;
         }
         let listeners = [LOCAL, UNLEARNT, AUTO, DRY]
             .map(|port| TcpListener::bind(("::", port)))
@@ -217,7 +216,7 @@ impl World {
                         mss: mss(address),
                         wscale,
                         kind,
-                        checked_at: 0,
+                        marked_at: 0,
                     },
                 );
             }
@@ -226,7 +225,7 @@ impl World {
                 mss: 0,
                 wscale: WSCALE_UNKNOWN,
                 kind: TARGET_LOCAL,
-                checked_at: 0,
+                marked_at: 0,
             };
             targets.insert(key(address.parse()?, proto::UDP, UDP), udp);
         }
@@ -335,6 +334,12 @@ impl World {
         }
         Some((seq, ack))
     }
+}
+
+/// Of the calling thread's network namespace.
+fn sysctl(name: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv4/{name}");
+    fs::write(&path, value).with_context(|| path)
 }
 
 fn enter_namespace() -> Result<()> {
@@ -879,8 +884,8 @@ fn closed(world: &mut World) {
     world.ends("no scale is known", &to(UNLEARNT, SYN).v4(), Reason::Pass);
     // A listener is marked at its first SYN, and now and then afterwards.
     let marked = |world: &World| world.counted(0, ServiceCounter::Marked);
-    world.pass_time(2 * CHECK_EVERY_NS);
-    for (step, times) in [(0, 1), (0, 1), (CHECK_EVERY_NS - 1, 1), (1, 2)] {
+    world.pass_time(2 * MARK_EVERY_NS);
+    for (step, times) in [(0, 1), (0, 1), (MARK_EVERY_NS - 1, 1), (1, 2)] {
         world.pass_time(step);
         world.ends("a SYN", &to(LOCAL, SYN).v4(), Reason::ReplySynCookie);
         let is = marked(world);
@@ -888,6 +893,18 @@ fn closed(world: &mut World) {
     }
     let refused = world.counted(0, ServiceCounter::Unmarked);
     world.check("the kernel refused to mark", refused == 0);
+    // A listener that the kernel does not mark any more would refuse the cookies.
+    sysctl("tcp_syncookies", "1").expect("set a sysctl");
+    for (step, reason) in [
+        (MARK_EVERY_NS, Reason::ReplySynCookie),
+        (MARK_LASTS_NS - MARK_EVERY_NS, Reason::ReplySynCookie),
+        (1, Reason::Pass),
+    ] {
+        world.pass_time(step);
+        world.ends("cookies are off", &to(LOCAL, SYN).v4(), reason);
+    }
+    sysctl("tcp_syncookies", "2").expect("set a sysctl");
+    world.ends("and on again", &to(LOCAL, SYN).v4(), Reason::ReplySynCookie);
 }
 
 /// The first challenge to a SYN.
