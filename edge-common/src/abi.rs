@@ -332,12 +332,16 @@ pub struct Config {
     pub hitters_mode: u32,
     /// [`Mode`] of the limits on reflectors.
     pub reflection: u32,
+    /// 1 when there are [`crate::defence::TARGET_REST`] targets.
+    pub rest: u32,
+    /// Fills the last word.
+    pub pad: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
 }
 
 const _: () =
-    assert!(size_of::<Config>() == 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 30 * 4);
+    assert!(size_of::<Config>() == 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 32 * 4);
 
 /// Packets and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -545,6 +549,8 @@ impl Config {
         icmp_floods: 0,
         hitters_mode: 0,
         reflection: 0,
+        rest: 0,
+        pad: 0,
         abi_version: ABI_VERSION,
     };
 }

@@ -305,6 +305,10 @@ pub const TARGET_LOCAL: u8 = 0;
 /// It is forwarded, and answers do not come by here: the challenge.
 pub const TARGET_FORWARDED: u8 = 1;
 
+/// All ports of an address that are of no service, under port 0: what belongs to
+/// no connection is dropped under attack.
+pub const TARGET_REST: u8 = 2;
+
 /// [`Target::wscale`] of a listener whose window scale is not known yet: its
 /// SYNs are left to the kernel.
 pub const WSCALE_UNKNOWN: u8 = 0xff;
@@ -319,7 +323,7 @@ pub struct Target {
     pub mss: u16,
     /// Window scale of the listener, 0 to 14, or [`WSCALE_UNKNOWN`].
     pub wscale: u8,
-    /// [`TARGET_LOCAL`] or [`TARGET_FORWARDED`].
+    /// [`TARGET_LOCAL`], [`TARGET_FORWARDED`] or [`TARGET_REST`].
     pub kind: u8,
     /// Written by the program: when it last marked the listener, nanoseconds of its
     /// clock; 0: never.

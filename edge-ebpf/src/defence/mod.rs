@@ -137,7 +137,8 @@ pub fn is_port(set: Ports, port: u16) -> bool {
 /// A TCP packet; `is_segment` when it is no SYN.
 #[inline(always)]
 fn segment(facts: Facts<'_>, marks: u64, is_segment: bool) -> Result<(), Reason> {
-    if !is_port(Ports::Tcp, (marks >> Marks::PORT) as u16) {
+    let is_rest = is_segment && config!(rest) != 0;
+    if !is_rest && !is_port(Ports::Tcp, (marks >> Marks::PORT) as u16) {
         return Ok(());
     }
     let sampled = is_segment && is_sample(SAMPLE);

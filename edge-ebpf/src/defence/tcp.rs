@@ -22,7 +22,7 @@ use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
     defence::{
         DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, MARK_EVERY_NS, MARK_LASTS_NS, ServiceCounter,
-        TARGET_FORWARDED, Target, WSCALE_UNKNOWN,
+        TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
         options::{self, HAS_ECN, MAX_OPTIONS, Offer, Walk, asks_for_ecn},
         reply::{Sum, grant},
         tags::{self, ATTEMPT_SHIFT},
@@ -75,7 +75,13 @@ pub extern "C" fn edge_defend_tcp(ctx: *mut xdp_md, now: u64, marks: u64, frame_
 /// with is in the scratch.
 #[inline(always)]
 fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
-    let Some(target) = TARGETS.get_ptr_mut(frame.target()) else {
+    let mut key = frame.target();
+    let mut target = TARGETS.get_ptr_mut(key);
+    if target.is_none() && config!(rest) != 0 {
+        key.port = 0;
+        target = TARGETS.get_ptr_mut(key);
+    }
+    let Some(target) = target else {
         return Reason::Pass;
     };
     // SAFETY: a map value; the daemon replaces entries as a whole.
@@ -89,7 +95,9 @@ fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
         now: facts.now,
     };
     let forwarded = kind == TARGET_FORWARDED;
-    if frame.is_syn() {
+    if kind == TARGET_REST && frame.is_syn() {
+        Reason::Pass
+    } else if frame.is_syn() {
         syn(facts, of, frame, target, forwarded)
     } else if forwarded {
         forwarded_segment(of, frame)

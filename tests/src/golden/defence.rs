@@ -15,7 +15,7 @@ use edge_common::{
     abi::{Config, Mode},
     defence::{
         MARK_EVERY_NS, MARK_LASTS_NS, Service, ServiceCounter, TARGET_FORWARDED, TARGET_LOCAL,
-        Target, TargetKey, WSCALE_UNKNOWN, When,
+        TARGET_REST, Target, TargetKey, WSCALE_UNKNOWN, When,
         options::{self, HAS_ECN, HAS_SACK, HAS_TIMESTAMP, HAS_WSCALE, Offer},
         reply::feature,
         v4_halves,
@@ -89,6 +89,7 @@ pub(super) fn reports() -> Vec<TableReport> {
         .into_iter()
         .map(|(name, test)| report(name, |_| {}, test))
         .collect();
+    reports.push(report("ports of no service", |c| c.rest = 1, rest));
     reports.push(report(
         "cookies without timestamps",
         |c| c.tcp_features = 0,
@@ -161,7 +162,7 @@ impl World {
             .collect::<io::Result<_>>()
             .context("cannot listen")?;
         let mut settings = Settings::checks(Mode::Off).with(|c| {
-            c.services = 5;
+            c.services = 6;
             c.always_defended = 1;
             c.tcp_features = feature::ALL;
             c.reply_ttl = u32::from(TTL);
@@ -197,6 +198,10 @@ impl World {
                 reflection: Limit::per_second(10, 5).context("a limit")?,
                 ..Service::OFF
             },
+            Service {
+                when: When::Auto as u32,
+                ..always
+            },
         ])?;
         let mut targets = BTreeMap::new();
         for address in [V4_DEST, V6_DEST, "127.0.0.1", "::1"] {
@@ -220,6 +225,14 @@ impl World {
                     },
                 );
             }
+            let rest = Target {
+                service: 5,
+                mss: 0,
+                wscale: WSCALE_UNKNOWN,
+                kind: TARGET_REST,
+                marked_at: 0,
+            };
+            targets.insert(key(address.parse()?, proto::TCP, 0), rest);
             let udp = Target {
                 service: 4,
                 mss: 0,
@@ -1100,4 +1113,30 @@ fn dry_run(world: &mut World) {
     }
     let sent = world.counted(2, ServiceCounter::CookiesSent);
     world.check("cookies were sent", sent == 0);
+}
+
+fn rest(world: &mut World) {
+    for (n, (source, dest)) in FAMILIES.into_iter().enumerate() {
+        world.pass_time(1000 * SECOND);
+        let frame = |flags| to(OTHER, flags).packet(source, dest).build();
+        // One in 64 is looked at, for 64, and 20 may come at once.
+        for _ in 0..130 {
+            world.send(&frame(ACK));
+        }
+        for flags in [ACK, RST, FIN | ACK, SYN | ACK] {
+            world.ends("of no connection", &frame(flags), Reason::TcpOutOfState);
+        }
+        world.ends("but a SYN", &frame(SYN), Reason::Pass);
+        let address = ["127.0.0.1", "::1"][n];
+        let Ok(stream) = TcpStream::connect((address, UNLEARNT)) else {
+            return world.fail("cannot connect");
+        };
+        // The client's end is a port of no service.
+        let own = stream.local_addr().unwrap().port();
+        let segment = to(own, ACK | PSH).from_port(UNLEARNT);
+        let live = segment.packet(address, address).build();
+        world.ends("of a connection", &live, Reason::Pass);
+        let other = to(LOCAL, ACK).packet(source, dest).build();
+        world.ends("of a service", &other, Reason::CookieInvalid);
+    }
 }

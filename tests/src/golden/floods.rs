@@ -86,6 +86,7 @@ fn everything(c: &mut Config) {
         hitters_mode: Mode::Enforce as u32,
         hitters: [limit(1_000_000, 1_000_000); 4],
         reflection: Mode::Enforce as u32,
+        rest: 1,
         always_defended: 0,
         ..*c
     };
