@@ -4,9 +4,9 @@ use crate::{
     clock,
     emit::{self, Facts},
     limiter,
-    maps::{ARP_BINDINGS, Unknown, config},
+    maps::{self, ARP_BINDINGS, Unknown, config},
     policy,
-    source::XdpSource,
+    source::{XdpSource, hide},
 };
 use aya_ebpf::programs::XdpContext;
 use edge_common::{
@@ -197,8 +197,7 @@ impl Packet {
 fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
     let packet = Packet::new(ip, facts.now);
     let facts = whole_frame(facts, packet.end);
-    let seed = config!(seed);
-    let host = hash64(&seed, ip.source as u64);
+    let host = hash64(maps::seed(), ip.source as u64);
     let policy = policy::v4(ip.source, host, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, false, &packet)? {
         return Ok(pass);
@@ -210,7 +209,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
         let key = if mask == u32::MAX {
             host
         } else {
-            hash64(&seed, (ip.source & mask) as u64)
+            hash64(maps::seed(), (ip.source & mask) as u64)
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
@@ -220,10 +219,14 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>) -> Result<Reason, Reason> {
 #[inline(always)]
 fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
     let packet = Packet::new(ip, facts.now);
+    // Put together here and not where they are asked for: one word to keep until then.
+    let packet = Packet {
+        marks: hide(packet.marks as u64) as u32,
+        ..packet
+    };
     let facts = whole_frame(facts, packet.end);
     let [hi, lo] = ip.source.map(u64::from_be);
-    let seed = config!(seed);
-    let policy = policy::v6(&seed, hi, lo, stamp(facts.now));
+    let policy = policy::v6(maps::seed(), hi, lo, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, hi | lo == 0, &packet)? {
         return Ok(pass);
     }
@@ -233,9 +236,9 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>) -> Result<Reason, Reason> {
         // Known to the verifier: the usual /64 shares a round with the host's hash.
         let key = if mask_hi == u64::MAX && mask_lo == 0 {
             // Apart from IPv4 addresses, whose hash is made the same way.
-            hash64(&seed, hi) ^ V6_KEYS
+            hash64(maps::seed(), hi) ^ V6_KEYS
         } else {
-            hash(&seed, hi & mask_hi, lo & mask_lo, LIMIT_TAG)
+            hash(maps::seed(), hi & mask_hi, lo & mask_lo, LIMIT_TAG)
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
