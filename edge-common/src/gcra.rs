@@ -72,10 +72,10 @@ impl Limit {
     #[inline(always)]
     pub const fn admit(&self, tat: u64, now: u64, units: u32) -> Option<u64> {
         let new = self.arrival(tat, now, units);
-        if self.exceeds(new, now) == 0 {
-            Some(new)
-        } else {
+        if self.exceeds(new, now) {
             None
+        } else {
+            Some(new)
         }
     }
 
@@ -105,13 +105,20 @@ impl Limit {
         (tat + (self.cost >> COST_SHIFT)).saturating_sub(self.tolerance)
     }
 
-    /// 1 when a TAT lies further ahead of `now` than the limit tolerates, else
-    /// 0, without a branch: the kernel side asks several limits in one comparison.
+    /// How far a TAT may still move ahead of `now`, in ticks; the highest bit is set
+    /// when it lies further ahead than the limit tolerates: the kernel side asks
+    /// several limits in one comparison.
     #[inline(always)]
-    pub const fn exceeds(&self, tat: u64, now: u64) -> u64 {
+    pub const fn left(&self, tat: u64, now: u64) -> u64 {
         // Neither reaches 2^63: the tolerance is bounded, and so is what one
         // packet can add to a TAT that was within it.
-        self.tolerance.wrapping_sub(tat.wrapping_sub(now)) >> 63
+        self.tolerance.wrapping_sub(tat.wrapping_sub(now))
+    }
+
+    /// Whether a TAT lies further ahead of `now` than the limit tolerates.
+    #[inline(always)]
+    pub const fn exceeds(&self, tat: u64, now: u64) -> bool {
+        self.left(tat, now) >> 63 != 0
     }
 }
 
@@ -158,9 +165,9 @@ mod tests {
         let now = ticks(SECOND);
         for limit in [Limit::per_second(100, 3).unwrap(), Limit::NONE] {
             let most = now + limit.tolerance;
-            assert_eq!(limit.exceeds(now, now), 0);
-            assert_eq!(limit.exceeds(most, now), 0);
-            assert_eq!(limit.exceeds(most + 1, now), 1);
+            assert!(!limit.exceeds(now, now));
+            assert!(!limit.exceeds(most, now));
+            assert!(limit.exceeds(most + 1, now));
         }
         for (tat, units) in [(0, 1), (now, 65_535), (now + (1 << 61), 65_535)] {
             assert_eq!(Limit::NONE.admit(tat, now, units), Some(tat.max(now)));

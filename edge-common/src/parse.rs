@@ -238,6 +238,11 @@ const MAX_EXTENSIONS: usize = 6;
 /// Largest packet that fragments may make up.
 const MAX_REASSEMBLED: usize = 65_535;
 
+/// Version and next header in the first 8 bytes of an IPv6 header.
+const VERSION_AND_NEXT: u64 = 0xf000_0000_0000_ff00;
+const IPV6_TCP: u64 = 6 << 60 | (proto::TCP as u64) << 8;
+const IPV6_UDP: u64 = 6 << 60 | (proto::UDP as u64) << 8;
+
 const IPV4_TYPE: u16 = EtherType::Ipv4 as u16;
 const IPV6_TYPE: u16 = EtherType::Ipv6 as u16;
 const ARP_TYPE: u16 = EtherType::Arp as u16;
@@ -362,58 +367,94 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
 pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6>, Reason> {
     let [head, s0, s1, d0, d1] = source.doubles::<5>(offset).ok_or(Reason::Ipv6Truncated)?;
     let head = u64::from_be(head);
-    if head >> 60 != 6 {
-        return Err(Reason::Ipv6BadVersion);
-    }
     let payload = (head >> 16 & 0xffff) as usize;
-    if !source.holds(offset + IPV6_LEN + payload) {
-        return Err(Reason::Ipv6BadLength);
-    }
-    let mut proto = (head >> 8) as u8;
-    // Bytes of the payload that extension headers have taken.
-    let mut taken = 0usize;
-    let mut frag = Fragment::Whole;
-    // The usual protocols first: to tell an extension takes a dozen steps.
-    if !matches!(proto, proto::TCP | proto::UDP) && is_extension(proto) {
-        let mut n = 0;
-        loop {
-            if n == MAX_EXTENSIONS {
-                return Err(Reason::Ipv6ExtTooMany);
+    let start = offset + IPV6_LEN;
+    let whole = || {
+        let is_whole = source.holds(start + payload);
+        is_whole.then_some(()).ok_or(Reason::Ipv6BadLength)
+    };
+    let usual = |proto| {
+        whole()?;
+        let transport = header::<S, false>(source, start, payload, proto)?;
+        Ok((proto, Fragment::Whole, transport))
+    };
+    // Version and next header of the usual packets in one look: to tell an extension
+    // takes a dozen steps.
+    let (proto, fragment, transport) = match head & VERSION_AND_NEXT {
+        IPV6_TCP => usual(proto::TCP)?,
+        IPV6_UDP => usual(proto::UDP)?,
+        _ => {
+            if head >> 60 != 6 {
+                return Err(Reason::Ipv6BadVersion);
             }
-            let ext = extension(source, offset + IPV6_LEN, taken, payload, proto, n == 0)?;
-            taken = ext.end;
-            if let Some(word) = ext.fragment {
-                if frag != Fragment::Whole {
-                    return Err(Reason::Ipv6ExtOrder);
-                }
-                let start = (word & 0xfff8) as u16;
-                // The reassembled packet has the headers before this one, and not this one.
-                let most = MAX_REASSEMBLED + FRAGMENT_LEN;
-                frag = fragment(start, word & 1 != 0, payload - taken, taken, most)?;
-            }
-            proto = ext.next;
-            n += 1;
-            // Behind a later fragment's header comes payload, whatever it is called.
-            if !is_extension(proto) || matches!(frag, Fragment::Later { .. }) {
-                break;
-            }
+            whole()?;
+            let Extensions {
+                proto,
+                taken,
+                fragment,
+            } = extensions(source, start, payload, (head >> 8) as u8)?;
+            let (at, left) = (start + taken, payload - taken);
+            let transport = transport(source, at, left, proto, fragment)?;
+            (proto, fragment, transport)
         }
-    }
-    let transport = transport(
-        source,
-        offset + IPV6_LEN + taken,
-        payload - taken,
-        proto,
-        frag,
-    )?;
+    };
     Ok(Ip {
         source: [s0, s1],
         dest: [d0, d1],
-        end: offset + IPV6_LEN + payload,
+        end: start + payload,
         proto,
-        fragment: frag,
+        fragment,
         transport,
     })
+}
+
+/// What the extension headers of a packet say, and what is behind them.
+struct Extensions {
+    /// Protocol behind the last one.
+    proto: u8,
+    /// Bytes of the payload that they take.
+    taken: usize,
+    /// Fragment or whole.
+    fragment: Fragment,
+}
+
+/// Reads the extension headers from `start` on, if `first` is one, with `payload`
+/// bytes of them and what they carry.
+#[inline(always)]
+fn extensions<S: PacketSource + ?Sized>(
+    source: &S,
+    start: usize,
+    payload: usize,
+    first: u8,
+) -> Result<Extensions, Reason> {
+    let mut all = Extensions {
+        proto: first,
+        taken: 0,
+        fragment: Fragment::Whole,
+    };
+    if !is_extension(first) {
+        return Ok(all);
+    }
+    for n in 0..MAX_EXTENSIONS {
+        let ext = extension(source, start, all.taken, payload, all.proto, n == 0)?;
+        all.taken = ext.end;
+        all.proto = ext.next;
+        if let Some(word) = ext.fragment {
+            if all.fragment != Fragment::Whole {
+                return Err(Reason::Ipv6ExtOrder);
+            }
+            let from = (word & 0xfff8) as u16;
+            let left = payload - all.taken;
+            // The reassembled packet has the headers before this one, and not this one.
+            let most = MAX_REASSEMBLED + FRAGMENT_LEN;
+            all.fragment = fragment(from, word & 1 != 0, left, all.taken, most)?;
+        }
+        // Behind a later fragment's header comes payload, whatever it is called.
+        if !is_extension(all.proto) || matches!(all.fragment, Fragment::Later { .. }) {
+            return Ok(all);
+        }
+    }
+    Err(Reason::Ipv6ExtTooMany)
 }
 
 #[inline(always)]

@@ -232,8 +232,15 @@ impl Place {
     /// there 2 in 100 pass a full filter, where with one bit it would be 6.
     #[inline(always)]
     pub const fn filter(self, words: u32) -> (u32, u64) {
+        let (word, [a, b]) = self.filter_bits(words);
+        (word, 1 << (a & 63) | 1 << (b & 63))
+    }
+
+    /// The same with the bits as two numbers, of which the lowest six bits count.
+    #[inline(always)]
+    pub const fn filter_bits(self, words: u32) -> (u32, [u32; 2]) {
         // The word comes from the high bits, the two bits from the low ones.
-        let bits = 1 << (self.filter & 63) | 1 << (self.filter >> 6 & 63);
+        let bits = [self.filter, self.filter >> 6];
         (reduce(self.filter, words), bits)
     }
 }

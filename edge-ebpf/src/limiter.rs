@@ -11,6 +11,7 @@ use crate::{
     maps::{self, LIMITER, Unknown, config},
     source::hide,
 };
+use core::arch::asm;
 use edge_common::{
     abi::{LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Profile, TableStat},
     gcra::{Limit, ticks},
@@ -60,139 +61,134 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     // First look at all, then write: a packet that any limit denies must leave
     // the line alone, or a flood over its limit would bounce it between CPUs.
     let on = config!(limits_on);
-    let is_on = |kind: LimitKind| on & kind.bit() != 0;
-    let mut packets = if is_on(LimitKind::Packets) {
-        Look::at(slot, limits, LimitKind::Packets as u32, 1, now)
-    } else {
-        Look::nothing(slot)
+    let look = |kind: LimitKind, units| {
+        let kind = kind as u32;
+        if on >> kind & 1 == 0 {
+            return Look::nothing();
+        }
+        // SAFETY: the profile is read-only, and has a limit for each kind.
+        let limit = unsafe { (&raw const (*limits).limits[kind as usize]).read_volatile() };
+        Look::of(known_word(slot, kind), limit, units, now)
     };
-    let mut bytes = if is_on(LimitKind::Bytes) {
-        Look::at(slot, limits, LimitKind::Bytes as u32, frame_len, now)
-    } else {
-        Look::nothing(slot)
-    };
+    let mut packets = look(LimitKind::Packets, 1);
+    let mut bytes = look(LimitKind::Bytes, frame_len);
     // One number, so that the verifier follows what comes behind once.
     let kind = unknown.number(class as u32);
-    let has_class = kind != LimitKind::Packets as u32 && on >> kind & 1 != 0;
-    let mut class = if has_class {
-        Look::at_any(slot, limits, kind, now)
+    let class_word = word(slot, kind + 1);
+    // Packets stand for no class.
+    let mut class = if (on & !LimitKind::Packets.bit()) >> kind & 1 != 0 {
+        // SAFETY: the index is masked to the array's length, and the profile is read-only.
+        let limit = unsafe { limit(limits, kind).read_volatile() };
+        Look::of(class_word, limit, 1, now)
     } else {
-        Look::nothing(slot)
+        Look::nothing()
     };
     let mut over = 0;
-    if packets.over | bytes.over | class.over != 0 {
-        over = (packets.over as u32) << LimitKind::Packets as u32
-            | (bytes.over as u32) << LimitKind::Bytes as u32
-            | (class.over as u32) << kind;
+    if is_negative(packets.left | bytes.left | class.left) {
+        over = packets.is_over() << LimitKind::Packets as u32
+            | bytes.is_over() << LimitKind::Bytes as u32
+            | class.is_over() << kind;
         if over & config!(limits_enforced) != 0 {
             return over;
         }
         // In dry run the others are charged all the same.
         for look in [&mut packets, &mut bytes, &mut class] {
-            if look.over != 0 {
+            if look.is_over() != 0 {
                 look.new = 0;
             }
         }
     }
-    if is_on(LimitKind::Packets) {
-        over |= packets.commit(LimitKind::Packets as u32, 1, profile, now);
-    }
-    if is_on(LimitKind::Bytes) {
-        over |= bytes.commit(LimitKind::Bytes as u32, frame_len, profile, now);
-    }
-    if has_class {
-        over |= class.commit(kind, 1, profile, now);
-    }
+    let commit = |look: Look, word, kind, units| look.commit(word, kind, units, profile, now);
+    let commit_known = |look, kind: LimitKind, units| {
+        let kind = kind as u32;
+        commit(look, known_word(slot, kind), kind, units)
+    };
+    over |= commit_known(packets, LimitKind::Packets, 1);
+    over |= commit_known(bytes, LimitKind::Bytes, frame_len);
+    over |= commit(class, class_word, kind, 1);
     over
 }
 
 /// What one limit says of a packet, before it is charged.
 #[derive(Clone, Copy)]
 struct Look {
-    word: *mut u64,
     tat: u64,
     /// The TAT to store; 0 for none.
     new: u64,
-    /// 1 when the packet is over the limit, else 0.
-    over: u64,
+    /// [`Limit::left`].
+    left: u64,
 }
 
 impl Look {
-    /// Of a limit that is off.
+    /// Of a limit that is off or that the profile does not have: nothing is stored.
     #[inline(always)]
-    fn nothing(slot: *mut LimiterSlot) -> Self {
+    fn nothing() -> Self {
+        apart();
         Self {
-            word: slot.cast(),
             tat: 0,
             new: 0,
-            over: 0,
+            left: 0,
         }
     }
 
-    /// At a limit that the compiler knows.
-    #[inline(always)]
-    fn at(
-        slot: *mut LimiterSlot,
-        profile: *const Profile,
-        kind: u32,
-        units: u32,
-        now: u64,
-    ) -> Self {
-        // SAFETY: the slot is a map value, and has a word for each kind.
-        let word = unsafe { (&raw mut (*slot).tat[kind as usize]) };
-        // SAFETY: the profile is read-only, and has a limit for each kind.
-        let limit = unsafe { (&raw const (*profile).limits[kind as usize]).read_volatile() };
-        Self::of(word, limit, units, now)
-    }
-
-    /// At any limit that counts packets.
-    #[inline(always)]
-    fn at_any(slot: *mut LimiterSlot, profile: *const Profile, kind: u32, now: u64) -> Self {
-        // SAFETY: the index is masked to the array's length, and the profile is read-only.
-        let limit = unsafe { limit(profile, kind).read_volatile() };
-        Self::of(word(slot, kind + 1), limit, 1, now)
-    }
-
+    /// Of the limit whose word this is.
     #[inline(always)]
     fn of(word: *mut u64, limit: Limit, units: u32, now: u64) -> Self {
         // SAFETY: a word of a map value, 8 bytes aligned.
         let tat = unsafe { word.read_volatile() };
-        // This profile has no such limit.
         if !limit.is_some() {
-            return Self {
-                word,
-                tat,
-                new: 0,
-                over: 0,
-            };
+            return Self::nothing();
         }
         let new = limit.arrival(tat, now, units);
-        Self {
-            word,
-            tat,
-            new,
-            over: limit.exceeds(new, now),
-        }
+        let left = limit.left(new, now);
+        Self { tat, new, left }
+    }
+
+    /// 1 when the packet is over the limit, else 0.
+    #[inline(always)]
+    fn is_over(self) -> u32 {
+        (self.left >> 63) as u32
     }
 
     /// Charges the packet if there is something to store; the bit of the limit
     /// when other CPUs used it up meanwhile.
     #[inline(always)]
-    fn commit(self, kind: u32, units: u32, profile: u8, now: u64) -> u32 {
+    fn commit(self, word: *mut u64, kind: u32, units: u32, profile: u8, now: u64) -> u32 {
         if self.new == 0 {
             return 0;
         }
         // SAFETY: a word of a map value, 8 bytes aligned, written by this operation only.
-        let found = unsafe { compare_exchange(self.word, self.tat, self.new) };
+        let found = unsafe { compare_exchange(word, self.tat, self.new) };
         if found == self.tat {
             return 0;
         }
         let which = (profile as u32) << 8 | kind;
-        match edge_charge_again(self.word, which, found, now, units) {
+        match edge_charge_again(word, which, found, now, units) {
             0 => 1 << kind,
             _ => 0,
         }
     }
+}
+
+#[inline(always)]
+const fn is_negative(x: u64) -> bool {
+    (x as i64) < 0
+}
+
+/// Keeps the branch that it stands in apart: what is set there stays there instead
+/// of being set before on the way of every packet, and where the verifier sees that
+/// nothing leads there it removes the branch.
+#[inline(always)]
+fn apart() {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("", options(nomem, nostack, preserves_flags)) };
+}
+
+/// The word of a limit that the compiler knows.
+#[inline(always)]
+fn known_word(slot: *mut LimiterSlot, kind: u32) -> *mut u64 {
+    // SAFETY: the slot is a map value, and has a word for each kind.
+    unsafe { &raw mut (*slot).tat[kind as usize] }
 }
 
 /// The limit with this index. The mask is the bounds check that the verifier sees.

@@ -3,7 +3,7 @@
 
 use core::cell::UnsafeCell;
 
-use crate::defence::frame::Fields;
+use crate::{defence::frame::Fields, source::hide};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
@@ -16,6 +16,7 @@ use edge_common::{
         reply::Segment, tags::TagBucket,
     },
     gcra::Limit,
+    hash::Seed,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
@@ -140,6 +141,16 @@ pub(crate) use config;
 #[inline(always)]
 pub fn config_ptr() -> *const Config {
     &raw const CONFIG
+}
+
+/// The secret of the hashes. Each call gives a pointer of which LLVM does not know
+/// that it is the same: the words are read where they are needed, instead of all at
+/// once to be kept on the stack until then.
+#[inline(always)]
+pub fn seed() -> &'static Seed {
+    let at = hide(config_ptr() as u64) as *const Config;
+    // SAFETY: it points to a static that nobody writes once the program is loaded.
+    unsafe { &(*at).seed }
 }
 
 /// A zero of which only we know that it is one. Adding it to a number makes the

@@ -5,9 +5,9 @@ use crate::{
     defence::{self, Marks},
     emit::{self, Facts},
     limiter,
-    maps::{ARP_BINDINGS, Unknown, config},
+    maps::{self, ARP_BINDINGS, Unknown, config},
     policy,
-    source::XdpSource,
+    source::{XdpSource, hide},
 };
 use aya_ebpf::programs::XdpContext;
 use edge_common::{
@@ -209,8 +209,7 @@ impl Packet {
 fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reason> {
     let packet = Packet::new(ip, network, false, facts.now);
     let facts = whole_frame(facts, packet.end);
-    let seed = config!(seed);
-    let host = hash64(&seed, ip.source as u64);
+    let host = hash64(maps::seed(), ip.source as u64);
     let policy = policy::v4(ip.source, host, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, false, &packet)? {
         return Ok(pass);
@@ -222,7 +221,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
         let key = if mask == u32::MAX {
             host
         } else {
-            hash64(&seed, (ip.source & mask) as u64)
+            hash64(maps::seed(), (ip.source & mask) as u64)
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
@@ -235,10 +234,14 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
 #[inline(always)]
 fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reason> {
     let packet = Packet::new(ip, network, true, facts.now);
+    // Put together here and not where they are asked for: one word to keep until then.
+    let packet = Packet {
+        marks: hide(packet.marks as u64) as u32,
+        ..packet
+    };
     let facts = whole_frame(facts, packet.end);
     let [hi, lo] = ip.source.map(u64::from_be);
-    let seed = config!(seed);
-    let policy = policy::v6(&seed, hi, lo, stamp(facts.now));
+    let policy = policy::v6(maps::seed(), hi, lo, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, hi | lo == 0, &packet)? {
         return Ok(pass);
     }
@@ -248,9 +251,9 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
         // Known to the verifier: the usual /64 shares a round with the host's hash.
         let key = if mask_hi == u64::MAX && mask_lo == 0 {
             // Apart from IPv4 addresses, whose hash is made the same way.
-            hash64(&seed, hi) ^ V6_KEYS
+            hash64(maps::seed(), hi) ^ V6_KEYS
         } else {
-            hash(&seed, hi & mask_hi, lo & mask_lo, LIMIT_TAG)
+            hash(maps::seed(), hi & mask_hi, lo & mask_lo, LIMIT_TAG)
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }

@@ -10,9 +10,9 @@ use crate::{
         BITMAP24, HOSTS4, HOSTS4_FILTER, HOSTS6_FILTER, LENGTHS4, LENGTHS6, LENGTHS6_LONG,
         PREFIX_FILTER, WIDE, config,
     },
-    source::hide,
+    source::{hide, shift_right},
 };
-use aya_ebpf::helpers::generated::bpf_loop;
+use aya_ebpf::{helpers::generated::bpf_loop, maps::Array};
 use core::ffi::c_void;
 use edge_common::{
     decide::Policy,
@@ -31,15 +31,14 @@ const MAX_LENGTHS: u32 = 64;
 pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
     let mut policy = Policy::NONE;
     let place = Place::new(hash);
-    let (word, bits) = place.filter(config!(hosts4_filter_words));
-    if is_set(HOSTS4_FILTER.get(word), bits) {
+    if knows(&HOSTS4_FILTER, config!(hosts4_filter_words), place) != 0 {
         policy = host4(place, source, now);
     }
     let addr = u32::from_be(source);
     let lengths = LENGTHS4.get(addr >> 16).map_or(0, volatile);
     if lengths != 0 {
         let (word, bit) = bitmap24(addr);
-        if is_set(BITMAP24.get(word), bit) {
+        if BITMAP24.get(word).map_or(0, volatile) & bit != 0 {
             policy = policy.merge(Policy::from_word(edge_prefix4(addr, lengths, now)));
         }
     }
@@ -51,8 +50,7 @@ pub fn v4(source: u32, hash: u64, now: Stamp) -> Policy {
 pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
     let mut policy = Policy::NONE;
     let host = Place::wide(seed, hi, lo, len_key(Half::Low, 1));
-    let (word, bits) = host.filter(config!(hosts6_filter_words));
-    if is_set(HOSTS6_FILTER.get(word), bits) {
+    if knows(&HOSTS6_FILTER, config!(hosts6_filter_words), host) != 0 {
         policy = wide(host, hi, lo, len_key(Half::Low, 1), now).unwrap_or(Policy::NONE);
     }
     let short = LENGTHS6.get((hi >> 48) as u32).map_or(0, volatile);
@@ -62,9 +60,13 @@ pub fn v6(seed: &Seed, hi: u64, lo: u64, now: Stamp) -> Policy {
     policy
 }
 
+/// 1 when a filter of `words` words knows an entry with this place, else 0.
 #[inline(always)]
-fn is_set(word: Option<&u64>, bits: u64) -> bool {
-    word.map_or(0, volatile) & bits == bits
+fn knows(filter: &Array<u64>, words: u32, place: Place) -> u64 {
+    let (word, bits) = place.filter_bits(words);
+    let word = filter.get(word).map_or(0, volatile);
+    let [a, b] = bits.map(|bit| shift_right(word, bit as u64));
+    a & b & 1
 }
 
 #[inline(always)]
@@ -108,8 +110,7 @@ extern "C" fn edge_prefix6(hi: u64, lo: u64, short: u64, now: Stamp) -> u32 {
     let mut high = short & !LONGER;
     if short & LONGER != 0 {
         let place = long_place(&config!(seed), hi);
-        let (word, bits) = place.filter(config!(prefix_filter_words));
-        if is_set(PREFIX_FILTER.get(word), bits)
+        if knows(&PREFIX_FILTER, config!(prefix_filter_words), place) != 0
             && let Some(long) = LENGTHS6_LONG.get(place.first(config!(long_lengths)))
         {
             let low = volatile(&long.low);
@@ -207,10 +208,8 @@ fn likely(half: Half, lengths: u64, hi: u64, lo: u64) -> u64 {
         left ^= bit;
         let (hi, lo) = mask(half, bit, hi, lo);
         let place = Place::wide(&seed, hi, lo, len_key(half, bit));
-        let (word, bits) = place.filter(words);
-        let found = PREFIX_FILTER.get(word).map_or(0, volatile) & bits ^ bits;
-        // All ones when no bit is missing.
-        likely |= bit & is_zero(found).wrapping_neg();
+        // All ones when both bits are there.
+        likely |= bit & knows(&PREFIX_FILTER, words, place).wrapping_neg();
     }
     likely
 }
@@ -257,6 +256,8 @@ fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
     let slots = WIDE.get_ptr_mut(bucket)?.cast::<SlotW>();
     let want = OCCUPIED | len_key;
     find(
+        // SAFETY: a bucket has a first slot.
+        unsafe { holds(slots, hi, lo, want) }.is_some(),
         // SAFETY: `way` is below the number of slots of a bucket.
         |way| unsafe {
             let slot = slots.add(way);
@@ -270,10 +271,7 @@ fn probe(bucket: u32, hi: u64, lo: u64, len_key: u32, now: Stamp) -> Option<Poli
             let allow = (&raw const (*slot).allow).read_volatile();
             // Were the stamps read from the entry that matched? Flags and profile
             // come from the very word that tells.
-            let meta = (&raw const (*slot).meta).read_volatile();
-            if difference(slot, meta, hi, lo, want) != 0 {
-                return None;
-            }
+            let meta = holds(slot, hi, lo, want)?;
             Some(hit(
                 &raw mut (*slot).hits,
                 Policy::of(Meta::of(meta), black, allow, now),
@@ -290,6 +288,7 @@ fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
     // the daemon writes the same memory.
     let key = |way: usize| unsafe { (&raw const (*slots.add(way)).addr).read_volatile() };
     find(
+        key(0) == source,
         |way| (key(way) ^ source) as u64,
         // SAFETY: as above.
         |way| unsafe {
@@ -307,20 +306,19 @@ fn probe4(bucket: u32, source: u32, now: Stamp) -> Option<Policy> {
     )
 }
 
-/// Reads the entry of a bucket whose difference from the key is 0; `read` gives
-/// `None` when it has become another one meanwhile, for instance while its key
-/// was compared, half old and half new.
+/// Reads the entry of a bucket whose difference from the key is 0, or the first if
+/// it `is_first`; `read` gives `None` when it has become another one meanwhile, for
+/// instance while its key was compared, half old and half new.
 ///
 /// The first way, which fills first, is looked at alone: a flood from few
 /// sources mostly finds them there. The others without a branch each.
 #[inline(always)]
 fn find(
+    is_first: bool,
     difference: impl Fn(usize) -> u64,
     read: impl Fn(usize) -> Option<Policy>,
 ) -> Option<Policy> {
-    if difference(0) == 0
-        && let Some(policy) = read(0)
-    {
+    if is_first && let Some(policy) = read(0) {
         return Some(policy);
     }
     let (mut any, mut way) = (0, 0);
@@ -334,6 +332,24 @@ fn find(
     }
     // The mask is the bounds check that the verifier sees.
     read(hide(way) as usize & (WAYS - 1))
+}
+
+/// The meta word of the slot if it has this key. With a branch for each part, which
+/// costs half of [`difference`] where they are foreseen.
+///
+/// # Safety
+/// `slot` must point to a slot of a bucket.
+#[inline(always)]
+unsafe fn holds(slot: *const SlotW, hi: u64, lo: u64, want: u32) -> Option<u32> {
+    // SAFETY: the caller vouches for the pointer. Volatile, for the daemon
+    // writes the same memory.
+    unsafe {
+        let meta = (&raw const (*slot).meta).read_volatile();
+        let holds = meta & KEY_MASK == want
+            && (&raw const (*slot).lo).read_volatile() == lo
+            && (&raw const (*slot).hi).read_volatile() == hi;
+        holds.then_some(meta)
+    }
 }
 
 /// 0 when the slot, whose meta word was read before, has this key. One number

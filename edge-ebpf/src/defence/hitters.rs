@@ -85,7 +85,7 @@ fn is_over(kind: Hitter, limit: &Limit, hi: u64, lo: u64, sampled: bool, now: u6
     let now = ticks(now);
     // SAFETY: map values, read whole.
     let (tat_a, tat_b) = unsafe { (a.read_volatile(), b.read_volatile()) };
-    let over = |tat: u64| tat > now && limit.exceeds(tat, now) != 0;
+    let over = |tat: u64| tat > now && limit.exceeds(tat, now);
     if over(tat_a) && over(tat_b) {
         return true;
     }
