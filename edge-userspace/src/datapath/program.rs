@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn bytes_are_those_of_the_fields() {
         let config = Config {
-            pad: 0x0102_0304,
+            abi_version: 0x0102_0304,
             ..Config::OFF
         };
         assert!(config_bytes(&config).ends_with(&0x0102_0304u32.to_ne_bytes()));
