@@ -2,8 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use edge_common::defence::options::{OPTION_BYTES, Walk};
-
 /// Bytes of a TCP header without options.
 const FIXED: usize = 20;
 const SYN: u8 = 0x02;
@@ -13,6 +11,10 @@ const SYN_ACK: u8 = 0x12;
 const OPTIONS: [u8; 20] = [
     2, 4, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7,
 ];
+
+const END: u8 = 0;
+const NOP: u8 = 1;
+const WINDOW_SCALE: u8 = 3;
 
 /// A SYN from one port of a host to another one, both addresses the same.
 pub fn syn(from: SocketAddr, to: SocketAddr, seq: u32) -> [u8; FIXED + OPTIONS.len()] {
@@ -72,13 +74,20 @@ pub fn scale_of(segment: &[u8], from: SocketAddr, to: SocketAddr, seq: u32) -> O
         return None;
     }
     let options = rest.get(..(usize::from(offset >> 4) * 4).checked_sub(FIXED)?)?;
-    let mut bytes = [0; OPTION_BYTES];
-    for (to, from) in bytes.iter_mut().zip(options) {
-        *to = *from;
+    Some(window_scale(options))
+}
+
+/// The window scale among options, which are taken as far as they make sense.
+fn window_scale(mut options: &[u8]) -> Option<u8> {
+    loop {
+        options = match options {
+            [] | [END, ..] => return None,
+            [NOP, rest @ ..] => rest,
+            [WINDOW_SCALE, 3, scale, ..] => return Some(*scale),
+            [_, len, ..] => options.get(usize::from(*len).max(2)..)?,
+            [_] => return None,
+        };
     }
-    let mut walk = Walk::new(bytes, u32::try_from(options.len()).ok()?);
-    while walk.step() {}
-    Some(walk.offer().wscale)
 }
 
 #[cfg(test)]
@@ -125,6 +134,9 @@ mod tests {
         assert_eq!(scale_of(&scaled, from, to, 7), Some(Some(9)));
         assert_eq!(scale_of(&answer(&[2, 4, 5, 0xb4]), from, to, 7), Some(None));
         assert_eq!(scale_of(&answer(&[]), from, to, 7), Some(None));
+        for broken in [[2, 0, 3, 3], [2, 9, 3, 3], [0, 3, 3, 7], [1, 1, 1, 2]] {
+            assert_eq!(scale_of(&answer(&broken), from, to, 7), Some(None));
+        }
         // Another port, another number, no SYN-ACK.
         assert_eq!(scale_of(&scaled, to, from, 7), None);
         assert_eq!(scale_of(&scaled, from, to, 8), None);
