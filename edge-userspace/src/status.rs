@@ -2,6 +2,8 @@
 //! prints and the metrics are made of. Putting it together reads counters and
 //! O(1) counts only, never a table from end to end.
 
+use std::collections::BTreeMap;
+
 use edge_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +35,8 @@ pub struct Status {
     pub reloads: Reloads,
     /// The interfaces, in the order of the configuration.
     pub interfaces: Vec<InterfaceStatus>,
+    /// The services, in the order of the configuration.
+    pub services: Vec<ServiceStatus>,
     /// Fill of every table that has a capacity.
     pub tables: Vec<TableStatus>,
     /// Entries of the lists.
@@ -131,6 +135,45 @@ pub struct ReasonCount {
     pub ended: Traffic,
     /// What would have been dropped for it, were its check not in dry run.
     pub would_drop: Traffic,
+}
+
+/// A service, as it was a moment ago.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// When it is defended against SYN floods: `off`, `auto` or `always`.
+    pub syn: String,
+    /// Whether it is only counted what the defence would do.
+    pub dry_run: bool,
+    /// Whether another host answers.
+    pub forwarded: bool,
+    /// Its addresses and ports.
+    pub targets: ServiceTargets,
+    /// Whether the program finds it under attack.
+    pub under_attack: bool,
+    /// Since when; gone with the attack.
+    pub attack_since_unix_ms: Option<u64>,
+    /// Whether its SYNs are answered in its place.
+    pub defended: bool,
+    /// Incomplete handshakes as a share of those that are tolerated: an attack is
+    /// found above 1.
+    pub pressure: f64,
+    /// SYNs a second.
+    pub syn_per_second: f64,
+    /// By [`edge_common::defence::ServiceCounter::name`]. They live in the kernel
+    /// and outlast the daemon.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The addresses and ports of a service, each port of each address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTargets {
+    /// How many there are.
+    pub total: u64,
+    /// Those whose SYNs the program can answer: of ports of this host those with a
+    /// listener whose window scale is known.
+    pub ready: u64,
 }
 
 /// Fill of a table.

@@ -1,14 +1,6 @@
 //! Times to live as people write them: `90s`, `1h30m`, `7d`.
 
-use crate::control::protocol::MAX_TTL_S;
-
-const UNITS: [(char, u64); 5] = [
-    ('w', 7 * 24 * 60 * 60),
-    ('d', 24 * 60 * 60),
-    ('h', 60 * 60),
-    ('m', 60),
-    ('s', 1),
-];
+use crate::{config::quantity::seconds, control::protocol::MAX_TTL_S};
 
 /// The seconds that a text stands for: numbers with units, the larger first.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
@@ -18,25 +10,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
             MAX_TTL_S / 86_400
         )
     };
-    let (mut rest, mut total, mut largest) = (text, 0u64, u64::MAX);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u64 = rest
-            .get(..digits)
-            .and_then(|n| n.parse().ok())
-            .ok_or_else(wrong)?;
-        let after = rest.get(digits..).unwrap_or_default();
-        let (_, seconds) = UNITS
-            .into_iter()
-            .find(|(unit, seconds)| after.starts_with(*unit) && *seconds < largest)
-            .ok_or_else(wrong)?;
-        largest = seconds;
-        total = number
-            .checked_mul(seconds)
-            .and_then(|n| total.checked_add(n))
-            .ok_or_else(wrong)?;
-        rest = after.get(1..).unwrap_or_default();
-    }
+    let total = seconds(text).ok_or_else(wrong)?;
     if (1..=MAX_TTL_S).contains(&total) {
         Ok(total)
     } else {

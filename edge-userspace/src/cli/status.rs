@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, io::Write, path::Path};
 
-use edge_common::reason::{Reason, Verdict};
+use edge_common::{
+    defence::ServiceCounter,
+    reason::{Reason, Verdict},
+};
 use serde::Serialize;
 
 use super::{
@@ -13,7 +16,7 @@ use super::{
 };
 use crate::{
     control::protocol::{Request, Response},
-    status::{AttachMode, InterfaceStatus, Status, Traffic},
+    status::{AttachMode, InterfaceStatus, ServiceStatus, Status, Traffic},
 };
 
 /// Reasons that are shown; the rest is in the JSON form and the metrics.
@@ -85,8 +88,19 @@ fn render(s: &Status) -> String {
             ),
         };
     }
+    for x in s.services.iter().filter(|x| x.under_attack) {
+        let since = x.attack_since_unix_ms.map_or_else(String::new, date_time);
+        let _ = writeln!(
+            t,
+            "{}: UNDER ATTACK since {since}: a SYN flood of {}/s, {}",
+            x.name,
+            scaled(x.syn_per_second, ""),
+            remedy(x)
+        );
+    }
     t.push('\n');
     t.push_str(&interfaces(s));
+    services(&mut t, s);
     reasons(&mut t, s);
     tables(&mut t, s);
     t
@@ -162,6 +176,71 @@ fn rates(total: Traffic, at_start: Option<Traffic>, uptime_ms: u64) -> [String; 
         rate(total.packets, at_start.packets, 1.0),
         rate(total.bytes, at_start.bytes, 8.0),
     ]
+}
+
+/// What is done about an attack.
+fn remedy(x: &ServiceStatus) -> &'static str {
+    match (x.defended, x.dry_run, x.forwarded) {
+        (true, _, false) => "answered with SYN cookies",
+        (true, _, true) => "answered with challenges",
+        (false, true, _) => "NOT DEFENDED (dry run)",
+        (false, false, _) => "NOT DEFENDED (syn = \"off\")",
+    }
+}
+
+fn services(t: &mut String, s: &Status) {
+    let mut how = Table::new([
+        Column::Left("SERVICE"),
+        Column::Left("MODE"),
+        Column::Left("STATE"),
+        Column::Right("PRESSURE"),
+        Column::Right("SYNS/S"),
+        Column::Right("TARGETS"),
+        Column::Right("READY"),
+    ]);
+    let mut what = Table::new([
+        Column::Left("SERVICE"),
+        Column::Right("SYNS"),
+        Column::Right("COOKIES"),
+        Column::Right("VALID"),
+        Column::Right("INVALID"),
+        Column::Right("CHALLENGES"),
+        Column::Right("VERIFIED"),
+        Column::Right("CLOSED"),
+        Column::Right("OUT OF STATE"),
+    ]);
+    for x in &s.services {
+        let dry = if x.dry_run { ", dry run" } else { "" };
+        let state = match (x.under_attack, x.defended) {
+            (true, _) => "ATTACKED",
+            (false, true) => "defended",
+            (false, false) => "quiet",
+        };
+        how.row([
+            x.name.clone(),
+            format!("{}{dry}", x.syn),
+            state.to_owned(),
+            format!("{:.0} %", x.pressure * 100.0),
+            scaled(x.syn_per_second, ""),
+            count(x.targets.total),
+            count(x.targets.ready),
+        ]);
+        let of = |c: ServiceCounter| count(x.counters.get(c.name()).copied().unwrap_or_default());
+        what.row([
+            x.name.clone(),
+            of(ServiceCounter::Syns),
+            of(ServiceCounter::CookiesSent),
+            of(ServiceCounter::CookiesValid),
+            of(ServiceCounter::CookiesInvalid),
+            of(ServiceCounter::Challenges),
+            of(ServiceCounter::Verified),
+            of(ServiceCounter::Closed),
+            of(ServiceCounter::OutOfState),
+        ]);
+    }
+    if !how.is_empty() {
+        let _ = write!(t, "\n{}\n{}", how.text(), what.text());
+    }
 }
 
 fn reasons(t: &mut String, s: &Status) {
@@ -269,7 +348,7 @@ mod tests {
         entry::List,
         status::{
             ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus, ListCount,
-            ReasonCount, Reloads, TableStatus,
+            ReasonCount, Reloads, ServiceTargets, TableStatus,
         },
     };
 
@@ -328,6 +407,7 @@ mod tests {
                     reasons: vec![],
                 },
             ],
+            services: vec![],
             tables: vec![TableStatus {
                 table: "hosts_v4".to_owned(),
                 entries: 131,
@@ -388,6 +468,51 @@ limiter: 5 sources seen, 4 recycled, 3 evicted while active (raise tables.limite
 events: 12 sampled, 0 lost in the kernel, 1 lost by followers
 "
         );
+    }
+
+    #[test]
+    fn an_attack_is_shown_as_an_attack() {
+        let mut status = sample();
+        let counter = |c: ServiceCounter, n: u64| (c.name().to_owned(), n);
+        let service = |name: &str| ServiceStatus {
+            name: name.to_owned(),
+            syn: "auto".to_owned(),
+            targets: ServiceTargets { total: 4, ready: 3 },
+            ..ServiceStatus::default()
+        };
+        status.services = vec![
+            ServiceStatus {
+                under_attack: true,
+                attack_since_unix_ms: Some(1_795_325_504_000),
+                defended: true,
+                pressure: 1.04,
+                syn_per_second: 912_345.0,
+                counters: [
+                    counter(ServiceCounter::Syns, 1_000_000),
+                    counter(ServiceCounter::CookiesSent, 999_000),
+                    counter(ServiceCounter::CookiesValid, 1234),
+                ]
+                .into(),
+                ..service("web")
+            },
+            ServiceStatus {
+                dry_run: true,
+                under_attack: true,
+                ..service("mail")
+            },
+        ];
+        let text = render(&status);
+        for line in [
+            "web: UNDER ATTACK since 2026-11-22 05:31:44 UTC: a SYN flood of 912 k/s, answered with SYN cookies\n",
+            "NOT DEFENDED (dry run)\n",
+            "SERVICE  MODE           STATE     PRESSURE  SYNS/S  TARGETS  READY\n\
+             web      auto           ATTACKED     104 %   912 k        4      3\n\
+             mail     auto, dry run  ATTACKED       0 %       0        4      3\n",
+            "SERVICE       SYNS  COOKIES  VALID  INVALID  CHALLENGES  VERIFIED  CLOSED  OUT OF STATE\n\
+             web      1,000,000  999,000  1,234        0           0         0       0             0\n",
+        ] {
+            assert!(text.contains(line), "{line}in\n{text}");
+        }
     }
 
     #[test]

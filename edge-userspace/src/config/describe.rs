@@ -2,14 +2,24 @@
 
 use std::fmt;
 
-use edge_common::abi::LimitKind;
+use edge_common::{
+    abi::{LimitKind, maps},
+    defence::{ATTEMPTS, HANDSHAKES, Service as AbiService, tags::TagBucket},
+};
 use serde::Serialize;
 
 use super::{
     limits::{LimitSet, OverrideLimit, Rate},
     model::Model,
+    services::{Addresses, Ports, Service, Sysctls},
 };
 use crate::tables::Geometry;
+
+/// Port ranges of a service that are spelt out.
+const SHOWN_PORTS: usize = 8;
+/// Bytes of an entry of `TARGETS`: key and value (40), the kernel's head of an
+/// element (48) and its share of the buckets.
+const TARGET_BYTES: usize = 104;
 
 /// A configuration in words and numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,6 +36,10 @@ pub struct Description {
     pub overrides: usize,
     /// Entries of the lists in the file.
     pub lists: Lists,
+    /// The services, in the order of the file.
+    pub services: Vec<ServiceDescription>,
+    /// The sysctls that the services need, and who sets them; none without need.
+    pub sysctls: Option<String>,
     /// Where metrics are served.
     pub metrics_listen: Option<String>,
     /// Kernel memory of the maps.
@@ -56,6 +70,92 @@ pub struct LimitDescription {
     pub burst: Option<u64>,
     /// How many prefixes have another one.
     pub overrides: usize,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceDescription {
+    /// Its name.
+    pub service: String,
+    /// `off`, `auto` or `always`.
+    pub syn: &'static str,
+    /// Whether it is only counted.
+    pub dry_run: bool,
+    /// Whether another host answers.
+    pub forwarded: bool,
+    /// `local`, or how many addresses.
+    pub addresses: String,
+    /// Protocol and ports.
+    pub ports: String,
+    /// Incomplete handshakes a second that are no attack.
+    pub incomplete_per_second: u64,
+    /// Incomplete handshakes at once.
+    pub incomplete_burst: u64,
+}
+
+fn service(service: &Service) -> ServiceDescription {
+    let ports = match &service.ports {
+        Ports::Listening => "listening".to_owned(),
+        Ports::Listed(ranges) => {
+            let shown = ranges.iter().take(SHOWN_PORTS).map(|r| {
+                if r.start() == r.end() {
+                    r.start().to_string()
+                } else {
+                    format!("{}-{}", r.start(), r.end())
+                }
+            });
+            let mut shown: Vec<String> = shown.collect();
+            if ranges.len() > SHOWN_PORTS {
+                shown.push("...".to_owned());
+            }
+            shown.join(",")
+        }
+    };
+    ServiceDescription {
+        service: service.name.clone(),
+        syn: service.syn.name(),
+        dry_run: service.dry_run,
+        forwarded: service.forwarded,
+        addresses: match &service.addresses {
+            Addresses::Local => "local".to_owned(),
+            Addresses::Listed(list) => list.len().to_string(),
+        },
+        ports: format!("{} {ports}", service.protocol.name()),
+        incomplete_per_second: service.incomplete.per_second(),
+        incomplete_burst: service.incomplete.burst(),
+    }
+}
+
+/// What the services need of the host, and who sees to it.
+fn sysctls(model: &Model) -> Option<String> {
+    let who = match model.flood.sysctls {
+        Sysctls::Set => "set by the daemon, and put back when no service needs them",
+        Sysctls::Check => {
+            "to be set before the start: sysctl -w net.ipv4.tcp_syncookies=2 net.ipv4.tcp_timestamps=2"
+        }
+    };
+    model
+        .needs_cookies()
+        .then(|| format!("net.ipv4.tcp_syncookies = 2, net.ipv4.tcp_timestamps = 2: {who}"))
+}
+
+/// Kernel memory of the maps of the flood defence; next to none without services.
+fn flood_memory(model: &Model) -> Vec<(&'static str, u64)> {
+    let slots = model.service_slots();
+    if slots == 0 {
+        return Vec::new();
+    }
+    let of = |entries: u32, size: usize| u64::from(entries) * size as u64;
+    vec![
+        (maps::TARGETS, of(model.flood.targets, TARGET_BYTES)),
+        (maps::SERVICES, of(slots, size_of::<AbiService>())),
+        (
+            maps::VERIFIED,
+            of(model.verified_buckets(), size_of::<TagBucket>()),
+        ),
+        (maps::ATTEMPTS, of(ATTEMPTS, 8)),
+        (maps::HANDSHAKES, of(HANDSHAKES, 8)),
+    ]
 }
 
 /// How many entries the file itself lists.
@@ -102,7 +202,8 @@ pub fn describe(model: &Model, geometry: &Geometry) -> Description {
     let memory: Vec<MapMemory> = geometry
         .memory()
         .into_iter()
-        .chain([(edge_common::abi::maps::EVENTS, buffer)])
+        .chain(flood_memory(model))
+        .chain([(maps::EVENTS, buffer)])
         .map(|(map, bytes)| MapMemory { map, bytes })
         .collect();
     Description {
@@ -128,6 +229,8 @@ pub fn describe(model: &Model, geometry: &Geometry) -> Description {
             bogons: model.bogon_prefixes.len(),
             arp_bindings: model.arp_bindings.len(),
         },
+        services: model.services.iter().map(service).collect(),
+        sysctls: sysctls(model),
         metrics_listen: model.metrics_listen.map(|l| l.to_string()),
         memory_total: memory.iter().map(|m| m.bytes).sum(),
         memory,
@@ -174,6 +277,28 @@ impl fmt::Display for Description {
                 "{:11} {:8} {rate:>21} {burst:>7} {:>11}",
                 l.limit, l.mode, l.overrides
             )?;
+        }
+        if !self.services.is_empty() {
+            writeln!(
+                f,
+                "\nservice          syn     incomplete per second   burst   addresses   ports"
+            )?;
+        }
+        for s in &self.services {
+            let note = match (s.forwarded, s.dry_run) {
+                (true, true) => " (forwarded, dry run)",
+                (true, false) => " (forwarded)",
+                (false, true) => " (dry run)",
+                (false, false) => "",
+            };
+            writeln!(
+                f,
+                "{:16} {:7} {:>21} {:>7} {:>11}   {}{note}",
+                s.service, s.syn, s.incomplete_per_second, s.incomplete_burst, s.addresses, s.ports
+            )?;
+        }
+        if let Some(sysctls) = &self.sysctls {
+            writeln!(f, "\nsysctls     {sysctls}")?;
         }
         writeln!(f, "\nmap               memory")?;
         for MapMemory { map, bytes } in &self.memory {
@@ -238,6 +363,30 @@ mod tests {
             (mode("arp_guard"), mode("bogons")),
             (Some("off"), Some("enforce"))
         );
+    }
+
+    #[test]
+    fn services_are_told_with_what_they_need() {
+        let text = "[[service]]\nname = 'web'\nports = [443, '8000-8010']\n[[service]]\nname = 'mail'\nports = 'listening'\nsyn = 'always'\n";
+        let model = model_of(text);
+        let geometry = Geometry::for_capacity(&model.capacity);
+        let got = describe(&model, &geometry);
+        let text = got.to_string();
+        for line in [
+            "web              auto                     1000    2000       local   tcp 443,8000-8010",
+            "mail             always                   1000    2000       local   tcp listening",
+            "tcp_timestamps = 2: set by the daemon",
+            "TARGETS",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        let dry = model_of(
+            "flood.sysctls = 'check'\nflood.dry_run = true\n[[service]]\nname = 'a'\nports = [1]",
+        );
+        assert_eq!(describe(&dry, &geometry).sysctls, None);
+        let check = model_of("flood.sysctls = 'check'\n[[service]]\nname = 'a'\nports = [1]");
+        let told = describe(&check, &geometry).sysctls.unwrap();
+        assert!(told.contains("sysctl -w"), "{told}");
     }
 
     #[test]

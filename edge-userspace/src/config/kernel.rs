@@ -2,6 +2,10 @@
 
 use edge_common::{
     abi::{ABI_VERSION, Config, LimitKind},
+    defence::{
+        MAX_SERVICES, When,
+        tags::{VERIFIED_SHIFT, WAYS},
+    },
     gcra::Limit,
     hash::Seed,
 };
@@ -16,13 +20,15 @@ impl Model {
     /// The read-only `CONFIG` of the load of the program that serves the
     /// interface with this block of counters.
     ///
-    /// `tick_ns` is the resolution of `CLOCK_MONOTONIC_COARSE` in nanoseconds.
+    /// `tick_ns` is the resolution of `CLOCK_MONOTONIC_COARSE` in nanoseconds,
+    /// `tcp_features` what the host's TCP grants ([`edge_common::defence::reply::feature`]).
     /// Checks and limits that have nothing to look for are off in it.
     pub fn abi_config(
         &self,
         geometry: &Geometry,
         seed: Seed,
         tick_ns: u64,
+        tcp_features: u32,
         interface: u32,
     ) -> Config {
         let checks = self.effective_checks();
@@ -52,12 +58,43 @@ impl Model {
             prefix_filter_words: geometry.prefix_filter_words,
             long_lengths: geometry.long_lengths,
             limiter_buckets: geometry.limiter_buckets,
+            services: self.service_slots(),
+            always_defended: u32::from(self.services.iter().any(|s| s.syn == When::Always)),
+            tcp_features,
+            reply_ttl: self.flood.reply_ttl,
+            reply_window: self.flood.reply_window,
+            verified_buckets: self.verified_buckets(),
+            verified_ttl: self.verified_ttl(),
             abi_version: ABI_VERSION,
             ..Config::OFF
         };
         LimitKind::ALL.into_iter().fold(config, |config, kind| {
             config.with_limit(kind, self.limits.mode(kind))
         })
+    }
+
+    /// Entries of `SERVICES`: 0 without services, and else more than there are, so
+    /// that a reload that adds one keeps the state of the others.
+    pub fn service_slots(&self) -> u32 {
+        let services = u32::try_from(self.services.len()).unwrap_or(MAX_SERVICES);
+        match services {
+            0 => 0,
+            n => n.next_power_of_two().clamp(16, MAX_SERVICES),
+        }
+    }
+
+    /// Entries of `VERIFIED`, which only forwarded services use.
+    pub fn verified_buckets(&self) -> u32 {
+        if self.services.iter().any(|s| s.forwarded) {
+            self.flood.verified_sources.div_ceil(WAYS as u32)
+        } else {
+            1
+        }
+    }
+
+    fn verified_ttl(&self) -> u32 {
+        let ns = self.flood.verified_ttl_s.saturating_mul(1_000_000_000);
+        u32::try_from(ns >> VERIFIED_SHIFT).map_or(0xffff, |steps| steps.clamp(1, 0xffff))
     }
 
     /// The limit profiles, and which prefix has which.
@@ -82,7 +119,7 @@ fn leading_ones_128(n: u8) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use edge_common::abi::Mode;
+    use edge_common::{abi::Mode, defence::reply::feature};
 
     use super::*;
     use crate::config::test::{model, model_of};
@@ -90,7 +127,8 @@ mod tests {
     const SEED: Seed = Seed::new([1, 2, 3, 4]);
 
     fn lower(model: &Model) -> Config {
-        model.abi_config(&Geometry::for_capacity(&model.capacity), SEED, 4_000_000, 7)
+        let geometry = Geometry::for_capacity(&model.capacity);
+        model.abi_config(&geometry, SEED, 4_000_000, feature::SACK, 7)
     }
 
     #[test]
@@ -139,6 +177,37 @@ mod tests {
         assert_eq!(config.limiter_buckets, geometry.limiter_buckets);
         assert_eq!((config.seed, config.interface), (SEED, 7));
         assert_eq!(config.abi_version, ABI_VERSION);
+    }
+
+    #[test]
+    fn without_services_the_defence_is_off() {
+        let config = lower(&model_of("tables.verified_sources = '1M'"));
+        assert_eq!((config.services, config.always_defended), (0, 0));
+        assert_eq!(config.verified_buckets, 1);
+    }
+
+    #[test]
+    fn services_are_handed_on() {
+        let text = "[flood]\nreply_ttl = 63\nreply_window = 4096\nverified_ttl = '18h'\n[[service]]\nname = 'a'\nports = [80]";
+        let config = lower(&model_of(text));
+        assert_eq!((config.services, config.always_defended), (16, 0));
+        assert_eq!((config.reply_ttl, config.reply_window), (63, 4096));
+        assert_eq!(
+            (config.verified_buckets, config.tcp_features),
+            (1, feature::SACK)
+        );
+        // 18 hours in steps of 2^30 ns.
+        assert_eq!(config.verified_ttl, 60_349);
+        let more = "[[service]]\nname = 'b'\nports = [81]\nsyn = 'always'\nforwarded = true\naddresses = ['203.0.113.7']";
+        let config = lower(&model_of(&format!(
+            "tables.verified_sources = 81\n{text}\n{more}"
+        )));
+        assert_eq!((config.services, config.always_defended), (16, 1));
+        assert_eq!(config.verified_buckets, 11);
+        let many: String = (1..18)
+            .map(|i| format!("[[service]]\nname = 's{i}'\nports = [{i}]\n"))
+            .collect();
+        assert_eq!(lower(&model_of(&many)).services, 32);
     }
 
     #[test]

@@ -97,6 +97,12 @@ impl RateError {
 }
 
 impl Rate {
+    /// Handshakes that may stay incomplete by default: what strays to a busy host.
+    pub const INCOMPLETE: Self = Self {
+        per_second: 1000,
+        burst: 2000,
+    };
+
     /// `per_second` packets (or bytes, by `kind`), of which `burst` may come at
     /// once; without a burst it is what the rate gives in a second, and at
     /// least what every limit of the kind needs.
@@ -153,7 +159,8 @@ impl Rate {
         self.burst
     }
 
-    fn limit(self) -> Limit {
+    /// As the program keeps it.
+    pub fn limit(self) -> Limit {
         // Every rate that `new` lets through can be expressed; a test says so.
         Limit::per_second(self.per_second, self.burst).unwrap_or(Limit::NONE)
     }

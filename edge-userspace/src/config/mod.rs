@@ -3,7 +3,7 @@
 //! * `raw` (with `reader`, `quantity`, `report`): what the file says, typed,
 //!   every key known, every value with its place;
 //! * `validate`: what it means, and whether that can be;
-//! * [`model`], [`limits`], [`bogons`]: the result;
+//! * [`model`], [`limits`], [`services`], [`bogons`]: the result;
 //! * `kernel`, [`reload`], `describe`: what the program reads of it, what a
 //!   change of it takes, and what it is in words.
 //!
@@ -23,15 +23,18 @@ mod raw;
 mod reader;
 pub mod reload;
 mod report;
+pub mod services;
 #[cfg(test)]
-mod test;
+pub(crate) mod test;
 mod validate;
 
 use std::path::Path;
 
 use toml::de::DeTable;
 
-pub use describe::{CheckMode, Description, LimitDescription, Lists, MapMemory, describe};
+pub use describe::{
+    CheckMode, Description, LimitDescription, Lists, MapMemory, ServiceDescription, describe,
+};
 pub use load::load;
 pub use model::Model;
 pub use report::{ConfigError, Finding, Findings, MAX_FINDINGS};

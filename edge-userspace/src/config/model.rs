@@ -14,7 +14,10 @@ use edge_common::{
     addr::Prefix,
 };
 
-use super::limits::Limits;
+use super::{
+    limits::Limits,
+    services::{Flood, Service},
+};
 use crate::tables::Capacity;
 
 /// Default of [`Model::state_dir`].
@@ -65,6 +68,10 @@ pub struct Model {
     pub blacklist: Vec<Prefix>,
     /// Limits per source.
     pub limits: Limits,
+    /// What all services share.
+    pub flood: Flood,
+    /// What is protected against floods, in the order of the file; no name twice.
+    pub services: Vec<Service>,
 }
 
 impl Model {
@@ -75,6 +82,11 @@ impl Model {
             limits,
             ..self.clone()
         }
+    }
+
+    /// Whether this host's own TCP must take SYN cookies, and so needs its sysctls.
+    pub fn needs_cookies(&self) -> bool {
+        self.services.iter().any(Service::needs_cookies)
     }
 
     /// What each check comes to: off also where it has nothing to look for (no

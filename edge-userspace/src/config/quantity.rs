@@ -4,9 +4,11 @@
 //! A number alone counts packets, entries or bytes. `k`, `M` and `G` are
 //! powers of 1000, `Ki`, `Mi` and `Gi` powers of 1024. Bytes and bits are never
 //! guessed: text must say `B` or `bit`, and a `b` alone is refused.
+//!
+//! Spans of time have units of their own: [`seconds`].
 
 use super::{
-    reader::{FromToml, Node, place, wrong_type},
+    reader::{FromToml, Node, parsed, place, wrong_type},
     report::Report,
 };
 
@@ -196,6 +198,48 @@ amounts! {
     Bytes, Bytes;
     /// Bytes a second.
     ByteRate, ByteRate;
+}
+
+/// Units of time and their seconds, the largest first.
+const TIME_UNITS: [(char, u64); 5] = [
+    ('w', 7 * 24 * 60 * 60),
+    ('d', 24 * 60 * 60),
+    ('h', 60 * 60),
+    ('m', 60),
+    ('s', 1),
+];
+
+/// The seconds that a span such as `90s` or `1h30m` stands for: numbers with
+/// units, the larger first. `None` when it is none, or does not fit 64 bits.
+pub fn seconds(text: &str) -> Option<u64> {
+    let (mut rest, mut total, mut largest) = (text, 0u64, u64::MAX);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let (number, after) = rest.split_at_checked(digits)?;
+        let number: u64 = number.parse().ok()?;
+        let (unit, seconds) = TIME_UNITS
+            .into_iter()
+            .find(|(unit, seconds)| after.starts_with(*unit) && *seconds < largest)?;
+        largest = seconds;
+        total = total.checked_add(number.checked_mul(seconds)?)?;
+        rest = after.strip_prefix(unit)?;
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+/// A span of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seconds(pub(super) u64);
+
+impl FromToml for Seconds {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "a span of time such as \"10s\", \"90s\" or \"1h30m\"";
+        parsed(node, key, EXPECTED, report, |text| {
+            seconds(text)
+                .map(Self)
+                .ok_or_else(|| format!("no span of time; expected {EXPECTED}"))
+        })
+    }
 }
 
 #[cfg(test)]

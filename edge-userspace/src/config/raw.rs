@@ -1,18 +1,23 @@
 //! The file as written: every key it may have, typed, with its place.
 //! Nothing here is checked against anything else; that is `validate`'s work.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+};
 
 use edge_common::{
     abi::{FragmentPolicy, Mode},
     addr::Prefix,
+    defence::When,
 };
 
 use super::{
     model::OnExit,
-    quantity::{ByteRate, Bytes, Count, CountRate},
+    quantity::{ByteRate, Bytes, Count, CountRate, Seconds},
     reader::{FromToml, Node, choice, parsed, section, wrong_type},
     report::{At, Report},
+    services::{Protocol, Sysctls},
 };
 
 section! {
@@ -28,6 +33,8 @@ section! {
         arp_bindings = "arp_binding": Vec<ArpBinding>,
         lists = "lists": Lists,
         limits = "limits": Limits,
+        flood = "flood": Flood,
+        services = "service": Vec<Service>,
         events = "events": Events,
     }
 }
@@ -63,6 +70,8 @@ section! {
         hosts_v6 = "hosts_v6": At<Count>,
         prefixes = "prefixes": At<Count>,
         limiter_sources = "limiter_sources": At<Count>,
+        service_targets = "service_targets": At<Count>,
+        verified_sources = "verified_sources": At<Count>,
     }
 }
 
@@ -151,6 +160,35 @@ section! {
 }
 
 section! {
+    /// `[flood]`
+    Flood {
+        syn = "syn": When,
+        dry_run = "dry_run": bool,
+        incomplete = "incomplete": PacketRate,
+        completed = "completed": At<Count>,
+        hold = "hold": At<Seconds>,
+        sysctls = "sysctls": Sysctls,
+        reply_ttl = "reply_ttl": At<Count>,
+        reply_window = "reply_window": At<Count>,
+        verified_ttl = "verified_ttl": At<Seconds>,
+    }
+}
+
+section! {
+    /// `[[service]]`
+    Service {
+        name = "name": At<String>,
+        addresses = "addresses": At<Vec<At<ServiceAddress>>>,
+        ports = "ports": At<Ports>,
+        protocol = "protocol": At<Protocol>,
+        forwarded = "forwarded": At<bool>,
+        syn = "syn": When,
+        dry_run = "dry_run": bool,
+        incomplete = "incomplete": PacketRate,
+    }
+}
+
+section! {
     /// A limit of packets in an override
     PacketRate {
         rate = "rate": At<CountRate>,
@@ -172,6 +210,91 @@ section! {
         per_second = "per_second": At<Count>,
         buffer = "buffer": At<Bytes>,
     }
+}
+
+/// Where a service is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ServiceAddress {
+    /// The word "local".
+    Local,
+    /// An address.
+    Address(IpAddr),
+}
+
+impl FromToml for ServiceAddress {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "\"local\" or an address such as \"203.0.113.7\"";
+        parsed(node, key, EXPECTED, report, |text| match text {
+            "local" => Ok(Self::Local),
+            text => text
+                .parse()
+                .map(Self::Address)
+                .map_err(|_| format!("no address; expected {EXPECTED}")),
+        })
+    }
+}
+
+/// The ports of a service.
+#[derive(Clone, Debug)]
+pub(super) enum Ports {
+    /// The word "listening".
+    Listening,
+    /// Ports and ranges.
+    Listed(Vec<At<PortRange>>),
+}
+
+impl FromToml for Ports {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        if node.get_ref().as_str() == Some("listening") {
+            Some(Self::Listening)
+        } else if node.get_ref().as_array().is_some() {
+            Vec::from_toml(node, key, report).map(Self::Listed)
+        } else {
+            wrong_type(
+                node,
+                key,
+                "a list such as [443, \"8000-8010\"], or \"listening\"",
+                report,
+            );
+            None
+        }
+    }
+}
+
+/// A port or a range of them, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PortRange(pub(super) RangeInclusive<u16>);
+
+impl FromToml for PortRange {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "a port from 1 to 65535, or a range such as \"8000-8010\"";
+        let value = node.get_ref();
+        let read = match (value.as_integer(), value.as_str()) {
+            (Some(n), _) if n.radix() == 10 => port_range(n.as_str()),
+            (_, Some(text)) => port_range(text),
+            (Some(_), None) => None,
+            (None, None) => {
+                wrong_type(node, key, EXPECTED, report);
+                return None;
+            }
+        };
+        if read.is_none() {
+            let place = super::reader::place(node, key);
+            report.problem(&place, format_args!("no port; expected {EXPECTED}"));
+        }
+        read
+    }
+}
+
+fn port_range(text: &str) -> Option<PortRange> {
+    let port = |text: &str| {
+        let digits = text.bytes().all(|b| b.is_ascii_digit());
+        let port = text.parse::<u16>().ok().filter(|_| digits)?;
+        (port > 0).then_some(port)
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some(PortRange(first..=last))
 }
 
 /// A limit in an override.
@@ -268,6 +391,24 @@ impl FromToml for Mode {
     }
 }
 
+impl FromToml for When {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        choice(node, key, report, &Self::ALL, Self::name)
+    }
+}
+
+impl FromToml for Protocol {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        choice(node, key, report, &Self::ALL, Self::name)
+    }
+}
+
+impl FromToml for Sysctls {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        choice(node, key, report, &Self::ALL, Self::name)
+    }
+}
+
 impl FromToml for FragmentPolicy {
     fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
         choice(node, key, report, &Self::ALL, Self::name)
@@ -283,6 +424,19 @@ impl FromToml for OnExit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_decimal_and_ranges_ascend() {
+        let range = |text| port_range(text).map(|r| r.0);
+        assert_eq!(range("443"), Some(443..=443));
+        assert_eq!(range("8000-8010"), Some(8000..=8010));
+        assert_eq!(range("1-65535"), Some(1..=65_535));
+        for bad in [
+            "", "0", "65536", "+80", "80-", "-80", "90-80", "80-90-91", "http",
+        ] {
+            assert_eq!(range(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn mac_addresses_are_six_pairs_of_digits() {

@@ -1,6 +1,8 @@
 //! What a new configuration changes, and what it cannot change while the
 //! daemon runs.
 
+use std::collections::BTreeSet;
+
 use super::model::Model;
 
 /// A key that a running daemon cannot change.
@@ -47,6 +49,10 @@ pub struct Changes {
     pub removed: Vec<String>,
     /// Keys that need new tables, filled before they replace the old ones.
     pub new_tables: Vec<&'static str>,
+    /// Services that are new.
+    pub services_added: Vec<String>,
+    /// Services that are gone.
+    pub services_removed: Vec<String>,
     /// Whether anything changes at all.
     pub any: bool,
 }
@@ -98,6 +104,20 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
             was.limiter_sources != is.limiter_sources,
         ),
     ];
+    let flood = [
+        (
+            "tables.service_targets",
+            old.flood.targets != new.flood.targets,
+        ),
+        (
+            "tables.verified_sources",
+            old.flood.verified_sources != new.flood.verified_sources,
+        ),
+    ];
+    // Without services they have no room either way.
+    let flood = flood
+        .into_iter()
+        .filter(|_| !old.services.is_empty() && !new.services.is_empty());
     let without = |a: &Model, b: &Model| {
         let other = &b.interfaces;
         a.interfaces
@@ -106,10 +126,23 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
             .cloned()
             .collect()
     };
+    let services = |a: &Model, b: &Model| {
+        let other: BTreeSet<&str> = b.services.iter().map(|s| s.name.as_str()).collect();
+        let names = a.services.iter().map(|s| s.name.as_str());
+        names
+            .filter(|n| !other.contains(n))
+            .map(str::to_owned)
+            .collect()
+    };
     Ok(Changes {
+        services_added: services(new, old),
+        services_removed: services(old, new),
         added: without(new, old),
         removed: without(old, new),
-        new_tables: sizes.into_iter().filter(|s| s.1).map(|s| s.0).collect(),
+        new_tables: (sizes.into_iter().chain(flood))
+            .filter(|s| s.1)
+            .map(|s| s.0)
+            .collect(),
         any: old != new,
     })
 }
@@ -145,6 +178,33 @@ mod tests {
             text.contains("/var/lib/edge is in force, the file says /srv/a"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn services_may_change() {
+        let service =
+            |name: &str, port: u16| format!("[[service]]\nname = '{name}'\nports = [{port}]\n");
+        let old = model_of(&format!(
+            "tables.verified_sources = 8\n{}{}",
+            service("a", 1),
+            service("b", 2)
+        ));
+        let new = model_of(&format!(
+            "tables.service_targets = 9\n{}{}",
+            service("b", 3),
+            service("c", 2)
+        ));
+        let got = changes(&old, &new).unwrap();
+        assert_eq!(
+            (got.services_added, got.services_removed),
+            (vec!["c".into()], vec!["a".into()])
+        );
+        assert_eq!(
+            got.new_tables,
+            ["tables.service_targets", "tables.verified_sources"]
+        );
+        // What has no room yet is not resized.
+        assert_eq!(changes(&model(), &new).unwrap().new_tables, [""; 0]);
     }
 
     #[test]

@@ -21,6 +21,10 @@ use tokio::sync::mpsc::Sender;
 use tracing::{error, info, warn};
 
 use super::{
+    defence::{
+        Defence, Unmet,
+        follow::{Follower, Handle},
+    },
     facts::{Command, Shared},
     limits::Changes,
     notify::{News, Notifier},
@@ -60,6 +64,7 @@ pub(super) struct Engine {
     pub(super) profiles: Box<[Profile; MAX_PROFILES]>,
     pub(super) policy: Policy,
     pub(super) datapath: Datapath,
+    pub(super) defence: Handle,
     pub(super) shared: Arc<Shared>,
     /// Where a new ring buffer of events goes.
     pub(super) rings: Sender<EventRing>,
@@ -81,6 +86,9 @@ pub(super) enum ForceError {
     /// The lists do not take it.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The host's TCP is not as services need it.
+    #[error(transparent)]
+    Defence(#[from] Unmet),
     /// The kernel does not take it.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
@@ -93,6 +101,8 @@ impl Engine {
     /// When a failed change could not be undone: a new daemon, which builds
     /// everything from the store, is then the remedy.
     pub(super) fn run(mut self, commands: &Receiver<Command>) -> Result<()> {
+        let follower = Follower::start(self.defence.clone(), self.shared.clone());
+        let follower = follower.context("cannot start a thread")?;
         let mut next = Instant::now() + TICK;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
@@ -102,7 +112,11 @@ impl Engine {
                     self.answer(request, reply);
                     self.publish_counts();
                 }
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return self.stop(),
+                Ok(Command::Replan) => self.replan(),
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    drop(follower);
+                    return self.stop();
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.shared.beat();
@@ -174,6 +188,22 @@ impl Engine {
         }
     }
 
+    /// Loads the programs anew for a host whose TCP grants something else now.
+    fn replan(&mut self) {
+        if self.defence.lock().is_up_to_date() {
+            return;
+        }
+        match self.force(self.model.clone()) {
+            Ok(_) => {
+                self.publish_generation(Now::read());
+                info!("sysctls of TCP have changed: the programs were loaded anew");
+            }
+            Err(e) => {
+                error!("sysctls of TCP have changed, and the programs know the old ones: {e}")
+            }
+        }
+    }
+
     fn stop(self) -> Result<()> {
         // Closes the store: everything acknowledged is in it already.
         drop(self.policy);
@@ -184,6 +214,7 @@ impl Engine {
             }
             OnExit::Detach => {
                 self.datapath.detach().context("detaching")?;
+                self.defence.lock().detached();
                 info!("detached from all interfaces");
                 Ok(())
             }
@@ -200,6 +231,7 @@ impl Engine {
     pub(super) fn publish_generation(&self, now: Now) {
         self.shared.publish_view(self.datapath.view());
         self.publish_counts();
+        self.shared.publish_services(&self.defence.lock());
         let mut facts = self.shared.facts();
         facts.config.generation += 1;
         facts.config.since_unix_ms = now.unix_ms;
@@ -264,11 +296,36 @@ impl Engine {
     /// # Errors
     /// Everything is then as it was, except when `broken` is set.
     pub(super) fn force(&mut self, model: Model) -> Result<Vec<String>, ForceError> {
+        let defence = self.defence.clone();
+        // The tables of services must not be written meanwhile by anybody else.
+        let mut defence = defence.lock();
+        let forced = self.force_with(model, &mut defence);
+        if forced.is_ok() {
+            defence.keep();
+        } else if let Err(e) = defence.restore() {
+            error!("cannot undo a failed change of services: {e}");
+            self.broken = true;
+        }
+        forced
+    }
+
+    fn force_with(
+        &mut self,
+        model: Model,
+        defence: &mut Defence,
+    ) -> Result<Vec<String>, ForceError> {
+        let features = defence.prepare(&model)?;
         let Plan {
             geometry,
             settings,
             system,
-        } = plan(&model, self.seed, coarse_tick_ns(), &self.profiles)?;
+        } = plan(
+            &model,
+            self.seed,
+            coarse_tick_ns(),
+            features,
+            &self.profiles,
+        )?;
         let now = Now::read();
         let profiles = settings.program.profiles.clone();
         let prepared = self.datapath.prepare(settings)?;
@@ -286,11 +343,16 @@ impl Engine {
         } else {
             self.extend_system(&system, now)
         };
+        let filled = filled.map_err(ForceError::from).and_then(|()| {
+            defence
+                .fill(&model, || prepared.services())
+                .map_err(ForceError::from)
+        });
         let done = match filled {
             Ok(()) => self.datapath.commit(prepared).map_err(ForceError::from),
             Err(e) => {
                 drop(prepared);
-                Err(e.into())
+                Err(e)
             }
         };
         if let Err(e) = done {
@@ -396,7 +458,8 @@ pub(super) fn failure(error: ForceError) -> Failure {
     match error {
         ForceError::Profiles(_) => Failure::new(FailureKind::Config, text),
         ForceError::Policy(e) => super::requests::policy_failure(&e),
-        ForceError::Datapath(_) => Failure::new(FailureKind::Kernel, text),
+        ForceError::Defence(Unmet::Wrong { .. }) => Failure::new(FailureKind::Config, text),
+        ForceError::Defence(_) | ForceError::Datapath(_) => Failure::new(FailureKind::Kernel, text),
     }
 }
 
@@ -413,6 +476,8 @@ fn sentences(changes: &reload::Changes) -> Vec<String> {
     };
     list("attached to", &changes.added);
     list("detached from", &changes.removed);
+    list("protects the services", &changes.services_added);
+    list("no longer protects the services", &changes.services_removed);
     let keys: Vec<String> = changes.new_tables.iter().map(|&k| k.to_owned()).collect();
     list("resized:", &keys);
     sentences

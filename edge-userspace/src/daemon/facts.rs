@@ -17,6 +17,7 @@ use edge_common::{
 };
 use tracing::warn;
 
+use super::defence::Defence;
 use crate::{
     clock::Now,
     control::{
@@ -30,7 +31,7 @@ use crate::{
     policy::{Counts, Kind},
     status::{
         ConfigStatus, EntryKind, EventsStatus, FamilyName, InterfaceStatus, LimiterStatus,
-        ListCount, ReasonCount, Reloads, Source, Status, TableStatus, Traffic,
+        ListCount, ReasonCount, Reloads, ServiceStatus, Source, Status, TableStatus, Traffic,
     },
     tables::Capacity,
 };
@@ -39,6 +40,8 @@ use crate::{
 pub(super) enum Command {
     /// From the control socket, or `SIGHUP`.
     Request(Request, Reply),
+    /// The host's TCP has changed, and the programs must know.
+    Replan,
     /// To end.
     Stop,
 }
@@ -61,6 +64,9 @@ pub(super) struct Facts {
     pub(super) view: Option<View>,
     pub(super) counts: Counts,
     pub(super) capacity: Capacity,
+    pub(super) services: Vec<ServiceStatus>,
+    /// Addresses and ports of services that there is room for.
+    pub(super) service_targets: u64,
     /// What had passed and what had been dropped when the interface was put
     /// into force first by this daemon.
     pub(super) at_start: BTreeMap<String, (Traffic, Traffic)>,
@@ -97,6 +103,20 @@ impl Shared {
         let mut facts = self.facts();
         facts.view = view;
         facts.at_start = at_start;
+    }
+
+    /// Publishes how the services are.
+    pub(super) fn publish_services(&self, defence: &Defence) {
+        let statuses = defence.statuses(Now::read());
+        let mut facts = self.facts();
+        facts.services = statuses;
+        facts.service_targets = defence.room();
+    }
+
+    /// Asks the engine to load the programs anew. It is asked again when it has no
+    /// time now.
+    pub(super) fn replan(&self) {
+        let _ = self.commands.try_send(Command::Replan);
     }
 
     /// The interface with this kernel index, for an event.
@@ -156,7 +176,8 @@ impl Source for Shared {
             started_unix_ms: self.started.unix_ms,
             uptime_ms: now.mono_ns.saturating_sub(self.started.mono_ns) / 1_000_000,
             interfaces: interfaces(&facts),
-            tables: tables(&facts.counts, stat(TableStat::LimiterClaimed)),
+            tables: tables(&facts, stat(TableStat::LimiterClaimed)),
+            services: facts.services,
             lists: lists(&facts.counts),
             limiter: LimiterStatus {
                 claimed: stat(TableStat::LimiterClaimed),
@@ -236,8 +257,16 @@ fn interfaces(facts: &Facts) -> Vec<InterfaceStatus> {
     };
     view.interfaces().iter().map(one).collect()
 }
-fn tables(counts: &Counts, limiter_claimed: u64) -> Vec<TableStatus> {
-    let Counts { used, capacity, .. } = counts;
+
+fn tables(facts: &Facts, limiter_claimed: u64) -> Vec<TableStatus> {
+    let Counts { used, capacity, .. } = &facts.counts;
+    let targets = facts.services.iter().map(|s| s.targets.total).sum();
+    // Without services the table has no room, and is not told of.
+    let of_services = (!facts.services.is_empty()).then(|| TableStatus {
+        table: "service_targets".to_owned(),
+        entries: targets,
+        capacity: facts.service_targets,
+    });
     [
         ("hosts_v4", used.hosts_v4.into(), capacity.hosts_v4),
         ("hosts_v6", used.hosts_v6.into(), capacity.hosts_v6),
@@ -249,7 +278,9 @@ fn tables(counts: &Counts, limiter_claimed: u64) -> Vec<TableStatus> {
         entries,
         capacity: capacity.into(),
     })
-    .into()
+    .into_iter()
+    .chain(of_services)
+    .collect()
 }
 
 fn lists(counts: &Counts) -> Vec<ListCount> {

@@ -1,9 +1,11 @@
 //! The daemon: puts the parts together, starts and ends them.
 //!
-//! Two threads. The engine owns lists and datapath and does all that changes
-//! them. The other one runs tokio: control socket, metrics, events, signals.
-//! They meet in `facts`.
+//! Three threads. The engine owns lists and datapath and does all that changes
+//! them. One follows the host for services, and what the program finds of them
+//! (`defence`). The other one runs tokio: control socket, metrics, events,
+//! signals. They meet in `facts`.
 
+mod defence;
 mod engine;
 mod facts;
 mod limits;

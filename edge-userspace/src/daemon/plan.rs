@@ -24,7 +24,7 @@ pub(super) struct Plan {
 }
 
 /// The plan of a configuration. `tick_ns` is the resolution of the programs'
-/// clock. `previous` are the limit profiles in force, so
+/// clock, `tcp_features` what the host's TCP grants. `previous` are the limit profiles in force, so
 /// that a set of limits that stays keeps its number: the tables are written
 /// before the programs are replaced, and the old program must find under each
 /// number what it knew there.
@@ -35,6 +35,7 @@ pub(super) fn plan(
     model: &Model,
     seed: Seed,
     tick_ns: u64,
+    tcp_features: u32,
     previous: &[Profile; MAX_PROFILES],
 ) -> Result<Plan, TooManyProfiles> {
     let geometry = Geometry::for_capacity(&model.capacity);
@@ -49,10 +50,10 @@ pub(super) fn plan(
             interfaces: model.interfaces.clone(),
             allow_generic: model.allow_generic,
             program: Program {
-                config: model.abi_config(&geometry, seed, tick_ns, 0),
+                config: model.abi_config(&geometry, seed, tick_ns, tcp_features, 0),
                 profiles: Box::new(profiles.table),
                 events_buffer: model.events_buffer,
-                targets: 1,
+                targets: model.flood.targets,
             },
             arp_bindings: model.arp_bindings.clone(),
         },

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::{
+    defence::{Defence, follow::Handle},
     engine::{Engine, LIMITS_SETTING},
     facts::Shared,
     limits::Changes,
@@ -64,15 +65,18 @@ pub(super) fn engine(
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
     let store = Store::open(&file.state_dir)?;
+    let defence = Handle::new(Defence::new(&file.state_dir));
+    let undo = GiveUp(Some(defence.clone()));
     let datapath = Datapath::open(&file.bpffs_dir)?;
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
     let none = [Profile::default(); MAX_PROFILES];
+    let features = defence.lock().prepare(&model)?;
     let Plan {
         geometry,
         settings,
         system,
-    } = plan(&model, seed, coarse_tick_ns(), &none)?;
+    } = plan(&model, seed, coarse_tick_ns(), features, &none)?;
     let profiles = settings.program.profiles.clone();
     let prepared = datapath.prepare(settings)?;
     for note in prepared.notes() {
@@ -108,6 +112,7 @@ pub(super) fn engine(
              is set"
         );
     }
+    defence.lock().fill(&model, || prepared.services())?;
     let mut engine = Engine {
         path: path.to_path_buf(),
         seed,
@@ -119,6 +124,7 @@ pub(super) fn engine(
         profiles,
         policy,
         datapath,
+        defence,
         shared,
         rings,
         notifier,
@@ -127,12 +133,31 @@ pub(super) fn engine(
         broken: false,
     };
     engine.datapath.commit(prepared)?;
+    undo.disarm();
+    engine.defence.lock().keep();
     engine.send_ring();
     engine.publish_generation(now);
     if let Some(view) = engine.datapath.view() {
         view.interfaces().iter().for_each(announce);
     }
     Ok(engine)
+}
+
+/// Puts back what was set for the defence, unless it comes to run.
+struct GiveUp(Option<Handle>);
+
+impl GiveUp {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        if let Some(defence) = &self.0 {
+            defence.lock().give_up();
+        }
+    }
 }
 
 fn announce(state: &InterfaceState) {

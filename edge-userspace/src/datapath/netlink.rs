@@ -1,12 +1,11 @@
 //! What the kernel knows of its network interfaces, asked over rtnetlink(7).
-//!
-//! Replies are parsed as if they came from a stranger: every length is
-//! checked, every wait has an end.
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd},
 };
+
+use crate::netlink::{Attributes, Reply, bad, push_attribute, text, u32_at};
 
 /// Attribute numbers of `linux/if_link.h` that libc does not have.
 const IFLA_XDP: u16 = 43;
@@ -24,18 +23,7 @@ const XDP_FLAGS_REPLACE: u32 = 1 << 4;
 /// `IFLA_EXT_MASK` value that leaves the statistics out of a reply.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
-/// `linux/netlink.h`: error replies carry attributes behind the request's header.
-const NLM_F_ACK_TLVS: u16 = 0x200;
-const NLMSGERR_ATTR_MSG: u16 = 1;
-
-/// Set on the type of attributes that hold attributes; no part of the number.
-const NLA_TYPE_MASK: u16 = 0x3fff;
-
-const HEADER: usize = 16;
 const IFINFO: usize = 16;
-
-/// The most bytes of a reply: some thousand interfaces.
-const MAX_REPLY: usize = 16 << 20;
 
 /// How a program sits on an interface's XDP hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,136 +161,8 @@ fn set(
     request(libc::RTM_SETLINK, libc::NLM_F_ACK, &body)
 }
 
-/// What came back.
-enum Reply {
-    /// The payloads of all messages; none for a plain acknowledgement.
-    Messages(Vec<Vec<u8>>),
-    /// An error number, and the kernel's sentence about it if it gave one.
-    Error { code: i32, message: Option<String> },
-}
-
 fn request(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Reply> {
-    const SEQUENCE: u32 = 1;
-    let socket = open()?;
-    let mut packet = Vec::with_capacity(HEADER + body.len());
-    let length = u32::try_from(HEADER + body.len()).map_err(|_| bad("request"))?;
-    packet.extend_from_slice(&length.to_ne_bytes());
-    packet.extend_from_slice(&kind.to_ne_bytes());
-    packet.extend_from_slice(&((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    packet.extend_from_slice(&SEQUENCE.to_ne_bytes());
-    packet.extend_from_slice(&0u32.to_ne_bytes());
-    packet.extend_from_slice(body);
-    // SAFETY: the pointer and length are those of a live buffer.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let dump = flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
-    let mut buffer = vec![0; 64 << 10];
-    let mut found = Vec::new();
-    let mut total = 0;
-    loop {
-        // SAFETY: the pointer and length are those of a live, writable buffer.
-        let got = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
-        };
-        if got < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(error);
-        }
-        let datagram = buffer.get(..got as usize).ok_or_else(|| bad("reply"))?;
-        total += datagram.len();
-        if datagram.is_empty() || total > MAX_REPLY {
-            return Err(bad("reply"));
-        }
-        for message in Messages(datagram) {
-            let message = message.ok_or_else(|| bad("reply"))?;
-            if message.sequence != SEQUENCE {
-                continue;
-            }
-            match libc::c_int::from(message.kind) {
-                libc::NLMSG_DONE => return Ok(Reply::Messages(found)),
-                libc::NLMSG_ERROR => {
-                    let (code, message) = parse_error(&message).ok_or_else(|| bad("error"))?;
-                    return Ok(match code {
-                        0 => Reply::Messages(found),
-                        _ => Reply::Error { code, message },
-                    });
-                }
-                _ => {
-                    found.push(message.payload.to_vec());
-                    if !dump {
-                        return Ok(Reply::Messages(found));
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn open() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers are passed.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::NETLINK_ROUTE,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Old kernels know neither of the two; replies are then only less talkative.
-    for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
-        let on: libc::c_int = 1;
-        let _ = set_option(&socket, libc::SOL_NETLINK, option, &on);
-    }
-    let wait = libc::timeval {
-        tv_sec: 5,
-        tv_usec: 0,
-    };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &wait)?;
-    Ok(socket)
-}
-
-fn set_option<T>(
-    socket: &OwnedFd,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: &T,
-) -> io::Result<()> {
-    // SAFETY: the pointer and length are those of `value`, which the kernel only reads.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(value).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
-    };
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn bad(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("rtnetlink: a {what} that makes no sense"),
-    )
+    crate::netlink::request(libc::NETLINK_ROUTE, kind, flags, body)
 }
 
 /// A `struct ifinfomsg` for an interface; index 0 for any.
@@ -312,66 +172,6 @@ fn ifinfo(index: u32) -> Vec<u8> {
         field.copy_from_slice(&index.to_ne_bytes());
     }
     body
-}
-
-fn push_attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(4 + value.len()).map_err(|_| bad("request"))?;
-    to.extend_from_slice(&length.to_ne_bytes());
-    to.extend_from_slice(&kind.to_ne_bytes());
-    to.extend_from_slice(value);
-    to.resize(to.len().next_multiple_of(4), 0);
-    Ok(())
-}
-
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    payload: &'a [u8],
-}
-
-/// The messages of a datagram; `None` once where a length is impossible.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Option<Message<'a>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let message = (|| {
-            let length = u32_at(self.0, 0)? as usize;
-            let payload = self.0.get(HEADER..length)?;
-            let message = Message {
-                kind: u16_at(self.0, 4)?,
-                flags: u16_at(self.0, 6)?,
-                sequence: u32_at(self.0, 8)?,
-                payload,
-            };
-            self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-            Some(message)
-        })();
-        if message.is_none() {
-            self.0 = &[];
-        }
-        Some(message)
-    }
-}
-
-/// The attributes of a message as number and value; ends where a length is impossible.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(u16_at(self.0, 0)?);
-        let kind = u16_at(self.0, 2)? & NLA_TYPE_MASK;
-        let value = self.0.get(4..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((kind, value))
-    }
 }
 
 fn parse_interface(payload: &[u8]) -> Option<Interface> {
@@ -412,38 +212,6 @@ fn parse_hook(value: &[u8]) -> Option<Hook> {
         }
     }
     mode.map(|mode| Hook { mode, program })
-}
-
-/// Positive error number and the kernel's sentence of an `NLMSG_ERROR`.
-fn parse_error(message: &Message<'_>) -> Option<(i32, Option<String>)> {
-    let code = (u32_at(message.payload, 0)? as i32).checked_neg()?;
-    let said = (message.flags & NLM_F_ACK_TLVS != 0)
-        .then(|| {
-            Attributes(message.payload.get(4 + HEADER..)?)
-                .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
-                .map(|(_, value)| text(value))
-        })
-        .flatten();
-    Some((code, said))
-}
-
-/// A C string out of an attribute, shortened to something that fits a line.
-fn text(value: &[u8]) -> String {
-    let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
-    String::from_utf8_lossy(value.get(..end.min(256)).unwrap_or(value))
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let (word, _) = bytes.get(at..)?.split_first_chunk::<2>()?;
-    Some(u16::from_ne_bytes(*word))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let (word, _) = bytes.get(at..)?.split_first_chunk::<4>()?;
-    Some(u32::from_ne_bytes(*word))
 }
 
 #[cfg(test)]
@@ -497,32 +265,8 @@ mod tests {
                 let mut m = whole.clone();
                 m[at] = value;
                 let _ = parse_interface(&m);
-                assert!(Messages(&m).count() <= m.len());
             }
         }
-    }
-
-    #[test]
-    fn an_error_carries_the_kernels_sentence() {
-        let mut payload = (-95i32).to_ne_bytes().to_vec();
-        payload.extend_from_slice(&[0; HEADER]);
-        push_attribute(&mut payload, NLMSGERR_ATTR_MSG, b"MTU too large\0").unwrap();
-        let message = Message {
-            kind: 2,
-            flags: NLM_F_ACK_TLVS,
-            sequence: 1,
-            payload: &payload,
-        };
-        assert_eq!(
-            parse_error(&message),
-            Some((95, Some("MTU too large".into())))
-        );
-        let least = Message {
-            payload: &payload[..4],
-            flags: 0,
-            ..message
-        };
-        assert_eq!(parse_error(&least), Some((95, None)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use edge_common::{
     abi::maps,
     defence::{
@@ -68,12 +68,24 @@ impl ServiceTables {
         self.services.bytes() / size_of::<Service>()
     }
 
+    /// The generation of each service by its index, 0 for none.
+    pub fn generations(&self) -> Vec<u32> {
+        let slots = self.services.u64s().chunks_exact(WORDS);
+        let generation = |slot: &[AtomicU64]| {
+            let word = slot.get(GENERATION).map_or(0, |word| word.load(Relaxed));
+            let [.., a, b, c, d] = word.to_ne_bytes();
+            u32::from_ne_bytes([a, b, c, d])
+        };
+        slots.map(generation).collect()
+    }
+
     /// Writes the daemon's part of each service by its index. One whose
-    /// generation is another than before starts without a state.
+    /// generation is another than before starts without a state, and its counters
+    /// at 0.
     ///
     /// # Errors
-    /// When there is no room for so many.
-    pub fn set_services(&self, services: &[Service]) -> Result<(), DatapathError> {
+    /// When there is no room for so many, or the kernel refuses.
+    pub fn set_services(&mut self, services: &[Service]) -> Result<(), DatapathError> {
         if services.len() > self.room() {
             return Err(DatapathError::Map {
                 map: maps::SERVICES,
@@ -82,17 +94,20 @@ impl ServiceTables {
         }
         let slots = self.services.u64s().chunks_exact(WORDS);
         let rest = std::iter::repeat(&Service::OFF);
-        for (slot, service) in slots.zip(services.iter().chain(rest)) {
+        for (index, (slot, service)) in slots.zip(services.iter().chain(rest)).enumerate() {
             let words = own_words(service);
             let (own, state) = slot.split_at(OWN_WORDS);
-            let is_another = own.get(GENERATION).map(|w| w.load(Relaxed) >> 32)
-                != words.get(GENERATION).map(|w| w >> 32);
+            let former = own.get(GENERATION).map_or(0, |w| w.load(Relaxed) >> 32);
+            let is_another = Some(former) != words.get(GENERATION).map(|w| w >> 32);
             if is_another {
                 // Off until all of it is there.
                 if let Some(when) = own.get(WHEN) {
                     when.store(0, Relaxed);
                 }
                 state.iter().for_each(|word| word.store(0, Relaxed));
+                if former != 0 {
+                    clear(&mut self.counters, index)?;
+                }
             }
             for (word, value) in own.iter().zip(words) {
                 if word.load(Relaxed) != value {
@@ -190,6 +205,19 @@ impl ServiceTables {
         }
         Ok(sum)
     }
+}
+
+/// Sets the counters of a service to 0, on all CPUs.
+fn clear(
+    counters: &mut PerCpuArray<MapData, [u64; SERVICE_COUNTERS]>,
+    index: usize,
+) -> Result<(), DatapathError> {
+    let failed = |e| DatapathError::map_access(maps::SERVICE_COUNTERS, e);
+    let index = u32::try_from(index).map_err(|_| failed(MapError::KeyNotFound))?;
+    let cpus = aya::util::nr_cpus().map_err(|(_, e)| failed(MapError::IoError(e)))?;
+    let zeros = PerCpuValues::try_from(vec![[0; SERVICE_COUNTERS]; cpus])
+        .map_err(|e| failed(MapError::IoError(e)))?;
+    counters.set(index, zeros, 0).map_err(failed)
 }
 
 /// One of the counters of a service.

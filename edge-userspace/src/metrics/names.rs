@@ -32,6 +32,10 @@ impl Metric {
     }
 }
 
+/// Name of a service.
+pub const SERVICE: &str = "service";
+/// [`edge_common::defence::ServiceCounter::name`].
+pub const EVENT: &str = "event";
 /// Name of an interface.
 pub const INTERFACE: &str = "interface";
 /// [`edge_common::reason::Reason::name`].
@@ -112,6 +116,18 @@ metrics! {
         "Packets that a check in dry run would have dropped.";
     WOULD_DROP_BYTES = Counter, "edge_would_drop_bytes", [INTERFACE, REASON],
         "Bytes of whole frames that a check in dry run would have dropped.";
+    SERVICE_UNDER_ATTACK = Gauge, "edge_service_under_attack", [SERVICE],
+        "1 while the program finds the service under attack.";
+    SERVICE_DEFENDED = Gauge, "edge_service_defended", [SERVICE],
+        "1 while the program answers SYNs in the place of the service.";
+    SERVICE_PRESSURE = Gauge, "edge_service_pressure_ratio", [SERVICE],
+        "Incomplete handshakes as a share of those that are tolerated; above 1 an attack is found.";
+    SERVICE_TARGETS = Gauge, "edge_service_targets", [SERVICE],
+        "Addresses and ports of the service, each port of each address.";
+    SERVICE_READY_TARGETS = Gauge, "edge_service_ready_targets", [SERVICE],
+        "Those of them whose SYNs the program can answer: ports of this host need a listener.";
+    SERVICE_EVENTS = Counter, "edge_service_events", [SERVICE, EVENT],
+        "What the flood defence saw and did for the service.";
     TABLE_ENTRIES = Gauge, "edge_table_entries", [TABLE],
         "Entries in a table.";
     TABLE_CAPACITY = Gauge, "edge_table_capacity_entries", [TABLE],

@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::names::{self, Kind, Metric};
-use crate::status::{InterfaceStatus, Status, Traffic};
+use crate::status::{InterfaceStatus, ServiceStatus, Status, Traffic};
 
 /// The two text formats that Prometheus reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,7 @@ impl Collector for Facts {
         let mut w = Writer { encoder };
         self.daemon(&mut w)?;
         self.interfaces(&mut w)?;
+        self.services(&mut w)?;
         self.tables(&mut w)?;
         self.events_and_control(&mut w)
     }
@@ -221,6 +222,28 @@ impl Facts {
         family(w, &names::WOULD_DROP_BYTES, true, |t| t.bytes)
     }
 
+    fn services(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let services = &self.0.services;
+        let mut gauge = |metric, value: fn(&ServiceStatus) -> Value| {
+            let samples = services.iter().map(|s| ([s.name.as_str()], value(s)));
+            w.family(metric, samples)
+        };
+        gauge(&names::SERVICE_UNDER_ATTACK, |s| {
+            Value::Int(s.under_attack.into())
+        })?;
+        gauge(&names::SERVICE_DEFENDED, |s| Value::Int(s.defended.into()))?;
+        gauge(&names::SERVICE_PRESSURE, |s| Value::Float(s.pressure))?;
+        gauge(&names::SERVICE_TARGETS, |s| Value::Int(s.targets.total))?;
+        gauge(&names::SERVICE_READY_TARGETS, |s| {
+            Value::Int(s.targets.ready)
+        })?;
+        let counters = services.iter().flat_map(|s| {
+            let all = s.counters.iter();
+            all.map(|(event, n)| ([s.name.as_str(), event.as_str()], Value::Int(*n)))
+        });
+        w.family(&names::SERVICE_EVENTS, counters)
+    }
+
     fn tables(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
         let s = &self.0;
         w.family(
@@ -294,7 +317,7 @@ mod tests {
         control::{protocol::List, stats::Stats},
         status::{
             AttachMode, ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus,
-            ListCount, ReasonCount, Reloads, TableStatus,
+            ListCount, ReasonCount, Reloads, ServiceTargets, TableStatus,
         },
     };
 
@@ -339,6 +362,14 @@ mod tests {
                     }],
                 })
                 .into(),
+            services: vec![ServiceStatus {
+                name: "web".to_owned(),
+                under_attack: true,
+                pressure: 0.25,
+                targets: ServiceTargets { total: 4, ready: 3 },
+                counters: [("cookies_sent".to_owned(), 7)].into(),
+                ..ServiceStatus::default()
+            }],
             tables: vec![TableStatus {
                 table: "hosts_v4".to_owned(),
                 entries: 9,
@@ -444,6 +475,15 @@ mod tests {
                 9.0,
             ),
             ("edge_limiter_evicted_total", 4.0),
+            (r#"edge_service_under_attack{service="web"}"#, 1.0),
+            (r#"edge_service_defended{service="web"}"#, 0.0),
+            (r#"edge_service_pressure_ratio{service="web"}"#, 0.25),
+            (r#"edge_service_targets{service="web"}"#, 4.0),
+            (r#"edge_service_ready_targets{service="web"}"#, 3.0),
+            (
+                r#"edge_service_events_total{service="web",event="cookies_sent"}"#,
+                7.0,
+            ),
             (r#"edge_config_reloads_total{result="failure"}"#, 1.0),
             (
                 r#"edge_control_requests_total{command="add",result="success"}"#,

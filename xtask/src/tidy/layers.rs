@@ -22,7 +22,7 @@ const SOURCE_DIR: &str = "edge-userspace/src";
 const LIBRARY: &str = "edge_userspace";
 
 /// Modules that do I/O, each with all below it. Everything else is pure.
-const RIMS: [&str; 18] = [
+const RIMS: [&str; 20] = [
     "main",
     "cli",
     "daemon",
@@ -36,11 +36,13 @@ const RIMS: [&str; 18] = [
     "control::server",
     "control::socket",
     "health::probe",
+    "host",
     "l7::listener",
     "l7::proxy",
     "l7::store",
     "l7::upstream",
     "metrics::serve",
+    "netlink",
 ];
 
 /// Modules whose types pure code takes as arguments (an instant, a span of memory), while their

@@ -4,6 +4,7 @@
 
 mod limits;
 mod lists;
+mod services;
 
 use std::{
     collections::BTreeMap,
@@ -56,6 +57,8 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         .limits
         .as_ref()
         .map_or_else(Limits::default, |l| limits::limits(l, report, tick_ns));
+    let flood = services::flood(raw.flood.as_ref(), raw.tables.as_ref(), report);
+    let services = services::services(raw, &flood, report, tick_ns);
     let none = raw::Lists::default();
     let raw_lists = raw.lists.as_ref().unwrap_or(&none);
     let model = Model {
@@ -80,10 +83,13 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         allow: lists::list(raw_lists.allow.as_deref(), report),
         blacklist: lists::list(raw_lists.blacklist.as_deref(), report),
         limits,
+        flood,
+        services,
     };
     lists::check_room(&model, raw, report);
     lists::check_effect(&model, raw_lists, report);
     check_guards(&model, raw, report);
+    services::check_effect(&model, raw, report);
     model
 }
 

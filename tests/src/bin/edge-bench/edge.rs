@@ -69,7 +69,7 @@ impl Edge {
         model.capacity = capacity;
         let geometry = Geometry::for_capacity(&capacity);
         let program = Program {
-            config: model.abi_config(&geometry, SEED, tick_ns, 0),
+            config: model.abi_config(&geometry, SEED, tick_ns, 0, 0),
             profiles: Box::new(model.profiles()?.table),
             events_buffer: model.events_buffer,
             targets: 1,

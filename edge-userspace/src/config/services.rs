@@ -1,0 +1,166 @@
+//! Services, and how they are defended against floods.
+
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
+
+use edge_common::defence::When;
+
+use super::limits::Rate;
+
+/// The longest name of a service, bytes.
+pub const MAX_NAME: usize = 63;
+/// The most targets.
+pub const MAX_SERVICE_TARGETS: u32 = 1 << 20;
+/// The most verified sources: 128 MiB.
+pub const MAX_VERIFIED_SOURCES: u32 = 1 << 24;
+
+/// What an operator protects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name: `[a-z0-9._-]`, at most [`MAX_NAME`] bytes.
+    pub name: String,
+    /// Where it is reached.
+    pub addresses: Addresses,
+    /// On which ports.
+    pub ports: Ports,
+    /// Over which protocol.
+    pub protocol: Protocol,
+    /// Whether another host answers, and its answers do not come by here.
+    pub forwarded: bool,
+    /// When it is defended against SYN floods; never if it is not TCP.
+    pub syn: When,
+    /// Whether it is only counted what the defence would do.
+    pub dry_run: bool,
+    /// Handshakes a second that may stay incomplete without being an attack.
+    pub incomplete: Rate,
+}
+
+impl Service {
+    /// Whether this host's own TCP must take cookies for it.
+    pub fn needs_cookies(&self) -> bool {
+        !self.forwarded && !self.dry_run && self.syn != When::Off
+    }
+}
+
+/// The addresses of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// Those of this host, as they come and go.
+    Local,
+    /// These: those of them that this host has, unless the service is forwarded.
+    Listed(BTreeSet<IpAddr>),
+}
+
+impl Addresses {
+    /// Whether some address may be among both.
+    pub fn overlap(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Listed(a), Self::Listed(b)) => !a.is_disjoint(b),
+            _ => true,
+        }
+    }
+}
+
+/// The ports of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Those on which something listens, as listeners come and go, but for those
+    /// that another service lists.
+    Listening,
+    /// These: sorted, apart from each other.
+    Listed(Vec<RangeInclusive<u16>>),
+}
+
+impl Ports {
+    /// How many are listed.
+    pub fn listed(&self) -> u32 {
+        match self {
+            Self::Listening => 0,
+            Self::Listed(ranges) => ranges
+                .iter()
+                .map(|r| u32::from(*r.end()) - u32::from(*r.start()) + 1)
+                .sum(),
+        }
+    }
+}
+
+/// The protocol of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Who sets the sysctls that SYN cookies need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sysctls {
+    /// The daemon, and it puts them back.
+    #[default]
+    Set,
+    /// The operator; the daemon only looks.
+    Check,
+}
+
+impl Sysctls {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Set, Self::Check];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Set => "set",
+            Self::Check => "check",
+        }
+    }
+}
+
+/// What all services share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flood {
+    /// Of a hundred handshakes, those that an honest crowd completes: 1 to 100.
+    pub completed: u32,
+    /// How long a defence goes on after the pressure fell, seconds.
+    pub hold_s: u64,
+    /// Who sets the sysctls.
+    pub sysctls: Sysctls,
+    /// TTL or hop limit of replies.
+    pub reply_ttl: u32,
+    /// Window of a SYN-ACK.
+    pub reply_window: u32,
+    /// How long a source stays verified, seconds.
+    pub verified_ttl_s: u64,
+    /// Room for addresses and ports of services.
+    pub targets: u32,
+    /// Room for verified sources.
+    pub verified_sources: u32,
+}
+
+impl Default for Flood {
+    fn default() -> Self {
+        Self {
+            completed: 50,
+            hold_s: 10,
+            sysctls: Sysctls::Set,
+            reply_ttl: 64,
+            reply_window: 65_535,
+            verified_ttl_s: 3600,
+            targets: 4096,
+            verified_sources: 65_536,
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! Services and the flood section.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use edge_common::{
+    abi::{LimitKind, Mode},
+    defence::{MAX_SERVICES, When},
+};
+
+use super::number;
+use crate::config::{
+    limits::Rate,
+    model::Model,
+    quantity::Seconds,
+    raw,
+    report::{At, Place, Report},
+    services::{
+        Addresses, Flood, MAX_NAME, MAX_SERVICE_TARGETS, MAX_VERIFIED_SOURCES, Ports, Protocol,
+        Service,
+    },
+};
+
+/// The longest that a source stays verified: its age is counted in 16 bits of 1.07 s.
+const MAX_VERIFIED_TTL_S: u64 = 18 * 3600;
+/// The longest that a defence outlasts an attack.
+const MAX_HOLD_S: u64 = 3600;
+/// The smallest window that keeps a handshake useful: one segment of the default size (RFC 9293).
+const MIN_REPLY_WINDOW: u32 = 536;
+
+/// Checks what all services share.
+pub(super) fn flood(
+    raw: Option<&raw::Flood>,
+    tables: Option<&raw::Tables>,
+    report: &mut Report<'_>,
+) -> Flood {
+    let default = Flood::default();
+    let (no_flood, no_tables) = (raw::Flood::default(), raw::Tables::default());
+    let (raw, tables) = (raw.unwrap_or(&no_flood), tables.unwrap_or(&no_tables));
+    Flood {
+        completed: number(raw.completed.as_ref(), default.completed, 1, 100, report),
+        hold_s: span(raw.hold.as_ref(), default.hold_s, MAX_HOLD_S, report),
+        sysctls: raw.sysctls.unwrap_or(default.sysctls),
+        reply_ttl: number(raw.reply_ttl.as_ref(), default.reply_ttl, 1, 255, report),
+        reply_window: number(
+            raw.reply_window.as_ref(),
+            default.reply_window,
+            MIN_REPLY_WINDOW,
+            65_535,
+            report,
+        ),
+        verified_ttl_s: span(
+            raw.verified_ttl.as_ref(),
+            default.verified_ttl_s,
+            MAX_VERIFIED_TTL_S,
+            report,
+        ),
+        targets: number(
+            tables.service_targets.as_ref(),
+            default.targets,
+            1,
+            MAX_SERVICE_TARGETS,
+            report,
+        ),
+        verified_sources: number(
+            tables.verified_sources.as_ref(),
+            default.verified_sources,
+            8,
+            MAX_VERIFIED_SOURCES,
+            report,
+        ),
+    }
+}
+
+/// Seconds from 1 on.
+fn span(at: Option<&At<Seconds>>, default: u64, max: u64, report: &mut Report<'_>) -> u64 {
+    let Some(At { value, place }) = at else {
+        return default;
+    };
+    if (1..=max).contains(&value.0) {
+        return value.0;
+    }
+    report.problem(
+        place,
+        format_args!("out of range; choose a span from 1s to {max}s (default {default}s)"),
+    );
+    default
+}
+
+/// Checks the services.
+pub(super) fn services(
+    raw: &raw::Root,
+    flood: &Flood,
+    report: &mut Report<'_>,
+    tick_ns: u64,
+) -> Vec<Service> {
+    let none = raw::Flood::default();
+    let defaults = raw.flood.as_ref().unwrap_or(&none);
+    let fallback = incomplete(defaults.incomplete.as_ref(), None, report, tick_ns);
+    let list = raw.services.as_deref().unwrap_or(&[]);
+    if let Some(first) = list.get(MAX_SERVICES as usize) {
+        report.problem_without_value(
+            &first.place,
+            format_args!("more than {MAX_SERVICES} services; let some share their thresholds"),
+        );
+        return Vec::new();
+    }
+    let mut names = BTreeSet::new();
+    let mut services = Vec::new();
+    for raw in list {
+        let protocol = raw.protocol.as_ref().map_or(Protocol::Tcp, |p| p.value);
+        let forwarded = raw.forwarded.as_ref().is_some_and(|f| f.value);
+        let (Some(name), Some(addresses), Some(ports)) = (
+            name(raw, &mut names, report),
+            addresses(raw, forwarded, report),
+            ports(raw, forwarded, report),
+        ) else {
+            continue;
+        };
+        let syn = raw.syn.or(defaults.syn).unwrap_or(When::Auto);
+        services.push((
+            raw,
+            Service {
+                name,
+                addresses,
+                ports,
+                protocol,
+                forwarded,
+                syn: match protocol {
+                    Protocol::Tcp => syn,
+                    Protocol::Udp => When::Off,
+                },
+                dry_run: raw.dry_run.or(defaults.dry_run).unwrap_or(false),
+                incomplete: incomplete(raw.incomplete.as_ref(), Some(fallback), report, tick_ns),
+            },
+        ));
+    }
+    check_targets(&services, flood, report);
+    services.into_iter().map(|(_, service)| service).collect()
+}
+
+/// A key that a service cannot do without.
+fn missing(raw: &raw::Service, key: &str, what: &str, report: &mut Report<'_>) {
+    let place = raw.place.child(key);
+    if !report.has_problem_at(&place.key) {
+        report.problem_without_value(&place, what);
+    }
+}
+
+fn name(
+    raw: &raw::Service,
+    names: &mut BTreeSet<String>,
+    report: &mut Report<'_>,
+) -> Option<String> {
+    let Some(At { value, place }) = &raw.name else {
+        missing(
+            raw,
+            "name",
+            "missing; give the service a name, such as name = \"web\"",
+            report,
+        );
+        return None;
+    };
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    if value.is_empty() || value.len() > MAX_NAME || !value.bytes().all(plain) {
+        report.problem(
+            place,
+            format_args!("no name; write 1 to {MAX_NAME} of a-z, 0-9, '.', '_' and '-'"),
+        );
+        return None;
+    }
+    if !names.insert(value.clone()) {
+        report.problem(
+            place,
+            "the name of another service; give each one of its own",
+        );
+        return None;
+    }
+    Some(value.clone())
+}
+
+fn addresses(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option<Addresses> {
+    let Some(At { value: list, place }) = &raw.addresses else {
+        if forwarded {
+            missing(
+                raw,
+                "addresses",
+                "missing; a forwarded service needs its addresses, such as addresses = [\"203.0.113.7\"]",
+                report,
+            );
+            return None;
+        }
+        return Some(Addresses::Local);
+    };
+    if list.is_empty() {
+        missing_in(
+            place,
+            "no address; name some, or leave the key out for all of this host",
+            report,
+        );
+        return None;
+    }
+    let (mut local, mut listed, mut right) = (None, BTreeSet::new(), true);
+    for At { value, place } in list {
+        let repeated = match value {
+            raw::ServiceAddress::Local => local.replace(place).is_some(),
+            raw::ServiceAddress::Address(address) => {
+                right &= check_address(*address, place, report);
+                !listed.insert(*address)
+            }
+        };
+        if repeated {
+            report.warn(place, "named twice");
+        }
+    }
+    match local {
+        _ if !right => None,
+        Some(place) if forwarded => {
+            report.problem(
+                place,
+                "a forwarded service is on other hosts; name its addresses",
+            );
+            None
+        }
+        Some(place) if !listed.is_empty() => {
+            report.problem(
+                place,
+                "\"local\" has all addresses of this host already; write it alone, or leave it out",
+            );
+            None
+        }
+        Some(_) => Some(Addresses::Local),
+        None => Some(Addresses::Listed(listed)),
+    }
+}
+
+/// Whether an address can be that of a service.
+fn check_address(address: IpAddr, place: &Place, report: &mut Report<'_>) -> bool {
+    let group = match address {
+        IpAddr::V4(a) => a.is_broadcast(),
+        IpAddr::V6(a) => a.to_ipv4_mapped().is_some(),
+    };
+    if group || address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        report.problem(
+            place,
+            "no address at which packets of others arrive; name the one that clients connect to",
+        );
+        return false;
+    }
+    if matches!(address, IpAddr::V6(a) if a.is_unicast_link_local()) {
+        report.problem(
+            place,
+            "a link-local address, which may stand for another host on each link; leave it out",
+        );
+        return false;
+    }
+    true
+}
+
+fn missing_in(place: &Place, what: &str, report: &mut Report<'_>) {
+    if !report.has_problem_at(&place.key) {
+        report.problem_without_value(place, what);
+    }
+}
+
+fn ports(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option<Ports> {
+    let Some(At { value, place }) = &raw.ports else {
+        missing(
+            raw,
+            "ports",
+            "missing; name them, such as ports = [443, \"8000-8010\"]",
+            report,
+        );
+        return None;
+    };
+    let list = match value {
+        raw::Ports::Listening if forwarded => {
+            report.problem(
+                place,
+                "who listens on another host is not known here; name the ports",
+            );
+            return None;
+        }
+        raw::Ports::Listening => {
+            if let Some(protocol) = &raw.protocol
+                && protocol.value == Protocol::Udp
+            {
+                report.problem(
+                    place,
+                    "UDP sockets do not tell who they listen to; name the ports",
+                );
+                return None;
+            }
+            return Some(Ports::Listening);
+        }
+        raw::Ports::Listed(list) => list,
+    };
+    if list.is_empty() {
+        missing_in(
+            place,
+            "no port; name some, such as [443, \"8000-8010\"]",
+            report,
+        );
+        return None;
+    }
+    let mut sorted: Vec<_> = list.iter().collect();
+    sorted.sort_by_key(|at| *at.value.0.start());
+    let mut ranges: Vec<std::ops::RangeInclusive<u16>> = Vec::new();
+    for At { value, place } in sorted {
+        match ranges.last_mut() {
+            Some(last) if value.0.start() <= last.end() => {
+                report.warn(place, "named twice");
+                *last = *last.start()..=*last.end().max(value.0.end());
+            }
+            _ => ranges.push(value.0.clone()),
+        }
+    }
+    Some(Ports::Listed(ranges))
+}
+
+/// Incomplete handshakes; without a rate that of `[flood]`, or the default.
+fn incomplete(
+    raw: Option<&raw::PacketRate>,
+    fallback: Option<Rate>,
+    report: &mut Report<'_>,
+    tick_ns: u64,
+) -> Rate {
+    let rate = |rate: u64, burst: Option<u64>| {
+        // What a crowd adds in two seconds, and at least a tick's worth.
+        let burst = burst.unwrap_or_else(|| rate.saturating_mul(2));
+        Rate::new(LimitKind::Syn, rate, Some(burst), tick_ns)
+    };
+    let given = raw.and_then(|raw| {
+        let Some(at) = &raw.rate else {
+            if let Some(burst) = &raw.burst {
+                report.problem(
+                    &burst.place,
+                    "a burst without a rate; add rate, or remove burst",
+                );
+            }
+            return None;
+        };
+        let burst = raw.burst.as_ref();
+        rate(at.value.0, burst.map(|b| b.value.0))
+            .map_err(|error| {
+                let place = match burst {
+                    Some(burst) if !error.is_about_rate() => &burst.place,
+                    _ => &at.place,
+                };
+                report.problem(place, error);
+            })
+            .ok()
+    });
+    given.or(fallback).unwrap_or(Rate::INCOMPLETE)
+}
+
+/// Checks that the addresses and ports fit the table, and belong to one service each.
+fn check_targets(services: &[(&raw::Service, Service)], flood: &Flood, report: &mut Report<'_>) {
+    // Of local addresses there is one at least.
+    let of = |s: &Service| match &s.addresses {
+        Addresses::Local => u64::from(s.ports.listed()),
+        Addresses::Listed(list) => list.len() as u64 * u64::from(s.ports.listed()),
+    };
+    let mut need = 0;
+    for (raw, service) in services {
+        need += of(service);
+        if need > u64::from(flood.targets) {
+            report.problem_without_value(
+                &raw.place,
+                format_args!(
+                    "up to here services have {need} addresses and ports or more, and there is room for {}; raise tables.service_targets, which counts each port of each address",
+                    flood.targets
+                ),
+            );
+            return;
+        }
+    }
+    let mut owners: BTreeMap<(Protocol, Option<IpAddr>, u16), usize> = BTreeMap::new();
+    let mut reported = BTreeSet::new();
+    for (i, (raw, service)) in services.iter().enumerate() {
+        let mut clash = |other: usize, at: &dyn std::fmt::Display| {
+            if let Some((_, before)) = services.get(other)
+                && other != i
+                && reported.insert((other, i))
+            {
+                report.problem_without_value(
+                    &raw.place,
+                    format_args!(
+                        "{:?} has {at} in common with {:?}; an address and port belong to one service, take it out of one of them",
+                        service.name, before.name
+                    ),
+                );
+            }
+        };
+        let Ports::Listed(ranges) = &service.ports else {
+            let others = services.iter().enumerate().take(i);
+            for (other, (_, before)) in others {
+                if before.ports == Ports::Listening && service.addresses.overlap(&before.addresses)
+                {
+                    clash(other, &"what listens");
+                }
+            }
+            continue;
+        };
+        let addresses: Vec<Option<IpAddr>> = match &service.addresses {
+            Addresses::Local => vec![None],
+            Addresses::Listed(list) => list.iter().copied().map(Some).collect(),
+        };
+        for port in ranges.iter().cloned().flatten() {
+            for address in &addresses {
+                let key = (service.protocol, *address, port);
+                let at = format_args!("port {port}");
+                if let Some(&other) = owners.get(&key) {
+                    clash(other, &at);
+                } else {
+                    owners.insert(key, i);
+                }
+            }
+        }
+    }
+    // A listed address that this host has is among its local ones.
+    let local = owners
+        .iter()
+        .filter(|((_, address, _), _)| address.is_none());
+    let local: BTreeMap<(Protocol, u16), usize> = local
+        .map(|((protocol, _, port), &i)| ((*protocol, *port), i))
+        .collect();
+    for ((protocol, address, port), &i) in &owners {
+        let Some((raw, service)) = services.get(i) else {
+            continue;
+        };
+        if address.is_none() || service.forwarded {
+            continue;
+        }
+        let other = local.get(&(*protocol, *port)).copied();
+        let Some((other, (_, before))) = other.and_then(|o| Some((o, services.get(o)?))) else {
+            continue;
+        };
+        if reported.insert((other.min(i), other.max(i))) {
+            report.problem_without_value(
+                &raw.place,
+                format_args!(
+                    "{:?} has port {port} in common with {:?}, which has it on all addresses of this host; take it out of one of them",
+                    service.name, before.name
+                ),
+            );
+        }
+    }
+}
+
+/// Warns of what has no effect, and of what stands in the way of the defence.
+pub(super) fn check_effect(model: &Model, raw: &raw::Root, report: &mut Report<'_>) {
+    for service in raw.services.as_deref().unwrap_or(&[]) {
+        if let Some(protocol) = &service.protocol
+            && protocol.value == Protocol::Udp
+        {
+            report.warn(
+                &protocol.place,
+                "without effect: services are defended against floods of TCP only",
+            );
+        }
+    }
+    let defended = model.services.iter().any(|s| s.syn != When::Off);
+    if defended && model.limits.mode(LimitKind::Syn) == Mode::Enforce {
+        let place = raw
+            .limits
+            .as_ref()
+            .and_then(|l| l.syn.as_ref())
+            .map_or_else(Place::default, |s| s.place.clone());
+        report.warn_without_value(
+            &place,
+            "comes before the defence of services: clients that share an address are held to it also when there is no attack, and spoofed sources never reach it; leave it out unless single sources are to be slowed down",
+        );
+    }
+    if model.services.is_empty()
+        && let Some(flood) = &raw.flood
+    {
+        report.warn_without_value(&flood.place, "without effect, for there is no [[service]]");
+    }
+}

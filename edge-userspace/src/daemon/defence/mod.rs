@@ -1,0 +1,321 @@
+//! The flood defence as the daemon sees it: services come into force with a
+//! configuration, and then follow the host's addresses and listeners.
+//!
+//! The engine and the follower (`follow`) take turns with it, by a lock: a long
+//! import must not keep an attack from being told.
+
+pub(super) mod follow;
+mod sysctls;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use edge_common::defence::When;
+use tracing::warn;
+
+use crate::{
+    clock::Now,
+    config::{
+        Model,
+        services::{Ports, Protocol, Service},
+    },
+    datapath::{DatapathError, ServiceTables},
+    host::{self, sysctl},
+    services::{
+        facts::{Host, Listeners, TcpMemory},
+        resolve::{Targets, resolve},
+        scales::Scales,
+        slots::{self, Slot},
+        watch::Watch,
+    },
+    status::{ServiceStatus, ServiceTargets},
+};
+use sysctls::Keeper;
+pub(super) use sysctls::Unmet;
+
+/// Listeners that are asked for their window scale in one go, at the most, and how
+/// long that may take: one that answers does so in microseconds.
+const QUESTIONS: usize = 32;
+const PATIENCE: Duration = Duration::from_millis(10);
+const ALL_PATIENCE_NS: u64 = 50_000_000;
+
+/// Services in force, or coming into force.
+struct Services {
+    model: Model,
+    tables: ServiceTables,
+    slots: Vec<Slot>,
+    targets: Targets,
+}
+
+/// The flood defence.
+pub(super) struct Defence {
+    services: Option<Services>,
+    /// What was in force before a change that is under way.
+    former: Option<Option<Services>>,
+    keeper: Keeper,
+    host: Host,
+    memory: TcpMemory,
+    listeners: Listeners,
+    scales: Scales,
+    watch: Watch,
+    /// What the programs in force, and those that were prepared last, have been told
+    /// of the host's TCP.
+    features: u32,
+    prepared_features: u32,
+    /// What went wrong the last time: told again only when it changes.
+    trouble: Option<String>,
+    left_out: usize,
+}
+
+impl Defence {
+    /// Of a daemon that keeps its state in `state_dir`.
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self {
+            services: None,
+            former: None,
+            keeper: Keeper::open(state_dir),
+            host: Host::default(),
+            memory: TcpMemory::default(),
+            features: 0,
+            prepared_features: 0,
+            listeners: Listeners::default(),
+            scales: Scales::default(),
+            watch: Watch::default(),
+            trouble: None,
+            left_out: 0,
+        }
+    }
+
+    /// Sees that the host's TCP is as a configuration needs it, and says what it
+    /// grants. What the one in force needs, stays.
+    ///
+    /// # Errors
+    /// When it is not, and cannot or must not be changed.
+    pub(super) fn prepare(&mut self, model: &Model) -> Result<u32, Unmet> {
+        if model.needs_cookies() {
+            self.keeper.ensure(model.flood.sysctls)?;
+        }
+        self.prepared_features = match model.services.is_empty() {
+            true => 0,
+            false => sysctl::tcp_features(&root())?,
+        };
+        Ok(self.prepared_features)
+    }
+
+    /// Fills the tables of a configuration that is about to come into force.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn fill(
+        &mut self,
+        model: &Model,
+        tables: impl FnOnce() -> Result<ServiceTables, DatapathError>,
+    ) -> Result<(), DatapathError> {
+        let former = self.services.take();
+        self.former = Some(former);
+        if model.services.is_empty() {
+            return Ok(());
+        }
+        let mut tables = tables()?;
+        let slots = slots::assign(&model.services, &tables.generations());
+        tables.set_services(&slots::entries(model, &slots))?;
+        self.services = Some(Services {
+            model: model.clone(),
+            tables,
+            slots,
+            targets: Targets::default(),
+        });
+        self.look_at_host(true);
+        self.resolve();
+        self.ask_listeners(Now::read());
+        self.write_targets()
+    }
+
+    /// What was filled is in force.
+    pub(super) fn keep(&mut self) {
+        self.former = None;
+        self.features = self.prepared_features;
+        if !self.model().is_some_and(Model::needs_cookies) {
+            self.keeper.release();
+        }
+        let all = self
+            .services
+            .as_ref()
+            .map_or(&[][..], |s| &s.model.services);
+        self.watch.keep(all);
+    }
+
+    /// What was prepared or filled does not come into force: what was before does.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn restore(&mut self) -> Result<(), DatapathError> {
+        let former = self.former.take();
+        let filled = former.is_some();
+        if let Some(former) = former {
+            self.services = former;
+        }
+        if !self.model().is_some_and(Model::needs_cookies) {
+            self.keeper.release();
+        }
+        let services = self.services.as_mut().filter(|_| filled);
+        if let Some(s) = services {
+            s.tables.set_services(&slots::entries(&s.model, &s.slots))?;
+            self.resolve();
+            self.write_targets()?;
+        }
+        Ok(())
+    }
+
+    /// The programs are gone: the sysctls are needed no longer.
+    pub(super) fn detached(&mut self) {
+        self.keeper.release();
+    }
+
+    /// The daemon does not come to run.
+    pub(super) fn give_up(&mut self) {
+        self.keeper.give_up();
+    }
+
+    /// The services in force.
+    fn model(&self) -> Option<&Model> {
+        self.services.as_ref().map(|s| &s.model)
+    }
+
+    /// Asks the host for its listeners, and for what changes seldom as well if it is
+    /// time for that; whether anything has changed.
+    fn look_at_host(&mut self, seldom: bool) -> bool {
+        let Some(Services { model, .. }) = &self.services else {
+            return false;
+        };
+        let needs_listeners = model.services.iter().any(is_followed);
+        let looked = (|| {
+            let mut changed = false;
+            if seldom {
+                let host = host::host(&model.interfaces)?;
+                let memory = sysctl::tcp_memory(&root()).unwrap_or_default();
+                changed |= host != self.host || memory != self.memory;
+                (self.host, self.memory) = (host, memory);
+            }
+            if needs_listeners {
+                let listeners = host::listeners()?;
+                changed |= listeners != self.listeners;
+                self.listeners = listeners;
+            }
+            Ok::<_, std::io::Error>(changed)
+        })();
+        looked.unwrap_or_else(|e| {
+            self.complain(format!("cannot ask for addresses and listeners: {e}"));
+            false
+        })
+    }
+
+    /// Works the targets out anew.
+    fn resolve(&mut self) {
+        let Some(s) = &mut self.services else {
+            return;
+        };
+        let room = s.model.flood.targets;
+        s.targets = resolve(
+            &s.model.services,
+            &s.slots,
+            &self.host,
+            &self.listeners,
+            room,
+        );
+        if s.targets.left_out > self.left_out {
+            warn!(
+                left_out = s.targets.left_out,
+                room,
+                "addresses and ports of services found no room and are NOT defended: raise \
+                 tables.service_targets"
+            );
+        }
+        self.left_out = s.targets.left_out;
+        let services = &s.model.services;
+        let wanted = s
+            .targets
+            .listeners(|i| services.get(i).is_some_and(|s| s.syn != When::Off));
+        for note in self.scales.update(&wanted, &self.listeners, self.memory) {
+            warn!("{note}");
+        }
+    }
+
+    /// Asks the listeners that are due for their window scale; whether one has
+    /// answered.
+    fn ask_listeners(&mut self, now: Now) -> bool {
+        let mut answered = false;
+        for question in self.scales.due(now.mono_ns, QUESTIONS) {
+            let asked = Now::read().mono_ns;
+            if asked.saturating_sub(now.mono_ns) > ALL_PATIENCE_NS {
+                break;
+            }
+            let answer = host::window_scale(question.at, PATIENCE).unwrap_or_else(|e| {
+                self.complain(format!(
+                    "cannot ask the listener on {} for its window scale, its SYNs are left to \
+                     the kernel: {e} (needs CAP_NET_RAW)",
+                    question.at
+                ));
+                None
+            });
+            answered |= answer.is_some();
+            if let Some(note) = self.scales.answer(&question.place, answer, now.mono_ns) {
+                warn!("{note}");
+            }
+        }
+        answered
+    }
+
+    /// Writes the targets, with the window scales that are known.
+    fn write_targets(&mut self) -> Result<(), DatapathError> {
+        let Some(s) = &mut self.services else {
+            return Ok(());
+        };
+        let entries = s.targets.entries(|place| self.scales.get(place));
+        s.tables.set_targets(&entries)
+    }
+
+    /// Says what went wrong, once.
+    fn complain(&mut self, trouble: String) {
+        if self.trouble.as_ref() != Some(&trouble) {
+            warn!("{trouble}");
+            self.trouble = Some(trouble);
+        }
+    }
+
+    /// How many addresses and ports there is room for.
+    pub(super) fn room(&self) -> u64 {
+        self.model().map_or(0, |m| m.flood.targets.into())
+    }
+
+    /// How all services are.
+    pub(super) fn statuses(&self, now: Now) -> Vec<ServiceStatus> {
+        let Some(s) = &self.services else {
+            return Vec::new();
+        };
+        let mut counts = vec![ServiceTargets::default(); s.model.services.len()];
+        for planned in s.targets.planned.values() {
+            if let Some(count) = counts.get_mut(planned.service) {
+                let scale = planned.listener.and_then(|place| self.scales.get(&place));
+                count.total += 1;
+                count.ready += u64::from(planned.forwarded || scale.is_some());
+            }
+        }
+        let services = s.model.services.iter().zip(counts);
+        services
+            .map(|(service, targets)| self.watch.status(service, targets, now))
+            .collect()
+    }
+}
+
+/// Whether listeners matter to a service.
+fn is_followed(service: &Service) -> bool {
+    let defended = service.syn != When::Off || service.ports == Ports::Listening;
+    defended && service.protocol == Protocol::Tcp && !service.forwarded
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(sysctl::ROOT)
+}

@@ -1,0 +1,211 @@
+//! Addresses and MTUs, by rtnetlink(7).
+
+use std::{collections::BTreeMap, io, net::IpAddr};
+
+use crate::{
+    netlink::{Attributes, Reply, push_attribute, request, text, u32_at},
+    services::facts::{Host, LocalAddress},
+};
+
+/// `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`, bytes.
+const IFINFO: usize = 16;
+const IFADDR: usize = 8;
+const ROUTE: usize = 12;
+
+/// `linux/rtnetlink.h`: attributes and metrics of a route.
+const RTA_DST: u16 = 1;
+const RTA_METRICS: u16 = 8;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
+
+/// Addresses for documentation (RFC 5737, RFC 3849): the way to them is the way
+/// to the Internet.
+const SOMEWHERE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// The host's addresses and MTUs; `protected` are names of interfaces.
+///
+/// # Errors
+/// Whatever the kernel returns.
+pub fn host(protected: &[String]) -> io::Result<Host> {
+    let links = links()?;
+    let mtus = links
+        .values()
+        .filter(|link| protected.contains(&link.name))
+        .map(|link| link.mtu);
+    let [route_mtu_v4, route_mtu_v6] = SOMEWHERE.map(route_mtu);
+    Ok(Host {
+        protected_mtu: mtus.min(),
+        addresses: addresses(&links)?,
+        route_mtu_v4,
+        route_mtu_v6,
+    })
+}
+
+struct Link {
+    name: String,
+    mtu: u32,
+    loopback: bool,
+}
+
+fn dump(kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    match request(libc::NETLINK_ROUTE, kind, libc::NLM_F_DUMP, body)? {
+        Reply::Messages(messages) => Ok(messages),
+        Reply::Error { code, .. } => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// The interfaces by index.
+fn links() -> io::Result<BTreeMap<u32, Link>> {
+    let mut body = vec![0; IFINFO];
+    // RTEXT_FILTER_SKIP_STATS
+    push_attribute(&mut body, libc::IFLA_EXT_MASK, &8u32.to_ne_bytes())?;
+    let parse = |message: &Vec<u8>| {
+        let (index, flags) = (u32_at(message, 4)?, u32_at(message, 8)?);
+        let (mut name, mut mtu) = (String::new(), 0);
+        for (kind, value) in Attributes(message.get(IFINFO..)?) {
+            match kind {
+                libc::IFLA_IFNAME => name = text(value),
+                libc::IFLA_MTU => mtu = u32_at(value, 0)?,
+                _ => {}
+            }
+        }
+        let loopback = flags & libc::IFF_LOOPBACK as u32 != 0;
+        let link = Link {
+            name,
+            mtu,
+            loopback,
+        };
+        Some((index, link))
+    };
+    let messages = dump(libc::RTM_GETLINK, &body)?;
+    Ok(messages.iter().filter_map(parse).collect())
+}
+
+/// All addresses, sorted, each once: the same may be on several interfaces, and
+/// then the smallest MTU counts.
+fn addresses(links: &BTreeMap<u32, Link>) -> io::Result<Vec<LocalAddress>> {
+    let mut all: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
+    for message in dump(libc::RTM_GETADDR, &[0; IFADDR])? {
+        let Some((index, address)) = parse_address(&message) else {
+            continue;
+        };
+        let link = links.get(&index);
+        let mtu = link.filter(|l| !l.loopback).map(|l| l.mtu);
+        let known = all.entry(address).or_insert(mtu);
+        *known = match (*known, mtu) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+    let all = all.into_iter();
+    Ok(all
+        .map(|(address, mtu)| LocalAddress { address, mtu })
+        .collect())
+}
+
+/// Index of the interface, and the address.
+fn parse_address(message: &[u8]) -> Option<(u32, IpAddr)> {
+    let index = u32_at(message, 4)?;
+    let (mut own, mut other) = (None, None);
+    for (kind, value) in Attributes(message.get(IFADDR..)?) {
+        match kind {
+            // Of a point-to-point link IFA_ADDRESS is the other end's.
+            libc::IFA_LOCAL => own = address(value),
+            libc::IFA_ADDRESS => other = address(value),
+            _ => {}
+        }
+    }
+    own.or(other).map(|address| (index, address))
+}
+
+fn address(value: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(value) {
+        return Some(IpAddr::from(octets));
+    }
+    <[u8; 16]>::try_from(value).ok().map(IpAddr::from)
+}
+
+/// What the route to an address says of its MTU; `None` when it says nothing, or
+/// there is none.
+fn route_mtu(to: &str) -> Option<u32> {
+    let to: IpAddr = to.parse().ok()?;
+    let mut body = vec![0; ROUTE];
+    let (family, octets, headers) = match to {
+        IpAddr::V4(a) => (libc::AF_INET, a.octets().to_vec(), 40),
+        IpAddr::V6(a) => (libc::AF_INET6, a.octets().to_vec(), 60),
+    };
+    if let [first, length, ..] = &mut body[..] {
+        *first = family as u8;
+        *length = (octets.len() * 8) as u8;
+    }
+    push_attribute(&mut body, RTA_DST, &octets).ok()?;
+    let Ok(Reply::Messages(found)) = request(libc::NETLINK_ROUTE, libc::RTM_GETROUTE, 0, &body)
+    else {
+        return None;
+    };
+    parse_route_mtu(found.first()?, headers)
+}
+
+fn parse_route_mtu(message: &[u8], headers: u32) -> Option<u32> {
+    let mut attributes = Attributes(message.get(ROUTE..)?);
+    let (_, metrics) = attributes.find(|(kind, _)| *kind == RTA_METRICS)?;
+    let of = |metric| {
+        let (_, value) = Attributes(metrics).find(|(kind, _)| *kind == metric)?;
+        u32_at(value, 0).filter(|&n| n > 0)
+    };
+    let advmss = of(RTAX_ADVMSS).map(|mss| mss.saturating_add(headers));
+    of(RTAX_MTU).into_iter().chain(advmss).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_addresses_are_found() {
+        let got = host(&["lo".to_owned()]).unwrap();
+        let lo = got
+            .addresses
+            .iter()
+            .find(|a| a.address.is_loopback())
+            .unwrap();
+        assert_eq!(lo.mtu, None);
+        assert!(got.protected_mtu.is_some_and(|mtu| mtu >= 1280));
+        assert_eq!(host(&[]).unwrap().protected_mtu, None);
+    }
+
+    #[test]
+    fn of_two_ends_the_own_one_counts() {
+        let mut message = vec![0; IFADDR];
+        message[4..8].copy_from_slice(&9u32.to_ne_bytes());
+        push_attribute(&mut message, libc::IFA_ADDRESS, &[10, 0, 0, 2]).unwrap();
+        assert_eq!(
+            parse_address(&message),
+            Some((9, "10.0.0.2".parse().unwrap()))
+        );
+        push_attribute(&mut message, libc::IFA_LOCAL, &[10, 0, 0, 1]).unwrap();
+        assert_eq!(
+            parse_address(&message),
+            Some((9, "10.0.0.1".parse().unwrap()))
+        );
+        for end in 0..message.len() {
+            let _ = parse_address(&message[..end]);
+        }
+    }
+
+    #[test]
+    fn the_tighter_metric_of_a_route_counts() {
+        let route = |metrics: &[(u16, u32)]| {
+            let mut inner = Vec::new();
+            for (kind, value) in metrics {
+                push_attribute(&mut inner, *kind, &value.to_ne_bytes()).unwrap();
+            }
+            let mut message = vec![0; ROUTE];
+            push_attribute(&mut message, RTA_METRICS, &inner).unwrap();
+            parse_route_mtu(&message, 40)
+        };
+        assert_eq!(route(&[]), None);
+        assert_eq!(route(&[(RTAX_MTU, 1400)]), Some(1400));
+        assert_eq!(route(&[(RTAX_MTU, 1400), (RTAX_ADVMSS, 1300)]), Some(1340));
+    }
+}

@@ -1,0 +1,11 @@
+//! What this host has: addresses, listeners, sysctls. Always of the network
+//! namespace of the calling thread.
+
+mod addresses;
+mod listeners;
+mod probe;
+pub mod sysctl;
+
+pub use addresses::host;
+pub use listeners::listeners;
+pub use probe::window_scale;

@@ -1,0 +1,334 @@
+//! From services to exact targets.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::{IpAddr, SocketAddr},
+};
+
+use edge_common::{
+    defence::{TARGET_FORWARDED, TARGET_LOCAL, Target, TargetKey, WSCALE_UNKNOWN, v4_halves},
+    parse::proto,
+};
+
+use super::{
+    facts::{Host, Listeners, Place},
+    slots::Slot,
+};
+use crate::config::services::{Addresses, Ports, Protocol, Service};
+
+/// A target, but for the window scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Position of the service in the configuration.
+    pub service: usize,
+    /// Index of the service in the tables.
+    pub index: u32,
+    /// Where it is.
+    pub at: SocketAddr,
+    /// Segment size to announce.
+    pub mss: u16,
+    /// Whether another host answers.
+    pub forwarded: bool,
+    /// Who listens there; `None` when nobody does, or it does not matter.
+    pub listener: Option<Place>,
+}
+
+/// All targets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// By key.
+    pub planned: BTreeMap<TargetKey, Planned>,
+    /// How many found no room.
+    pub left_out: usize,
+}
+
+/// Resolves services, in `slots` of the tables, to at most `room` targets.
+pub fn resolve(
+    services: &[Service],
+    slots: &[Slot],
+    host: &Host,
+    listeners: &Listeners,
+    room: u32,
+) -> Targets {
+    let mut targets = Targets::default();
+    let mut add = |i: usize, service: &Service, at: SocketAddr, mss, listener| {
+        let planned = Planned {
+            service: i,
+            index: slots.get(i).map_or(0, |s| s.index),
+            at,
+            mss,
+            forwarded: service.forwarded,
+            listener,
+        };
+        let full = targets.planned.len() >= room as usize;
+        match targets.planned.entry(key(service.protocol, at)) {
+            Entry::Vacant(_) if full => targets.left_out += 1,
+            Entry::Vacant(entry) => {
+                entry.insert(planned);
+            }
+            // Two services are told apart by the file, but for what listens, which
+            // is for who lists it.
+            Entry::Occupied(_) => {}
+        }
+    };
+    let all = services.iter().enumerate();
+    for (i, service) in all.clone() {
+        let Ports::Listed(ranges) = &service.ports else {
+            continue;
+        };
+        for (address, mss) in addresses(service, host) {
+            for port in ranges.iter().cloned().flatten() {
+                let listener = match service.protocol {
+                    Protocol::Tcp if !service.forwarded => listeners.find(address, port),
+                    _ => None,
+                };
+                add(i, service, SocketAddr::new(address, port), mss, listener);
+            }
+        }
+    }
+    let ports = listeners.ports();
+    for (i, service) in all.filter(|(_, s)| s.ports == Ports::Listening) {
+        for (address, mss) in addresses(service, host) {
+            for &port in &ports {
+                if let Some(listener) = listeners.find(address, port) {
+                    add(
+                        i,
+                        service,
+                        SocketAddr::new(address, port),
+                        mss,
+                        Some(listener),
+                    );
+                }
+            }
+        }
+    }
+    targets
+}
+
+/// The addresses of a service with the segment sizes to announce there.
+fn addresses<'a>(
+    service: &'a Service,
+    host: &'a Host,
+) -> Box<dyn Iterator<Item = (IpAddr, u16)> + 'a> {
+    let local = host
+        .addresses
+        .iter()
+        .map(|a| (a.address, host.mss(a.address, a.mtu)));
+    match &service.addresses {
+        Addresses::Local => Box::new(local.filter(|(address, _)| comes_from_afar(*address))),
+        Addresses::Listed(list) if service.forwarded => {
+            Box::new(list.iter().map(|&a| (a, host.mss(a, None))))
+        }
+        Addresses::Listed(list) => Box::new(local.filter(|(address, _)| list.contains(address))),
+    }
+}
+
+/// Whether packets from beyond the link can be for an address.
+fn comes_from_afar(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+    }
+}
+
+fn key(protocol: Protocol, at: SocketAddr) -> TargetKey {
+    TargetKey {
+        address: match at.ip() {
+            IpAddr::V4(a) => v4_halves(u32::from_ne_bytes(a.octets())),
+            IpAddr::V6(a) => {
+                let [a, b, c, d, e, f, g, h, rest @ ..] = a.octets();
+                [
+                    u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+                    u64::from_ne_bytes(rest),
+                ]
+            }
+        },
+        port: at.port().to_be(),
+        proto: match protocol {
+            Protocol::Tcp => proto::TCP,
+            Protocol::Udp => proto::UDP,
+        },
+        pad: [0; 5],
+    }
+}
+
+impl Targets {
+    /// The entries of `TARGETS`, with window scales by listener.
+    pub fn entries(&self, scale: impl Fn(&Place) -> Option<u8>) -> BTreeMap<TargetKey, Target> {
+        let entry = |p: &Planned| Target {
+            service: p.index,
+            mss: p.mss,
+            wscale: p
+                .listener
+                .as_ref()
+                .and_then(&scale)
+                .unwrap_or(WSCALE_UNKNOWN),
+            kind: if p.forwarded {
+                TARGET_FORWARDED
+            } else {
+                TARGET_LOCAL
+            },
+            checked_at: 0,
+        };
+        let planned = self.planned.iter();
+        planned.map(|(key, p)| (*key, entry(p))).collect()
+    }
+
+    /// Where each listener can be reached that `wants` to be known, by service.
+    pub fn listeners(&self, wants: impl Fn(usize) -> bool) -> BTreeMap<Place, SocketAddr> {
+        let planned = self.planned.values().filter(|p| wants(p.service));
+        planned.filter_map(|p| Some((p.listener?, p.at))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::test::model_of,
+        services::{
+            facts::{Listener, LocalAddress, tests::listener},
+            slots::assign,
+        },
+    };
+
+    fn host(addresses: &[&str]) -> Host {
+        let address = |a: &&str| LocalAddress {
+            address: a.parse().unwrap(),
+            mtu: Some(1500),
+        };
+        Host {
+            addresses: addresses.iter().map(address).collect(),
+            ..Host::default()
+        }
+    }
+
+    fn resolved(text: &str, host: &Host, listeners: Vec<Listener>) -> Targets {
+        let model = model_of(text);
+        let slots = assign(&model.services, &[0; 16]);
+        let room = model.flood.targets;
+        resolve(
+            &model.services,
+            &slots,
+            host,
+            &Listeners::new(listeners),
+            room,
+        )
+    }
+
+    /// Each target as `address:port service listener`.
+    fn told(targets: &Targets) -> Vec<String> {
+        let tell = |p: &Planned| {
+            let listener = p.listener.map_or("-".into(), |l| l.address.to_string());
+            format!("{} {} {listener}", p.at, p.service)
+        };
+        let mut all: Vec<String> = targets.planned.values().map(tell).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn listed_ports_are_on_every_address_from_afar() {
+        let host = host(&[
+            "127.0.0.1",
+            "::1",
+            "fe80::1",
+            "169.254.1.1",
+            "192.0.2.1",
+            "2001:db8::1",
+        ]);
+        let text = "[[service]]\nname = 'a'\nports = [80, 443]\n";
+        let got = resolved(text, &host, vec![listener("0.0.0.0", 80, 1)]);
+        let want = [
+            "192.0.2.1:443 0 -",
+            "192.0.2.1:80 0 0.0.0.0",
+            "[2001:db8::1]:443 0 -",
+            "[2001:db8::1]:80 0 -",
+        ];
+        assert_eq!(told(&got), want);
+        let dual = resolved(text, &host, vec![listener("::", 80, 1)]);
+        assert_eq!(told(&dual)[1], "192.0.2.1:80 0 ::");
+        assert_eq!(told(&dual)[3], "[2001:db8::1]:80 0 ::");
+    }
+
+    #[test]
+    fn listed_addresses_count_while_the_host_has_them() {
+        let text = "[[service]]\nname = 'a'\nports = [80]\naddresses = ['192.0.2.1', '192.0.2.9']";
+        let got = resolved(text, &host(&["192.0.2.1", "192.0.2.2"]), vec![]);
+        assert_eq!(told(&got), ["192.0.2.1:80 0 -"]);
+        let forwarded = resolved(
+            &format!("{text}\nforwarded = true"),
+            &host(&["192.0.2.2"]),
+            vec![],
+        );
+        assert_eq!(told(&forwarded), ["192.0.2.1:80 0 -", "192.0.2.9:80 0 -"]);
+        let entries = forwarded.entries(|_| None);
+        assert!(entries.values().all(|t| t.kind == TARGET_FORWARDED));
+    }
+
+    #[test]
+    fn what_listens_is_for_who_lists_it_first() {
+        let text = "[[service]]\nname = 'rest'\nports = 'listening'\n[[service]]\nname = 'web'\nports = [80]\n";
+        let listeners = || {
+            vec![
+                listener("0.0.0.0", 80, 1),
+                listener("0.0.0.0", 22, 2),
+                listener("127.0.0.1", 9273, 3),
+                listener("192.0.2.2", 25, 4),
+            ]
+        };
+        let got = resolved(text, &host(&["192.0.2.1", "192.0.2.2"]), listeners());
+        let want = [
+            "192.0.2.1:22 0 0.0.0.0",
+            "192.0.2.1:80 1 0.0.0.0",
+            "192.0.2.2:22 0 0.0.0.0",
+            "192.0.2.2:25 0 192.0.2.2",
+            "192.0.2.2:80 1 0.0.0.0",
+        ];
+        assert_eq!(told(&got), want);
+        // Each listener is asked once, where it answers.
+        let asked = got.listeners(|service| service == 0);
+        let asked: Vec<String> = asked.values().map(ToString::to_string).collect();
+        assert_eq!(asked, ["192.0.2.2:22", "192.0.2.2:25"]);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let text = "tables.service_targets = 3\n[[service]]\nname = 'a'\nports = [1, 2]\n";
+        let got = resolved(text, &host(&["192.0.2.1", "192.0.2.2"]), vec![]);
+        assert_eq!((got.planned.len(), got.left_out), (3, 1));
+    }
+
+    #[test]
+    fn keys_are_as_on_the_wire() {
+        let of = |at: &str| key(Protocol::Tcp, at.parse().unwrap());
+        let v4 = of("192.0.2.1:80");
+        let bytes: Vec<u8> = v4.address.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        assert_eq!(bytes[10..], [0xff, 0xff, 192, 0, 2, 1]);
+        assert_eq!(v4.port.to_ne_bytes(), [0, 80]);
+        let v6 = of("[2001:db8::7]:443");
+        let bytes: Vec<u8> = v6.address.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let address: std::net::Ipv6Addr = "2001:db8::7".parse().unwrap();
+        assert_eq!(bytes, address.octets());
+    }
+
+    #[test]
+    fn scales_and_sizes_end_in_the_entries() {
+        let text = "[[service]]\nname = 'a'\nports = [80, 81]\n[[service]]\nname = 'u'\nports = [80]\nprotocol = 'udp'";
+        let got = resolved(text, &host(&["192.0.2.1"]), vec![listener("::", 80, 1)]);
+        let entries = got.entries(|place| (place.port == 80).then_some(7));
+        let entry = |protocol, at: &str| entries[&key(protocol, at.parse().unwrap())];
+        let known = Target {
+            service: 0,
+            mss: 1460,
+            wscale: 7,
+            kind: TARGET_LOCAL,
+            checked_at: 0,
+        };
+        assert_eq!(entry(Protocol::Tcp, "192.0.2.1:80"), known);
+        let closed = entry(Protocol::Tcp, "192.0.2.1:81");
+        assert_eq!(closed.wscale, WSCALE_UNKNOWN);
+        let udp = entry(Protocol::Udp, "192.0.2.1:80");
+        assert_eq!((udp.service, udp.wscale), (1, WSCALE_UNKNOWN));
+    }
+}
