@@ -168,7 +168,7 @@ impl Targets {
             } else {
                 TARGET_LOCAL
             },
-            checked_at: 0,
+            marked_at: 0,
         };
         let planned = self.planned.iter();
         planned.map(|(key, p)| (*key, entry(p))).collect()
@@ -323,7 +323,7 @@ mod tests {
             mss: 1460,
             wscale: 7,
             kind: TARGET_LOCAL,
-            checked_at: 0,
+            marked_at: 0,
         };
         assert_eq!(entry(Protocol::Tcp, "192.0.2.1:80"), known);
         let closed = entry(Protocol::Tcp, "192.0.2.1:81");

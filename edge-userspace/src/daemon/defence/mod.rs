@@ -274,7 +274,7 @@ impl Defence {
             return Ok(());
         };
         let entries = s.targets.entries(|place| self.scales.get(place));
-        s.tables.set_targets(&entries)
+        s.tables.set_targets(&entries, &[])
     }
 
     /// Says what went wrong, once.
