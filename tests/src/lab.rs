@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::frames::{self, Mac, Payload};
 use crate::netns::Namespace;
 use crate::raw::{self, Counter, Sender, Tap, Which};
+use crate::receiver::Receiver;
 use crate::wait::PATIENCE;
 
 /// Addresses that the outside of a link really has: 2 to this one.
@@ -62,6 +63,7 @@ pub struct Link {
     pub sender: Sender,
     number: u8,
     tap: Tap,
+    _receiver: Receiver,
     marks: AtomicU64,
 }
 
@@ -96,7 +98,8 @@ impl Link {
         outside.ip("link set out0 up");
         // Everything a namespace sends goes the way of a packet from a wire: one by one and with
         // its checksum. And replies that XDP sends are received.
-        outside.run("ethtool", &["-K", "out0", "tx", "off", "gro", "on"]);
+        outside.run("ethtool", &["-K", "out0", "tx", "off"]);
+        let receiver = Receiver::new(&outside, "out0");
         let sender = Sender::new(&outside, "out0");
         let tap = Tap::new(host, &interface);
         let link = Self {
@@ -105,6 +108,7 @@ impl Link {
             sender,
             number,
             tap,
+            _receiver: receiver,
             marks: AtomicU64::new(0),
         };
         link.wait_for_carrier();

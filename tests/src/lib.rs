@@ -14,6 +14,7 @@ pub mod netns;
 pub mod packet;
 pub mod program;
 pub mod raw;
+pub mod receiver;
 pub mod server;
 pub mod test_run;
 pub mod wait;

@@ -199,7 +199,7 @@ impl Engine {
                 info!("sysctls of TCP have changed: the programs were loaded anew");
             }
             Err(e) => {
-                error!("sysctls of TCP have changed, and the programs know the old ones: {e}")
+                error!("sysctls of TCP have changed, and the programs know the old ones: {e}");
             }
         }
     }

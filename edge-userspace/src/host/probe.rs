@@ -140,7 +140,7 @@ fn raw_address(at: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
             unsafe {
                 (&raw mut storage)
                     .cast::<libc::sockaddr_in>()
-                    .write(address)
+                    .write(address);
             };
             size_of::<libc::sockaddr_in>()
         }
@@ -158,7 +158,7 @@ fn raw_address(at: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
             unsafe {
                 (&raw mut storage)
                     .cast::<libc::sockaddr_in6>()
-                    .write(address)
+                    .write(address);
             };
             size_of::<libc::sockaddr_in6>()
         }

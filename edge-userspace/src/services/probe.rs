@@ -106,7 +106,7 @@ mod tests {
         let mut segment = vec![0; FIXED];
         segment[0..4].copy_from_slice(&[0, 80, 0xc3, 0x50]);
         segment[8..12].copy_from_slice(&8u32.to_be_bytes());
-        segment[12] = ((FIXED + options.len()) / 4 << 4) as u8;
+        segment[12] = (((FIXED + options.len()) / 4) << 4) as u8;
         segment[13] = SYN_ACK;
         segment.extend_from_slice(options);
         segment
@@ -146,7 +146,7 @@ mod tests {
         for end in 0..scaled.len() {
             assert_eq!(scale_of(&scaled[..end], from, to, 7), None, "{end}");
         }
-        let mut long = scaled.clone();
+        let mut long = scaled;
         long[12] = 0x40;
         assert_eq!(scale_of(&long, from, to, 7), None);
     }

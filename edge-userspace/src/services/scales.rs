@@ -210,8 +210,8 @@ mod tests {
         rmem_max: 212_992,
     };
 
-    fn update(scales: &mut Scales, list: Vec<Listener>, memory: TcpMemory) -> Vec<Note> {
-        let listeners = Listeners::new(list.clone());
+    fn update(scales: &mut Scales, list: &[Listener], memory: TcpMemory) -> Vec<Note> {
+        let listeners = Listeners::new(list.to_vec());
         let wanted = list.iter().map(|l| {
             let place = Place {
                 address: l.address,
@@ -231,14 +231,14 @@ mod tests {
     fn a_listener_is_asked_until_it_is_another_one() {
         let mut scales = Scales::default();
         let one = listener("0.0.0.0", 80, 1);
-        assert_eq!(update(&mut scales, vec![one], MEMORY), []);
+        assert_eq!(update(&mut scales, &[one], MEMORY), []);
         let [question] = scales.due(5, 9)[..] else {
             panic!()
         };
         assert_eq!(scales.get(&question.place), None);
         assert_eq!(scales.answer(&question.place, Some(Some(7)), 5), None);
         assert_eq!(scales.get(&question.place), Some(7));
-        update(&mut scales, vec![one], MEMORY);
+        update(&mut scales, &[one], MEMORY);
         assert_eq!(
             (scales.due(6, 9).len(), scales.get(&question.place)),
             (0, Some(7))
@@ -262,20 +262,20 @@ mod tests {
             ),
         ];
         for (list, memory) in changed {
-            update(&mut scales, vec![one], MEMORY);
+            update(&mut scales, &[one], MEMORY);
             scales.answer(&question.place, Some(Some(7)), 5);
-            update(&mut scales, list, memory);
+            update(&mut scales, &list, memory);
             assert_eq!(scales.get(&question.place), None);
             assert_eq!(scales.due(6, 9), [question]);
         }
-        update(&mut scales, vec![], MEMORY);
+        update(&mut scales, &[], MEMORY);
         assert_eq!(scales.due(u64::MAX, 9), []);
     }
 
     #[test]
     fn silence_is_met_with_patience_and_told_once() {
         let mut scales = Scales::default();
-        update(&mut scales, vec![listener("0.0.0.0", 80, 1)], MEMORY);
+        update(&mut scales, &[listener("0.0.0.0", 80, 1)], MEMORY);
         let (mut now, mut notes, mut waits) = (0, Vec::new(), Vec::new());
         for _ in 0..12 {
             let place = scales.due(now, 9)[0].place;
@@ -294,7 +294,7 @@ mod tests {
     fn questions_are_few_and_fair() {
         let mut scales = Scales::default();
         let list: Vec<Listener> = (1..6).map(|p| listener("0.0.0.0", p, p.into())).collect();
-        update(&mut scales, list, MEMORY);
+        update(&mut scales, &list, MEMORY);
         let first = scales.due(10, 3);
         assert_eq!(ports(&first), [1, 2, 3]);
         for q in &first {
@@ -312,13 +312,13 @@ mod tests {
             ..listener("0.0.0.0", port, u32::from(port))
         };
         let list = vec![bound(80, MEMORY.rmem_default), bound(81, 9000)];
-        let notes = update(&mut scales, list.clone(), MEMORY);
+        let notes = update(&mut scales, &list, MEMORY);
         let [Note::Assumed(a, 7), Note::Unknowable(b)] = notes[..] else {
             panic!("{notes:?}")
         };
         assert_eq!((scales.get(&a), scales.get(&b)), (Some(7), None));
         assert_eq!(scales.due(u64::MAX, 9), []);
-        assert_eq!(update(&mut scales, list, MEMORY), []);
+        assert_eq!(update(&mut scales, &list, MEMORY), []);
         assert!(
             notes[0]
                 .to_string()
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn an_answer_without_a_scale_leaves_the_kernel_to_it() {
         let mut scales = Scales::default();
-        update(&mut scales, vec![listener("::", 80, 1)], MEMORY);
+        update(&mut scales, &[listener("::", 80, 1)], MEMORY);
         let place = scales.due(0, 1)[0].place;
         let note = scales.answer(&place, Some(None), 0);
         assert_eq!(note, Some(Note::Unscaled(place)));

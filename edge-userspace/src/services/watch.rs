@@ -102,9 +102,7 @@ impl Watch {
         if passed >= RATE_NS {
             let syns = |r: &Reading| of(&r.counters, ServiceCounter::Syns);
             // Fewer than before: the table was made anew.
-            let new = syns(&reading)
-                .checked_sub(syns(&before))
-                .unwrap_or_default();
+            let new = syns(&reading).saturating_sub(syns(&before));
             seen.syn_per_second = new as f64 * 1e9 / passed as f64;
             seen.read_ns = now_ns;
             seen.reading = reading;

@@ -92,10 +92,15 @@ impl Defence {
     /// grants. What the one in force needs, stays.
     ///
     /// # Errors
-    /// When it is not, and cannot or must not be changed.
+    /// When it is not, and cannot or must not be changed, unless the same services
+    /// are in force already: then it is only told.
     pub(super) fn prepare(&mut self, model: &Model) -> Result<u32, Unmet> {
         if model.needs_cookies() {
-            self.keeper.ensure(model.flood.sysctls)?;
+            let same = |m: &Model| (&m.services, &m.flood) == (&model.services, &model.flood);
+            match self.keeper.ensure(model.flood.sysctls) {
+                Err(e) if self.model().is_some_and(same) => self.complain(e.to_string()),
+                ensured => ensured?,
+            }
         }
         self.prepared_features = match model.services.is_empty() {
             true => 0,
