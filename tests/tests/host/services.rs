@@ -27,7 +27,7 @@ fn service(edge: &Installation<'_>, name: &str) -> Value {
     found.unwrap_or_else(|| panic!("no service {name}: {status}"))
 }
 
-fn counter(edge: &Installation<'_>, name: &str, which: &str) -> u64 {
+pub(crate) fn counter(edge: &Installation<'_>, name: &str, which: &str) -> u64 {
     service(edge, name)["counters"][which].as_u64().unwrap()
 }
 
