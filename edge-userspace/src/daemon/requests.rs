@@ -14,7 +14,7 @@ use crate::{
         server::Reply,
     },
     entry::Source,
-    policy::{EntryView, NewEntry, PolicyError},
+    policy::{EntryView, PolicyError, Terms},
     tables::TableError,
 };
 
@@ -87,17 +87,11 @@ impl Engine {
         let expires_unix_ms = header
             .ttl_s
             .map(|s| now.unix_ms.saturating_add(s.saturating_mul(1000)));
-        let note: std::sync::Arc<str> = header.note.into();
-        let source = Source::new(header.origin, header.feed);
-        let entries = prefixes
-            .into_iter()
-            .map(|prefix| NewEntry {
-                prefix,
-                expires_unix_ms,
-                source: source.clone(),
-                note: note.clone(),
-            })
-            .collect();
+        let terms = Terms {
+            source: Source::new(header.origin, header.feed),
+            expires_unix_ms,
+            note: header.note.into(),
+        };
         let shared = self.shared.clone();
         let mut progress = |done, total| {
             shared.beat();
@@ -105,9 +99,10 @@ impl Engine {
         };
         let done = if header.replace {
             self.policy
-                .replace(header.list, &source, entries, now, &mut progress)
+                .replace(header.list, terms, prefixes, now, &mut progress)
         } else {
-            self.policy.add(header.list, entries, now, &mut progress)
+            self.policy
+                .add(header.list, terms, prefixes, now, &mut progress)
         };
         done.map(|a| Response::Added {
             added: a.added,

@@ -1,19 +1,20 @@
 //! Adding, removing, expiring.
 
 use super::{
-    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo,
+    Added, MAX_NOTE, Policy, PolicyError, Removed, Terms,
     clock::Step as ClockStep,
     is_counted,
-    order::{Room, Step, groups},
+    order::{Room, Step, Undo, groups},
     raise, stamp,
 };
 use crate::{
     clock::Now,
-    entry::{FeedName, List, Origin, Source},
+    entry::{FeedName, List, Origin},
     store::{Change, Claim, MAX_CLAIMS, Record},
     tables::Listing,
 };
 use edge_common::addr::Prefix;
+use std::sync::Arc;
 
 /// Entries between two reports of progress.
 const REPORT_EVERY: u64 = 8192;
@@ -55,22 +56,23 @@ pub struct ClockSet {
 
 impl Policy {
     /// Adds entries, all or none. One that its source has already gets the new
-    /// expiry and note, and keeps its age and hits; of several with the same
-    /// prefix the last one counts. `progress` hears of done and total.
+    /// expiry and note, and keeps its age and hits. Prefixes may repeat.
+    /// `progress` hears of done and total.
     ///
     /// # Errors
     /// [`PolicyError`]; then nothing has changed.
     pub fn add(
         &mut self,
         list: List,
-        entries: Vec<NewEntry>,
+        terms: Terms,
+        prefixes: Vec<Prefix>,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Added, PolicyError> {
-        self.change(list, entries, None, now, progress)
+        self.change(list, terms, prefixes, false, now, progress)
     }
 
-    /// Adds entries and removes all others of the same list that this source
+    /// Adds entries and removes all others of the same list that their source
     /// has, in one step.
     ///
     /// # Errors
@@ -78,73 +80,88 @@ impl Policy {
     pub fn replace(
         &mut self,
         list: List,
-        source: &Source,
-        entries: Vec<NewEntry>,
+        terms: Terms,
+        prefixes: Vec<Prefix>,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Added, PolicyError> {
-        self.change(list, entries, Some(source), now, progress)
+        self.change(list, terms, prefixes, true, now, progress)
     }
 
     fn change(
         &mut self,
         list: List,
-        entries: Vec<NewEntry>,
-        replaced: Option<&Source>,
+        terms: Terms,
+        mut prefixes: Vec<Prefix>,
+        replaces: bool,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Added, PolicyError> {
-        let entries = sorted(entries, now);
-        if let Some(long) = entries.iter().find(|e| e.note.len() > MAX_NOTE) {
-            return Err(PolicyError::NoteTooLong {
-                prefix: long.prefix,
-                length: long.note.len(),
-            });
+        let Terms {
+            source,
+            expires_unix_ms,
+            note,
+        } = terms;
+        if note.len() > MAX_NOTE {
+            let length = note.len();
+            return Err(PolicyError::NoteTooLong { length });
         }
-        let mut done = Added::default();
-        let mut changes: Vec<Change> = match replaced {
-            Some(source) => {
-                let is_new = |p| entries.binary_search_by_key(&p, |e| e.prefix).is_ok();
-                let goes = |prefix, claim: &Claim| claim.source == *source && !is_new(prefix);
-                let (changes, removed) = self.without(list, goes, now)?;
-                done.removed = removed;
-                changes
-            }
-            None => Vec::new(),
+        if expires_unix_ms.is_some_and(|at| at <= now.unix_ms) {
+            // Over already.
+            prefixes.clear();
+        }
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let claim = Claim {
+            source,
+            created_unix_ms: now.unix_ms,
+            changed_unix_ms: now.unix_ms,
+            expires_unix_ms,
+            note,
         };
-        changes.reserve(entries.len());
+        let mut done = Added::default();
+        let mut changes: Vec<Change> = Vec::new();
+        if replaces {
+            let is_new = |p| prefixes.binary_search(&p).is_ok();
+            let goes = |prefix, c: &Claim| c.source == claim.source && !is_new(prefix);
+            (changes, done.removed) = self.without(list, goes, now)?;
+        }
+        changes.reserve_exact(prefixes.len());
         let former = self.store.read()?;
-        for entry in entries {
+        // Shared by all entries that nobody else wants.
+        let alone = Arc::new(Record {
+            claims: vec![claim.clone()],
+        });
+        for prefix in prefixes {
             // Mostly the tables know of all there is, and most entries of a
             // feed are new: these need no look into the store.
             let may_be_stored =
-                self.leftovers.is_some() || stamp(self.tables.own(entry.prefix), list) != 0;
-            let record = if may_be_stored {
-                former.get(list, entry.prefix)?
+                self.leftovers.is_some() || stamp(self.tables.own(prefix), list) != 0;
+            let stored = if may_be_stored {
+                former.get(list, prefix)?
             } else {
                 None
             };
-            let mut claims = record.map_or_else(Vec::new, |r| r.claims);
-            claims.retain(|c| !self.is_over(c, now));
-            let mut claim = Claim {
-                source: entry.source,
-                created_unix_ms: now.unix_ms,
-                changed_unix_ms: now.unix_ms,
-                expires_unix_ms: entry.expires_unix_ms,
-                note: entry.note,
+            let Some(Record { mut claims }) = stored else {
+                done.added += 1;
+                changes.push((list, prefix, Some(Arc::clone(&alone))));
+                continue;
             };
+            claims.retain(|c| !self.is_over(c, now));
             if let Some(same) = claims.iter_mut().find(|c| c.source == claim.source) {
                 done.updated += 1;
-                claim.created_unix_ms = same.created_unix_ms;
-                *same = claim;
+                *same = Claim {
+                    created_unix_ms: same.created_unix_ms,
+                    ..claim.clone()
+                };
             } else if claims.len() < MAX_CLAIMS {
                 done.added += 1;
-                claims.push(claim);
+                claims.reserve_exact(1);
+                claims.push(claim.clone());
             } else {
-                let prefix = entry.prefix;
                 return Err(PolicyError::TooManySources { prefix });
             }
-            changes.push((list, entry.prefix, Some(Record { claims })));
+            changes.push((list, prefix, Some(Arc::new(Record { claims }))));
         }
         drop(former);
         self.apply(changes, now, progress)?;
@@ -248,7 +265,7 @@ impl Policy {
                     }
                 }
                 let left = left.filter(|r| !r.claims.is_empty());
-                changes.push((list, prefix, left));
+                changes.push((list, prefix, left.map(Arc::new)));
             }
         }
         drop(entries);
@@ -286,7 +303,7 @@ impl Policy {
         drop(entries);
         let removed = changes.len() as u64;
         if removed > 0 {
-            self.store.write(changes)?;
+            self.store.write(&changes)?;
         }
         search.after = last;
         self.leftovers = match (list, last) {
@@ -362,7 +379,7 @@ impl Policy {
                 let file = self.system.own(prefix);
                 let own = self.own_after(list, prefix, Some(&record), now);
                 if is_corrected {
-                    corrected.push((list, prefix, Some(record)));
+                    corrected.push((list, prefix, Some(Arc::new(record))));
                 }
                 is_left |= stamp(own, list) == 0;
                 if own == former {
@@ -385,7 +402,7 @@ impl Policy {
             }
         }
         drop(entries);
-        self.store.write(corrected)?;
+        self.store.write(&corrected)?;
         self.leftovers = is_left.then_some(Search::START);
         self.tables.settle();
         Ok(set)
@@ -414,7 +431,7 @@ impl Policy {
             let removed = before - record.claims.len();
             if removed > 0 {
                 gone += removed as u64;
-                let left = (!record.claims.is_empty()).then_some(record);
+                let left = (!record.claims.is_empty()).then(|| Arc::new(record));
                 changes.push((list, prefix, left));
             }
         }
@@ -442,49 +459,56 @@ impl Policy {
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), PolicyError> {
-        // Removals and additions each came in order; the store likes them so.
-        changes.sort_by_key(|c| c.1);
+        // The store likes them in order.
+        changes.sort_unstable_by_key(|c| (c.1, c.0));
         let mut room = Room::new(&self.tables);
         let steps = changes.iter().map(|(list, prefix, record)| {
             let former = self.tables.own(*prefix);
-            let own = self.own_after(*list, *prefix, record.as_ref(), now);
+            let own = self.own_after(*list, *prefix, record.as_deref(), now);
             Step::new(*prefix, former, own)
         });
         let groups = groups(steps.inspect(|step| room.count(step)));
+        let prefix_of = |at: usize| changes[at].1;
         let mut undo = Undo::default();
         let mut counts = self.stored;
         let mut is_left = false;
         for group in groups {
-            let adds = changes[group.clone()].iter().filter(|c| c.2.is_some());
-            let removes = changes[group].iter().filter(|c| c.2.is_none());
-            for (list, prefix, record) in adds.chain(removes) {
-                let former = self.tables.own(*prefix);
-                let own = self.own_after(*list, *prefix, record.as_ref(), now);
-                let file = self.system.own(*prefix);
+            let group = group.range(prefix_of, changes.len());
+            let adds = group.clone().filter(|&at| changes[at].2.is_some());
+            let removes = group.filter(|&at| changes[at].2.is_none());
+            for at in adds.chain(removes) {
+                let (list, prefix, ref record) = changes[at];
+                let former = self.tables.own(prefix);
+                let own = self.own_after(list, prefix, record.as_deref(), now);
+                let file = self.system.own(prefix);
                 // Told by the tables where they can tell.
                 let was_stored =
-                    !file.lists(*list) || self.store.read()?.get(*list, *prefix)?.is_some();
-                let was_counted = is_counted(former, file, *list, was_stored);
-                is_left |= record.is_some() && stamp(own, *list) == 0;
-                match (was_counted, is_counted(own, file, *list, record.is_some())) {
-                    (false, true) => counts.add(*list, *prefix),
-                    (true, false) => counts.remove(*list, *prefix),
+                    !file.lists(list) || self.store.read()?.get(list, prefix)?.is_some();
+                let was_counted = is_counted(former, file, list, was_stored);
+                is_left |= record.is_some() && stamp(own, list) == 0;
+                match (was_counted, is_counted(own, file, list, record.is_some())) {
+                    (false, true) => counts.add(list, prefix),
+                    (true, false) => counts.remove(list, prefix),
                     _ => {}
                 }
-                if let Err(e) = self.put(*prefix, former, own, &mut undo) {
-                    return Err(self.undone(undo, room.error(*prefix, e)));
+                if former == own {
+                    continue;
+                }
+                undo.note(at, former);
+                if let Err(e) = self.tables.put(prefix, own) {
+                    return Err(self.undone(undo, prefix_of, room.error(prefix, e)));
                 }
             }
         }
         let total = changes.len() as u64;
-        let reported = changes.into_iter().zip(1u64..).map(|(change, done)| {
+        let reported = changes.iter().zip(1u64..).map(|(change, done)| {
             if done % REPORT_EVERY == 0 || done == total {
                 progress(done, total);
             }
             change
         });
         if let Err(e) = self.store.write(reported) {
-            return Err(self.undone(undo, e.into()));
+            return Err(self.undone(undo, prefix_of, e.into()));
         }
         self.stored = counts;
         if is_left {
@@ -493,18 +517,4 @@ impl Policy {
         self.tables.settle();
         Ok(())
     }
-}
-
-/// What is not over already, in the order of prefixes, of equal ones the last.
-fn sorted(mut entries: Vec<NewEntry>, now: Now) -> Vec<NewEntry> {
-    entries.retain(|e| e.expires_unix_ms.is_none_or(|at| at > now.unix_ms));
-    entries.sort_by_key(|e| e.prefix);
-    entries.dedup_by(|later, earlier| {
-        let same = later.prefix == earlier.prefix;
-        if same {
-            std::mem::swap(later, earlier);
-        }
-        same
-    });
-    entries
 }

@@ -19,6 +19,8 @@ mod clock;
 mod counts;
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod memory_tests;
 mod order;
 mod query;
 mod system;
@@ -39,7 +41,7 @@ use crate::{
 use change::Search;
 use clock::WallClock;
 use edge_common::{addr::Prefix, hash::Seed, table::Stamp};
-use order::{Room, Step, groups};
+use order::{Room, Step, Undo, groups};
 use std::{iter::Peekable, sync::Arc};
 use system::{Index, Own};
 use thiserror::Error;
@@ -70,11 +72,9 @@ pub enum PolicyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A note is too long.
-    #[error("the note of {prefix} has {length} bytes; at most {MAX_NOTE} are kept, shorten it")]
+    #[error("the note has {length} bytes; at most {MAX_NOTE} are kept, shorten it")]
     NoteTooLong {
-        /// The entry.
-        prefix: Prefix,
-        /// Bytes of its note.
+        /// Its bytes.
         length: usize,
     },
     /// Too many sources want the same entry.
@@ -97,16 +97,14 @@ pub enum PolicyError {
     },
 }
 
-/// An entry to add.
+/// What a source says of all the entries that it adds in one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewEntry {
-    /// What it lists.
-    pub prefix: Prefix,
-    /// When it runs out, Unix time in milliseconds; `None` for never.
-    pub expires_unix_ms: Option<u64>,
-    /// Who wants it.
+pub struct Terms {
+    /// Who wants them.
     pub source: Source,
-    /// What a person wrote about it, at most [`MAX_NOTE`] bytes.
+    /// When they run out, Unix time in milliseconds; `None` for never.
+    pub expires_unix_ms: Option<u64>,
+    /// What a person wrote about them, at most [`MAX_NOTE`] bytes.
     pub note: Arc<str>,
 }
 
@@ -285,46 +283,41 @@ impl Policy {
             .iter()
             .map(|&(prefix, own)| Step::new(prefix, self.tables.own(prefix), own));
         let groups = groups(steps.inspect(|step| room.count(step)));
+        let prefix_of = |at: usize| listings[at].0;
         let mut undo = Undo::default();
         for group in groups {
-            let group = &listings[group];
+            let group = group.range(prefix_of, listings.len());
             // Of old and new first both, then the new alone.
             let both: Vec<_> = group
-                .iter()
-                .map(|&(prefix, own)| (prefix, own.under(self.tables.own(prefix))))
+                .clone()
+                .map(|at| (at, listings[at].1.under(self.tables.own(prefix_of(at)))))
                 .collect();
-            for &(prefix, own) in both.iter().chain(group) {
+            for (at, own) in both.into_iter().chain(group.map(|at| (at, listings[at].1))) {
+                let prefix = prefix_of(at);
                 let former = self.tables.own(prefix);
-                if let Err(e) = self.put(prefix, former, own, &mut undo) {
-                    return Err(self.undone(undo, room.error(prefix, e)));
+                if former == own {
+                    continue;
+                }
+                undo.note(at, former);
+                if let Err(e) = self.tables.put(prefix, own) {
+                    return Err(self.undone(undo, prefix_of, room.error(prefix, e)));
                 }
             }
         }
         Ok(())
     }
 
-    /// Puts a listing into the tables in the place of `former`, and notes how to
-    /// undo it.
-    fn put(
-        &mut self,
-        prefix: Prefix,
-        former: Listing,
-        own: Listing,
-        undo: &mut Undo,
-    ) -> Result<(), TableError> {
-        if former != own {
-            undo.0.push((prefix, former));
-            self.tables.put(prefix, own)?;
-        }
-        Ok(())
-    }
-
     /// Puts back what was in the tables before a change that failed; tells why
     /// it failed, and what could not be put back.
-    fn undone(&mut self, undo: Undo, change: PolicyError) -> PolicyError {
+    fn undone(
+        &mut self,
+        undo: Undo,
+        prefix_of: impl Fn(usize) -> Prefix,
+        change: PolicyError,
+    ) -> PolicyError {
         let mut failed = None;
-        for (prefix, former) in undo.0.into_iter().rev() {
-            if let Err(e) = self.tables.put_back(prefix, former) {
+        for (at, former) in undo.backwards() {
+            if let Err(e) = self.tables.put_back(prefix_of(at), former) {
                 failed.get_or_insert(e);
             }
         }
@@ -340,10 +333,6 @@ impl Policy {
         }
     }
 }
-
-/// What the tables said before a change, to be put back in reverse.
-#[derive(Default)]
-struct Undo(Vec<(Prefix, Listing)>);
 
 /// Adds to a listing what a record says.
 fn raise(own: &mut Listing, list: List, record: &Record, now: Now) {

@@ -31,9 +31,7 @@ fn a_clock_that_lies_behind_at_a_start_prolongs_nothing_beyond_its_ttl() {
         ..entry("10.0.0.3", None)
     };
     let now = off(boot, -YEARS);
-    policy
-        .add(List::Black, vec![ban], now, &mut |_, _| {})
-        .unwrap();
+    add_at(&mut policy, List::Black, vec![ban], now).unwrap();
     // 10 s later it was asked: what was said before and after is right again.
     assert_eq!(
         policy
@@ -141,9 +139,7 @@ fn full_of_others(directory: &Path, ttl: u64) -> Policy {
         expires_unix_ms: Some(boot.unix_ms + 50_000),
         ..e
     });
-    policy
-        .add(List::Black, others.collect(), boot, &mut |_, _| {})
-        .unwrap();
+    add_at(&mut policy, List::Black, others.collect(), boot).unwrap();
     policy
 }
 
@@ -176,16 +172,12 @@ fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
     let mut policy = open_at(dir.path(), SystemEntries::default(), boot);
     // One feed stays, and one has entries that are soon over.
     let drop_feed = of("drop", &["10.0.0.1"]);
-    policy
-        .replace(List::Black, &feed("drop"), drop_feed, boot, &mut |_, _| {})
-        .unwrap();
+    replace_at(&mut policy, "drop", &drop_feed, boot).unwrap();
     let short = of("short", &["10.0.0.2"]).into_iter().map(|e| NewEntry {
         expires_unix_ms: Some(boot.unix_ms + 5000),
         ..e
     });
-    policy
-        .add(List::Black, short.collect(), boot, &mut |_, _| {})
-        .unwrap();
+    add_at(&mut policy, List::Black, short.collect(), boot).unwrap();
     let drop_is = "drop".parse().unwrap();
     let flushed = policy.flush(List::Black, None, Some(&drop_is), off(later(101), YEARS));
     assert_eq!(flushed.unwrap(), 1);
@@ -211,14 +203,13 @@ fn what_was_left_out_keeps_its_claims_when_another_source_names_it() {
     policy.mind_clock(later(110), &mut |_, _| {}).unwrap();
     // Room again, and the search for leftovers is through.
     assert_eq!(collect(&mut policy, later(1000)), 64);
-    policy
-        .add(
-            List::Black,
-            of("drop", &["10.0.0.9"]),
-            later(1001),
-            &mut |_, _| {},
-        )
-        .unwrap();
+    add_at(
+        &mut policy,
+        List::Black,
+        of("drop", &["10.0.0.9"]),
+        later(1001),
+    )
+    .unwrap();
     let page = policy
         .list(List::Black, Some(p("10.0.0.9")), None, 9, later(1002))
         .unwrap();
@@ -259,17 +250,15 @@ fn a_step_that_cannot_be_stored_is_dealt_with_later() {
         expires_unix_ms: Some(boot.unix_ms + 50_000),
         ..entry("10.0.0.1", None)
     };
-    policy
-        .add(List::Black, vec![ban], boot, &mut |_, _| {})
-        .unwrap();
+    add_at(&mut policy, List::Black, vec![ban], boot).unwrap();
     // A record without a claim cannot be read.
     let damage = |record| (List::Black, p("10.0.0.2"), record);
     let none = crate::store::Record { claims: Vec::new() };
-    policy.store.write([damage(Some(none))]).unwrap();
+    policy.store.write(&[damage(Some(none.into()))]).unwrap();
     for at in [10, 11] {
         policy.mind_clock(later(at), &mut |_, _| {}).unwrap_err();
     }
-    policy.store.write([damage(None)]).unwrap();
+    policy.store.write(&[damage(None)]).unwrap();
     let set = policy.mind_clock(later(12), &mut |_, _| {}).unwrap();
     assert_eq!(set.unwrap().by_ms, YEARS * 1000);
     assert_eq!(names(&policy, List::Black, later(49)), ["10.0.0.1"]);

@@ -8,7 +8,7 @@ use edge_common::addr::Family;
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-const SEED: Seed = Seed::new([
+pub(super) const SEED: Seed = Seed::new([
     0x9e37_79b9_7f4a_7c15,
     0xd1b5_4a32_d192_ed03,
     0x8cb9_2ba7_2f3d_8dd7,
@@ -64,8 +64,57 @@ fn entry(prefix: &str, ttl: Option<u64>) -> NewEntry {
     }
 }
 
+/// An entry to add, with terms of its own.
+#[derive(Clone)]
+struct NewEntry {
+    prefix: Prefix,
+    expires_unix_ms: Option<u64>,
+    source: Source,
+    note: Arc<str>,
+}
+
+impl NewEntry {
+    fn terms(&self) -> Terms {
+        Terms {
+            source: self.source.clone(),
+            expires_unix_ms: self.expires_unix_ms,
+            note: self.note.clone(),
+        }
+    }
+}
+
 fn add(policy: &mut Policy, list: List, entries: Vec<NewEntry>) -> Result<Added, PolicyError> {
-    policy.add(list, entries, START, &mut |_, _| {})
+    add_at(policy, list, entries, START)
+}
+
+/// One addition for all entries in a row that have the same terms.
+fn add_at(
+    policy: &mut Policy,
+    list: List,
+    entries: Vec<NewEntry>,
+    now: Now,
+) -> Result<Added, PolicyError> {
+    let mut sum = Added::default();
+    for same in entries.chunk_by(|a, b| a.terms() == b.terms()) {
+        let prefixes = same.iter().map(|e| e.prefix).collect();
+        let done = policy.add(list, same[0].terms(), prefixes, now, &mut |_, _| {})?;
+        sum.added += done.added;
+        sum.updated += done.updated;
+    }
+    Ok(sum)
+}
+
+/// Replaces all that a feed has on the blacklist.
+fn replace_at(
+    policy: &mut Policy,
+    name: &str,
+    entries: &[NewEntry],
+    now: Now,
+) -> Result<Added, PolicyError> {
+    let terms = of(name, &["10.0.0.1"])[0].terms();
+    assert!(entries.iter().all(|e| e.terms() == terms));
+    let prefixes = entries.iter().map(|e| e.prefix).collect();
+    policy.replace(List::Black, terms, prefixes, now, &mut |_, _| {})
 }
 
 /// Whether the kernel would find the address on a list.
@@ -328,7 +377,7 @@ fn pages_join_without_gap_or_repetition() {
 }
 
 #[test]
-fn of_equal_prefixes_the_last_counts_and_notes_are_bounded() {
+fn what_is_said_last_counts_and_notes_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let mut policy = open_at(dir.path(), SystemEntries::default(), START);
     let last = NewEntry {
@@ -424,7 +473,7 @@ proptest! {
                         source: cli(),
                         note: "".into(),
                     });
-                    at.add(list, new.collect(), now, &mut |_, _| {}).unwrap();
+                    add_at(at, list, new.collect(), now).unwrap();
                     for (prefix, ttl) in entries {
                         model.insert((list, prefix), ttl.map(|t| seconds + t));
                     }
