@@ -112,6 +112,7 @@ fn run(n: u32, make: Make) -> Result<()> {
     let now = Now::read();
     let later = Now {
         mono_ns: now.mono_ns + 2 * HOUR_MS * 1_000_000,
+        boot_ns: now.boot_ns + 2 * HOUR_MS * 1_000_000,
         unix_ms: now.unix_ms + 2 * HOUR_MS,
     };
     let mut expired = 0;

@@ -35,7 +35,7 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
-    policy::{ClockSet, Policy, PolicyError, SystemEntries},
+    policy::{ClockJump, Policy, PolicyError, SystemEntries},
     tables::{Capacity, Geometry, Regions},
 };
 
@@ -142,7 +142,8 @@ impl Engine {
         }
     }
 
-    /// Brings the lists in line when somebody has set the wall clock.
+    /// Brings the lists in line when somebody has set the wall clock, or the
+    /// machine was suspended.
     fn mind_clock(&mut self) {
         let shared = self.shared.clone();
         match self
@@ -150,16 +151,24 @@ impl Engine {
             .mind_clock(Now::read(), &mut |_, _| shared.beat())
         {
             Ok(None) => {}
-            Ok(Some(ClockSet {
-                by_ms,
+            Ok(Some(ClockJump {
+                set_by_ms,
+                suspended_ms,
                 entries,
                 left_out,
             })) => {
                 self.publish_counts();
-                warn!(
-                    by_ms,
-                    entries, "the clock was set: expiries are worked out anew"
-                );
+                if set_by_ms != 0 {
+                    warn!(
+                        by_ms = set_by_ms,
+                        entries, "the clock was set: expiries are worked out anew"
+                    );
+                } else {
+                    info!(
+                        for_ms = suspended_ms,
+                        entries, "the machine was suspended: expiries are worked out anew"
+                    );
+                }
                 if left_out > 0 {
                     error!(
                         entries = left_out,

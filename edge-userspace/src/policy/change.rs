@@ -2,7 +2,7 @@
 
 use super::{
     Added, MAX_NOTE, Policy, PolicyError, Removed, Terms,
-    clock::Step as ClockStep,
+    clock::Jump,
     is_counted,
     order::{Room, Step, Undo, groups},
     raise, stamp,
@@ -43,11 +43,13 @@ impl Search {
     };
 }
 
-/// What setting the clock did.
+/// What setting the clock, or suspending the machine, did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClockSet {
-    /// By how many milliseconds it was set.
-    pub by_ms: i64,
+pub struct ClockJump {
+    /// By how many milliseconds the wall clock was set; 0 when it was not.
+    pub set_by_ms: i64,
+    /// For how many milliseconds the machine was suspended; 0 when it was not.
+    pub suspended_ms: u64,
     /// Entries that last longer or shorter in the tables than before.
     pub entries: u64,
     /// Entries that are in force again by the new time, for which there is no room.
@@ -317,9 +319,10 @@ impl Policy {
         Ok(removed)
     }
 
-    /// Looks whether the wall clock was set, to be called before every change,
-    /// and brings what depends on it in line: what was said while it was wrong
-    /// lasts as long as was meant, and all else as the new time says.
+    /// Looks whether the wall clock was set or the machine suspended, to be
+    /// called before every change, and brings what depends on it in line: what
+    /// was said while the clock was wrong lasts as long as was meant, and all
+    /// else as the time now says.
     ///
     /// # Errors
     /// [`PolicyError::Store`]: the store has expiries by the clock as it was
@@ -328,28 +331,29 @@ impl Policy {
         &mut self,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Option<ClockSet>, PolicyError> {
+    ) -> Result<Option<ClockJump>, PolicyError> {
         let before = self.clock;
-        let Some(step) = self.clock.look(now) else {
+        let Some(jump) = self.clock.look(now) else {
             return Ok(None);
         };
-        let set = self.follow(&step, now, progress);
+        let set = self.follow(&jump, now, progress);
         if set.is_err() {
             self.clock = before.not_seen(now);
         }
         set.map(Some)
     }
 
-    /// Brings tables and store in line with a clock that was set.
+    /// Brings tables and store in line with clocks that jumped.
     fn follow(
         &mut self,
-        step: &ClockStep,
+        jump: &Jump,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<ClockSet, PolicyError> {
-        let mut set = ClockSet {
-            by_ms: step.by_ms,
-            ..ClockSet::default()
+    ) -> Result<ClockJump, PolicyError> {
+        let mut set = ClockJump {
+            set_by_ms: jump.set_by_ms,
+            suspended_ms: jump.suspended_ms,
+            ..ClockJump::default()
         };
         self.leftovers = Some(Search::START);
         let mut is_left = false;
@@ -365,14 +369,14 @@ impl Policy {
                 }
                 let mut is_corrected = false;
                 for claim in &mut record.claims {
-                    if !step.shown.contains(&claim.changed_unix_ms) {
+                    if jump.set_by_ms == 0 || !jump.shown.contains(&claim.changed_unix_ms) {
                         continue;
                     }
                     is_corrected = true;
-                    claim.changed_unix_ms = step.corrected(claim.changed_unix_ms);
-                    claim.expires_unix_ms = claim.expires_unix_ms.map(|at| step.corrected(at));
-                    if step.shown.contains(&claim.created_unix_ms) {
-                        claim.created_unix_ms = step.corrected(claim.created_unix_ms);
+                    claim.changed_unix_ms = jump.corrected(claim.changed_unix_ms);
+                    claim.expires_unix_ms = claim.expires_unix_ms.map(|at| jump.corrected(at));
+                    if jump.shown.contains(&claim.created_unix_ms) {
+                        claim.created_unix_ms = jump.corrected(claim.created_unix_ms);
                     }
                 }
                 let former = self.tables.own(prefix);

@@ -27,7 +27,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use change::ClockSet;
+pub use change::ClockJump;
 pub use counts::{Counts, Kind};
 pub use query::{EntryView, Page};
 pub use system::System as SystemEntries;

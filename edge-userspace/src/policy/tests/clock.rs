@@ -43,7 +43,7 @@ fn a_clock_that_lies_behind_at_a_start_prolongs_nothing_beyond_its_ttl() {
         .mind_clock(later(110), &mut |_, _| {})
         .unwrap()
         .unwrap();
-    assert_eq!((set.by_ms, set.left_out), (YEARS * 1000, 0));
+    assert_eq!((set.set_by_ms, set.left_out), (YEARS * 1000, 0));
     for (addr, last) in [("10.0.0.1", 1000), ("10.0.0.3", 150)] {
         assert!(
             listed(&policy, addr, List::Black, later(last - 1)),
@@ -90,7 +90,7 @@ fn a_clock_that_runs_ahead_at_a_start_removes_nothing() {
         .mind_clock(later(300), &mut |_, _| {})
         .unwrap()
         .unwrap();
-    assert_eq!((set.by_ms, set.entries), (-YEARS * 1000, 2));
+    assert_eq!((set.set_by_ms, set.entries), (-YEARS * 1000, 2));
     for addr in ["10.0.0.1", "10.1.2.3"] {
         assert!(listed(&policy, addr, List::Black, later(999)), "{addr}");
         assert!(!listed(&policy, addr, List::Black, later(1001)), "{addr}");
@@ -242,6 +242,41 @@ fn what_is_over_stays_so_when_the_clock_falls_to_1970() {
 }
 
 #[test]
+fn time_goes_on_in_a_suspend_and_nothing_was_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    let ttl = ["10.0.0.1", "10.1.0.0/16"].map(|s| entry(s, Some(1000)));
+    let entries = [&ttl[..], &[entry("10.0.0.2", Some(3000))]].concat();
+    add(&mut policy, List::Black, entries).unwrap();
+    // 700 s, of which the machine was suspended for 500, the tables' clock with it.
+    let asleep = |seconds| Now {
+        mono_ns: later(seconds - 500).mono_ns,
+        ..later(seconds)
+    };
+    let jump = policy.mind_clock(asleep(700), &mut |_, _| {});
+    let jump = jump.unwrap().unwrap();
+    assert_eq!((jump.set_by_ms, jump.suspended_ms), (0, 500_000));
+    assert_eq!(jump.entries, 3);
+    for addr in ["10.0.0.1", "10.1.2.3"] {
+        assert!(listed(&policy, addr, List::Black, asleep(999)), "{addr}");
+        assert!(!listed(&policy, addr, List::Black, asleep(1001)), "{addr}");
+    }
+    // The clock was never wrong: what is over is removed without a wait.
+    assert_eq!(collect(&mut policy, asleep(1001)), 2);
+    assert_eq!(stored(&policy), ["10.0.0.2"]);
+    let page = policy.list(List::Black, None, None, 9, asleep(1001));
+    let expires = page.unwrap().entries[0].expires_unix_ms;
+    assert_eq!(expires, Some(START.unix_ms + 3_000_000));
+    // Over while the machine slept again.
+    let asleep = |seconds| Now {
+        mono_ns: later(seconds - 3000).mono_ns,
+        ..later(seconds)
+    };
+    policy.mind_clock(asleep(4000), &mut |_, _| {}).unwrap();
+    assert!(!listed(&policy, "10.0.0.2", List::Black, asleep(4000)));
+}
+
+#[test]
 fn a_step_that_cannot_be_stored_is_dealt_with_later() {
     let dir = tempfile::tempdir().unwrap();
     let boot = off(START, -YEARS);
@@ -260,7 +295,7 @@ fn a_step_that_cannot_be_stored_is_dealt_with_later() {
     }
     policy.store.write(&[damage(None)]).unwrap();
     let set = policy.mind_clock(later(12), &mut |_, _| {}).unwrap();
-    assert_eq!(set.unwrap().by_ms, YEARS * 1000);
+    assert_eq!(set.unwrap().set_by_ms, YEARS * 1000);
     assert_eq!(names(&policy, List::Black, later(49)), ["10.0.0.1"]);
     assert!(names(&policy, List::Black, later(51)).is_empty());
     assert_eq!(policy.mind_clock(later(13), &mut |_, _| {}).unwrap(), None);

@@ -16,6 +16,7 @@ pub(super) const SEED: Seed = Seed::new([
 ]);
 const START: Now = Now {
     mono_ns: 1_000_000_000_000,
+    boot_ns: 1_000_000_000_000,
     unix_ms: 1_700_000_000_000,
 };
 
@@ -43,6 +44,7 @@ fn open_at(dir: &Path, system: SystemEntries, now: Now) -> Policy {
 fn later(seconds: u64) -> Now {
     Now {
         mono_ns: START.mono_ns + seconds * 1_000_000_000,
+        boot_ns: START.boot_ns + seconds * 1_000_000_000,
         unix_ms: START.unix_ms + seconds * 1000,
     }
 }
