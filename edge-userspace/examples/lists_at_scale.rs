@@ -85,7 +85,7 @@ fn run(n: u32, make: Make) -> Result<()> {
     let open = || -> Result<Policy> {
         let (store, system) = (Store::open(dir.path())?, SystemEntries::default());
         let regions = Regions::heap(&geometry);
-        Ok(Policy::open(store, regions, geometry, SEED, system, Now::read())?.0)
+        Ok(Policy::open(store, None, regions, geometry, SEED, system, Now::read())?.0)
     };
     let prefixes = || (1..=n).map(make).collect::<Result<Vec<Prefix>>>();
     let terms = |ttl: Option<u64>| Terms {

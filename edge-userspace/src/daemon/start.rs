@@ -78,9 +78,11 @@ pub(super) fn engine(
     for note in prepared.notes() {
         warn!("{note}");
     }
+    let boot = boot_id();
     let now = Now::read();
     let (policy, filled) = Policy::open(
         store,
+        boot.as_deref(),
         Regions::new(|name| prepared.region(name))?,
         geometry,
         seed,
@@ -104,8 +106,8 @@ pub(super) fn engine(
         warn!(
             entries = filled.from_the_future,
             "were changed at a time that the clock has not reached: it is wrong, or it was. They \
-             last from now on as long as they were given, and are brought in line when the clock \
-             is set"
+             last from the boot on as long as they were given, at most, and are brought in line \
+             when the clock is set"
         );
     }
     let mut engine = Engine {
@@ -133,6 +135,20 @@ pub(super) fn engine(
         view.interfaces().iter().for_each(announce);
     }
     Ok(engine)
+}
+
+/// The kernel's id of this boot (random(4)).
+fn boot_id() -> Option<String> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    match std::fs::read_to_string(PATH) {
+        Ok(id) => Some(id.trim().to_owned()),
+        Err(e) => {
+            warn!(
+                "{PATH}: {e}; what the lists got since the boot is not corrected when the clock is set"
+            );
+            None
+        }
+    }
 }
 
 fn announce(state: &InterfaceState) {

@@ -115,6 +115,7 @@ impl Policy {
         prefixes.sort_unstable();
         prefixes.dedup();
         let claim = Claim {
+            era: self.store.moment(now).era,
             source,
             created_unix_ms: now.unix_ms,
             changed_unix_ms: now.unix_ms,
@@ -190,7 +191,7 @@ impl Policy {
         for &prefix in &prefixes {
             let is_there = entries
                 .get(list, prefix)?
-                .is_some_and(|r| !r.has_expired(now.unix_ms));
+                .is_some_and(|r| !r.has_expired(self.store.moment(now)));
             if is_there {
                 continue;
             }
@@ -263,7 +264,8 @@ impl Policy {
                     // have been wrong about them.
                     left = entries.get(list, prefix)?.filter(|r| r.claims.len() > 1);
                     if let Some(record) = &mut left {
-                        record.claims.retain(|c| c.has_expired(now.unix_ms));
+                        let at = self.store.moment(now);
+                        record.claims.retain(|c| c.has_expired(at));
                     }
                 }
                 let left = left.filter(|r| !r.claims.is_empty());
@@ -296,7 +298,7 @@ impl Policy {
             if stamp(self.tables.own(prefix), list) != 0 {
                 continue;
             }
-            if record.has_expired(now.unix_ms) {
+            if record.has_expired(self.store.moment(now)) {
                 changes.push((list, prefix, None));
             } else {
                 search.is_kept = true;
@@ -336,7 +338,7 @@ impl Policy {
         let Some(jump) = self.clock.look(now) else {
             return Ok(None);
         };
-        let set = self.follow(&jump, now, progress);
+        let set = self.follow(jump, now, progress);
         if set.is_err() {
             self.clock = before.not_seen(now);
         }
@@ -346,7 +348,7 @@ impl Policy {
     /// Brings tables and store in line with clocks that jumped.
     fn follow(
         &mut self,
-        jump: &Jump,
+        jump: Jump,
         now: Now,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<ClockJump, PolicyError> {
@@ -356,35 +358,22 @@ impl Policy {
             ..ClockJump::default()
         };
         self.leftovers = Some(Search::START);
+        if jump.set_by_ms != 0 {
+            self.store.clock_was_set(now)?;
+        }
         let mut is_left = false;
-        let mut corrected: Vec<Change> = Vec::new();
         let entries = self.store.read()?;
         let mut done = 0;
         for list in [List::Black, List::Allow] {
             for item in entries.range(list, None, None)? {
-                let (prefix, mut record) = item?;
+                let (prefix, record) = item?;
                 done += 1;
                 if done % REPORT_EVERY == 0 {
                     progress(done, done);
                 }
-                let mut is_corrected = false;
-                for claim in &mut record.claims {
-                    if jump.set_by_ms == 0 || !jump.shown.contains(&claim.changed_unix_ms) {
-                        continue;
-                    }
-                    is_corrected = true;
-                    claim.changed_unix_ms = jump.corrected(claim.changed_unix_ms);
-                    claim.expires_unix_ms = claim.expires_unix_ms.map(|at| jump.corrected(at));
-                    if jump.shown.contains(&claim.created_unix_ms) {
-                        claim.created_unix_ms = jump.corrected(claim.created_unix_ms);
-                    }
-                }
                 let former = self.tables.own(prefix);
                 let file = self.system.own(prefix);
                 let own = self.own_after(list, prefix, Some(&record), now);
-                if is_corrected {
-                    corrected.push((list, prefix, Some(Arc::new(record))));
-                }
                 is_left |= stamp(own, list) == 0;
                 if own == former {
                     continue;
@@ -406,7 +395,6 @@ impl Policy {
             }
         }
         drop(entries);
-        self.store.write(&corrected)?;
         self.leftovers = is_left.then_some(Search::START);
         self.tables.settle();
         Ok(set)
@@ -414,7 +402,7 @@ impl Policy {
 
     /// Whether a claim has run out, by a clock that can be relied on.
     fn is_over(&self, claim: &Claim, now: Now) -> bool {
-        self.clock.is_steady(now) && claim.has_expired(now.unix_ms)
+        self.clock.is_steady(now) && claim.has_expired(self.store.moment(now))
     }
 
     /// The changes after which a list is without the claims that `goes` tells,
@@ -451,7 +439,7 @@ impl Policy {
             List::Allow => own.allow = file.allow,
         }
         if let Some(record) = record {
-            raise(&mut own, list, record, now);
+            raise(&mut own, list, record, now, self.store.moment(now));
         }
         own
     }

@@ -3,15 +3,15 @@
 //! The tables count by the monotonic clock; the store keeps Unix time, which a
 //! machine without a battery, or one that has not reached its time server yet,
 //! gets wrong. So nothing is removed from the store because of what the clock
-//! says at a start, and when the clock is set, expiries are worked out anew.
+//! says at a start, and when the clock is set, expiries are worked out anew:
+//! what was said since the boot lasts as long as was meant
+//! ([`crate::store::Eras`]), and all else as the new time says.
 //!
 //! What an entry is given is real time: it passes while the machine is
 //! suspended as well. The monotonic clock stands still then, and so do the
 //! expiries in the tables; with the first look after it they are worked out
 //! anew. Until then, a second at the most, what has run out meanwhile is still
 //! in force. Nothing was set: no expiry of the store is touched by it.
-
-use std::ops::RangeInclusive;
 
 use crate::clock::{Now, STEP_MS};
 
@@ -32,27 +32,15 @@ pub(super) struct WallClock {
     suspended_ms: u64,
     /// `CLOCK_BOOTTIME` when the clock was last set, or first looked at.
     steady_since_ns: u64,
-    /// When it was first looked at, as it should have shown by what is known now.
-    first_unix_ms: u64,
 }
 
 /// What happened to the clocks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Jump {
     /// The wall clock was set by so many milliseconds; 0 when it was not.
     pub(super) set_by_ms: i64,
     /// The machine was suspended for so many milliseconds; 0 when it was not.
     pub(super) suspended_ms: u64,
-    /// What the wall clock had shown while this process looked at it, up to then.
-    pub(super) shown: RangeInclusive<u64>,
-}
-
-impl Jump {
-    /// A time that was read before, as it should have been; at the least 1,
-    /// since 0 has a meaning of its own in the store.
-    pub(super) fn corrected(&self, unix_ms: u64) -> u64 {
-        unix_ms.saturating_add_signed(self.set_by_ms).max(1)
-    }
 }
 
 impl WallClock {
@@ -61,7 +49,6 @@ impl WallClock {
             offset_ms: now.offset_ms(),
             suspended_ms: suspended_ms(now),
             steady_since_ns: now.boot_ns,
-            first_unix_ms: now.unix_ms,
         }
     }
 
@@ -69,17 +56,14 @@ impl WallClock {
     pub(super) fn look(&mut self, now: Now) -> Option<Jump> {
         let set_by_ms = now.offset_ms().wrapping_sub(self.offset_ms);
         let slept_ms = suspended_ms(now).saturating_sub(self.suspended_ms);
-        let expected = now.unix_ms.saturating_add_signed(-set_by_ms);
         let mut jump = Jump {
             set_by_ms: 0,
             suspended_ms: 0,
-            shown: self.first_unix_ms..=expected,
         };
         if set_by_ms.unsigned_abs() >= STEP_MS {
             jump.set_by_ms = set_by_ms;
             self.offset_ms = now.offset_ms();
             self.steady_since_ns = now.boot_ns;
-            self.first_unix_ms = jump.corrected(self.first_unix_ms);
         }
         if slept_ms >= SUSPEND_MS {
             jump.suspended_ms = slept_ms;

@@ -30,7 +30,7 @@ fn open(dir: &Path) -> Policy {
     let store = Store::open(dir).unwrap();
     let system = SystemEntries::default();
     let seed = Seed::new([1 << 60 | 1, 2 << 50 | 3, 5 << 55 | 7, 11 << 40 | 13]);
-    let opened = Policy::open(store, regions, geometry, seed, system, Now::read());
+    let opened = Policy::open(store, None, regions, geometry, seed, system, Now::read());
     opened.unwrap().0
 }
 

@@ -44,7 +44,7 @@ fn child() {
     let store = Store::open(dir.as_ref()).unwrap();
     let system = SystemEntries::default();
     let regions = Regions::heap(&geometry);
-    let opened = Policy::open(store, regions, geometry, SEED, system, Now::read());
+    let opened = Policy::open(store, None, regions, geometry, SEED, system, Now::read());
     let mut policy = opened.unwrap().0;
     let host = |i| Prefix::host(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + i)));
     let terms = Terms {

@@ -35,7 +35,7 @@ pub use system::System as SystemEntries;
 use crate::{
     clock::Now,
     entry::{List, Source},
-    store::{MAX_CLAIMS, Record, Store, StoreError},
+    store::{MAX_CLAIMS, Moment, Record, Store, StoreError},
     tables::{Geometry, Listing, Refilled, Regions, TableError, Tables},
 };
 use change::Search;
@@ -137,7 +137,7 @@ pub struct Filled {
     /// kept until it has proved steady.
     pub expired: u64,
     /// Stored entries that the wall clock has not reached yet: it is wrong, or
-    /// it was. They last as long as they were given from now on.
+    /// it was. They last at most as long as they were given from the boot on.
     pub from_the_future: u64,
 }
 
@@ -159,11 +159,13 @@ pub struct Policy {
 impl Policy {
     /// Takes over store and tables: makes the tables hold what the store and
     /// `system` say. Entries that are in them already stay in force meanwhile.
+    /// `boot` is the kernel's id of this boot, where it is known.
     ///
     /// # Errors
     /// [`PolicyError`]; the tables may then hold a mixture.
     pub fn open(
-        store: Store,
+        mut store: Store,
+        boot: Option<&str>,
         regions: Regions,
         geometry: Geometry,
         seed: Seed,
@@ -172,6 +174,7 @@ impl Policy {
     ) -> Result<(Self, Filled), PolicyError> {
         let mut tables = Tables::new(regions, geometry, seed)?;
         let system = Index::new(system);
+        store.enter(boot, now)?;
         let (filled, stored) = fill(&store, &mut tables, &system, now)?;
         let policy = Self {
             store,
@@ -226,7 +229,7 @@ impl Policy {
             for list in [List::Black, List::Allow] {
                 let record = entries.get(list, prefix)?;
                 if let Some(record) = &record {
-                    raise(&mut own, list, record, now);
+                    raise(&mut own, list, record, now, self.store.moment(now));
                 }
                 let stored_now = record.is_some();
                 let before = is_counted(former, self.system.own(prefix), list, stored_now);
@@ -335,13 +338,13 @@ impl Policy {
 }
 
 /// Adds to a listing what a record says.
-fn raise(own: &mut Listing, list: List, record: &Record, now: Now) {
+fn raise(own: &mut Listing, list: List, record: &Record, now: Now, at: Moment) {
     let of = match list {
         List::Black => &mut own.black,
         List::Allow => &mut own.allow,
     };
     for claim in &record.claims {
-        let left = claim.left_ms(now.unix_ms);
+        let left = claim.left_ms(at);
         let stamp = now.expiry_stamp(left.map(|left| now.unix_ms.saturating_add(left)));
         *of = stamp.max(*of);
     }
@@ -368,7 +371,7 @@ fn fill(
     system: &Index,
     now: Now,
 ) -> Result<(Filled, Counts), PolicyError> {
-    let entries = store.read()?;
+    let (entries, at) = (store.read()?, store.moment(now));
     let mut black = entries.range(List::Black, None, None)?.peekable();
     let mut allow = entries.range(List::Allow, None, None)?.peekable();
     let mut files = system.iter().peekable();
@@ -394,11 +397,11 @@ fn fill(
                 Some(Err(e)) => return Some(Err(e.into())),
                 Some(Ok((_, record))) => record,
             };
-            raise(&mut listing, list, &record, now);
+            raise(&mut listing, list, &record, now, at);
             if is_counted(listing, file, list, true) {
                 stored.add(list, prefix);
             }
-            filled.expired += u64::from(record.has_expired(now.unix_ms));
+            filled.expired += u64::from(record.has_expired(at));
             let ahead = record
                 .claims
                 .iter()

@@ -34,9 +34,13 @@ fn capacity() -> crate::tables::Capacity {
 }
 
 fn open_at(dir: &Path, system: SystemEntries, now: Now) -> Policy {
+    open_in("first boot", dir, system, now)
+}
+
+fn open_in(boot: &str, dir: &Path, system: SystemEntries, now: Now) -> Policy {
     let geometry = Geometry::for_capacity(&capacity());
-    let store = Store::open(dir).unwrap();
-    Policy::open(store, Regions::heap(&geometry), geometry, SEED, system, now)
+    let (store, regions) = (Store::open(dir).unwrap(), Regions::heap(&geometry));
+    Policy::open(store, Some(boot), regions, geometry, SEED, system, now)
         .unwrap()
         .0
 }

@@ -145,7 +145,7 @@ fn a_change_that_fails_leaves_full_tables_as_they_were() {
         let store = Store::open(dir.path()).unwrap();
         let system = SystemEntries::default();
         let regions = Regions::heap(&geometry);
-        let mut policy = Policy::open(store, regions, geometry, SEED, system, START)
+        let mut policy = Policy::open(store, None, regions, geometry, SEED, system, START)
             .unwrap()
             .0;
         let mut listed: Vec<u32> = Vec::new();
