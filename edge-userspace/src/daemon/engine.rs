@@ -137,6 +137,17 @@ impl Engine {
             Ok(_) => self.publish_counts(),
             Err(e) => error!("cannot collect what has expired (it no longer matches): {e}"),
         }
+        match self.policy.readmit(Now::read()) {
+            Ok(0) => {}
+            Ok(entries) => {
+                self.publish_counts();
+                info!(
+                    entries,
+                    "for which there was no room have found some, and are in force again"
+                );
+            }
+            Err(e) => error!("cannot look for what had no room in the tables: {e}"),
+        }
         if self.datapath.watch() {
             self.shared.publish_view(self.datapath.view());
         }
@@ -172,8 +183,8 @@ impl Engine {
                 if left_out > 0 {
                     error!(
                         entries = left_out,
-                        "are in force again by the new time, but there is no room for them: raise \
-                         the keys under `tables` in the configuration and reload"
+                        "are in force again by the new time, but there is no room for them until \
+                         others go: raise the keys under `tables` in the configuration and reload"
                     );
                 }
             }

@@ -37,10 +37,26 @@ pub(super) struct Search {
 
 impl Search {
     pub(super) const START: Self = Self {
-        list: List::Black,
+        list: List::Allow,
         after: None,
         is_kept: false,
     };
+
+    /// The next one when it came to `last`, `None` for the end of a list.
+    fn from(self, last: Option<Prefix>) -> Option<Self> {
+        match (self.list, last) {
+            (_, Some(_)) => Some(Self {
+                after: last,
+                ..self
+            }),
+            (List::Allow, None) => Some(Self {
+                list: List::Black,
+                after: None,
+                ..self
+            }),
+            (List::Black, None) => self.is_kept.then_some(Self::START),
+        }
+    }
 }
 
 /// What setting the clock, or suspending the machine, did.
@@ -52,7 +68,8 @@ pub struct ClockJump {
     pub suspended_ms: u64,
     /// Entries that last longer or shorter in the tables than before.
     pub entries: u64,
-    /// Entries that are in force again by the new time, for which there is no room.
+    /// Entries that are in force again by the new time, for which there is no
+    /// room; [`Policy::readmit`] tries again.
     pub left_out: u64,
 }
 
@@ -309,16 +326,44 @@ impl Policy {
         if removed > 0 {
             self.store.write(&changes)?;
         }
-        search.after = last;
-        self.leftovers = match (list, last) {
-            (_, Some(_)) => Some(search),
-            (List::Black, None) => Some(Search {
-                list: List::Allow,
-                ..search
-            }),
-            (List::Allow, None) => search.is_kept.then_some(Search::START),
-        };
+        self.leftovers = search.from(last);
         Ok(removed)
+    }
+
+    /// Puts some of what had no room in the tables when the clock was set
+    /// ([`ClockJump::left_out`]) into them, as far as there is room now: first
+    /// the allowlist. Bounded work a call, like that of [`Policy::expire`].
+    /// Returns how many entries are in force again.
+    ///
+    /// # Errors
+    /// [`PolicyError::Store`].
+    pub fn readmit(&mut self, now: Now) -> Result<u64, PolicyError> {
+        let Some(mut search) = self.left_out else {
+            return Ok(0);
+        };
+        if !Room::new(&self.tables).is_any() {
+            return Ok(0);
+        }
+        let (list, at) = (search.list, self.store.moment(now));
+        let (mut last, mut back) = (None, 0);
+        let entries = self.store.read()?;
+        for item in entries.range(list, search.after, None)?.take(SWEEP_LIMIT) {
+            let (prefix, record) = item?;
+            last = Some(prefix);
+            if stamp(self.tables.own(prefix), list) != 0 || record.has_expired(at) {
+                continue;
+            }
+            let own = self.own_after(list, prefix, Some(&record), now);
+            if self.tables.put(prefix, own).is_ok() {
+                self.stored.add(list, prefix);
+                back += 1;
+            } else {
+                search.is_kept = true;
+            }
+        }
+        drop(entries);
+        self.left_out = search.from(last);
+        Ok(back)
     }
 
     /// Looks whether the wall clock was set or the machine suspended, to be
@@ -364,7 +409,9 @@ impl Policy {
         let mut is_left = false;
         let entries = self.store.read()?;
         let mut done = 0;
-        for list in [List::Black, List::Allow] {
+        // When there is no room for all, better a nuisance passes than a friend
+        // does not.
+        for list in [List::Allow, List::Black] {
             for item in entries.range(list, None, None)? {
                 let (prefix, record) = item?;
                 done += 1;
@@ -396,6 +443,7 @@ impl Policy {
         }
         drop(entries);
         self.leftovers = is_left.then_some(Search::START);
+        self.left_out = (set.left_out > 0).then_some(Search::START);
         self.tables.settle();
         Ok(set)
     }

@@ -152,6 +152,9 @@ pub struct Policy {
     /// The search for what the wall clock has ended; `None` when all that is in
     /// the store is in the tables as well.
     leftovers: Option<Search>,
+    /// The search for what is in force by the wall clock and found no room in
+    /// the tables; `None` when there is nothing of the kind.
+    left_out: Option<Search>,
     /// Set when a change failed and could not be undone.
     torn: bool,
 }
@@ -184,6 +187,7 @@ impl Policy {
             stored,
             clock: WallClock::new(now),
             leftovers: (filled.expired > 0).then_some(Search::START),
+            left_out: None,
             torn: false,
         };
         Ok((policy, filled))
@@ -209,6 +213,7 @@ impl Policy {
         self.stored = stored;
         // What has expired is not in the new tables, where it would be found.
         self.leftovers = (filled.expired > 0).then_some(Search::START);
+        self.left_out = None;
         Ok(filled)
     }
 

@@ -57,6 +57,11 @@ impl Room {
         }
     }
 
+    /// Whether there is room for anything.
+    pub(super) fn is_any(&self) -> bool {
+        self.left.iter().any(|&left| left > 0)
+    }
+
     /// Counts a step of the change.
     pub(super) fn count(&mut self, step: &Step) {
         let table = Self::table(step.prefix);

@@ -180,6 +180,50 @@ fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
 }
 
 #[test]
+fn what_had_no_room_comes_back_when_there_is_some_and_friends_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = |net: u8, n: u8| -> Vec<NewEntry> {
+        (0..n)
+            .map(|i| entry(&format!("10.0.{net}.{i}"), Some(1000)))
+            .collect()
+    };
+    let mut policy = open_at(dir.path(), SystemEntries::default(), START);
+    add(&mut policy, List::Black, hosts(0, 60)).unwrap();
+    add(&mut policy, List::Allow, hosts(2, 4)).unwrap();
+    drop(policy);
+    // Under a clock years ahead all of them seem to be over, and others take
+    // most of the room for 50 s.
+    let boot = off(booted(100), YEARS);
+    let mut policy = reboot(dir.path(), SystemEntries::default(), boot);
+    let others = hosts(1, 61).into_iter().map(|e| NewEntry {
+        expires_unix_ms: Some(boot.unix_ms + 50_000),
+        ..e
+    });
+    add_at(&mut policy, List::Black, others.collect(), boot).unwrap();
+    let set = policy.mind_clock(booted(110), &mut |_, _| {}).unwrap();
+    assert_eq!(set.unwrap().left_out, 61);
+    let back = |policy: &Policy, net: u8, list| {
+        (0..64)
+            .filter(|i| listed(policy, &format!("10.0.{net}.{i}"), list, later(149)))
+            .count()
+    };
+    let count = |policy: &Policy, list| policy.counts().entries(list, Family::V4, Kind::Host);
+    assert_eq!(back(&policy, 2, List::Allow), 3);
+    assert_eq!(back(&policy, 0, List::Black), 0);
+    assert_eq!(policy.readmit(booted(120)).unwrap(), 0);
+    assert_eq!(collect(&mut policy, booted(151)), 61);
+    let found: u64 = (0..9).map(|_| policy.readmit(booted(152)).unwrap()).sum();
+    assert_eq!(found, 61);
+    assert_eq!(back(&policy, 2, List::Allow), 4);
+    assert_eq!(back(&policy, 0, List::Black), 60);
+    assert_eq!(count(&policy, List::Allow), 4);
+    assert_eq!(count(&policy, List::Black), 60);
+    // It is not looked for any longer.
+    assert!(policy.left_out.is_none());
+    assert!(!listed(&policy, "10.0.0.9", List::Black, later(1001)));
+}
+
+#[test]
 fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
     let dir = tempfile::tempdir().unwrap();
     let mut policy = open_at(dir.path(), SystemEntries::default(), START);
