@@ -97,7 +97,13 @@ fn run(n: u32, make: Make) -> Result<()> {
     let before = resident();
     let new = prefixes()?;
     let done = timed(n, "import, all new", || {
-        policy.add(List::Black, terms(None), new, Now::read(), &mut |_, _| {})
+        policy.add(
+            List::Black,
+            terms(None),
+            new,
+            Now::read(),
+            &mut |_, _, _| {},
+        )
     })?;
     println!("    {} added", done.added);
     println!(
@@ -107,7 +113,7 @@ fn run(n: u32, make: Make) -> Result<()> {
     let again = prefixes()?;
     timed(n, "import, all known", || {
         let terms = terms(Some(HOUR_MS));
-        policy.add(List::Black, terms, again, Now::read(), &mut |_, _| {})
+        policy.add(List::Black, terms, again, Now::read(), &mut |_, _, _| {})
     })?;
     let now = Now::read();
     let later = Now {
@@ -128,13 +134,19 @@ fn run(n: u32, make: Make) -> Result<()> {
         longest * 1000.0
     );
     let again = prefixes()?;
-    policy.add(List::Black, terms(None), again, Now::read(), &mut |_, _| {})?;
+    policy.add(
+        List::Black,
+        terms(None),
+        again,
+        Now::read(),
+        &mut |_, _, _| {},
+    )?;
     let file = fs::metadata(dir.path().join(FILE))?.len();
     println!("    {} MiB on disk", file >> 20);
     drop(policy);
     let mut policy = timed(n, "restart, into empty tables", open)?;
     timed(n, "removal of all", || {
-        policy.flush(List::Black, None, None, Now::read())
+        policy.flush(List::Black, None, None, Now::read(), &mut |_, _, _| {})
     })?;
     Ok(())
 }

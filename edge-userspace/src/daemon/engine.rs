@@ -159,7 +159,7 @@ impl Engine {
         let shared = self.shared.clone();
         match self
             .policy
-            .mind_clock(Now::read(), &mut |_, _| shared.beat())
+            .mind_clock(Now::read(), &mut |_, _, _| shared.beat())
         {
             Ok(None) => {}
             Ok(Some(ClockJump {
@@ -300,8 +300,9 @@ impl Engine {
         let resize = prepared.tables_are_new() || lists(&geometry) != lists(&self.geometry);
         let filled = if resize {
             let regions = Regions::new(|name| prepared.region(name))?;
+            let mut alive = || self.shared.beat();
             self.policy
-                .replace_tables(regions, geometry, system.clone(), now)
+                .replace_tables(regions, geometry, system.clone(), now, &mut alive)
                 .map(|_| ())
         } else {
             self.extend_system(&system, now)
@@ -356,8 +357,9 @@ impl Engine {
             Regions::new(|name| self.datapath.region(name))
                 .map_err(ForceError::from)
                 .and_then(|regions| {
+                    let mut alive = || self.shared.beat();
                     self.policy
-                        .replace_tables(regions, self.geometry, system, now)
+                        .replace_tables(regions, self.geometry, system, now, &mut alive)
                         .map(|_| ())
                         .map_err(ForceError::from)
                 })

@@ -14,7 +14,7 @@ use crate::{
         server::Reply,
     },
     entry::Source,
-    policy::{EntryView, PolicyError, Terms},
+    policy::{EntryView, Policy, PolicyError, Terms},
     tables::TableError,
 };
 
@@ -52,11 +52,17 @@ impl Engine {
                     next: page.next,
                 })
                 .map_err(|e| policy_failure(&e)),
-            Request::Flush { list, origin, feed } => self
-                .policy
-                .flush(list, origin, feed.as_ref(), now)
-                .map(|removed| Response::Flushed { removed })
-                .map_err(|e| policy_failure(&e)),
+            Request::Flush { list, origin, feed } => {
+                let shared = &self.shared;
+                let mut meanwhile = |_: &Policy, done, total| {
+                    shared.beat();
+                    reply.progress(done, total);
+                };
+                self.policy
+                    .flush(list, origin, feed.as_ref(), now, &mut meanwhile)
+                    .map(|removed| Response::Flushed { removed })
+                    .map_err(|e| policy_failure(&e))
+            }
             Request::Lookup { address } => self
                 .policy
                 .lookup(address, now)
@@ -93,16 +99,16 @@ impl Engine {
             note: header.note.into(),
         };
         let shared = self.shared.clone();
-        let mut progress = |done, total| {
+        let mut meanwhile = |_: &Policy, done, total| {
             shared.beat();
             reply.progress(done, total);
         };
         let done = if header.replace {
             self.policy
-                .replace(header.list, terms, prefixes, now, &mut progress)
+                .replace(header.list, terms, prefixes, now, &mut meanwhile)
         } else {
             self.policy
-                .add(header.list, terms, prefixes, now, &mut progress)
+                .add(header.list, terms, prefixes, now, &mut meanwhile)
         };
         done.map(|a| Response::Added {
             added: a.added,

@@ -55,7 +55,7 @@ fn child() {
             source: Source::new(Origin::Cli, None),
             note: "".into(),
         };
-        let added = policy.add(List::Black, terms, batch(n), Now::read(), &mut |_, _| {});
+        let added = policy.add(List::Black, terms, batch(n), Now::read(), &mut |_, _, _| {});
         assert_eq!(added.unwrap().added, u64::from(BATCH));
         // To stderr, which the test harness does not hold back.
         writeln!(std::io::stderr(), "acknowledged {n}").unwrap();

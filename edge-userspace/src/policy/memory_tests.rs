@@ -54,7 +54,7 @@ fn child() {
     };
     let before = status("VmRSS:");
     let prefixes = (0..ENTRIES).map(host).collect();
-    let added = policy.add(List::Black, terms, prefixes, Now::read(), &mut |_, _| {});
+    let added = policy.add(List::Black, terms, prefixes, Now::read(), &mut |_, _, _| {});
     assert_eq!(added.unwrap().added, u64::from(ENTRIES));
     eprintln!("took {} bytes", status("VmHWM:").saturating_sub(before));
 }

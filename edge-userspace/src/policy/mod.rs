@@ -26,11 +26,12 @@ mod query;
 mod system;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
-pub use change::ClockJump;
 pub use counts::{Counts, Kind};
 pub use query::{EntryView, Page};
 pub use system::System as SystemEntries;
+pub use upkeep::ClockJump;
 
 use crate::{
     clock::Now,
@@ -38,13 +39,24 @@ use crate::{
     store::{MAX_CLAIMS, Moment, Record, Store, StoreError},
     tables::{Geometry, Listing, Refilled, Regions, TableError, Tables},
 };
-use change::Search;
 use clock::WallClock;
 use edge_common::{addr::Prefix, hash::Seed, table::Stamp};
 use order::{Room, Step, Undo, groups};
 use std::{iter::Peekable, sync::Arc};
 use system::{Index, Own};
 use thiserror::Error;
+use upkeep::Search;
+
+/// Entries between two calls of [`Meanwhile`]: some ten milliseconds of work.
+const REPORT_EVERY: u64 = 8192;
+
+/// What is called every now and then while a change takes its time, with the
+/// lists, of which everything says what was before it, and how many entries of
+/// how many are done (0 of 0 while that is not known).
+///
+/// The tables alone hold some of the change already: they are told to nobody
+/// but packets, and are put back when the change fails.
+pub type Meanwhile<'a> = dyn FnMut(&Policy, u64, u64) + 'a;
 
 /// The longest note, in bytes.
 pub const MAX_NOTE: usize = 256;
@@ -178,7 +190,7 @@ impl Policy {
         let mut tables = Tables::new(regions, geometry, seed)?;
         let system = Index::new(system);
         store.enter(boot, now)?;
-        let (filled, stored) = fill(&store, &mut tables, &system, now)?;
+        let (filled, stored) = fill(&store, &mut tables, &system, now, &mut || {})?;
         let policy = Self {
             store,
             tables,
@@ -194,7 +206,7 @@ impl Policy {
     }
 
     /// Goes over to other tables, which are filled first. On failure the former
-    /// ones remain, complete and in use.
+    /// ones remain, complete and in use. `alive` is called every now and then.
     ///
     /// # Errors
     /// [`PolicyError`].
@@ -204,10 +216,11 @@ impl Policy {
         geometry: Geometry,
         system: SystemEntries,
         now: Now,
+        alive: &mut dyn FnMut(),
     ) -> Result<Filled, PolicyError> {
         let mut tables = Tables::new(regions, geometry, self.seed)?;
         let system = Index::new(system);
-        let (filled, stored) = fill(&self.store, &mut tables, &system, now)?;
+        let (filled, stored) = fill(&self.store, &mut tables, &system, now, alive)?;
         self.tables = tables;
         self.system = system;
         self.stored = stored;
@@ -308,7 +321,8 @@ impl Policy {
                 }
                 undo.note(at, former);
                 if let Err(e) = self.tables.put(prefix, own) {
-                    return Err(self.undone(undo, prefix_of, room.error(prefix, e)));
+                    let e = room.error(prefix, e);
+                    return Err(self.undone(undo, prefix_of, e, &mut |_, _, _| {}));
                 }
             }
         }
@@ -322,9 +336,13 @@ impl Policy {
         undo: Undo,
         prefix_of: impl Fn(usize) -> Prefix,
         change: PolicyError,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> PolicyError {
         let mut failed = None;
-        for (at, former) in undo.backwards() {
+        for ((at, former), done) in undo.backwards().zip(1u64..) {
+            if done % REPORT_EVERY == 0 {
+                meanwhile(self, 0, 0);
+            }
             if let Err(e) = self.tables.put_back(prefix_of(at), former) {
                 failed.get_or_insert(e);
             }
@@ -375,13 +393,19 @@ fn fill(
     tables: &mut Tables,
     system: &Index,
     now: Now,
+    alive: &mut dyn FnMut(),
 ) -> Result<(Filled, Counts), PolicyError> {
     let (entries, at) = (store.read()?, store.moment(now));
     let mut black = entries.range(List::Black, None, None)?.peekable();
     let mut allow = entries.range(List::Allow, None, None)?.peekable();
     let mut files = system.iter().peekable();
     let (mut stored, mut filled) = (Counts::default(), Filled::default());
+    let mut done = 0;
     let merged = std::iter::from_fn(|| {
+        done += 1;
+        if done % REPORT_EVERY == 0 {
+            alive();
+        }
         // All three streams are in the order of prefixes.
         let heads = [
             next_prefix(&mut black),

@@ -53,12 +53,12 @@ fn a_clock_that_lies_behind_at_a_start_prolongs_nothing_beyond_its_ttl() {
     // 10 s later it was asked: what was said before and after is right again.
     assert_eq!(
         policy
-            .mind_clock(off(booted(109), -YEARS), &mut |_, _| {})
+            .mind_clock(off(booted(109), -YEARS), &mut |_, _, _| {})
             .unwrap(),
         None
     );
     let set = policy
-        .mind_clock(booted(110), &mut |_, _| {})
+        .mind_clock(booted(110), &mut |_, _, _| {})
         .unwrap()
         .unwrap();
     assert_eq!((set.set_by_ms, set.left_out), (YEARS * 1000, 0));
@@ -105,7 +105,7 @@ fn a_clock_that_runs_ahead_at_a_start_removes_nothing() {
     assert_eq!(stored(&policy).len(), 3);
     // Right again: what seemed to be over is back.
     let set = policy
-        .mind_clock(booted(300), &mut |_, _| {})
+        .mind_clock(booted(300), &mut |_, _, _| {})
         .unwrap()
         .unwrap();
     assert_eq!((set.set_by_ms, set.entries), (-YEARS * 1000, 2));
@@ -166,7 +166,7 @@ fn what_is_back_by_the_new_time_and_has_no_room_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let mut policy = full_of_others(dir.path(), 1000);
     let set = policy
-        .mind_clock(booted(110), &mut |_, _| {})
+        .mind_clock(booted(110), &mut |_, _, _| {})
         .unwrap()
         .unwrap();
     assert_eq!(set.left_out, 64);
@@ -200,7 +200,7 @@ fn what_had_no_room_comes_back_when_there_is_some_and_friends_come_first() {
         ..e
     });
     add_at(&mut policy, List::Black, others.collect(), boot).unwrap();
-    let set = policy.mind_clock(booted(110), &mut |_, _| {}).unwrap();
+    let set = policy.mind_clock(booted(110), &mut |_, _, _| {}).unwrap();
     assert_eq!(set.unwrap().left_out, 61);
     let back = |policy: &Policy, net: u8, list| {
         (0..64)
@@ -241,7 +241,13 @@ fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
     });
     add_at(&mut policy, List::Black, short.collect(), boot).unwrap();
     let drop_is = "drop".parse().unwrap();
-    let flushed = policy.flush(List::Black, None, Some(&drop_is), off(booted(101), YEARS));
+    let flushed = policy.flush(
+        List::Black,
+        None,
+        Some(&drop_is),
+        off(booted(101), YEARS),
+        &mut |_, _, _| {},
+    );
     assert_eq!(flushed.unwrap(), 1);
     let hosts = |policy: &Policy| policy.counts().entries(List::Black, Family::V4, Kind::Host);
     assert_eq!(hosts(&policy), 1, "what seems to be over is not counted");
@@ -249,7 +255,7 @@ fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
     assert_eq!(hosts(&policy), 0);
     assert_eq!(stored(&policy).len(), 2);
     policy
-        .mind_clock(booted(110), &mut |_, _| {})
+        .mind_clock(booted(110), &mut |_, _, _| {})
         .unwrap()
         .unwrap();
     for addr in ["10.0.0.1", "10.0.0.2"] {
@@ -262,7 +268,7 @@ fn a_feed_that_comes_while_the_clock_runs_ahead_takes_nothing_from_others() {
 fn what_was_left_out_keeps_its_claims_when_another_source_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut policy = full_of_others(dir.path(), 100_000);
-    policy.mind_clock(booted(110), &mut |_, _| {}).unwrap();
+    policy.mind_clock(booted(110), &mut |_, _, _| {}).unwrap();
     // Room again, and the search for leftovers is through.
     assert_eq!(collect(&mut policy, booted(1000)), 64);
     add_at(
@@ -290,11 +296,17 @@ fn what_is_over_stays_so_when_the_clock_falls_to_1970() {
         ..later(3600)
     };
     for now in [fallen, later(3660)] {
-        policy.mind_clock(now, &mut |_, _| {}).unwrap().unwrap();
+        policy.mind_clock(now, &mut |_, _, _| {}).unwrap().unwrap();
     }
     let drop_feed = "drop".parse().unwrap();
     policy
-        .flush(List::Black, None, Some(&drop_feed), later(3661))
+        .flush(
+            List::Black,
+            None,
+            Some(&drop_feed),
+            later(3661),
+            &mut |_, _, _| {},
+        )
         .unwrap();
     let page = policy
         .list(List::Black, None, None, 9, later(3662))
@@ -315,7 +327,7 @@ fn time_goes_on_in_a_suspend_and_nothing_was_set() {
         mono_ns: later(seconds - 500).mono_ns,
         ..later(seconds)
     };
-    let jump = policy.mind_clock(asleep(700), &mut |_, _| {});
+    let jump = policy.mind_clock(asleep(700), &mut |_, _, _| {});
     let jump = jump.unwrap().unwrap();
     assert_eq!((jump.set_by_ms, jump.suspended_ms), (0, 500_000));
     assert_eq!(jump.entries, 3);
@@ -334,7 +346,7 @@ fn time_goes_on_in_a_suspend_and_nothing_was_set() {
         mono_ns: later(seconds - 3000).mono_ns,
         ..later(seconds)
     };
-    policy.mind_clock(asleep(4000), &mut |_, _| {}).unwrap();
+    policy.mind_clock(asleep(4000), &mut |_, _, _| {}).unwrap();
     assert!(!listed(&policy, "10.0.0.2", List::Black, asleep(4000)));
 }
 
@@ -353,14 +365,17 @@ fn a_step_that_cannot_be_stored_is_dealt_with_later() {
     let none = crate::store::Record { claims: Vec::new() };
     policy.store.write(&[damage(Some(none.into()))]).unwrap();
     for at in [10, 11] {
-        policy.mind_clock(later(at), &mut |_, _| {}).unwrap_err();
+        policy.mind_clock(later(at), &mut |_, _, _| {}).unwrap_err();
     }
     policy.store.write(&[damage(None)]).unwrap();
-    let set = policy.mind_clock(later(12), &mut |_, _| {}).unwrap();
+    let set = policy.mind_clock(later(12), &mut |_, _, _| {}).unwrap();
     assert_eq!(set.unwrap().set_by_ms, YEARS * 1000);
     assert_eq!(names(&policy, List::Black, later(49)), ["10.0.0.1"]);
     assert!(names(&policy, List::Black, later(51)).is_empty());
-    assert_eq!(policy.mind_clock(later(13), &mut |_, _| {}).unwrap(), None);
+    assert_eq!(
+        policy.mind_clock(later(13), &mut |_, _, _| {}).unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -385,7 +400,7 @@ fn a_restart_under_a_wrong_clock_does_not_lose_what_it_is_wrong_by() {
     )
     .unwrap();
     policy
-        .mind_clock(later(60), &mut |_, _| {})
+        .mind_clock(later(60), &mut |_, _, _| {})
         .unwrap()
         .unwrap();
     let both = |policy: &Policy| {
@@ -428,7 +443,10 @@ fn what_a_former_boot_said_is_not_taken_for_said_by_a_wrong_clock() {
     let wrong = off(since(7200, 7200), -7200);
     let mut policy = reboot(dir.path(), SystemEntries::default(), wrong);
     let right = since(7200, 7300);
-    policy.mind_clock(right, &mut |_, _| {}).unwrap().unwrap();
+    policy
+        .mind_clock(right, &mut |_, _, _| {})
+        .unwrap()
+        .unwrap();
     assert!(!listed(&policy, "10.0.0.1", List::Black, right));
     assert!(names(&policy, List::Black, right).is_empty());
 }
@@ -458,7 +476,7 @@ fn under_a_clock_that_is_behind_a_ttl_does_not_start_anew_again_and_again() {
     let geometry = *policy.tables.geometry();
     let (regions, system) = (Regions::heap(&geometry), SystemEntries::default());
     policy
-        .replace_tables(regions, geometry, system, wrong(960))
+        .replace_tables(regions, geometry, system, wrong(960), &mut || {})
         .unwrap();
     ends_at_1100(&policy);
     let short = of("short", &["10.0.0.1"]).into_iter().map(|e| NewEntry {

@@ -1,4 +1,5 @@
 mod clock;
+mod meanwhile;
 mod room;
 mod sources;
 
@@ -103,7 +104,7 @@ fn add_at(
     let mut sum = Added::default();
     for same in entries.chunk_by(|a, b| a.terms() == b.terms()) {
         let prefixes = same.iter().map(|e| e.prefix).collect();
-        let done = policy.add(list, same[0].terms(), prefixes, now, &mut |_, _| {})?;
+        let done = policy.add(list, same[0].terms(), prefixes, now, &mut |_, _, _| {})?;
         sum.added += done.added;
         sum.updated += done.updated;
     }
@@ -120,7 +121,7 @@ fn replace_at(
     let terms = of(name, &["10.0.0.1"])[0].terms();
     assert!(entries.iter().all(|e| e.terms() == terms));
     let prefixes = entries.iter().map(|e| e.prefix).collect();
-    policy.replace(List::Black, terms, prefixes, now, &mut |_, _| {})
+    policy.replace(List::Black, terms, prefixes, now, &mut |_, _, _| {})
 }
 
 /// Whether the kernel would find the address on a list.
@@ -317,7 +318,12 @@ fn the_file_and_the_store_do_not_get_into_each_others_way() {
             .len(),
         2
     );
-    assert_eq!(policy.flush(List::Black, None, None, START).unwrap(), 1);
+    assert_eq!(
+        policy
+            .flush(List::Black, None, None, START, &mut |_, _, _| {})
+            .unwrap(),
+        1
+    );
     assert!(listed(&policy, "10.0.0.1", List::Black, START));
     add(&mut policy, List::Black, vec![entry("10.0.0.1", Some(10))]).unwrap();
     policy.set_system(SystemEntries::default(), START).unwrap();
@@ -495,7 +501,7 @@ proptest! {
                     }
                 }
                 Action::Flush(list) => {
-                    at.flush(list, None, None, now).unwrap();
+                    at.flush(list, None, None, now, &mut |_, _, _| {}).unwrap();
                     model.retain(|(l, _), _| *l != list);
                 }
                 Action::Pass(more) => seconds += more,

@@ -60,7 +60,13 @@ fn an_entry_stays_as_long_as_one_of_its_sources_wants_it() {
         (of(Kind::Host), of(Kind::Prefix))
     };
     assert_eq!(count(&policy), (1, 1), "each prefix counts once");
-    let gone = policy.flush(List::Black, None, Some(&"a".parse().unwrap()), START);
+    let gone = policy.flush(
+        List::Black,
+        None,
+        Some(&"a".parse().unwrap()),
+        START,
+        &mut |_, _, _| {},
+    );
     assert_eq!(gone.unwrap(), 2);
     assert_eq!(count(&policy), (1, 1));
     assert!(listed(&policy, "10.1.2.3", List::Black, later(9)));
