@@ -1,14 +1,12 @@
 //! The engine: the one thread that owns lists and datapath, and changes them.
 //!
-//! Requests are answered one after the other. Whatever takes long is told on
+//! Requests are answered one after the other, except that those that change
+//! nothing overtake what takes long ([`Inbox`]). Whatever takes long is told on
 //! the way; whatever fails leaves things as they were.
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, mpsc::RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -22,9 +20,11 @@ use tracing::{error, info, warn};
 
 use super::{
     facts::{Command, Shared},
+    inbox::Inbox,
     limits::Changes,
     notify::{News, Notifier},
     plan::{Plan, plan},
+    requests,
 };
 use crate::{
     clock::{Now, coarse_tick_ns},
@@ -61,6 +61,7 @@ pub(super) struct Engine {
     pub(super) policy: Policy,
     pub(super) datapath: Datapath,
     pub(super) shared: Arc<Shared>,
+    pub(super) inbox: Inbox,
     /// Where a new ring buffer of events goes.
     pub(super) rings: Sender<EventRing>,
     pub(super) notifier: Notifier,
@@ -92,11 +93,11 @@ impl Engine {
     /// # Errors
     /// When a failed change could not be undone: a new daemon, which builds
     /// everything from the store, is then the remedy.
-    pub(super) fn run(mut self, commands: &Receiver<Command>) -> Result<()> {
+    pub(super) fn run(mut self) -> Result<()> {
         let mut next = Instant::now() + TICK;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
-            match commands.recv_timeout(wait.min(self.beat)) {
+            match self.inbox.next(wait.min(self.beat)) {
                 Ok(Command::Request(request, reply)) => {
                     self.mind_clock();
                     self.answer(request, reply);
@@ -156,11 +157,13 @@ impl Engine {
     /// Brings the lists in line when somebody has set the wall clock, or the
     /// machine was suspended.
     fn mind_clock(&mut self) {
-        let shared = self.shared.clone();
-        match self
-            .policy
-            .mind_clock(Now::read(), &mut |_, _, _| shared.beat())
-        {
+        let Self { policy, inbox, .. } = self;
+        let (shared, model, changes) = (&self.shared, &self.model, &self.changes);
+        let mut meanwhile = |policy: &Policy, _, _| {
+            shared.beat();
+            inbox.answer(|request| requests::read(request, policy, model, changes));
+        };
+        match policy.mind_clock(Now::read(), &mut meanwhile) {
             Ok(None) => {}
             Ok(Some(ClockJump {
                 set_by_ms,

@@ -6,6 +6,7 @@
 
 mod engine;
 mod facts;
+mod inbox;
 mod limits;
 mod lookup;
 mod notify;
@@ -42,6 +43,7 @@ use crate::{
     metrics,
 };
 use facts::{Command, Shared};
+use inbox::Inbox;
 use notify::{News, Notifier};
 
 /// Requests that wait for the engine, at the most.
@@ -116,7 +118,8 @@ async fn serve(options: &Options) -> Result<()> {
         let (path, shared) = (options.config.clone(), shared.clone());
         let notifier = notifier.clone();
         let beat = patience.map_or(Duration::MAX, notify::interval);
-        let start = move || start::engine(&path, model, shared, rings, notifier, beat);
+        let inbox = Inbox::new(queue);
+        let start = move || start::engine(&path, model, shared, inbox, rings, notifier, beat);
         tokio::task::spawn_blocking(start).await??
     };
     let (ended, mut engine_ended) = oneshot::channel::<()>();
@@ -125,7 +128,7 @@ async fn serve(options: &Options) -> Result<()> {
         .spawn(move || {
             // Sent by being dropped, also in a panic.
             let _ended = ended;
-            engine.run(&queue)
+            engine.run()
         })
         .context("cannot start the engine")?;
 

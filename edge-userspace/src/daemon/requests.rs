@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     clock::{Now, coarse_tick_ns},
+    config::Model,
     control::{
         protocol::{Addition, Entry, Failure, FailureKind, Request, Response},
         server::Reply,
@@ -18,14 +19,50 @@ use crate::{
     tables::TableError,
 };
 
+/// The answer to a request that changes nothing; `None` to one that does.
+pub(super) fn read(
+    request: &Request,
+    policy: &Policy,
+    model: &Model,
+    changes: &Changes,
+) -> Option<Result<Response, Failure>> {
+    let now = Now::read();
+    let answer = match *request {
+        Request::List {
+            list,
+            within,
+            after,
+            limit,
+        } => policy
+            .list(list, within, after, limit as usize, now)
+            .map(|page| Response::Page {
+                entries: page.entries.iter().map(entry).collect(),
+                next: page.next,
+            }),
+        Request::Lookup { address } => policy.lookup(address, now).map(|entries| {
+            let entries = entries.iter().map(entry).collect();
+            Response::Lookup(lookup(address, entries, model, now))
+        }),
+        Request::Limits {} => Ok(Response::Limits(changes.tell(&model.limits))),
+        _ => return None,
+    };
+    Some(answer.map_err(|e| policy_failure(&e)))
+}
+
 impl Engine {
     /// Carries a request out and answers it.
     pub(super) fn answer(&mut self, request: Request, reply: Reply) {
+        if let Some(answer) = read(&request, &self.policy, &self.model, &self.changes) {
+            return reply.send(answer);
+        }
         let now = Now::read();
         let answer = match request {
-            Request::Status {} => Err(Failure::new(
+            Request::Status {}
+            | Request::List { .. }
+            | Request::Lookup { .. }
+            | Request::Limits {} => Err(Failure::new(
                 FailureKind::Internal,
-                "the engine was asked for the status",
+                "the engine was asked for what it does not answer",
             )),
             Request::Reload {} => self
                 .reload()
@@ -39,39 +76,13 @@ impl Engine {
                     missing: r.missing,
                 })
                 .map_err(|e| policy_failure(&e)),
-            Request::List {
-                list,
-                within,
-                after,
-                limit,
-            } => self
-                .policy
-                .list(list, within, after, limit as usize, now)
-                .map(|page| Response::Page {
-                    entries: page.entries.iter().map(entry).collect(),
-                    next: page.next,
-                })
-                .map_err(|e| policy_failure(&e)),
             Request::Flush { list, origin, feed } => {
-                let shared = &self.shared;
-                let mut meanwhile = |_: &Policy, done, total| {
-                    shared.beat();
-                    reply.progress(done, total);
-                };
-                self.policy
+                let (policy, mut meanwhile) = self.at_length(&reply);
+                policy
                     .flush(list, origin, feed.as_ref(), now, &mut meanwhile)
                     .map(|removed| Response::Flushed { removed })
                     .map_err(|e| policy_failure(&e))
             }
-            Request::Lookup { address } => self
-                .policy
-                .lookup(address, now)
-                .map(|entries| {
-                    let entries = entries.iter().map(entry).collect();
-                    Response::Lookup(lookup(address, entries, &self.model, now))
-                })
-                .map_err(|e| policy_failure(&e)),
-            Request::Limits {} => Ok(self.tell_limits()),
             Request::SetLimit(change) => {
                 let mut changes = self.changes.clone();
                 changes
@@ -98,17 +109,11 @@ impl Engine {
             expires_unix_ms,
             note: header.note.into(),
         };
-        let shared = self.shared.clone();
-        let mut meanwhile = |_: &Policy, done, total| {
-            shared.beat();
-            reply.progress(done, total);
-        };
+        let (policy, mut meanwhile) = self.at_length(reply);
         let done = if header.replace {
-            self.policy
-                .replace(header.list, terms, prefixes, now, &mut meanwhile)
+            policy.replace(header.list, terms, prefixes, now, &mut meanwhile)
         } else {
-            self.policy
-                .add(header.list, terms, prefixes, now, &mut meanwhile)
+            policy.add(header.list, terms, prefixes, now, &mut meanwhile)
         };
         done.map(|a| Response::Added {
             added: a.added,
@@ -116,6 +121,19 @@ impl Engine {
             removed: a.removed,
         })
         .map_err(|e| policy_failure(&e))
+    }
+
+    /// The lists, to change them, and what is to be done while that takes its
+    /// time: a sign of life, a word to the client, and answers to those who only ask.
+    fn at_length(&mut self, reply: &Reply) -> (&mut Policy, impl FnMut(&Policy, u64, u64)) {
+        let Self { policy, inbox, .. } = self;
+        let (shared, model, changes) = (&self.shared, &self.model, &self.changes);
+        let meanwhile = move |policy: &Policy, done, total| {
+            shared.beat();
+            reply.progress(done, total);
+            inbox.answer(|request| read(request, policy, model, changes));
+        };
+        (policy, meanwhile)
     }
 
     fn tell_limits(&self) -> Response {

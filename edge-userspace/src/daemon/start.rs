@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::{
     engine::{Engine, LIMITS_SETTING},
     facts::Shared,
+    inbox::Inbox,
     limits::Changes,
     notify::Notifier,
     plan::{Plan, plan},
@@ -58,6 +59,7 @@ pub(super) fn engine(
     path: &Path,
     file: Model,
     shared: Arc<Shared>,
+    inbox: Inbox,
     rings: Sender<EventRing>,
     notifier: Notifier,
     beat: Duration,
@@ -122,6 +124,7 @@ pub(super) fn engine(
         policy,
         datapath,
         shared,
+        inbox,
         rings,
         notifier,
         beat,

@@ -50,12 +50,13 @@ use upkeep::Search;
 /// Entries between two calls of [`Meanwhile`]: some ten milliseconds of work.
 const REPORT_EVERY: u64 = 8192;
 
-/// What is called every now and then while a change takes its time, with the
-/// lists, of which everything says what was before it, and how many entries of
-/// how many are done (0 of 0 while that is not known).
+/// What is called every now and then while a change takes its time, with how
+/// many entries of how many are done (0 of 0 while that is not known), and with
+/// the lists. Whoever looks into these sees all as it was before the change, or
+/// at the very end, when the store has it, all as it is after it.
 ///
-/// The tables alone hold some of the change already: they are told to nobody
-/// but packets, and are put back when the change fails.
+/// The tables alone hold some of the change already: packets see it, and it is
+/// put back when the change fails.
 pub type Meanwhile<'a> = dyn FnMut(&Policy, u64, u64) + 'a;
 
 /// The longest note, in bytes.

@@ -103,3 +103,35 @@ fn an_undo_is_heard_of() {
     assert_eq!(undoing, 4);
     assert_eq!(policy.tables.used(), Default::default());
 }
+
+#[test]
+fn who_asks_while_a_change_is_under_way_is_told_what_was_before_it_or_what_is_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut policy = open_large(dir.path());
+    let (first, last) = (host(0), host(MANY - 1));
+    add(&mut policy, List::Black, vec![entry("10.0.0.0", None)]).unwrap();
+    let names = |policy: &Policy, within: Prefix| -> Vec<String> {
+        let page = policy.list(List::Black, Some(within), None, 9, START);
+        let tell = |e: &EntryView| e.source.to_string();
+        page.unwrap().entries.iter().map(tell).collect()
+    };
+    // The last is first told of, and then no longer.
+    let mut told = Vec::new();
+    let mut ask = |policy: &Policy, _, _| {
+        let both = (names(policy, first).len(), names(policy, last).len());
+        let found = policy.lookup(last.addr(), START).unwrap().len();
+        assert_eq!(both.1, found);
+        told.push(both);
+    };
+    let hosts = (0..MANY).map(host).collect();
+    policy
+        .add(List::Black, terms(), hosts, START, &mut ask)
+        .unwrap();
+    policy
+        .replace(List::Black, terms(), vec![first], START, &mut ask)
+        .unwrap();
+    told.push((names(&policy, first).len(), names(&policy, last).len()));
+    assert!(told.len() > 24, "{}", told.len());
+    told.dedup();
+    assert_eq!(told, [(1, 0), (2, 1), (2, 0)]);
+}
