@@ -571,7 +571,27 @@ mod tests {
             unix_ms,
         };
         assert!(!prolonged.has_expired(at(4999)) && prolonged.has_expired(at(5000)));
-        drop(entries);
+        // Version 2 had feeds, and did not know in which boot a thing was said.
+        let mut v2 = vec![2, 1];
+        v2.extend([5u64, 6, 7].map(u64::to_le_bytes).as_flattened());
+        v2.extend(b"\x02\x04drop\x03\0why");
+        put("10.0.0.4", &v2);
+        let entries = store.read().unwrap();
+        let of_drop = entries.get(List::Black, p("10.0.0.4")).unwrap().unwrap();
+        let drop_feed = Source::new(Origin::Feed, "drop".parse().ok());
+        let want = Claim {
+            changed_unix_ms: 6,
+            ..old(drop_feed)
+        };
+        assert_eq!(of_drop.claims, [want]);
+        // When it is written again, it is of the present version.
+        let change = (List::Black, p("10.0.0.4"), Some(of_drop.clone().into()));
+        store.write(&[change]).unwrap();
+        let entries = store.read().unwrap();
+        let bytes = entries.table.get(&key(List::Black, p("10.0.0.4"))).unwrap();
+        assert_eq!(bytes.unwrap().value()[0], record::ENCODING);
+        let again = entries.get(List::Black, p("10.0.0.4")).unwrap();
+        assert_eq!(again, Some(of_drop));
         // And those of a later one are not ours to throw away.
         put("10.0.0.1", &[record::ENCODING + 1, 0, 0]);
         let entries = store.read().unwrap();

@@ -9,3 +9,4 @@ mod metrics;
 mod reload;
 mod restart;
 mod rig;
+mod watchdog;

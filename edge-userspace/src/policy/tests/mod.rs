@@ -101,10 +101,16 @@ fn add_at(
     entries: Vec<NewEntry>,
     now: Now,
 ) -> Result<Added, PolicyError> {
+    let mut additions: Vec<(Terms, Vec<Prefix>)> = Vec::new();
+    for entry in entries {
+        match additions.last_mut() {
+            Some((terms, prefixes)) if *terms == entry.terms() => prefixes.push(entry.prefix),
+            _ => additions.push((entry.terms(), vec![entry.prefix])),
+        }
+    }
     let mut sum = Added::default();
-    for same in entries.chunk_by(|a, b| a.terms() == b.terms()) {
-        let prefixes = same.iter().map(|e| e.prefix).collect();
-        let done = policy.add(list, same[0].terms(), prefixes, now, &mut |_, _, _| {})?;
+    for (terms, prefixes) in additions {
+        let done = policy.add(list, terms, prefixes, now, &mut |_, _, _| {})?;
         sum.added += done.added;
         sum.updated += done.updated;
     }
@@ -358,6 +364,34 @@ fn what_expired_behind_the_file_s_entry_goes_with_it() {
     assert_eq!(stored(&policy), ["10.0.0.1", "10.1.0.0/16"]);
     collect(&mut policy, later(600));
     assert!(stored(&policy).is_empty());
+}
+
+#[test]
+fn what_cannot_be_taken_out_of_the_file_yet_is_taken_out_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let system = |black: &[&str]| SystemEntries {
+        black: black.iter().map(|s| p(s)).collect(),
+        ..Default::default()
+    };
+    let both = system(&["10.0.0.1", "10.1.0.0/16", "10.2.0.0/16"]);
+    let mut policy = open_at(dir.path(), both, START);
+    // A record without a claim cannot be read.
+    let damage = |record| [(List::Black, p("10.1.0.0/16"), record)];
+    let none = crate::store::Record { claims: Vec::new() };
+    policy.store.write(&damage(Some(none.into()))).unwrap();
+    let new = system(&["10.2.0.0/16"]);
+    for _ in 0..2 {
+        policy.set_system(new.clone(), START).unwrap_err();
+        assert_eq!(policy.tables.used().prefixes, 2);
+        for addr in ["10.0.0.1", "10.1.0.1", "10.2.0.1"] {
+            assert!(listed(&policy, addr, List::Black, START), "{addr}");
+        }
+        assert!(!policy.is_torn());
+    }
+    policy.store.write(&damage(None)).unwrap();
+    policy.set_system(new, START).unwrap();
+    assert_eq!(names(&policy, List::Black, START), ["10.2.0.0/16"]);
+    assert_eq!(policy.tables.used().prefixes, 1);
 }
 
 #[test]
