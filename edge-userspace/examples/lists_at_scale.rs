@@ -15,7 +15,7 @@ use edge_common::{addr::Prefix, hash::Seed};
 use edge_userspace::{
     clock::Now,
     entry::{List, Origin, Source},
-    policy::{NewEntry, Policy, SystemEntries},
+    policy::{Policy, SystemEntries, Terms},
     store::{FILE, Store},
     tables::{Capacity, Geometry, Regions},
 };
@@ -85,40 +85,40 @@ fn run(n: u32, make: Make) -> Result<()> {
     let open = || -> Result<Policy> {
         let (store, system) = (Store::open(dir.path())?, SystemEntries::default());
         let regions = Regions::heap(&geometry);
-        Ok(Policy::open(store, regions, geometry, SEED, system, Now::read())?.0)
+        Ok(Policy::open(store, None, regions, geometry, SEED, system, Now::read())?.0)
     };
-    let entries = |ttl: Option<u64>| -> Result<Vec<NewEntry>> {
-        let now = Now::read();
-        let source = Source::new(Origin::Feed, None);
-        (1..=n)
-            .map(|i| {
-                Ok(NewEntry {
-                    prefix: make(i)?,
-                    expires_unix_ms: ttl.map(|t| now.unix_ms + t),
-                    source: source.clone(),
-                    note: "feed".into(),
-                })
-            })
-            .collect()
+    let prefixes = || (1..=n).map(make).collect::<Result<Vec<Prefix>>>();
+    let terms = |ttl: Option<u64>| Terms {
+        source: Source::new(Origin::Feed, None),
+        expires_unix_ms: ttl.map(|t| Now::read().unix_ms + t),
+        note: "feed".into(),
     };
     let mut policy = open()?;
     let before = resident();
-    let new = entries(None)?;
+    let new = prefixes()?;
     let done = timed(n, "import, all new", || {
-        policy.add(List::Black, new, Now::read(), &mut |_, _| {})
+        policy.add(
+            List::Black,
+            terms(None),
+            new,
+            Now::read(),
+            &mut |_, _, _| {},
+        )
     })?;
     println!("    {} added", done.added);
     println!(
         "    {} MiB resident more",
         resident().saturating_sub(before) >> 20
     );
-    let again = entries(Some(HOUR_MS))?;
+    let again = prefixes()?;
     timed(n, "import, all known", || {
-        policy.add(List::Black, again, Now::read(), &mut |_, _| {})
+        let terms = terms(Some(HOUR_MS));
+        policy.add(List::Black, terms, again, Now::read(), &mut |_, _, _| {})
     })?;
     let now = Now::read();
     let later = Now {
         mono_ns: now.mono_ns + 2 * HOUR_MS * 1_000_000,
+        boot_ns: now.boot_ns + 2 * HOUR_MS * 1_000_000,
         unix_ms: now.unix_ms + 2 * HOUR_MS,
     };
     let mut expired = 0;
@@ -133,13 +133,20 @@ fn run(n: u32, make: Make) -> Result<()> {
         start.elapsed().as_secs_f64(),
         longest * 1000.0
     );
-    policy.add(List::Black, entries(None)?, Now::read(), &mut |_, _| {})?;
+    let again = prefixes()?;
+    policy.add(
+        List::Black,
+        terms(None),
+        again,
+        Now::read(),
+        &mut |_, _, _| {},
+    )?;
     let file = fs::metadata(dir.path().join(FILE))?.len();
     println!("    {} MiB on disk", file >> 20);
     drop(policy);
     let mut policy = timed(n, "restart, into empty tables", open)?;
     timed(n, "removal of all", || {
-        policy.flush(List::Black, None, None, Now::read())
+        policy.flush(List::Black, None, None, Now::read(), &mut |_, _, _| {})
     })?;
     Ok(())
 }

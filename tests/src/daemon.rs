@@ -66,6 +66,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    #[track_caller]
+    fn panic(&self) -> ! {
+        panic!("edge run ended with {}:\n{}", self.code, self.stderr)
+    }
+
     /// Each line of the output as JSON.
     ///
     /// # Panics
@@ -190,6 +195,8 @@ impl<'a> Installation<'a> {
             .args(arguments)
             .env_remove("RUST_LOG")
             .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::null());
         command
     }
@@ -305,12 +312,20 @@ impl<'a> Installation<'a> {
         self.must_start(arguments, wait::PATIENCE)
     }
 
+    /// The same under a service manager that wants a sign of life at least so often.
+    ///
+    /// # Panics
+    /// As [`Installation::start`].
+    #[track_caller]
+    pub fn start_watched(&self, watchdog: Duration) -> Daemon {
+        let started = self.try_start_with(&[], wait::PATIENCE, Some(watchdog));
+        started.unwrap_or_else(|refused| refused.panic())
+    }
+
     #[track_caller]
     fn must_start(&self, arguments: &[&str], patience: Duration) -> Daemon {
-        self.try_start_with(arguments, patience)
-            .unwrap_or_else(|refused| {
-                panic!("edge run ended with {}:\n{}", refused.code, refused.stderr)
-            })
+        let started = self.try_start_with(arguments, patience, None);
+        started.unwrap_or_else(|refused| refused.panic())
     }
 
     /// Starts the daemon and waits until it is ready or has ended, which is the error.
@@ -322,11 +337,16 @@ impl<'a> Installation<'a> {
     /// When it does neither in time.
     #[track_caller]
     pub fn try_start(&self) -> Result<Daemon, Outcome> {
-        self.try_start_with(&[], wait::PATIENCE)
+        self.try_start_with(&[], wait::PATIENCE, None)
     }
 
     #[track_caller]
-    fn try_start_with(&self, arguments: &[&str], patience: Duration) -> Result<Daemon, Outcome> {
+    fn try_start_with(
+        &self,
+        arguments: &[&str],
+        patience: Duration,
+        watchdog: Option<Duration>,
+    ) -> Result<Daemon, Outcome> {
         // As systemd starts it: READY=1 comes on this socket.
         let path = self.file("notify");
         let _ = fs::remove_file(&path);
@@ -340,6 +360,9 @@ impl<'a> Installation<'a> {
             .env("NOTIFY_SOCKET", &path)
             .stdout(Stdio::null())
             .stderr(stderr);
+        if let Some(watchdog) = watchdog {
+            command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
+        }
         let child = command.spawn().expect("edge starts");
         let mut daemon = Daemon {
             child,
@@ -436,6 +459,12 @@ impl Daemon {
     pub fn told(&self) -> String {
         let told = self.manager.told.lock();
         told.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often it told the service manager that it is alive.
+    #[must_use]
+    pub fn signs_of_life(&self) -> usize {
+        self.told().matches("WATCHDOG=1").count()
     }
 
     /// What it wrote to its log up to now.

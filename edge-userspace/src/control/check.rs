@@ -47,6 +47,11 @@ fn count(prefixes: usize) -> Result<(), Failure> {
 pub fn header(header: &ImportHeader) -> Result<(), Failure> {
     note(&header.note)?;
     feed_of(Some(header.origin), header.feed.as_ref())?;
+    if header.replace && header.feed.is_none() {
+        return Err(invalid(
+            "replace removes all other entries of a feed, and no feed is given: name it (--feed)",
+        ));
+    }
     match header.ttl_s {
         None | Some(1..=MAX_TTL_S) => Ok(()),
         Some(s) => Err(invalid(format!(
@@ -137,6 +142,14 @@ mod tests {
             (|a| a.header.note.push('n'), "257 bytes"),
             (|a| a.header.note = "a\nb".to_owned(), "control"),
             (|a| a.header.feed = "x".parse().ok(), "origin cli"),
+            (|a| a.header.replace = true, "--feed"),
+            (
+                |a| {
+                    a.header.origin = Origin::Feed;
+                    a.header.replace = true;
+                },
+                "--feed",
+            ),
             (|a| a.prefixes.clear(), "no prefix"),
             (|a| a.prefixes.push(a.prefixes[0]), "import"),
         ] {
@@ -144,6 +157,16 @@ mod tests {
             assert_eq!(e.kind, FailureKind::Invalid);
             assert!(e.message.contains(word), "{}", e.message);
         }
+    }
+
+    #[test]
+    fn a_feed_that_is_named_can_be_replaced() {
+        add(|a| {
+            a.header.origin = Origin::Feed;
+            a.header.feed = "drop".parse().ok();
+            a.header.replace = true;
+        })
+        .unwrap();
     }
 
     #[test]

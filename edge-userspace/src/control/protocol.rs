@@ -119,8 +119,8 @@ pub struct ImportHeader {
     pub ttl_s: Option<u64>,
     /// Note of every entry.
     pub note: String,
-    /// Entries of this list, origin and feed that are not in the import go
-    /// away, in the same step.
+    /// Entries of this list and feed that are not in the import go away, in the
+    /// same step. Only with a `feed` that is given.
     pub replace: bool,
 }
 

@@ -1,14 +1,12 @@
 //! The engine: the one thread that owns lists and datapath, and changes them.
 //!
-//! Requests are answered one after the other. Whatever takes long is told on
+//! Requests are answered one after the other, except that those that change
+//! nothing overtake what takes long ([`Inbox`]). Whatever takes long is told on
 //! the way; whatever fails leaves things as they were.
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, mpsc::RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -26,9 +24,11 @@ use super::{
         follow::{Follower, Handle},
     },
     facts::{Command, Shared},
+    inbox::Inbox,
     limits::Changes,
     notify::{News, Notifier},
     plan::{Plan, plan},
+    requests,
 };
 use crate::{
     clock::{Now, coarse_tick_ns},
@@ -39,7 +39,7 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
-    policy::{ClockSet, Policy, PolicyError, SystemEntries},
+    policy::{ClockJump, Policy, PolicyError, SystemEntries},
     tables::{Capacity, Geometry, Regions},
 };
 
@@ -66,6 +66,7 @@ pub(super) struct Engine {
     pub(super) datapath: Datapath,
     pub(super) defence: Handle,
     pub(super) shared: Arc<Shared>,
+    pub(super) inbox: Inbox,
     /// Where a new ring buffer of events goes.
     pub(super) rings: Sender<EventRing>,
     pub(super) notifier: Notifier,
@@ -100,13 +101,13 @@ impl Engine {
     /// # Errors
     /// When a failed change could not be undone: a new daemon, which builds
     /// everything from the store, is then the remedy.
-    pub(super) fn run(mut self, commands: &Receiver<Command>) -> Result<()> {
+    pub(super) fn run(mut self) -> Result<()> {
         let follower = Follower::start(self.defence.clone(), self.shared.clone());
         let follower = follower.context("cannot start a thread")?;
         let mut next = Instant::now() + TICK;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
-            match commands.recv_timeout(wait.min(self.beat)) {
+            match self.inbox.next(wait.min(self.beat)) {
                 Ok(Command::Request(request, reply)) => {
                     self.mind_clock();
                     self.answer(request, reply);
@@ -151,34 +152,56 @@ impl Engine {
             Ok(_) => self.publish_counts(),
             Err(e) => error!("cannot collect what has expired (it no longer matches): {e}"),
         }
+        match self.policy.readmit(Now::read()) {
+            Ok(0) => {}
+            Ok(entries) => {
+                self.publish_counts();
+                info!(
+                    entries,
+                    "for which there was no room have found some, and are in force again"
+                );
+            }
+            Err(e) => error!("cannot look for what had no room in the tables: {e}"),
+        }
         if self.datapath.watch() {
             self.shared.publish_view(self.datapath.view());
         }
     }
 
-    /// Brings the lists in line when somebody has set the wall clock.
+    /// Brings the lists in line when somebody has set the wall clock, or the
+    /// machine was suspended.
     fn mind_clock(&mut self) {
-        let shared = self.shared.clone();
-        match self
-            .policy
-            .mind_clock(Now::read(), &mut |_, _| shared.beat())
-        {
+        let Self { policy, inbox, .. } = self;
+        let (shared, model, changes) = (&self.shared, &self.model, &self.changes);
+        let mut meanwhile = |policy: &Policy, _, _| {
+            shared.beat();
+            inbox.answer(|request| requests::read(request, policy, model, changes));
+        };
+        match policy.mind_clock(Now::read(), &mut meanwhile) {
             Ok(None) => {}
-            Ok(Some(ClockSet {
-                by_ms,
+            Ok(Some(ClockJump {
+                set_by_ms,
+                suspended_ms,
                 entries,
                 left_out,
             })) => {
                 self.publish_counts();
-                warn!(
-                    by_ms,
-                    entries, "the clock was set: expiries are worked out anew"
-                );
+                if set_by_ms != 0 {
+                    warn!(
+                        by_ms = set_by_ms,
+                        entries, "the clock was set: expiries are worked out anew"
+                    );
+                } else {
+                    info!(
+                        for_ms = suspended_ms,
+                        entries, "the machine was suspended: expiries are worked out anew"
+                    );
+                }
                 if left_out > 0 {
                     error!(
                         entries = left_out,
-                        "are in force again by the new time, but there is no room for them: raise \
-                         the keys under `tables` in the configuration and reload"
+                        "are in force again by the new time, but there is no room for them until \
+                         others go: raise the keys under `tables` in the configuration and reload"
                     );
                 }
             }
@@ -337,8 +360,9 @@ impl Engine {
         let resize = prepared.tables_are_new() || lists(&geometry) != lists(&self.geometry);
         let filled = if resize {
             let regions = Regions::new(|name| prepared.region(name))?;
+            let mut alive = || self.shared.beat();
             self.policy
-                .replace_tables(regions, geometry, system.clone(), now)
+                .replace_tables(regions, geometry, system.clone(), now, &mut alive)
                 .map(|_| ())
         } else {
             self.extend_system(&system, now)
@@ -398,8 +422,9 @@ impl Engine {
             Regions::new(|name| self.datapath.region(name))
                 .map_err(ForceError::from)
                 .and_then(|regions| {
+                    let mut alive = || self.shared.beat();
                     self.policy
-                        .replace_tables(regions, self.geometry, system, now)
+                        .replace_tables(regions, self.geometry, system, now, &mut alive)
                         .map(|_| ())
                         .map_err(ForceError::from)
                 })

@@ -100,6 +100,7 @@ mod tests {
 
     const NOW: Now = Now {
         mono_ns: 1 << 40,
+        boot_ns: 1 << 40,
         unix_ms: 1_000_000,
     };
 

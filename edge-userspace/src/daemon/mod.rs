@@ -8,6 +8,7 @@
 mod defence;
 mod engine;
 mod facts;
+mod inbox;
 mod limits;
 mod lookup;
 mod notify;
@@ -44,6 +45,7 @@ use crate::{
     metrics,
 };
 use facts::{Command, Shared};
+use inbox::Inbox;
 use notify::{News, Notifier};
 
 /// Requests that wait for the engine, at the most.
@@ -118,7 +120,8 @@ async fn serve(options: &Options) -> Result<()> {
         let (path, shared) = (options.config.clone(), shared.clone());
         let notifier = notifier.clone();
         let beat = patience.map_or(Duration::MAX, notify::interval);
-        let start = move || start::engine(&path, model, shared, rings, notifier, beat);
+        let inbox = Inbox::new(queue);
+        let start = move || start::engine(&path, model, shared, inbox, rings, notifier, beat);
         tokio::task::spawn_blocking(start).await??
     };
     let (ended, mut engine_ended) = oneshot::channel::<()>();
@@ -127,7 +130,7 @@ async fn serve(options: &Options) -> Result<()> {
         .spawn(move || {
             // Sent by being dropped, also in a panic.
             let _ended = ended;
-            engine.run(&queue)
+            engine.run()
         })
         .context("cannot start the engine")?;
 

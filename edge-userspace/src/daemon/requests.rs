@@ -9,23 +9,60 @@ use super::{
 };
 use crate::{
     clock::{Now, coarse_tick_ns},
+    config::Model,
     control::{
         protocol::{Addition, Entry, Failure, FailureKind, Request, Response},
         server::Reply,
     },
     entry::Source,
-    policy::{EntryView, NewEntry, PolicyError},
+    policy::{EntryView, Policy, PolicyError, Terms},
     tables::TableError,
 };
+
+/// The answer to a request that changes nothing; `None` to one that does.
+pub(super) fn read(
+    request: &Request,
+    policy: &Policy,
+    model: &Model,
+    changes: &Changes,
+) -> Option<Result<Response, Failure>> {
+    let now = Now::read();
+    let answer = match *request {
+        Request::List {
+            list,
+            within,
+            after,
+            limit,
+        } => policy
+            .list(list, within, after, limit as usize, now)
+            .map(|page| Response::Page {
+                entries: page.entries.iter().map(entry).collect(),
+                next: page.next,
+            }),
+        Request::Lookup { address } => policy.lookup(address, now).map(|entries| {
+            let entries = entries.iter().map(entry).collect();
+            Response::Lookup(lookup(address, entries, model, now))
+        }),
+        Request::Limits {} => Ok(Response::Limits(changes.tell(&model.limits))),
+        _ => return None,
+    };
+    Some(answer.map_err(|e| policy_failure(&e)))
+}
 
 impl Engine {
     /// Carries a request out and answers it.
     pub(super) fn answer(&mut self, request: Request, reply: Reply) {
+        if let Some(answer) = read(&request, &self.policy, &self.model, &self.changes) {
+            return reply.send(answer);
+        }
         let now = Now::read();
         let answer = match request {
-            Request::Status {} => Err(Failure::new(
+            Request::Status {}
+            | Request::List { .. }
+            | Request::Lookup { .. }
+            | Request::Limits {} => Err(Failure::new(
                 FailureKind::Internal,
-                "the engine was asked for the status",
+                "the engine was asked for what it does not answer",
             )),
             Request::Reload {} => self
                 .reload()
@@ -39,33 +76,13 @@ impl Engine {
                     missing: r.missing,
                 })
                 .map_err(|e| policy_failure(&e)),
-            Request::List {
-                list,
-                within,
-                after,
-                limit,
-            } => self
-                .policy
-                .list(list, within, after, limit as usize, now)
-                .map(|page| Response::Page {
-                    entries: page.entries.iter().map(entry).collect(),
-                    next: page.next,
-                })
-                .map_err(|e| policy_failure(&e)),
-            Request::Flush { list, origin, feed } => self
-                .policy
-                .flush(list, origin, feed.as_ref(), now)
-                .map(|removed| Response::Flushed { removed })
-                .map_err(|e| policy_failure(&e)),
-            Request::Lookup { address } => self
-                .policy
-                .lookup(address, now)
-                .map(|entries| {
-                    let entries = entries.iter().map(entry).collect();
-                    Response::Lookup(lookup(address, entries, &self.model, now))
-                })
-                .map_err(|e| policy_failure(&e)),
-            Request::Limits {} => Ok(self.tell_limits()),
+            Request::Flush { list, origin, feed } => {
+                let (policy, mut meanwhile) = self.at_length(&reply);
+                policy
+                    .flush(list, origin, feed.as_ref(), now, &mut meanwhile)
+                    .map(|removed| Response::Flushed { removed })
+                    .map_err(|e| policy_failure(&e))
+            }
             Request::SetLimit(change) => {
                 let mut changes = self.changes.clone();
                 changes
@@ -87,27 +104,16 @@ impl Engine {
         let expires_unix_ms = header
             .ttl_s
             .map(|s| now.unix_ms.saturating_add(s.saturating_mul(1000)));
-        let note: std::sync::Arc<str> = header.note.into();
-        let source = Source::new(header.origin, header.feed);
-        let entries = prefixes
-            .into_iter()
-            .map(|prefix| NewEntry {
-                prefix,
-                expires_unix_ms,
-                source: source.clone(),
-                note: note.clone(),
-            })
-            .collect();
-        let shared = self.shared.clone();
-        let mut progress = |done, total| {
-            shared.beat();
-            reply.progress(done, total);
+        let terms = Terms {
+            source: Source::new(header.origin, header.feed),
+            expires_unix_ms,
+            note: header.note.into(),
         };
+        let (policy, mut meanwhile) = self.at_length(reply);
         let done = if header.replace {
-            self.policy
-                .replace(header.list, &source, entries, now, &mut progress)
+            policy.replace(header.list, terms, prefixes, now, &mut meanwhile)
         } else {
-            self.policy.add(header.list, entries, now, &mut progress)
+            policy.add(header.list, terms, prefixes, now, &mut meanwhile)
         };
         done.map(|a| Response::Added {
             added: a.added,
@@ -115,6 +121,19 @@ impl Engine {
             removed: a.removed,
         })
         .map_err(|e| policy_failure(&e))
+    }
+
+    /// The lists, to change them, and what is to be done while that takes its
+    /// time: a sign of life, a word to the client, and answers to those who only ask.
+    fn at_length(&mut self, reply: &Reply) -> (&mut Policy, impl FnMut(&Policy, u64, u64)) {
+        let Self { policy, inbox, .. } = self;
+        let (shared, model, changes) = (&self.shared, &self.model, &self.changes);
+        let meanwhile = move |policy: &Policy, done, total| {
+            shared.beat();
+            reply.progress(done, total);
+            inbox.answer(|request| read(request, policy, model, changes));
+        };
+        (policy, meanwhile)
     }
 
     fn tell_limits(&self) -> Response {

@@ -16,6 +16,7 @@ use super::{
     defence::{Defence, follow::Handle},
     engine::{Engine, LIMITS_SETTING},
     facts::Shared,
+    inbox::Inbox,
     limits::Changes,
     notify::Notifier,
     plan::{Plan, plan},
@@ -59,6 +60,7 @@ pub(super) fn engine(
     path: &Path,
     file: Model,
     shared: Arc<Shared>,
+    inbox: Inbox,
     rings: Sender<EventRing>,
     notifier: Notifier,
     beat: Duration,
@@ -82,9 +84,11 @@ pub(super) fn engine(
     for note in prepared.notes() {
         warn!("{note}");
     }
+    let boot = boot_id();
     let now = Now::read();
     let (policy, filled) = Policy::open(
         store,
+        boot.as_deref(),
         Regions::new(|name| prepared.region(name))?,
         geometry,
         seed,
@@ -108,8 +112,8 @@ pub(super) fn engine(
         warn!(
             entries = filled.from_the_future,
             "were changed at a time that the clock has not reached: it is wrong, or it was. They \
-             last from now on as long as they were given, and are brought in line when the clock \
-             is set"
+             last from the boot on as long as they were given, at most, and are brought in line \
+             when the clock is set"
         );
     }
     defence.lock().fill(&model, || prepared.services())?;
@@ -126,6 +130,7 @@ pub(super) fn engine(
         datapath,
         defence,
         shared,
+        inbox,
         rings,
         notifier,
         beat,
@@ -156,6 +161,20 @@ impl Drop for GiveUp {
     fn drop(&mut self) {
         if let Some(defence) = &self.0 {
             defence.lock().give_up();
+        }
+    }
+}
+
+/// The kernel's id of this boot (random(4)).
+fn boot_id() -> Option<String> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    match std::fs::read_to_string(PATH) {
+        Ok(id) => Some(id.trim().to_owned()),
+        Err(e) => {
+            warn!(
+                "{PATH}: {e}; what the lists got since the boot is not corrected when the clock is set"
+            );
+            None
         }
     }
 }

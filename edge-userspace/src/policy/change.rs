@@ -1,76 +1,49 @@
-//! Adding, removing, expiring.
+//! Adding and removing.
 
 use super::{
-    Added, MAX_NOTE, NewEntry, Policy, PolicyError, Removed, Undo,
-    clock::Step as ClockStep,
-    is_counted,
-    order::{Room, Step, groups},
+    Added, MAX_NOTE, Meanwhile, Policy, PolicyError, REPORT_EVERY, Removed, Terms, is_counted,
+    order::{Room, Step, Undo, groups},
     raise, stamp,
+    upkeep::Search,
 };
 use crate::{
     clock::Now,
-    entry::{FeedName, List, Origin, Source},
-    store::{Change, Claim, MAX_CLAIMS, Record},
+    entry::{FeedName, List, Origin},
+    store::{Change, Claim, MAX_CLAIMS, Record, StoreError},
     tables::Listing,
 };
 use edge_common::addr::Prefix;
+use std::{
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-/// Entries between two reports of progress.
-const REPORT_EVERY: u64 = 8192;
-/// Slots that one call of [`Policy::expire`] looks at: everything within two
-/// minutes at ten million entries and a call a second, and 2 MB of memory.
-const SWEEP_SLOTS: usize = 1 << 17;
-/// Entries that one call of [`Policy::expire`] removes, and stored ones that it
-/// looks at besides.
-const SWEEP_LIMIT: usize = 1 << 14;
-
-/// A search through the store for what is not in the tables.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Search {
-    list: List,
-    /// Where it goes on.
-    after: Option<Prefix>,
-    /// Whether it came past something that has to stay.
-    is_kept: bool,
-}
-
-impl Search {
-    pub(super) const START: Self = Self {
-        list: List::Black,
-        after: None,
-        is_kept: false,
-    };
-}
-
-/// What setting the clock did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClockSet {
-    /// By how many milliseconds it was set.
-    pub by_ms: i64,
-    /// Entries that last longer or shorter in the tables than before.
-    pub entries: u64,
-    /// Entries that are in force again by the new time, for which there is no room.
-    pub left_out: u64,
-}
+/// How often it is looked whether the store has written.
+const STORE_PAUSE: Duration = Duration::from_millis(5);
 
 impl Policy {
     /// Adds entries, all or none. One that its source has already gets the new
-    /// expiry and note, and keeps its age and hits; of several with the same
-    /// prefix the last one counts. `progress` hears of done and total.
+    /// expiry and note, and keeps its age and hits. Prefixes may repeat.
     ///
     /// # Errors
     /// [`PolicyError`]; then nothing has changed.
     pub fn add(
         &mut self,
         list: List,
-        entries: Vec<NewEntry>,
+        terms: Terms,
+        prefixes: Vec<Prefix>,
         now: Now,
-        progress: &mut dyn FnMut(u64, u64),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<Added, PolicyError> {
-        self.change(list, entries, None, now, progress)
+        self.change(list, terms, prefixes, false, now, meanwhile)
     }
 
-    /// Adds entries and removes all others of the same list that this source
+    /// Adds entries and removes all others of the same list that their source
     /// has, in one step.
     ///
     /// # Errors
@@ -78,76 +51,96 @@ impl Policy {
     pub fn replace(
         &mut self,
         list: List,
-        source: &Source,
-        entries: Vec<NewEntry>,
+        terms: Terms,
+        prefixes: Vec<Prefix>,
         now: Now,
-        progress: &mut dyn FnMut(u64, u64),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<Added, PolicyError> {
-        self.change(list, entries, Some(source), now, progress)
+        self.change(list, terms, prefixes, true, now, meanwhile)
     }
 
     fn change(
         &mut self,
         list: List,
-        entries: Vec<NewEntry>,
-        replaced: Option<&Source>,
+        terms: Terms,
+        mut prefixes: Vec<Prefix>,
+        replaces: bool,
         now: Now,
-        progress: &mut dyn FnMut(u64, u64),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<Added, PolicyError> {
-        let entries = sorted(entries, now);
-        if let Some(long) = entries.iter().find(|e| e.note.len() > MAX_NOTE) {
-            return Err(PolicyError::NoteTooLong {
-                prefix: long.prefix,
-                length: long.note.len(),
-            });
+        let Terms {
+            source,
+            expires_unix_ms,
+            note,
+        } = terms;
+        if note.len() > MAX_NOTE {
+            let length = note.len();
+            return Err(PolicyError::NoteTooLong { length });
         }
-        let mut done = Added::default();
-        let mut changes: Vec<Change> = match replaced {
-            Some(source) => {
-                let is_new = |p| entries.binary_search_by_key(&p, |e| e.prefix).is_ok();
-                let goes = |prefix, claim: &Claim| claim.source == *source && !is_new(prefix);
-                let (changes, removed) = self.without(list, goes, now)?;
-                done.removed = removed;
-                changes
-            }
-            None => Vec::new(),
+        if expires_unix_ms.is_some_and(|at| at <= now.unix_ms) {
+            // Over already.
+            prefixes.clear();
+        }
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let claim = Claim {
+            era: self.store.moment(now).era,
+            source,
+            created_unix_ms: now.unix_ms,
+            changed_unix_ms: now.unix_ms,
+            expires_unix_ms,
+            note,
         };
-        changes.reserve(entries.len());
+        let mut done = Added::default();
+        let mut changes: Vec<Change> = Vec::new();
+        if replaces {
+            let is_new = |p| prefixes.binary_search(&p).is_ok();
+            let goes = |prefix, c: &Claim| c.source == claim.source && !is_new(prefix);
+            (changes, done.removed) = self.without(list, goes, now, meanwhile)?;
+        }
+        changes.reserve_exact(prefixes.len());
         let former = self.store.read()?;
-        for entry in entries {
+        // Shared by all entries that nobody else wants.
+        let alone = Arc::new(Record {
+            claims: vec![claim.clone()],
+        });
+        let total = prefixes.len() as u64;
+        for (prefix, number) in prefixes.into_iter().zip(1u64..) {
+            if number % REPORT_EVERY == 0 {
+                meanwhile(self, 0, total);
+            }
             // Mostly the tables know of all there is, and most entries of a
             // feed are new: these need no look into the store.
             let may_be_stored =
-                self.leftovers.is_some() || stamp(self.tables.own(entry.prefix), list) != 0;
-            let record = if may_be_stored {
-                former.get(list, entry.prefix)?
+                self.leftovers.is_some() || stamp(self.tables.own(prefix), list) != 0;
+            let stored = if may_be_stored {
+                former.get(list, prefix)?
             } else {
                 None
             };
-            let mut claims = record.map_or_else(Vec::new, |r| r.claims);
-            claims.retain(|c| !self.is_over(c, now));
-            let mut claim = Claim {
-                source: entry.source,
-                created_unix_ms: now.unix_ms,
-                changed_unix_ms: now.unix_ms,
-                expires_unix_ms: entry.expires_unix_ms,
-                note: entry.note,
+            let Some(Record { mut claims }) = stored else {
+                done.added += 1;
+                changes.push((list, prefix, Some(Arc::clone(&alone))));
+                continue;
             };
+            claims.retain(|c| !self.is_over(c, now));
             if let Some(same) = claims.iter_mut().find(|c| c.source == claim.source) {
                 done.updated += 1;
-                claim.created_unix_ms = same.created_unix_ms;
-                *same = claim;
+                *same = Claim {
+                    created_unix_ms: same.created_unix_ms,
+                    ..claim.clone()
+                };
             } else if claims.len() < MAX_CLAIMS {
                 done.added += 1;
-                claims.push(claim);
+                claims.reserve_exact(1);
+                claims.push(claim.clone());
             } else {
-                let prefix = entry.prefix;
                 return Err(PolicyError::TooManySources { prefix });
             }
-            changes.push((list, entry.prefix, Some(Record { claims })));
+            changes.push((list, prefix, Some(Arc::new(Record { claims }))));
         }
         drop(former);
-        self.apply(changes, now, progress)?;
+        self.apply(changes, now, meanwhile)?;
         Ok(done)
     }
 
@@ -171,7 +164,7 @@ impl Policy {
         for &prefix in &prefixes {
             let is_there = entries
                 .get(list, prefix)?
-                .is_some_and(|r| !r.has_expired(now.unix_ms));
+                .is_some_and(|r| !r.has_expired(self.store.moment(now)));
             if is_there {
                 continue;
             }
@@ -193,7 +186,7 @@ impl Policy {
         }
         let removed = prefixes.len() as u64;
         let changes = prefixes.into_iter().map(|p| (list, p, None)).collect();
-        self.apply(changes, now, &mut |_, _| {})?;
+        self.apply(changes, now, &mut |_, _, _| {})?;
         Ok(Removed { removed, missing })
     }
 
@@ -209,191 +202,17 @@ impl Policy {
         origin: Option<Origin>,
         feed: Option<&FeedName>,
         now: Now,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<u64, PolicyError> {
         let goes = |_, claim: &Claim| claim.source.is(origin, feed);
-        let (changes, removed) = self.without(list, goes, now)?;
-        self.apply(changes, now, &mut |_, _| {})?;
+        let (changes, removed) = self.without(list, goes, now, meanwhile)?;
+        self.apply(changes, now, meanwhile)?;
         Ok(removed)
-    }
-
-    /// Removes some of what has run out; bounded work a call, everything is
-    /// seen within a few minutes of calls a second apart. The kernel needs
-    /// none of this: to it, an expired entry is none. Returns how many were
-    /// taken out of tables or store.
-    ///
-    /// # Errors
-    /// [`PolicyError::Store`].
-    pub fn expire(&mut self, now: Now) -> Result<u64, PolicyError> {
-        let mut found = Vec::new();
-        self.tables
-            .sweep(now.stamp(), SWEEP_SLOTS, SWEEP_LIMIT, &mut found);
-        found.sort_unstable();
-        found.dedup();
-        let mut changes: Vec<Change> = Vec::new();
-        let entries = self.store.read()?;
-        for &prefix in &found {
-            let own = self.tables.own(prefix);
-            for list in [List::Black, List::Allow] {
-                let stamp = stamp(own, list);
-                if stamp == 0 || stamp > now.stamp() {
-                    continue;
-                }
-                let mut left = None;
-                if !self.clock.is_steady(now) {
-                    // Claims that the wall clock kept out of the tables: it may
-                    // have been wrong about them.
-                    left = entries.get(list, prefix)?.filter(|r| r.claims.len() > 1);
-                    if let Some(record) = &mut left {
-                        record.claims.retain(|c| c.has_expired(now.unix_ms));
-                    }
-                }
-                let left = left.filter(|r| !r.claims.is_empty());
-                changes.push((list, prefix, left));
-            }
-        }
-        drop(entries);
-        let expired = changes.len() as u64;
-        if !changes.is_empty() {
-            self.apply(changes, now, &mut |_, _| {})?;
-        }
-        Ok(expired + self.clear_leftovers(now)?)
-    }
-
-    /// Removes from the store some of what has run out without having been in
-    /// the tables: only the wall clock says so, and it must have been steady.
-    fn clear_leftovers(&mut self, now: Now) -> Result<u64, PolicyError> {
-        let Some(mut search) = self.leftovers.filter(|_| self.clock.is_steady(now)) else {
-            return Ok(0);
-        };
-        let list = search.list;
-        let entries = self.store.read()?;
-        let mut changes: Vec<Change> = Vec::new();
-        let mut last = None;
-        for item in entries.range(list, search.after, None)?.take(SWEEP_LIMIT) {
-            let (prefix, record) = item?;
-            last = Some(prefix);
-            // What the tables have is for the sweep, and what stands behind an
-            // entry of the file for when that goes.
-            if stamp(self.tables.own(prefix), list) != 0 {
-                continue;
-            }
-            if record.has_expired(now.unix_ms) {
-                changes.push((list, prefix, None));
-            } else {
-                search.is_kept = true;
-            }
-        }
-        drop(entries);
-        let removed = changes.len() as u64;
-        if removed > 0 {
-            self.store.write(changes)?;
-        }
-        search.after = last;
-        self.leftovers = match (list, last) {
-            (_, Some(_)) => Some(search),
-            (List::Black, None) => Some(Search {
-                list: List::Allow,
-                ..search
-            }),
-            (List::Allow, None) => search.is_kept.then_some(Search::START),
-        };
-        Ok(removed)
-    }
-
-    /// Looks whether the wall clock was set, to be called before every change,
-    /// and brings what depends on it in line: what was said while it was wrong
-    /// lasts as long as was meant, and all else as the new time says.
-    ///
-    /// # Errors
-    /// [`PolicyError::Store`]: the store has expiries by the clock as it was
-    /// then, and the next call tries again.
-    pub fn mind_clock(
-        &mut self,
-        now: Now,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Option<ClockSet>, PolicyError> {
-        let before = self.clock;
-        let Some(step) = self.clock.look(now) else {
-            return Ok(None);
-        };
-        let set = self.follow(&step, now, progress);
-        if set.is_err() {
-            self.clock = before.not_seen(now);
-        }
-        set.map(Some)
-    }
-
-    /// Brings tables and store in line with a clock that was set.
-    fn follow(
-        &mut self,
-        step: &ClockStep,
-        now: Now,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<ClockSet, PolicyError> {
-        let mut set = ClockSet {
-            by_ms: step.by_ms,
-            ..ClockSet::default()
-        };
-        self.leftovers = Some(Search::START);
-        let mut is_left = false;
-        let mut corrected: Vec<Change> = Vec::new();
-        let entries = self.store.read()?;
-        let mut done = 0;
-        for list in [List::Black, List::Allow] {
-            for item in entries.range(list, None, None)? {
-                let (prefix, mut record) = item?;
-                done += 1;
-                if done % REPORT_EVERY == 0 {
-                    progress(done, done);
-                }
-                let mut is_corrected = false;
-                for claim in &mut record.claims {
-                    if !step.shown.contains(&claim.changed_unix_ms) {
-                        continue;
-                    }
-                    is_corrected = true;
-                    claim.changed_unix_ms = step.corrected(claim.changed_unix_ms);
-                    claim.expires_unix_ms = claim.expires_unix_ms.map(|at| step.corrected(at));
-                    if step.shown.contains(&claim.created_unix_ms) {
-                        claim.created_unix_ms = step.corrected(claim.created_unix_ms);
-                    }
-                }
-                let former = self.tables.own(prefix);
-                let file = self.system.own(prefix);
-                let own = self.own_after(list, prefix, Some(&record), now);
-                if is_corrected {
-                    corrected.push((list, prefix, Some(record)));
-                }
-                is_left |= stamp(own, list) == 0;
-                if own == former {
-                    continue;
-                }
-                match self.tables.put(prefix, own) {
-                    Ok(()) => set.entries += 1,
-                    Err(_) => {
-                        set.left_out += 1;
-                        is_left = true;
-                        continue;
-                    }
-                }
-                let before = is_counted(former, file, list, true);
-                match (before, is_counted(own, file, list, true)) {
-                    (false, true) => self.stored.add(list, prefix),
-                    (true, false) => self.stored.remove(list, prefix),
-                    _ => {}
-                }
-            }
-        }
-        drop(entries);
-        self.store.write(corrected)?;
-        self.leftovers = is_left.then_some(Search::START);
-        self.tables.settle();
-        Ok(set)
     }
 
     /// Whether a claim has run out, by a clock that can be relied on.
     fn is_over(&self, claim: &Claim, now: Now) -> bool {
-        self.clock.is_steady(now) && claim.has_expired(now.unix_ms)
+        self.clock.is_steady(now) && claim.has_expired(self.store.moment(now))
     }
 
     /// The changes after which a list is without the claims that `goes` tells,
@@ -403,10 +222,14 @@ impl Policy {
         list: List,
         goes: impl Fn(Prefix, &Claim) -> bool,
         now: Now,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<(Vec<Change>, u64), PolicyError> {
         let entries = self.store.read()?;
         let (mut changes, mut gone) = (Vec::new(), 0);
-        for item in entries.range(list, None, None)? {
+        for (item, number) in entries.range(list, None, None)?.zip(1u64..) {
+            if number % REPORT_EVERY == 0 {
+                meanwhile(self, 0, 0);
+            }
             let (prefix, mut record) = item?;
             record.claims.retain(|c| !self.is_over(c, now));
             let before = record.claims.len();
@@ -414,7 +237,7 @@ impl Policy {
             let removed = before - record.claims.len();
             if removed > 0 {
                 gone += removed as u64;
-                let left = (!record.claims.is_empty()).then_some(record);
+                let left = (!record.claims.is_empty()).then(|| Arc::new(record));
                 changes.push((list, prefix, left));
             }
         }
@@ -422,7 +245,13 @@ impl Policy {
     }
 
     /// What the tables are to say of a prefix when the store has `record` of it.
-    fn own_after(&self, list: List, prefix: Prefix, record: Option<&Record>, now: Now) -> Listing {
+    pub(super) fn own_after(
+        &self,
+        list: List,
+        prefix: Prefix,
+        record: Option<&Record>,
+        now: Now,
+    ) -> Listing {
         let mut own = self.tables.own(prefix);
         let file = self.system.own(prefix).listing();
         match list {
@@ -430,61 +259,71 @@ impl Policy {
             List::Allow => own.allow = file.allow,
         }
         if let Some(record) = record {
-            raise(&mut own, list, record, now);
+            raise(&mut own, list, record, now, self.store.moment(now));
         }
         own
     }
 
     /// Makes changes in the tables, then in the store; or none of them.
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         mut changes: Vec<Change>,
         now: Now,
-        progress: &mut dyn FnMut(u64, u64),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<(), PolicyError> {
-        // Removals and additions each came in order; the store likes them so.
-        changes.sort_by_key(|c| c.1);
+        // The store likes them in order.
+        changes.sort_unstable_by_key(|c| (c.1, c.0));
+        let total = changes.len() as u64;
         let mut room = Room::new(&self.tables);
-        let steps = changes.iter().map(|(list, prefix, record)| {
+        let steps = changes.iter().zip(1u64..).map(|(change, number)| {
+            if number % REPORT_EVERY == 0 {
+                meanwhile(self, 0, total);
+            }
+            let (list, prefix, record) = change;
             let former = self.tables.own(*prefix);
-            let own = self.own_after(*list, *prefix, record.as_ref(), now);
+            let own = self.own_after(*list, *prefix, record.as_deref(), now);
             Step::new(*prefix, former, own)
         });
         let groups = groups(steps.inspect(|step| room.count(step)));
+        let prefix_of = |at: usize| changes[at].1;
         let mut undo = Undo::default();
         let mut counts = self.stored;
-        let mut is_left = false;
+        let (mut is_left, mut done) = (false, 0);
         for group in groups {
-            let adds = changes[group.clone()].iter().filter(|c| c.2.is_some());
-            let removes = changes[group].iter().filter(|c| c.2.is_none());
-            for (list, prefix, record) in adds.chain(removes) {
-                let former = self.tables.own(*prefix);
-                let own = self.own_after(*list, *prefix, record.as_ref(), now);
-                let file = self.system.own(*prefix);
+            let group = group.range(prefix_of, changes.len());
+            let adds = group.clone().filter(|&at| changes[at].2.is_some());
+            let removes = group.filter(|&at| changes[at].2.is_none());
+            for at in adds.chain(removes) {
+                let (list, prefix, ref record) = changes[at];
+                let former = self.tables.own(prefix);
+                let own = self.own_after(list, prefix, record.as_deref(), now);
+                let file = self.system.own(prefix);
                 // Told by the tables where they can tell.
                 let was_stored =
-                    !file.lists(*list) || self.store.read()?.get(*list, *prefix)?.is_some();
-                let was_counted = is_counted(former, file, *list, was_stored);
-                is_left |= record.is_some() && stamp(own, *list) == 0;
-                match (was_counted, is_counted(own, file, *list, record.is_some())) {
-                    (false, true) => counts.add(*list, *prefix),
-                    (true, false) => counts.remove(*list, *prefix),
+                    !file.lists(list) || self.store.read()?.get(list, prefix)?.is_some();
+                let was_counted = is_counted(former, file, list, was_stored);
+                is_left |= record.is_some() && stamp(own, list) == 0;
+                match (was_counted, is_counted(own, file, list, record.is_some())) {
+                    (false, true) => counts.add(list, prefix),
+                    (true, false) => counts.remove(list, prefix),
                     _ => {}
                 }
-                if let Err(e) = self.put(*prefix, former, own, &mut undo) {
-                    return Err(self.undone(undo, room.error(*prefix, e)));
+                done += 1;
+                if done % REPORT_EVERY == 0 {
+                    meanwhile(self, done / 2, total);
+                }
+                if former == own {
+                    continue;
+                }
+                undo.note(at, former);
+                if let Err(e) = self.tables.put(prefix, own) {
+                    let e = room.error(prefix, e);
+                    return Err(self.undone(undo, prefix_of, e, meanwhile));
                 }
             }
         }
-        let total = changes.len() as u64;
-        let reported = changes.into_iter().zip(1u64..).map(|(change, done)| {
-            if done % REPORT_EVERY == 0 || done == total {
-                progress(done, total);
-            }
-            change
-        });
-        if let Err(e) = self.store.write(reported) {
-            return Err(self.undone(undo, e.into()));
+        if let Err(e) = self.write(&changes, meanwhile) {
+            return Err(self.undone(undo, prefix_of, e.into(), meanwhile));
         }
         self.stored = counts;
         if is_left {
@@ -493,18 +332,35 @@ impl Policy {
         self.tables.settle();
         Ok(())
     }
-}
 
-/// What is not over already, in the order of prefixes, of equal ones the last.
-fn sorted(mut entries: Vec<NewEntry>, now: Now) -> Vec<NewEntry> {
-    entries.retain(|e| e.expires_unix_ms.is_none_or(|at| at > now.unix_ms));
-    entries.sort_by_key(|e| e.prefix);
-    entries.dedup_by(|later, earlier| {
-        let same = later.prefix == earlier.prefix;
-        if same {
-            std::mem::swap(later, earlier);
+    /// Writes changes into the store. Many of them on a thread of its own: how
+    /// long a disk takes to make them durable is not for this one to tell, and
+    /// whoever waits meanwhile must not.
+    fn write(&self, changes: &[Change], meanwhile: &mut Meanwhile<'_>) -> Result<(), StoreError> {
+        let (store, total) = (&self.store, changes.len() as u64);
+        if total < REPORT_EVERY {
+            return store.write(changes);
         }
-        same
-    });
-    entries
+        let (written, waiting) = (AtomicU64::new(0), thread::current());
+        thread::scope(|scope| {
+            let write = || {
+                let counted = changes.iter().inspect(|_| {
+                    written.fetch_add(1, Ordering::Relaxed);
+                });
+                let done = store.write(counted);
+                waiting.unpark();
+                done
+            };
+            let thread = thread::Builder::new().name("store".into());
+            let Ok(writer) = thread.spawn_scoped(scope, write) else {
+                // There can be no more threads.
+                return store.write(changes);
+            };
+            while !writer.is_finished() {
+                meanwhile(self, (total + written.load(Ordering::Relaxed)) / 2, total);
+                thread::park_timeout(STORE_PAUSE);
+            }
+            writer.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
 }

@@ -1,6 +1,6 @@
 //! What was acknowledged survives kill -9 in the middle of additions.
 
-use super::{NewEntry, Policy, SystemEntries};
+use super::{Policy, SystemEntries, Terms};
 use crate::{
     clock::Now,
     entry::{List, Origin, Source},
@@ -30,7 +30,7 @@ fn open(dir: &Path) -> Policy {
     let store = Store::open(dir).unwrap();
     let system = SystemEntries::default();
     let seed = Seed::new([1 << 60 | 1, 2 << 50 | 3, 5 << 55 | 7, 11 << 40 | 13]);
-    let opened = Policy::open(store, regions, geometry, seed, system, Now::read());
+    let opened = Policy::open(store, None, regions, geometry, seed, system, Now::read());
     opened.unwrap().0
 }
 
@@ -50,13 +50,12 @@ fn child() {
     let first: u32 = env::var(FIRST).unwrap().parse().unwrap();
     let mut policy = open(Path::new(&dir));
     for n in first.. {
-        let entries = batch(n).into_iter().map(|prefix| NewEntry {
-            prefix,
+        let terms = Terms {
             expires_unix_ms: None,
             source: Source::new(Origin::Cli, None),
             note: "".into(),
-        });
-        let added = policy.add(List::Black, entries.collect(), Now::read(), &mut |_, _| {});
+        };
+        let added = policy.add(List::Black, terms, batch(n), Now::read(), &mut |_, _, _| {});
         assert_eq!(added.unwrap().added, u64::from(BATCH));
         // To stderr, which the test harness does not hold back.
         writeln!(std::io::stderr(), "acknowledged {n}").unwrap();

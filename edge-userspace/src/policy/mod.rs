@@ -19,30 +19,45 @@ mod clock;
 mod counts;
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod memory_tests;
 mod order;
 mod query;
 mod system;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
-pub use change::ClockSet;
 pub use counts::{Counts, Kind};
 pub use query::{EntryView, Page};
 pub use system::System as SystemEntries;
+pub use upkeep::ClockJump;
 
 use crate::{
     clock::Now,
     entry::{List, Source},
-    store::{MAX_CLAIMS, Record, Store, StoreError},
+    store::{MAX_CLAIMS, Moment, Record, Store, StoreError},
     tables::{Geometry, Listing, Refilled, Regions, TableError, Tables},
 };
-use change::Search;
 use clock::WallClock;
 use edge_common::{addr::Prefix, hash::Seed, table::Stamp};
-use order::{Room, Step, groups};
+use order::{Room, Step, Undo, groups};
 use std::{iter::Peekable, sync::Arc};
 use system::{Index, Own};
 use thiserror::Error;
+use upkeep::Search;
+
+/// Entries between two calls of [`Meanwhile`]: some ten milliseconds of work.
+const REPORT_EVERY: u64 = 8192;
+
+/// What is called every now and then while a change takes its time, with how
+/// many entries of how many are done (0 of 0 while that is not known), and with
+/// the lists. Whoever looks into these sees all as it was before the change, or
+/// at the very end, when the store has it, all as it is after it.
+///
+/// The tables alone hold some of the change already: packets see it, and it is
+/// put back when the change fails.
+pub type Meanwhile<'a> = dyn FnMut(&Policy, u64, u64) + 'a;
 
 /// The longest note, in bytes.
 pub const MAX_NOTE: usize = 256;
@@ -70,11 +85,9 @@ pub enum PolicyError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A note is too long.
-    #[error("the note of {prefix} has {length} bytes; at most {MAX_NOTE} are kept, shorten it")]
+    #[error("the note has {length} bytes; at most {MAX_NOTE} are kept, shorten it")]
     NoteTooLong {
-        /// The entry.
-        prefix: Prefix,
-        /// Bytes of its note.
+        /// Its bytes.
         length: usize,
     },
     /// Too many sources want the same entry.
@@ -97,16 +110,14 @@ pub enum PolicyError {
     },
 }
 
-/// An entry to add.
+/// What a source says of all the entries that it adds in one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewEntry {
-    /// What it lists.
-    pub prefix: Prefix,
-    /// When it runs out, Unix time in milliseconds; `None` for never.
-    pub expires_unix_ms: Option<u64>,
-    /// Who wants it.
+pub struct Terms {
+    /// Who wants them.
     pub source: Source,
-    /// What a person wrote about it, at most [`MAX_NOTE`] bytes.
+    /// When they run out, Unix time in milliseconds; `None` for never.
+    pub expires_unix_ms: Option<u64>,
+    /// What a person wrote about them, at most [`MAX_NOTE`] bytes.
     pub note: Arc<str>,
 }
 
@@ -139,7 +150,7 @@ pub struct Filled {
     /// kept until it has proved steady.
     pub expired: u64,
     /// Stored entries that the wall clock has not reached yet: it is wrong, or
-    /// it was. They last as long as they were given from now on.
+    /// it was. They last at most as long as they were given from the boot on.
     pub from_the_future: u64,
 }
 
@@ -154,6 +165,9 @@ pub struct Policy {
     /// The search for what the wall clock has ended; `None` when all that is in
     /// the store is in the tables as well.
     leftovers: Option<Search>,
+    /// The search for what is in force by the wall clock and found no room in
+    /// the tables; `None` when there is nothing of the kind.
+    left_out: Option<Search>,
     /// Set when a change failed and could not be undone.
     torn: bool,
 }
@@ -161,11 +175,13 @@ pub struct Policy {
 impl Policy {
     /// Takes over store and tables: makes the tables hold what the store and
     /// `system` say. Entries that are in them already stay in force meanwhile.
+    /// `boot` is the kernel's id of this boot, where it is known.
     ///
     /// # Errors
     /// [`PolicyError`]; the tables may then hold a mixture.
     pub fn open(
-        store: Store,
+        mut store: Store,
+        boot: Option<&str>,
         regions: Regions,
         geometry: Geometry,
         seed: Seed,
@@ -174,7 +190,8 @@ impl Policy {
     ) -> Result<(Self, Filled), PolicyError> {
         let mut tables = Tables::new(regions, geometry, seed)?;
         let system = Index::new(system);
-        let (filled, stored) = fill(&store, &mut tables, &system, now)?;
+        store.enter(boot, now)?;
+        let (filled, stored) = fill(&store, &mut tables, &system, now, &mut || {})?;
         let policy = Self {
             store,
             tables,
@@ -183,13 +200,14 @@ impl Policy {
             stored,
             clock: WallClock::new(now),
             leftovers: (filled.expired > 0).then_some(Search::START),
+            left_out: None,
             torn: false,
         };
         Ok((policy, filled))
     }
 
     /// Goes over to other tables, which are filled first. On failure the former
-    /// ones remain, complete and in use.
+    /// ones remain, complete and in use. `alive` is called every now and then.
     ///
     /// # Errors
     /// [`PolicyError`].
@@ -199,15 +217,17 @@ impl Policy {
         geometry: Geometry,
         system: SystemEntries,
         now: Now,
+        alive: &mut dyn FnMut(),
     ) -> Result<Filled, PolicyError> {
         let mut tables = Tables::new(regions, geometry, self.seed)?;
         let system = Index::new(system);
-        let (filled, stored) = fill(&self.store, &mut tables, &system, now)?;
+        let (filled, stored) = fill(&self.store, &mut tables, &system, now, alive)?;
         self.tables = tables;
         self.system = system;
         self.stored = stored;
         // What has expired is not in the new tables, where it would be found.
         self.leftovers = (filled.expired > 0).then_some(Search::START);
+        self.left_out = None;
         Ok(filled)
     }
 
@@ -228,7 +248,7 @@ impl Policy {
             for list in [List::Black, List::Allow] {
                 let record = entries.get(list, prefix)?;
                 if let Some(record) = &record {
-                    raise(&mut own, list, record, now);
+                    raise(&mut own, list, record, now, self.store.moment(now));
                 }
                 let stored_now = record.is_some();
                 let before = is_counted(former, self.system.own(prefix), list, stored_now);
@@ -285,46 +305,46 @@ impl Policy {
             .iter()
             .map(|&(prefix, own)| Step::new(prefix, self.tables.own(prefix), own));
         let groups = groups(steps.inspect(|step| room.count(step)));
+        let prefix_of = |at: usize| listings[at].0;
         let mut undo = Undo::default();
         for group in groups {
-            let group = &listings[group];
+            let group = group.range(prefix_of, listings.len());
             // Of old and new first both, then the new alone.
             let both: Vec<_> = group
-                .iter()
-                .map(|&(prefix, own)| (prefix, own.under(self.tables.own(prefix))))
+                .clone()
+                .map(|at| (at, listings[at].1.under(self.tables.own(prefix_of(at)))))
                 .collect();
-            for &(prefix, own) in both.iter().chain(group) {
+            for (at, own) in both.into_iter().chain(group.map(|at| (at, listings[at].1))) {
+                let prefix = prefix_of(at);
                 let former = self.tables.own(prefix);
-                if let Err(e) = self.put(prefix, former, own, &mut undo) {
-                    return Err(self.undone(undo, room.error(prefix, e)));
+                if former == own {
+                    continue;
+                }
+                undo.note(at, former);
+                if let Err(e) = self.tables.put(prefix, own) {
+                    let e = room.error(prefix, e);
+                    return Err(self.undone(undo, prefix_of, e, &mut |_, _, _| {}));
                 }
             }
         }
         Ok(())
     }
 
-    /// Puts a listing into the tables in the place of `former`, and notes how to
-    /// undo it.
-    fn put(
-        &mut self,
-        prefix: Prefix,
-        former: Listing,
-        own: Listing,
-        undo: &mut Undo,
-    ) -> Result<(), TableError> {
-        if former != own {
-            undo.0.push((prefix, former));
-            self.tables.put(prefix, own)?;
-        }
-        Ok(())
-    }
-
     /// Puts back what was in the tables before a change that failed; tells why
     /// it failed, and what could not be put back.
-    fn undone(&mut self, undo: Undo, change: PolicyError) -> PolicyError {
+    fn undone(
+        &mut self,
+        undo: Undo,
+        prefix_of: impl Fn(usize) -> Prefix,
+        change: PolicyError,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> PolicyError {
         let mut failed = None;
-        for (prefix, former) in undo.0.into_iter().rev() {
-            if let Err(e) = self.tables.put_back(prefix, former) {
+        for ((at, former), done) in undo.backwards().zip(1u64..) {
+            if done % REPORT_EVERY == 0 {
+                meanwhile(self, 0, 0);
+            }
+            if let Err(e) = self.tables.put_back(prefix_of(at), former) {
                 failed.get_or_insert(e);
             }
         }
@@ -341,18 +361,14 @@ impl Policy {
     }
 }
 
-/// What the tables said before a change, to be put back in reverse.
-#[derive(Default)]
-struct Undo(Vec<(Prefix, Listing)>);
-
 /// Adds to a listing what a record says.
-fn raise(own: &mut Listing, list: List, record: &Record, now: Now) {
+fn raise(own: &mut Listing, list: List, record: &Record, now: Now, at: Moment) {
     let of = match list {
         List::Black => &mut own.black,
         List::Allow => &mut own.allow,
     };
     for claim in &record.claims {
-        let left = claim.left_ms(now.unix_ms);
+        let left = claim.left_ms(at);
         let stamp = now.expiry_stamp(left.map(|left| now.unix_ms.saturating_add(left)));
         *of = stamp.max(*of);
     }
@@ -378,13 +394,19 @@ fn fill(
     tables: &mut Tables,
     system: &Index,
     now: Now,
+    alive: &mut dyn FnMut(),
 ) -> Result<(Filled, Counts), PolicyError> {
-    let entries = store.read()?;
+    let (entries, at) = (store.read()?, store.moment(now));
     let mut black = entries.range(List::Black, None, None)?.peekable();
     let mut allow = entries.range(List::Allow, None, None)?.peekable();
     let mut files = system.iter().peekable();
     let (mut stored, mut filled) = (Counts::default(), Filled::default());
+    let mut done = 0;
     let merged = std::iter::from_fn(|| {
+        done += 1;
+        if done % REPORT_EVERY == 0 {
+            alive();
+        }
         // All three streams are in the order of prefixes.
         let heads = [
             next_prefix(&mut black),
@@ -405,11 +427,11 @@ fn fill(
                 Some(Err(e)) => return Some(Err(e.into())),
                 Some(Ok((_, record))) => record,
             };
-            raise(&mut listing, list, &record, now);
+            raise(&mut listing, list, &record, now, at);
             if is_counted(listing, file, list, true) {
                 stored.add(list, prefix);
             }
-            filled.expired += u64::from(record.has_expired(now.unix_ms));
+            filled.expired += u64::from(record.has_expired(at));
             let ahead = record
                 .claims
                 .iter()

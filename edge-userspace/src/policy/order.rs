@@ -18,7 +18,7 @@ pub(super) struct Step {
     /// It says something that was not said before.
     pub(super) adds: bool,
     /// Entries that the tables then have more: 1, 0 or -1.
-    pub(super) growth: i64,
+    pub(super) growth: i32,
 }
 
 impl Step {
@@ -27,7 +27,7 @@ impl Step {
         Self {
             prefix,
             adds: own.under(former) != former,
-            growth: i64::from(!own.is_empty()) - i64::from(!former.is_empty()),
+            growth: i32::from(!own.is_empty()) - i32::from(!former.is_empty()),
         }
     }
 }
@@ -57,10 +57,15 @@ impl Room {
         }
     }
 
+    /// Whether there is room for anything.
+    pub(super) fn is_any(&self) -> bool {
+        self.left.iter().any(|&left| left > 0)
+    }
+
     /// Counts a step of the change.
     pub(super) fn count(&mut self, step: &Step) {
         let table = Self::table(step.prefix);
-        self.left[table] -= step.growth;
+        self.left[table] -= i64::from(step.growth);
         self.is_made[table] |= step.growth < 0;
     }
 
@@ -84,31 +89,91 @@ impl Room {
     }
 }
 
-/// Groups of changes, as ranges of `steps`, in the order in which to carry them
-/// out: in each of them first what is added, then what is taken away. No prefix
-/// of one group overlaps one of another. `steps` is in the order of prefixes.
-pub(super) fn groups(steps: impl Iterator<Item = Step>) -> Vec<Range<usize>> {
-    let mut groups: Vec<(bool, i64, Range<usize>)> = Vec::new();
+/// Changes that overlap each other: those from one on up to the last whose
+/// prefix lies inside its own.
+///
+/// There are as many groups as entries in most imports, so they are small.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    /// Something is added.
+    adds: bool,
+    /// Entries that the tables then have more.
+    growth: i32,
+    first: usize,
+}
+
+impl Group {
+    /// Its changes, of so many; `prefix_of` tells the prefix of each.
+    pub(super) fn range(self, prefix_of: impl Fn(usize) -> Prefix, changes: usize) -> Range<usize> {
+        let last = prefix_of(self.first).last_bits();
+        let mut end = self.first + 1;
+        while end < changes && prefix_of(end).bits() <= last {
+            end += 1;
+        }
+        self.first..end
+    }
+}
+
+/// Groups of changes in the order in which to carry them out: in each of them
+/// first what is added, then what is taken away. No prefix of one group
+/// overlaps one of another. `steps` is in the order of prefixes.
+pub(super) fn groups(steps: impl Iterator<Item = Step>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::with_capacity(steps.size_hint().0);
     // The last address of the prefix that contains the group.
     let mut last = None;
     for (index, step) in steps.enumerate() {
         // By the bits alone, which ::/0 shares with IPv4: a prefix sorts before
         // all that lies inside it, and nothing else in between.
         match groups.last_mut() {
-            Some((adds, growth, range)) if last.is_some_and(|l| step.prefix.bits() <= l) => {
-                *adds |= step.adds;
-                *growth += step.growth;
-                range.end = index + 1;
+            Some(group) if last.is_some_and(|l| step.prefix.bits() <= l) => {
+                group.adds |= step.adds;
+                group.growth = group.growth.saturating_add(step.growth);
             }
             _ => {
                 last = Some(step.prefix.last_bits());
-                groups.push((step.adds, step.growth, index..index + 1));
+                groups.push(Group {
+                    adds: step.adds,
+                    growth: step.growth,
+                    first: index,
+                });
             }
         }
     }
-    // Stable: among equals the order of prefixes, which tables and store like.
-    groups.sort_by_key(|g| (g.0, g.1));
-    groups.into_iter().map(|g| g.2).collect()
+    // Among equals the order of prefixes, which tables and store like.
+    groups.sort_unstable_by_key(|g| (g.adds, g.growth, g.first));
+    groups
+}
+
+/// What the tables said before the steps of a change, to be put back in reverse.
+///
+/// Most steps of an import put in what was not there: only its place in the
+/// change is kept of these.
+#[derive(Debug, Default)]
+pub(super) struct Undo {
+    /// Places in the change, doubled; odd when something was there before.
+    steps: Vec<usize>,
+    /// That something, of the odd ones.
+    formers: Vec<Listing>,
+}
+
+impl Undo {
+    /// The step at this place of the change takes the place of `former`.
+    pub(super) fn note(&mut self, at: usize, former: Listing) {
+        let is_new = former.is_empty();
+        self.steps.push(at << 1 | usize::from(!is_new));
+        if !is_new {
+            self.formers.push(former);
+        }
+    }
+
+    /// Places and what was there before, the last step first.
+    pub(super) fn backwards(self) -> impl Iterator<Item = (usize, Listing)> {
+        let mut formers = self.formers.into_iter().rev();
+        self.steps.into_iter().rev().map(move |step| {
+            let former = (step & 1 == 1).then(|| formers.next());
+            (step >> 1, former.flatten().unwrap_or_default())
+        })
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +193,7 @@ mod tests {
         let name = |s: &Step| s.prefix.to_string();
         groups(steps.iter().copied())
             .into_iter()
+            .map(|group| group.range(|at| steps[at].prefix, steps.len()))
             .map(|range| steps[range].iter().map(name).collect())
             .collect()
     }
@@ -150,6 +216,23 @@ mod tests {
             &["10.0.0.1"],
         ];
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn an_undo_goes_back_step_by_step_and_takes_a_word_for_what_was_not_there() {
+        let was = |black| Listing {
+            black,
+            ..Listing::default()
+        };
+        let steps = [(7, was(0)), (3, was(9)), (8, was(0)), (3, was(4))];
+        let mut undo = Undo::default();
+        for (at, former) in steps {
+            undo.note(at, former);
+        }
+        assert_eq!((undo.steps.len(), undo.formers.len()), (4, 2));
+        let mut back: Vec<_> = undo.backwards().collect();
+        back.reverse();
+        assert_eq!(back, steps);
     }
 
     #[test]

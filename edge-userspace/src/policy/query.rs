@@ -129,7 +129,8 @@ impl Policy {
         now: Now,
     ) -> impl Iterator<Item = EntryView> {
         let hits = self.tables.hits(prefix);
-        let in_force = move |c: &Claim| !c.has_expired(now.unix_ms);
+        let at = self.store.moment(now);
+        let in_force = move |c: &Claim| !c.has_expired(at);
         let claims = record.claims.into_iter().filter(in_force);
         claims.map(move |claim| EntryView {
             prefix,

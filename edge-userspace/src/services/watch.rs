@@ -253,6 +253,7 @@ mod tests {
             watch.take("a", r, 10 * SECOND);
             let now = Now {
                 mono_ns: 10 * SECOND,
+                boot_ns: 10 * SECOND,
                 unix_ms: 1_000_000,
             };
             watch.status(service, ServiceTargets::default(), now)
@@ -280,6 +281,7 @@ mod tests {
         let model = model_of("[[service]]\nname = 'a'\nports = [1]");
         let now = Now {
             mono_ns: 2 * SECOND,
+            boot_ns: 2 * SECOND,
             unix_ms: 0,
         };
         let status = watch.status(&model.services[0], ServiceTargets::default(), now);

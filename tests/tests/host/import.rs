@@ -2,10 +2,15 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::time::Instant;
 
+use edge_common::addr::Prefix;
+use edge_common::decide::Standing;
 use edge_tests::daemon::Installation;
 use edge_tests::lab::Lab;
+use edge_userspace::control::client::{Client, ImportStage};
+use edge_userspace::control::protocol::{ImportHeader, List, Origin, Request, Response};
 
 /// Entries of a large feed.
 const MILLION: u32 = 1_000_000;
@@ -69,6 +74,42 @@ fn a_million_lines_are_in_force_and_a_scrape_stays_small() {
     let hosts = counts["tables"].as_array().unwrap();
     let hosts = hosts.iter().find(|t| t["table"] == "hosts_v4").unwrap();
     assert_eq!(hosts["entries"], MILLION);
+}
+
+#[test]
+fn who_only_asks_does_not_wait_for_an_import() {
+    let lab = Lab::new(1);
+    let edge = Installation::new(&lab.host, &["eth0"], "tables.hosts_v4 = \"1.1M\"\n");
+    let _daemon = edge.start();
+    let header = ImportHeader {
+        list: List::Black,
+        origin: Origin::Feed,
+        feed: "large".parse().ok(),
+        ttl_s: None,
+        note: String::new(),
+        replace: true,
+    };
+    let host = |n: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a64_0000 + n));
+    let prefixes: Vec<Prefix> = (0..MILLION).map(|n| Prefix::host(host(n))).collect();
+    let connect = || Client::connect(&edge.socket()).unwrap();
+    let is_listed =
+        |client: &mut Client, address| match client.call(Request::Lookup { address }).unwrap() {
+            Response::Lookup(lookup) => lookup.standing == Standing::Blacklisted,
+            other => panic!("{other:?}"),
+        };
+    let mut asker = connect();
+    let mut before = 0;
+    connect()
+        .import(header, &prefixes, &mut |stage, _, _| {
+            // Under way: until the answer comes, nothing of it is told, first or last.
+            if stage == ImportStage::Applied {
+                let listed = [0, MILLION - 1].map(|n| is_listed(&mut asker, host(n)));
+                before += u32::from(listed == [false, false]);
+            }
+        })
+        .unwrap();
+    assert!(before > 0, "asked only when it was done");
+    assert!(is_listed(&mut asker, host(0)) && is_listed(&mut asker, host(MILLION - 1)));
 }
 
 #[test]

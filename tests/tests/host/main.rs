@@ -11,3 +11,4 @@ mod reload;
 mod restart;
 mod rig;
 mod services;
+mod watchdog;

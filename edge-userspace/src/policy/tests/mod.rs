@@ -1,4 +1,5 @@
 mod clock;
+mod meanwhile;
 mod room;
 mod sources;
 
@@ -8,7 +9,7 @@ use edge_common::addr::Family;
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-const SEED: Seed = Seed::new([
+pub(super) const SEED: Seed = Seed::new([
     0x9e37_79b9_7f4a_7c15,
     0xd1b5_4a32_d192_ed03,
     0x8cb9_2ba7_2f3d_8dd7,
@@ -16,6 +17,7 @@ const SEED: Seed = Seed::new([
 ]);
 const START: Now = Now {
     mono_ns: 1_000_000_000_000,
+    boot_ns: 1_000_000_000_000,
     unix_ms: 1_700_000_000_000,
 };
 
@@ -33,9 +35,13 @@ fn capacity() -> crate::tables::Capacity {
 }
 
 fn open_at(dir: &Path, system: SystemEntries, now: Now) -> Policy {
+    open_in("first boot", dir, system, now)
+}
+
+fn open_in(boot: &str, dir: &Path, system: SystemEntries, now: Now) -> Policy {
     let geometry = Geometry::for_capacity(&capacity());
-    let store = Store::open(dir).unwrap();
-    Policy::open(store, Regions::heap(&geometry), geometry, SEED, system, now)
+    let (store, regions) = (Store::open(dir).unwrap(), Regions::heap(&geometry));
+    Policy::open(store, Some(boot), regions, geometry, SEED, system, now)
         .unwrap()
         .0
 }
@@ -43,6 +49,7 @@ fn open_at(dir: &Path, system: SystemEntries, now: Now) -> Policy {
 fn later(seconds: u64) -> Now {
     Now {
         mono_ns: START.mono_ns + seconds * 1_000_000_000,
+        boot_ns: START.boot_ns + seconds * 1_000_000_000,
         unix_ms: START.unix_ms + seconds * 1000,
     }
 }
@@ -64,8 +71,63 @@ fn entry(prefix: &str, ttl: Option<u64>) -> NewEntry {
     }
 }
 
+/// An entry to add, with terms of its own.
+#[derive(Clone)]
+struct NewEntry {
+    prefix: Prefix,
+    expires_unix_ms: Option<u64>,
+    source: Source,
+    note: Arc<str>,
+}
+
+impl NewEntry {
+    fn terms(&self) -> Terms {
+        Terms {
+            source: self.source.clone(),
+            expires_unix_ms: self.expires_unix_ms,
+            note: self.note.clone(),
+        }
+    }
+}
+
 fn add(policy: &mut Policy, list: List, entries: Vec<NewEntry>) -> Result<Added, PolicyError> {
-    policy.add(list, entries, START, &mut |_, _| {})
+    add_at(policy, list, entries, START)
+}
+
+/// One addition for all entries in a row that have the same terms.
+fn add_at(
+    policy: &mut Policy,
+    list: List,
+    entries: Vec<NewEntry>,
+    now: Now,
+) -> Result<Added, PolicyError> {
+    let mut additions: Vec<(Terms, Vec<Prefix>)> = Vec::new();
+    for entry in entries {
+        match additions.last_mut() {
+            Some((terms, prefixes)) if *terms == entry.terms() => prefixes.push(entry.prefix),
+            _ => additions.push((entry.terms(), vec![entry.prefix])),
+        }
+    }
+    let mut sum = Added::default();
+    for (terms, prefixes) in additions {
+        let done = policy.add(list, terms, prefixes, now, &mut |_, _, _| {})?;
+        sum.added += done.added;
+        sum.updated += done.updated;
+    }
+    Ok(sum)
+}
+
+/// Replaces all that a feed has on the blacklist.
+fn replace_at(
+    policy: &mut Policy,
+    name: &str,
+    entries: &[NewEntry],
+    now: Now,
+) -> Result<Added, PolicyError> {
+    let terms = of(name, &["10.0.0.1"])[0].terms();
+    assert!(entries.iter().all(|e| e.terms() == terms));
+    let prefixes = entries.iter().map(|e| e.prefix).collect();
+    policy.replace(List::Black, terms, prefixes, now, &mut |_, _, _| {})
 }
 
 /// Whether the kernel would find the address on a list.
@@ -262,7 +324,12 @@ fn the_file_and_the_store_do_not_get_into_each_others_way() {
             .len(),
         2
     );
-    assert_eq!(policy.flush(List::Black, None, None, START).unwrap(), 1);
+    assert_eq!(
+        policy
+            .flush(List::Black, None, None, START, &mut |_, _, _| {})
+            .unwrap(),
+        1
+    );
     assert!(listed(&policy, "10.0.0.1", List::Black, START));
     add(&mut policy, List::Black, vec![entry("10.0.0.1", Some(10))]).unwrap();
     policy.set_system(SystemEntries::default(), START).unwrap();
@@ -300,6 +367,34 @@ fn what_expired_behind_the_file_s_entry_goes_with_it() {
 }
 
 #[test]
+fn what_cannot_be_taken_out_of_the_file_yet_is_taken_out_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let system = |black: &[&str]| SystemEntries {
+        black: black.iter().map(|s| p(s)).collect(),
+        ..Default::default()
+    };
+    let both = system(&["10.0.0.1", "10.1.0.0/16", "10.2.0.0/16"]);
+    let mut policy = open_at(dir.path(), both, START);
+    // A record without a claim cannot be read.
+    let damage = |record| [(List::Black, p("10.1.0.0/16"), record)];
+    let none = crate::store::Record { claims: Vec::new() };
+    policy.store.write(&damage(Some(none.into()))).unwrap();
+    let new = system(&["10.2.0.0/16"]);
+    for _ in 0..2 {
+        policy.set_system(new.clone(), START).unwrap_err();
+        assert_eq!(policy.tables.used().prefixes, 2);
+        for addr in ["10.0.0.1", "10.1.0.1", "10.2.0.1"] {
+            assert!(listed(&policy, addr, List::Black, START), "{addr}");
+        }
+        assert!(!policy.is_torn());
+    }
+    policy.store.write(&damage(None)).unwrap();
+    policy.set_system(new, START).unwrap();
+    assert_eq!(names(&policy, List::Black, START), ["10.2.0.0/16"]);
+    assert_eq!(policy.tables.used().prefixes, 1);
+}
+
+#[test]
 fn pages_join_without_gap_or_repetition() {
     let dir = tempfile::tempdir().unwrap();
     let system = SystemEntries {
@@ -328,7 +423,7 @@ fn pages_join_without_gap_or_repetition() {
 }
 
 #[test]
-fn of_equal_prefixes_the_last_counts_and_notes_are_bounded() {
+fn what_is_said_last_counts_and_notes_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let mut policy = open_at(dir.path(), SystemEntries::default(), START);
     let last = NewEntry {
@@ -424,7 +519,7 @@ proptest! {
                         source: cli(),
                         note: "".into(),
                     });
-                    at.add(list, new.collect(), now, &mut |_, _| {}).unwrap();
+                    add_at(at, list, new.collect(), now).unwrap();
                     for (prefix, ttl) in entries {
                         model.insert((list, prefix), ttl.map(|t| seconds + t));
                     }
@@ -440,7 +535,7 @@ proptest! {
                     }
                 }
                 Action::Flush(list) => {
-                    at.flush(list, None, None, now).unwrap();
+                    at.flush(list, None, None, now, &mut |_, _, _| {}).unwrap();
                     model.retain(|(l, _), _| *l != list);
                 }
                 Action::Pass(more) => seconds += more,

@@ -28,9 +28,7 @@ fn what_is_new_takes_the_room_of_what_goes() {
     // The tables are full, and nothing of the old overlaps the new.
     for from in [64, 32, 0] {
         let new = entries(&both(from));
-        policy
-            .replace(List::Black, &feed("drop"), new, START, &mut |_, _| {})
-            .unwrap();
+        replace_at(&mut policy, "drop", &new, START).unwrap();
         let mut want: Vec<Prefix> = both(from).iter().map(|s| p(s)).collect();
         want.sort_unstable();
         let want: Vec<String> = want.iter().map(ToString::to_string).collect();
@@ -41,26 +39,10 @@ fn what_is_new_takes_the_room_of_what_goes() {
     let mut halves = nets(0);
     halves[0] = "20.0.0.0/25".into();
     halves.truncate(63);
-    policy
-        .replace(
-            List::Black,
-            &feed("drop"),
-            entries(&halves),
-            START,
-            &mut |_, _| {},
-        )
-        .unwrap();
+    replace_at(&mut policy, "drop", &entries(&halves), START).unwrap();
     let mut wider = nets(0);
     wider[0] = "20.0.0.0/8".into();
-    let error = policy
-        .replace(
-            List::Black,
-            &feed("drop"),
-            entries(&wider),
-            START,
-            &mut |_, _| {},
-        )
-        .unwrap_err();
+    let error = replace_at(&mut policy, "drop", &entries(&wider), START).unwrap_err();
     assert!(matches!(error, PolicyError::Overlap(_)), "{error}");
     assert!(
         error.to_string().contains("remove some of these first"),
@@ -88,15 +70,7 @@ fn what_a_feed_keeps_takes_no_room_again() {
     let mut new = old.clone();
     new.retain(|s| s != "20.2.0.0/16");
     new.push("9.0.0.0/8".to_owned());
-    policy
-        .replace(
-            List::Black,
-            &feed("drop"),
-            of_drop(&new),
-            START,
-            &mut |_, _| {},
-        )
-        .unwrap();
+    replace_at(&mut policy, "drop", &of_drop(&new), START).unwrap();
     assert_eq!(policy.tables.used().prefixes, 64);
     assert!(listed(&policy, "9.0.0.1", List::Black, START));
     // The same where another feed keeps what this one gives up.
@@ -104,15 +78,7 @@ fn what_a_feed_keeps_takes_no_room_again() {
     new.retain(|s| !s.starts_with("20."));
     new.extend(["20.0.0.0/8".to_owned(), "8.0.0.0/8".to_owned()]);
     new.retain(|s| s != "30.7.0.0/16");
-    policy
-        .replace(
-            List::Black,
-            &feed("drop"),
-            of_drop(&new),
-            START,
-            &mut |_, _| {},
-        )
-        .unwrap();
+    replace_at(&mut policy, "drop", &of_drop(&new), START).unwrap();
     assert_eq!(policy.tables.used().prefixes, 64);
     assert!(listed(&policy, "8.0.0.1", List::Black, START));
     assert!(!listed(&policy, "30.7.0.1", List::Black, START));
@@ -127,7 +93,7 @@ fn what_never_fits_is_not_blamed_on_the_order() {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         of("drop", &names)
     };
-    let mut replace = |new| policy.replace(List::Black, &feed("drop"), new, START, &mut |_, _| {});
+    let mut replace = |new: Vec<NewEntry>| replace_at(&mut policy, "drop", &new, START);
     replace([nets(20, 63), of("drop", &["10.0.0.1"])].concat()).unwrap();
     // Two go, 65 would be there: what is removed first makes no difference.
     let error = replace([nets(20, 61), nets(30, 4)].concat()).unwrap_err();
@@ -179,7 +145,7 @@ fn a_change_that_fails_leaves_full_tables_as_they_were() {
         let store = Store::open(dir.path()).unwrap();
         let system = SystemEntries::default();
         let regions = Regions::heap(&geometry);
-        let mut policy = Policy::open(store, regions, geometry, SEED, system, START)
+        let mut policy = Policy::open(store, None, regions, geometry, SEED, system, START)
             .unwrap()
             .0;
         let mut listed: Vec<u32> = Vec::new();
@@ -191,7 +157,7 @@ fn a_change_that_fails_leaves_full_tables_as_they_were() {
         // Half of them stay; as many others as do not fit come.
         let stay = listed.iter().copied().filter(|i| i % 2 == 0);
         let new: Vec<u32> = stay.chain(5000 + round * 100..5020 + round * 100).collect();
-        let replaced = policy.replace(List::Black, &feed("drop"), of(&new), START, &mut |_, _| {});
+        let replaced = replace_at(&mut policy, "drop", &of(&new), START);
         let Err(error) = replaced else { continue };
         failed += 1;
         assert!(matches!(error, PolicyError::Overlap(_)), "{error}");

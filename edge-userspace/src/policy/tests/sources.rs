@@ -15,9 +15,7 @@ fn a_replacement_takes_away_what_the_feed_no_longer_has() {
     .unwrap();
     add(&mut policy, List::Black, of("other", &["10.0.0.4"])).unwrap();
     let new = of("drop", &["10.0.0.2", "10.0.0.3"]);
-    let done = policy
-        .replace(List::Black, &feed("drop"), new, START, &mut |_, _| {})
-        .unwrap();
+    let done = replace_at(&mut policy, "drop", &new, START).unwrap();
     assert_eq!((done.added, done.updated, done.removed), (1, 1, 1));
     assert_eq!(
         names(&policy, List::Black, START),
@@ -62,7 +60,13 @@ fn an_entry_stays_as_long_as_one_of_its_sources_wants_it() {
         (of(Kind::Host), of(Kind::Prefix))
     };
     assert_eq!(count(&policy), (1, 1), "each prefix counts once");
-    let gone = policy.flush(List::Black, None, Some(&"a".parse().unwrap()), START);
+    let gone = policy.flush(
+        List::Black,
+        None,
+        Some(&"a".parse().unwrap()),
+        START,
+        &mut |_, _, _| {},
+    );
     assert_eq!(gone.unwrap(), 2);
     assert_eq!(count(&policy), (1, 1));
     assert!(listed(&policy, "10.1.2.3", List::Black, later(9)));
@@ -72,15 +76,7 @@ fn an_entry_stays_as_long_as_one_of_its_sources_wants_it() {
     // It is removed for all of them at once.
     policy.remove(List::Black, &[p("10.0.0.1")], START).unwrap();
     assert_eq!(sources(&policy, START), ["10.1.0.0/16 feed b"]);
-    let done = policy
-        .replace(
-            List::Black,
-            &feed("b"),
-            of("b", &["10.3.0.0/16"]),
-            START,
-            &mut |_, _| {},
-        )
-        .unwrap();
+    let done = replace_at(&mut policy, "b", &of("b", &["10.3.0.0/16"]), START).unwrap();
     assert_eq!((done.added, done.updated, done.removed), (1, 0, 1));
     drop(policy);
     let policy = open_at(dir.path(), SystemEntries::default(), START);

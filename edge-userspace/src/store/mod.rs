@@ -4,7 +4,13 @@
 //! A write is one transaction, durable when it returns. After a crash the
 //! database opens at the last one that returned.
 
-use crate::entry::{FeedName, List, Origin, Source};
+mod eras;
+mod record;
+
+pub use eras::{Era, Eras};
+pub use record::{Claim, MAX_CLAIMS, Moment, Record};
+
+use crate::{clock::Now, entry::List};
 use edge_common::addr::Prefix;
 use redb::{
     Database, DatabaseError, ReadOnlyTable, ReadableDatabase as _, StorageError, TableDefinition,
@@ -24,14 +30,12 @@ pub const FILE: &str = "edge.redb";
 /// List, then [`Prefix::key`]: entries of a list sort by address.
 type Key = [u8; 18];
 const ENTRIES: TableDefinition<'_, &Key, &[u8]> = TableDefinition::new("entries");
+/// Key of [`Eras`] among the settings.
+const CLOCK_SETTING: &str = "clock";
 const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("settings");
 
 /// Memory for database pages, bytes. The lists themselves are read seldom.
 const CACHE: usize = 32 << 20;
-
-/// Version of [`Record`]'s encoding. Version 1, which knew one claim and no
-/// feeds, is read as well.
-const ENCODING: u8 = 2;
 
 /// Why the store cannot do what it should.
 #[derive(Debug, Error)]
@@ -83,170 +87,15 @@ pub enum StoreError {
     },
 }
 
-/// The most sources of one entry.
-pub const MAX_CLAIMS: usize = 32;
-
-/// What is kept of an entry: who wants it, at least one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The claims, one a source, at most [`MAX_CLAIMS`].
-    pub claims: Vec<Claim>,
-}
-
-/// What one source says of an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// Who says it.
-    pub source: Source,
-    /// When that was first said, Unix time in milliseconds.
-    pub created_unix_ms: u64,
-    /// When it was last said, likewise.
-    pub changed_unix_ms: u64,
-    /// When it runs out, likewise; `None` for never.
-    pub expires_unix_ms: Option<u64>,
-    /// What a person wrote about it.
-    pub note: Arc<str>,
-}
-
-impl Claim {
-    /// Milliseconds that are left of it; `None` for ever. Never more than it
-    /// was given, however far the clock lies behind.
-    pub fn left_ms(&self, now_unix_ms: u64) -> Option<u64> {
-        let expires = self.expires_unix_ms?;
-        let given = expires.saturating_sub(self.changed_unix_ms);
-        Some(expires.saturating_sub(now_unix_ms).min(given))
-    }
-
-    /// Whether it has run out.
-    pub fn has_expired(&self, now_unix_ms: u64) -> bool {
-        self.left_ms(now_unix_ms) == Some(0)
-    }
-
-    /// Created, changed, expires (0 for never), origin, length and name of the
-    /// feed (0 for none), length of the note, note.
-    fn encode(&self, out: &mut Vec<u8>) {
-        let feed = self.source.feed.as_ref().map_or("", FeedName::as_str);
-        out.extend(self.created_unix_ms.to_le_bytes());
-        out.extend(self.changed_unix_ms.to_le_bytes());
-        let expires = self.expires_unix_ms.map_or(0, |at| at.max(1));
-        out.extend(expires.to_le_bytes());
-        out.push(match self.source.origin {
-            Origin::Cli => 0,
-            Origin::File => 1,
-            Origin::Feed => 2,
-            Origin::L7 => 3,
-            Origin::Auto => 4,
-        });
-        put_text::<1>(out, feed);
-        put_text::<2>(out, &self.note);
-    }
-
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
-        let created_unix_ms = take_u64(bytes)?;
-        let changed_unix_ms = take_u64(bytes)?;
-        let expires = take_u64(bytes)?;
-        let origin = take_origin(bytes)?;
-        let feed = take_text::<1>(bytes)?;
-        let feed = (!feed.is_empty()).then(|| feed.parse()).transpose();
-        Some(Self {
-            source: Source::new(origin, feed.ok()?),
-            created_unix_ms,
-            changed_unix_ms,
-            expires_unix_ms: Some(expires).filter(|&at| at != 0),
-            note: take_text::<2>(bytes)?.into(),
-        })
-    }
-
-    /// Version 1: created, expires, origin, and the note up to the end. When
-    /// it was last said was not kept: after it was made, if the clock was right.
-    fn decode_v1(mut bytes: &[u8]) -> Option<Self> {
-        let created_unix_ms = take_u64(&mut bytes)?;
-        let expires = take_u64(&mut bytes)?;
-        // Made while the clock ran ahead, and said again when it was right:
-        // then there is no telling how long it was given.
-        let is_ahead = created_unix_ms >= expires;
-        Some(Self {
-            source: Source::new(take_origin(&mut bytes)?, None),
-            created_unix_ms,
-            changed_unix_ms: if is_ahead { 0 } else { created_unix_ms },
-            expires_unix_ms: Some(expires).filter(|&at| at != 0),
-            note: std::str::from_utf8(bytes).ok()?.into(),
-        })
-    }
-}
-
-/// Writes a text behind its length in `N` bytes; what is longer is cut, which
-/// the bounds of names and notes keep from happening.
-fn put_text<const N: usize>(out: &mut Vec<u8>, text: &str) {
-    let most = (1usize << (8 * N)) - 1;
-    let bytes = text.as_bytes();
-    let bytes = bytes.get(..most).unwrap_or(bytes);
-    out.extend(&bytes.len().to_le_bytes()[..N]);
-    out.extend(bytes);
-}
-
-fn take_text<'a, const N: usize>(bytes: &mut &'a [u8]) -> Option<&'a str> {
-    let length = bytes.split_off(..N)?;
-    let length = length.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b));
-    std::str::from_utf8(bytes.split_off(..length)?).ok()
-}
-
-fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
-    let word = bytes.split_off(..8)?;
-    Some(u64::from_le_bytes(word.try_into().ok()?))
-}
-
-fn take_origin(bytes: &mut &[u8]) -> Option<Origin> {
-    Some(match bytes.split_off_first()? {
-        0 => Origin::Cli,
-        1 => Origin::File,
-        2 => Origin::Feed,
-        3 => Origin::L7,
-        4 => Origin::Auto,
-        _ => return None,
-    })
-}
-
-impl Record {
-    /// Whether all of it has run out.
-    pub fn has_expired(&self, now_unix_ms: u64) -> bool {
-        self.claims.iter().all(|c| c.has_expired(now_unix_ms))
-    }
-
-    /// Version, number of claims, claims.
-    fn encode(&self, out: &mut Vec<u8>) {
-        let claims = &self.claims[..self.claims.len().min(MAX_CLAIMS)];
-        out.clear();
-        out.extend([ENCODING, claims.len() as u8]);
-        for claim in claims {
-            claim.encode(out);
-        }
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (&version, mut rest) = bytes.split_first()?;
-        let claims = match version {
-            1 => vec![Claim::decode_v1(rest)?],
-            ENCODING => {
-                let claims = *rest.split_off_first()?;
-                (0..claims)
-                    .map(|_| Claim::decode(&mut rest))
-                    .collect::<Option<Vec<_>>>()?
-            }
-            _ => return None,
-        };
-        let whole = version == 1 || rest.is_empty();
-        (whole && !claims.is_empty()).then_some(Self { claims })
-    }
-}
-
-/// A change of one entry: its new record, or `None` to remove it.
-pub type Change = (List, Prefix, Option<Record>);
+/// A change of one entry: its new record, which entries may share, or `None` to
+/// remove it.
+pub type Change = (List, Prefix, Option<Arc<Record>>);
 
 /// The database.
 pub struct Store {
     database: Database,
     path: PathBuf,
+    eras: Eras,
 }
 
 impl Store {
@@ -278,10 +127,54 @@ impl Store {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE);
         let database = builder.create(&path).map_err(|e| open_error(&path, e))?;
-        let store = Self { database, path };
+        let mut store = Self {
+            database,
+            path,
+            eras: Eras::default(),
+        };
         // Both tables must exist before the first read, and be of our types.
         store.transaction(|_| Ok(()))?;
+        if let Some(bytes) = store.setting(CLOCK_SETTING)? {
+            store.eras = serde_json::from_slice(&bytes)
+                .map_err(|e| store.damaged(format!("what is known of the clock: {e}")))?;
+        }
         Ok(store)
+    }
+
+    /// Begins with a boot of this id, or goes on with it; to be called before
+    /// anything is read or written.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub fn enter(&mut self, boot: Option<&str>, now: Now) -> Result<(), StoreError> {
+        self.keep(self.eras.entered(boot, now))
+    }
+
+    /// The wall clock was set, and shows `now`: from now on, and for good, all
+    /// times of this boot are read as they should have been.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; then they are read as before.
+    pub fn clock_was_set(&mut self, now: Now) -> Result<(), StoreError> {
+        self.keep(self.eras.set(now))
+    }
+
+    fn keep(&mut self, eras: Eras) -> Result<(), StoreError> {
+        if eras != self.eras {
+            let text = serde_json::to_vec(&eras).map_err(|e| self.damaged(e.to_string()))?;
+            self.set_setting(CLOCK_SETTING, &text)?;
+            self.eras = eras;
+        }
+        Ok(())
+    }
+
+    /// This moment, as what is left of a claim depends on it.
+    pub const fn moment(&self, now: Now) -> Moment {
+        Moment {
+            era: self.eras.current(),
+            uptime_ms: now.boot_ns / 1_000_000,
+            unix_ms: now.unix_ms,
+        }
     }
 
     /// A setting's value.
@@ -312,14 +205,17 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Failed`]; then nothing has changed.
-    pub fn write(&self, changes: impl IntoIterator<Item = Change>) -> Result<(), StoreError> {
+    pub fn write<'c>(
+        &self,
+        changes: impl IntoIterator<Item = &'c Change>,
+    ) -> Result<(), StoreError> {
         self.transaction(|tables| {
             let mut value = Vec::with_capacity(64);
             for (list, prefix, record) in changes {
-                let key = key(list, prefix);
+                let key = key(*list, *prefix);
                 match record {
                     Some(record) => {
-                        record.encode(&mut value);
+                        record.encode(&self.eras, &mut value);
                         tables.entries.insert(&key, value.as_slice())?;
                     }
                     None => {
@@ -463,8 +359,8 @@ impl Entries<'_> {
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Record, StoreError> {
-        Record::decode(bytes).ok_or_else(|| match bytes.first() {
-            Some(&version) if version > ENCODING => StoreError::Later {
+        Record::decode(&self.store.eras, bytes).ok_or_else(|| match bytes.first() {
+            Some(&version) if version > record::ENCODING => StoreError::Later {
                 path: self.store.path.clone(),
             },
             _ => self.store.damaged("an entry cannot be read".into()),
@@ -513,25 +409,24 @@ fn open_error(path: &Path, error: DatabaseError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::{FeedName, Origin, Source};
     use std::os::unix::fs::PermissionsExt as _;
 
     fn p(s: &str) -> Prefix {
         s.parse().unwrap()
     }
 
-    fn claim(feed: &str, note: &str) -> Claim {
-        Claim {
-            source: Source::new(Origin::Feed, feed.parse().ok()),
+    fn record(note: &str) -> Record {
+        let claim = Claim {
+            era: Era(1),
+            source: Source::new(Origin::Feed, "drop".parse().ok()),
             created_unix_ms: 1,
             changed_unix_ms: 2,
             expires_unix_ms: Some(3),
             note: note.into(),
-        }
-    }
-
-    fn record(note: &str) -> Record {
+        };
         Record {
-            claims: vec![claim("drop", note)],
+            claims: vec![claim],
         }
     }
 
@@ -551,9 +446,9 @@ mod tests {
         {
             let store = Store::open(&state).unwrap();
             store
-                .write([
-                    (List::Black, p("10.0.0.1"), Some(record("a ü"))),
-                    (List::Allow, p("10.0.0.1"), Some(record(""))),
+                .write(&[
+                    (List::Black, p("10.0.0.1"), Some(record("a ü").into())),
+                    (List::Allow, p("10.0.0.1"), Some(record("").into())),
                 ])
                 .unwrap();
             store.set_setting("seed", b"\x00\x01").unwrap();
@@ -567,7 +462,7 @@ mod tests {
         assert_eq!(entries.get(List::Black, p("10.0.0.2")).unwrap(), None);
         assert_eq!(store.setting("seed").unwrap().unwrap(), b"\x00\x01");
         assert_eq!(store.setting("other").unwrap(), None);
-        store.write([(List::Black, p("10.0.0.1"), None)]).unwrap();
+        store.write(&[(List::Black, p("10.0.0.1"), None)]).unwrap();
         assert!(listed(&store, List::Black, None, None).is_empty());
         assert_eq!(listed(&store, List::Allow, None, None), ["10.0.0.1"]);
         let mode = fs::metadata(state.join(FILE)).unwrap().permissions().mode();
@@ -588,7 +483,7 @@ mod tests {
             "2001:db8::/32",
         ];
         store
-            .write(all.map(|s| (List::Black, p(s), Some(record(s)))))
+            .write(&all.map(|s| (List::Black, p(s), Some(record(s).into()))))
             .unwrap();
         assert_eq!(listed(&store, List::Black, None, None), all);
         assert_eq!(
@@ -635,41 +530,6 @@ mod tests {
     }
 
     #[test]
-    fn records_of_no_known_form_are_refused() {
-        let mut bytes = Vec::new();
-        let mut record = record("x");
-        record.claims.push(claim("other", &"ü".repeat(128)));
-        record.claims.push(Claim {
-            source: Source::new(Origin::Cli, None),
-            expires_unix_ms: None,
-            ..claim("x", "")
-        });
-        record.encode(&mut bytes);
-        assert_eq!(Record::decode(&bytes), Some(record));
-        let at_zero = Claim {
-            expires_unix_ms: Some(0),
-            ..claim("x", "")
-        };
-        let mut finite = Vec::new();
-        at_zero.encode(&mut finite);
-        let finite = Claim::decode(&mut finite.as_slice()).unwrap();
-        assert!(finite.has_expired(2), "{finite:?}");
-        for cut in 0..bytes.len() {
-            assert_eq!(Record::decode(&bytes[..cut]), None, "{cut}");
-        }
-        let with = |at: usize, byte: u8| {
-            let mut wrong = bytes.clone();
-            wrong[at] = byte;
-            Record::decode(&wrong)
-        };
-        assert_eq!(with(1, 0), None);
-        assert_eq!(with(26, 9), None, "no such origin");
-        assert_eq!(with(28, b' '), None, "no name of a feed");
-        bytes.push(0);
-        assert_eq!(Record::decode(&bytes), None);
-    }
-
-    #[test]
     fn entries_of_a_former_version_are_of_the_default_feed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -693,6 +553,7 @@ mod tests {
         let entries = store.read().unwrap();
         let get = |prefix| entries.get(List::Black, p(prefix)).map(Option::unwrap);
         let old = |source| Claim {
+            era: Era::UNKNOWN,
             source,
             created_unix_ms: 5,
             changed_unix_ms: 5,
@@ -704,32 +565,37 @@ mod tests {
         let cli = Source::new(Origin::Cli, None);
         assert_eq!(get("10.0.0.2").unwrap().claims, [old(cli)]);
         let prolonged = get("10.0.0.3").unwrap();
-        assert!(!prolonged.has_expired(4999) && prolonged.has_expired(5000));
-        drop(entries);
+        let at = |unix_ms| Moment {
+            era: Era(1),
+            uptime_ms: 1_000_000,
+            unix_ms,
+        };
+        assert!(!prolonged.has_expired(at(4999)) && prolonged.has_expired(at(5000)));
+        // Version 2 had feeds, and did not know in which boot a thing was said.
+        let mut v2 = vec![2, 1];
+        v2.extend([5u64, 6, 7].map(u64::to_le_bytes).as_flattened());
+        v2.extend(b"\x02\x04drop\x03\0why");
+        put("10.0.0.4", &v2);
+        let entries = store.read().unwrap();
+        let of_drop = entries.get(List::Black, p("10.0.0.4")).unwrap().unwrap();
+        let drop_feed = Source::new(Origin::Feed, "drop".parse().ok());
+        let want = Claim {
+            changed_unix_ms: 6,
+            ..old(drop_feed)
+        };
+        assert_eq!(of_drop.claims, [want]);
+        // When it is written again, it is of the present version.
+        let change = (List::Black, p("10.0.0.4"), Some(of_drop.clone().into()));
+        store.write(&[change]).unwrap();
+        let entries = store.read().unwrap();
+        let bytes = entries.table.get(&key(List::Black, p("10.0.0.4"))).unwrap();
+        assert_eq!(bytes.unwrap().value()[0], record::ENCODING);
+        let again = entries.get(List::Black, p("10.0.0.4")).unwrap();
+        assert_eq!(again, Some(of_drop));
         // And those of a later one are not ours to throw away.
-        put("10.0.0.1", &[ENCODING + 1, 0, 0]);
+        put("10.0.0.1", &[record::ENCODING + 1, 0, 0]);
         let entries = store.read().unwrap();
         let error = entries.get(List::Black, p("10.0.0.1")).unwrap_err();
         assert!(matches!(error, StoreError::Later { .. }), "{error}");
-    }
-
-    #[test]
-    fn nothing_lasts_longer_than_it_was_given() {
-        let claim = Claim {
-            changed_unix_ms: 1_000,
-            expires_unix_ms: Some(1_500),
-            ..claim("x", "")
-        };
-        for (now, left) in [(1_000, 500), (1_200, 300), (1_500, 0), (9_999, 0)] {
-            assert_eq!(claim.left_ms(now), Some(left), "{now}");
-        }
-        // A clock that was not set yet.
-        assert_eq!(claim.left_ms(7), Some(500));
-        let forever = Claim {
-            expires_unix_ms: None,
-            ..claim
-        };
-        assert_eq!(forever.left_ms(7), None);
-        assert!(!forever.has_expired(u64::MAX));
     }
 }
