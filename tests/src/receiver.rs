@@ -12,6 +12,8 @@ const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
+/// `BPF_F_XDP_HAS_FRAGS`: also on interfaces with a large MTU.
+const MULTI_BUFFER: u32 = 1 << 5;
 /// `XDP_FLAGS_DRV_MODE`.
 const IN_DRIVER: u32 = 1 << 2;
 
@@ -62,6 +64,7 @@ impl Receiver {
             instructions: PASS.len() as u32,
             code: PASS.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
+            flags: MULTI_BUFFER,
             attach_type: ATTACH_TYPE_XDP,
             ..Load::default()
         };
