@@ -174,9 +174,6 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
             (&raw const (*target).marked_at).read_volatile(),
         )
     };
-    if wscale == WSCALE_UNKNOWN {
-        return Reason::Pass;
-    }
     let Some((mut offer, sum)) = offer(facts, frame) else {
         return Reason::Pass;
     };
@@ -203,6 +200,8 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
                 end(facts, of, Reason::SynClosed)
             };
         }
+        // What it would grant is not known yet.
+        Found::Listener if wscale == WSCALE_UNKNOWN => return Reason::Pass,
         Found::Listener => {}
     }
     if due && marked {

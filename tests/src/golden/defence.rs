@@ -207,7 +207,7 @@ impl World {
         for address in [V4_DEST, V6_DEST, "127.0.0.1", "::1"] {
             for (port, service, wscale, kind) in [
                 (LOCAL, 0, WSCALE, TARGET_LOCAL),
-                (CLOSED, 0, WSCALE, TARGET_LOCAL),
+                (CLOSED, 0, WSCALE_UNKNOWN, TARGET_LOCAL),
                 (UNLEARNT, 0, WSCALE_UNKNOWN, TARGET_LOCAL),
                 (AUTO, 1, WSCALE, TARGET_LOCAL),
                 (DRY, 2, WSCALE, TARGET_LOCAL),
