@@ -32,9 +32,21 @@ const SPOOFED_FROM: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 0);
 /// Where the sources come from that cannot be senders (RFC 5737).
 const BOGONS_FROM: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 0);
 
+/// The network that the sources of the SYN flood are taken from, and how many: each so
+/// seldom that no limit by source finds it.
+const ANYWHERE: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 0);
+const ANYBODY: u32 = 1 << 17;
+
 const SETTINGS: &str = "\
 lists.management = [\"10.77.9.0/24\"]
 limits.syn = { rate = 200, burst = 400 }
+";
+
+/// What is added for the defence against SYN floods.
+const SERVICE: &str = "
+[[service]]
+name = \"web\"
+ports = [80]
 ";
 
 fn main() -> ExitCode {
@@ -103,9 +115,10 @@ fn show() {
          192.0.2.0/24, which cannot be a sender (bogon). Edge runs with its defaults and\n\
          `limits.syn = {{ rate = 200, burst = 400 }}` for each source.\n"
     );
+    let attack = attack(attacker);
     let mut parts = Vec::new();
-    parts.push(part("quiet", &lab, &edge, false));
-    parts.push(part("attack", &lab, &edge, true));
+    parts.push(part("quiet", &lab, &edge, &[]));
+    parts.push(part("attack", &lab, &edge, &attack));
     let own = attacker.v4(2).to_string();
     let command = [
         "blacklist",
@@ -119,8 +132,28 @@ fn show() {
     ];
     println!("$ edge {}", command.join(" "));
     print!("{}", edge.ok(&command));
-    parts.push(part("attack, blacklisted", &lab, &edge, true));
+    parts.push(part("attack, blacklisted", &lab, &edge, &attack));
     print_table(&parts);
+    println!(
+        "\nNow a flood of SYNs from {ANYBODY} sources of 11.0.0.0/8, on no list and each below its limit:\n\
+         first without a defence, then with these lines in the file and `edge reload`.\n{SERVICE}"
+    );
+    let syns = syn_flood(attacker);
+    let mut parts = vec![part("SYN flood", &lab, &edge, &syns)];
+    edge.configure(&["eth0", "eth1"], &format!("{SETTINGS}{SERVICE}"));
+    edge.ok(&["reload"]);
+    let ready = || edge.status()["services"][0]["targets"]["ready"] == 4;
+    wait::until("the service is known", ready);
+    parts.push(part("SYN flood, defended", &lab, &edge, &syns));
+    let status = edge.ok(&["status"]);
+    print_table(&parts);
+    println!("\n$ edge status\n{status}");
+    println!(
+        "\nSent is what the sender's interface took; what a full receive queue lost after that is in\n\
+         neither of the rows below it. Sender, host and client share this machine's {} CPUs.\n\
+         Nothing is left behind: namespaces, program and files go with this process.",
+        thread::available_parallelism().map_or(1, usize::from)
+    );
 }
 
 /// What was measured in one part.
@@ -135,15 +168,15 @@ struct Part {
     reasons: BTreeMap<String, u64>,
 }
 
-fn part(name: &'static str, lab: &Lab, edge: &Installation<'_>, attack: bool) -> Part {
+fn part(name: &'static str, lab: &Lab, edge: &Installation<'_>, attack: &[Vec<u8>]) -> Part {
     println!("measuring: {name} ({} s)", PART.as_secs());
     let (client, attacker) = (&lab.links[0], &lab.links[1]);
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let before = reasons(edge);
     let started = Instant::now();
     let (latencies, failed) = thread::scope(|scope| {
-        if attack {
-            scope.spawn(|| flood(attacker, &stop, &sent));
+        if !attack.is_empty() {
+            scope.spawn(|| flood(attacker, attack, &stop, &sent));
         }
         let outcome = client.outside.inside(|| requests(client.v4(1), started));
         stop.store(true, Ordering::Relaxed);
@@ -189,15 +222,28 @@ fn request(to: SocketAddr) -> std::io::Result<bool> {
     Ok(answer.starts_with(b"HTTP/1.1 200 "))
 }
 
-/// Sends at [`FLOOD_RATE`], or as fast as the machine can if that is less.
-fn flood(link: &Link, stop: &AtomicBool, sent: &AtomicU64) {
+/// SYNs of the attacker, of sources in its network, and of bogons.
+fn attack(link: &Link) -> Vec<Vec<u8>> {
     let syn = Payload::Tcp(frames::SYN);
     let own = link.frame(link.v4(2), syn);
     let spoofed = |n| link.frame(frames::nth(SPOOFED_FROM.into(), n), syn);
     let bogon = |n| link.frame(frames::nth(BOGONS_FROM.into(), n % 256), syn);
-    let all: Vec<Vec<u8>> = (0..SPOOFED)
+    (0..SPOOFED)
         .flat_map(|n| [own.clone(), spoofed(n), bogon(n)])
-        .collect();
+        .collect()
+}
+
+/// SYNs of sources from anywhere.
+fn syn_flood(link: &Link) -> Vec<Vec<u8>> {
+    // An odd factor, so that no two are the same and neighbours are far apart.
+    let source = |n: u32| frames::nth(ANYWHERE.into(), n.wrapping_mul(0x9e37_79b1) & 0xff_ffff);
+    (0..ANYBODY)
+        .map(|n| link.frame(source(n), Payload::Tcp(frames::SYN)))
+        .collect()
+}
+
+/// Sends at [`FLOOD_RATE`], or as fast as the machine can if that is less.
+fn flood(link: &Link, all: &[Vec<u8>], stop: &AtomicBool, sent: &AtomicU64) {
     let started = Instant::now();
     let mut tried = 0;
     for batch in all.chunks(64).cycle() {
@@ -254,21 +300,20 @@ fn print_table(parts: &[Part]) {
     };
     row("  came through to the host", &|p| rate(sum(p, &passed), p));
     for name in &dropped {
-        row(&format!("  dropped: {name}"), &|p| {
+        let done = if name.starts_with("reply") {
+            "answered"
+        } else {
+            "dropped"
+        };
+        row(&format!("  {done}: {name}"), &|p| {
             rate(p.reasons.get(*name).copied().unwrap_or(0), p)
         });
     }
-    row("  dropped, in all", &|p| {
+    row("  dropped or answered, in all", &|p| {
         let all = sum(p, &dropped);
         let share = all as f64 * 100.0 / (all + sum(p, &passed)).max(1) as f64;
         format!("{} ({share:.1} %)", rate(all, p))
     });
-    println!(
-        "\nSent is what the sender's interface took; what a full receive queue lost after that is in\n\
-         neither of the rows below it. Sender, host and client share this machine's {} CPUs.\n\
-         Nothing is left behind: namespaces, program and files go with this process.",
-        thread::available_parallelism().map_or(1, usize::from)
-    );
 }
 
 fn quantile(sorted: &[f64], q: f64) -> String {
