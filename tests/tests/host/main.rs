@@ -3,6 +3,7 @@
 mod attach;
 mod challenge;
 mod cli;
+mod flood;
 mod import;
 mod limits;
 mod lists;

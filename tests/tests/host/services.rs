@@ -33,7 +33,7 @@ pub(crate) fn counter(edge: &Installation<'_>, name: &str, which: &str) -> u64 {
 
 /// Waits until the service has so many targets, of which so many can be answered for.
 #[track_caller]
-fn wait_ready(edge: &Installation<'_>, name: &str, total: u64, ready: u64) {
+pub(crate) fn wait_ready(edge: &Installation<'_>, name: &str, total: u64, ready: u64) {
     let want = serde_json::json!({ "total": total, "ready": ready });
     wait::until(&format!("targets {want}"), || {
         service(edge, name)["targets"] == want
