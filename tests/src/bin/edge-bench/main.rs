@@ -11,6 +11,7 @@ mod lists;
 mod machine;
 mod memory;
 mod packets;
+mod pair;
 mod rates;
 mod report;
 mod rig;
