@@ -123,6 +123,26 @@ pub(crate) fn settle() -> Result<()> {
     hurry()
 }
 
+/// Makes this process and all that it starts a session of its own, which ordinary ones
+/// wait for. Where the kernel gives each session its share (`sched_autogroup_enabled`),
+/// priorities count within a session only.
+pub(crate) fn part() {
+    // A leader of a group of processes cannot, and stays: then a shell has started us.
+    // SAFETY: no pointers.
+    if unsafe { libc::setsid() } < 0 {
+        return;
+    }
+    // The terminal's signals do not come any more, but the parent's end does.
+    // SAFETY: no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // Kernels without have no such file, and no such shares.
+    if let Err(error) = fs::write("/proc/self/autogroup", "-20")
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("cannot raise the priority of the session: {error}");
+    }
+}
+
 /// Lets this thread, and all that it starts, run before ordinary processes.
 pub(crate) fn hurry() -> Result<()> {
     // SAFETY: no pointers.

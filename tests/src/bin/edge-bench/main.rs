@@ -57,6 +57,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    machine::part();
     let machine = apart(machine::settle, || Ok(machine::facts()))?;
     println!("{machine:#}");
     let mut bench = Bench {
