@@ -62,8 +62,13 @@ pub const SYN6_LEN: usize = TCP6_AT + 40;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Syn {
-    /// The frame, [`SYN4_LEN`] or [`SYN6_LEN`] bytes of it.
-    pub frame: [u64; 12],
+    /// The Ethernet header, 14 bytes of it.
+    pub ethernet: [u32; 4],
+    /// The IP header: words of 64 bits, or of IPv4 of 32 bits each. Without the source, and
+    /// 0 for checksums, as in the TCP header.
+    pub ip: [u64; 5],
+    /// The TCP header with its options.
+    pub tcp: [u32; 10],
     /// Sum of the IPv4 header, without source and checksum, as
     /// [`crate::defence::reply::Sum`] adds up.
     pub ip_sum: u64,

@@ -23,7 +23,7 @@ use aya_ebpf::{
 use edge_common::{
     bench::{
         DEST4_AT, DEST6_AT, Drive, LISTED, PATIENCE_NS, Pace, SLACK_NS, SOURCE4_AT, SOURCE6_AT,
-        SUM4_AT, SYN4_LEN, SYN6_LEN, Syn, TCP_FLAGS_AT, TCP_SUM_AT, TCP4_AT, TCP6_AT,
+        SYN4_LEN, SYN6_LEN, Syn, TCP_FLAGS_AT, TCP4_AT, TCP6_AT,
     },
     defence::reply::Sum,
     parse::tcp as flag,
@@ -253,17 +253,17 @@ type Headers = ([u32; 9], u32, [u32; 10], [u32; 5]);
 
 #[inline(always)]
 fn headers(ctx: &XdpContext, family: Family) -> Option<Headers> {
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `at` checked the bounds; loads need no more alignment than stores.
     unsafe {
         if family == Family::V4 {
-            let [s, d, ports] = at::<[u32; 3]>(ctx, SOURCE4_AT)?.read_unaligned();
+            let [s, d, ports] = at::<[u32; 3]>(ctx, SOURCE4_AT)?.read();
             let ip = [0x4500_0000u32.to_be(), 0, 0, s, d, 0, 0, 0, 0, 0];
-            let tcp = at::<[u32; 5]>(ctx, TCP4_AT)?.read_unaligned();
+            let tcp = at::<[u32; 5]>(ctx, TCP4_AT)?.read();
             Some(([s, d, ports, 0, 0, 0, 0, 0, 0], 12, ip, tcp))
         } else {
-            let [a, b, c, d, e, f, g, h, ports] = at::<[u32; 9]>(ctx, SOURCE6_AT)?.read_unaligned();
+            let [a, b, c, d, e, f, g, h, ports] = at::<[u32; 9]>(ctx, SOURCE6_AT)?.read();
             let ip = [0x6000_0000u32.to_be(), 0, a, b, c, d, e, f, g, h];
-            let tcp = at::<[u32; 5]>(ctx, TCP6_AT)?.read_unaligned();
+            let tcp = at::<[u32; 5]>(ctx, TCP6_AT)?.read();
             Some(([a, b, c, d, e, f, g, h, ports], 36, ip, tcp))
         }
     }
@@ -350,31 +350,15 @@ fn put_syn4(ctx: &XdpContext) -> Option<()> {
     let (addr, _) = next()?;
     let source = (addr as u32).to_be();
     let syn = SYN.get_ptr(0)?;
-    let frame = at::<[u8; SYN4_LEN]>(ctx, 0)?;
+    let frame = at::<[u8; SYN4_LEN]>(ctx, 0)?.cast::<u8>();
     // SAFETY: `at` checked the bounds of the frame, in which all that is written
     // lies; a map value, which nobody writes meanwhile.
     unsafe {
-        let [a, b, c, d, e, f, g, h, i, j, _, _] = (*syn).frame;
-        frame
-            .cast::<[u64; 9]>()
-            .write_unaligned([a, b, c, d, e, f, g, h, i]);
-        frame
-            .cast::<u8>()
-            .add(72)
-            .cast::<u16>()
-            .write_unaligned(j as u16);
-        let put = |offset, sum: u64| {
-            let sum = Sum::default().double(sum).word(source).checksum();
-            frame
-                .cast::<u8>()
-                .add(offset)
-                .cast::<u16>()
-                .write_unaligned(sum);
-        };
-        let from = frame.cast::<u8>().add(SOURCE4_AT).cast::<u32>();
-        from.write_unaligned(source);
-        put(SUM4_AT, (*syn).ip_sum);
-        put(TCP4_AT + TCP_SUM_AT, (*syn).tcp_sum);
+        let sum = |sum| Sum::default().double(sum).word(source).checksum() as u32;
+        let [a, b, c, _, e] = (*syn).ip.map(|word| word as u32);
+        put_ethernet(frame, syn);
+        put(frame, 14, [a, b, c | sum((*syn).ip_sum) << 16, source, e]);
+        put_tcp(frame, TCP4_AT, syn, sum((*syn).tcp_sum));
     }
     Some(())
 }
@@ -385,22 +369,58 @@ fn put_syn6(ctx: &XdpContext) -> Option<()> {
     let (hi, lo) = next()?;
     let (hi, lo) = (hi.to_be(), lo.to_be());
     let syn = SYN.get_ptr(0)?;
-    let frame = at::<[u8; SYN6_LEN]>(ctx, 0)?;
+    let frame = at::<[u8; SYN6_LEN]>(ctx, 0)?.cast::<u8>();
     // SAFETY: as above.
     unsafe {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = (*syn).frame;
-        let words = [a, b, c, d, e, f, g, h, i, j, k];
-        frame.cast::<[u64; 11]>().write_unaligned(words);
-        let rest = frame.cast::<u8>().add(88);
-        rest.cast::<u32>().write_unaligned(l as u32);
-        rest.add(4).cast::<u16>().write_unaligned((l >> 32) as u16);
-        let from = frame.cast::<u8>().add(SOURCE6_AT).cast::<[u64; 2]>();
-        from.write_unaligned([hi, lo]);
         let sum = Sum::default().double((*syn).tcp_sum).double(hi).double(lo);
-        let at = frame.cast::<u8>().add(TCP6_AT + TCP_SUM_AT);
-        at.cast::<u16>().write_unaligned(sum.checksum());
+        let [a, _, _, d, e] = (*syn).ip;
+        put_ethernet(frame, syn);
+        put(frame, 14, [a, hi, lo, d, e]);
+        put_tcp(frame, TCP6_AT, syn, sum.checksum() as u32);
     }
     Some(())
+}
+
+/// # Safety
+/// The frame must have 14 bytes.
+#[inline(always)]
+unsafe fn put_ethernet(frame: *mut u8, syn: *const Syn) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [a, b, c, d] = (*syn).ethernet;
+        put(frame, 0, [a, b, c]);
+        put(frame, 12, [d as u16]);
+    }
+}
+
+/// # Safety
+/// The frame must have 40 bytes from `at` on.
+#[inline(always)]
+unsafe fn put_tcp(frame: *mut u8, at: usize, syn: *const Syn, sum: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [a, b, c, d, e, f, g, h, i, j] = (*syn).tcp;
+        put(frame, at, [a, b, c, d, e | sum, f, g, h, i, j]);
+    }
+}
+
+/// Writes words one by one, as wide as programs read them: of those that are wider or
+/// narrower the processor makes a word only once all have reached the cache.
+///
+/// # Safety
+/// They must lie in the frame.
+#[inline(always)]
+unsafe fn put<T: Copy, const N: usize>(frame: *mut u8, at: usize, words: [T; N]) {
+    // SAFETY: the caller's promise. Packet memory has no alignment guarantee, but BPF
+    // stores need none on targets with efficient unaligned access.
+    unsafe {
+        let at = frame.add(at).cast::<T>();
+        let mut i = 0;
+        while i < N {
+            at.add(i).write_volatile(words[i]);
+            i += 1;
+        }
+    }
 }
 
 /// Whether the next SYN of a flood is due; it counts as sent then.

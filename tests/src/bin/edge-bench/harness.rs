@@ -274,14 +274,6 @@ impl Harness {
             Family::V6 => (SYN6_LEN, TCP6_AT, 32),
         };
         ensure!(frame.len() == len, "a SYN of {} bytes", frame.len());
-        let mut bytes = frame.to_vec();
-        bytes.resize(size_of::<[u64; 12]>(), 0);
-        let words: Vec<u64> = bytes
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|chunk| u64::from_ne_bytes(*chunk))
-            .collect();
         // Neither source nor checksums are in the sums.
         let mut blank = frame.to_vec();
         let source = tcp - addresses..tcp - addresses / 2;
@@ -303,8 +295,24 @@ impl Harness {
         let pseudo = Sum::pseudo([0; 2], [0; 2], u32::try_from(len - tcp)?);
         let segment = sum(blank.get(tcp - addresses..)).plus(pseudo);
         let header = sum(blank.get(14..tcp));
+        let word = |at: usize| {
+            let bytes = blank.get(at..).and_then(|rest| rest.first_chunk());
+            bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+        };
+        let double = |at: usize| pair(word(at), word(at + 4));
+        let ethernet = [double(0), pair(word(8), word(12))];
+        let ip = [0, 1, 2, 3, 4].map(|i| match family {
+            Family::V4 => word(14 + 4 * i).into(),
+            Family::V6 => double(14 + 8 * i),
+        });
+        let header_words = [0, 1, 2, 3, 4].map(|i| double(tcp + 8 * i));
         let sums = [header.fold().into(), segment.fold().into()];
-        for (at, word) in self.syn.u64s().iter().zip(words.into_iter().chain(sums)) {
+        let words = ethernet
+            .into_iter()
+            .chain(ip)
+            .chain(header_words)
+            .chain(sums);
+        for (at, word) in self.syn.u64s().iter().zip(words) {
             at.store(word, Relaxed);
         }
         Ok(())
@@ -341,6 +349,12 @@ impl Harness {
             other: word(PACE_OTHER),
         }
     }
+}
+
+/// Two words as they lie in memory.
+fn pair(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 fn region(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Region> {
