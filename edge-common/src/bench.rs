@@ -105,7 +105,7 @@ pub struct Pace {
 const _: () = assert!(size_of::<Pace>() == 64);
 
 /// A flood that waits for answers gives up those that do not come for so long, nanoseconds.
-pub const PATIENCE_NS: u64 = 500_000;
+pub const PATIENCE_NS: u64 = 100_000_000;
 
 /// A flood that fell behind its pace does not make up for more than this, nanoseconds.
 pub const SLACK_NS: u64 = 30_000;

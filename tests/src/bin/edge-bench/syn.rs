@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use edge_common::{addr::Family, defence::When, reason::Verdict};
+use edge_tests::wait;
 use serde_json::json;
 
 use crate::{
@@ -144,7 +145,10 @@ impl Host {
                 call("ip", &arguments, "")?;
             }
             let from = SocketAddr::new(source, frame::CLIENT_PORT);
-            let connection = client::connect_from(from, SocketAddr::new(host, PORT))?;
+            // A new address of IPv6 is not there at once.
+            let connection = wait::until_some("a connection on lo", || {
+                client::connect_from(from, SocketAddr::new(host, PORT)).ok()
+            });
             wscale = Some(scale_of(&connection)?);
             connections.extend([connection, listener.accept()?.0]);
         }
