@@ -24,6 +24,10 @@ pub mod maps {
     pub const LPM4: &str = "LPM4";
     /// Kernel LPM trie of IPv6 prefixes.
     pub const LPM6: &str = "LPM6";
+    /// Array of one [`super::Syn`], mappable.
+    pub const SYN: &str = "SYN";
+    /// Array of one [`super::Pace`], mappable.
+    pub const PACE: &str = "PACE";
 }
 
 /// Entries of [`maps::SOURCES`]; a power of two.
@@ -33,6 +37,78 @@ pub const LISTED: u32 = 1 << 18;
 pub const SOURCE4_AT: usize = 14 + 12;
 /// Offset of the source address in an untagged IPv6 frame.
 pub const SOURCE6_AT: usize = 14 + 8;
+
+/// Offset of the destination address in an untagged IPv4 frame.
+pub const DEST4_AT: usize = SOURCE4_AT + 4;
+/// Offset of the destination address in an untagged IPv6 frame.
+pub const DEST6_AT: usize = SOURCE6_AT + 16;
+/// Offset of the header's checksum in an untagged IPv4 frame.
+pub const SUM4_AT: usize = 14 + 10;
+/// Offset of the TCP header in an untagged IPv4 frame without options.
+pub const TCP4_AT: usize = 14 + 20;
+/// Offset of the TCP header in an untagged IPv6 frame without extension headers.
+pub const TCP6_AT: usize = 14 + 40;
+/// Offset of the flags in a TCP header.
+pub const TCP_FLAGS_AT: usize = 13;
+/// Offset of the checksum in a TCP header.
+pub const TCP_SUM_AT: usize = 16;
+/// Bytes of an untagged IPv4 SYN with the options that Linux sends.
+pub const SYN4_LEN: usize = TCP4_AT + 40;
+/// Bytes of an untagged IPv6 SYN with the options that Linux sends.
+pub const SYN6_LEN: usize = TCP6_AT + 40;
+
+/// A SYN that is made anew for each packet, since those who answer it write over
+/// it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Syn {
+    /// The Ethernet header, 14 bytes of it.
+    pub ethernet: [u32; 4],
+    /// The IP header: words of 64 bits, or of IPv4 of 32 bits each. Without the source, and
+    /// 0 for checksums, as in the TCP header.
+    pub ip: [u64; 5],
+    /// The TCP header with its options.
+    pub tcp: [u32; 10],
+    /// Sum of the IPv4 header, without source and checksum, as
+    /// [`crate::defence::reply::Sum`] adds up.
+    pub ip_sum: u64,
+    /// Sum of pseudo header and segment, likewise.
+    pub tcp_sum: u64,
+    /// Fills the cache line.
+    pub pad: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Syn>() == 128 && SYN6_LEN <= 96);
+
+/// When a flood sends its next SYN. 0 is no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pace {
+    /// Nanoseconds between two SYNs.
+    pub interval_ns: u64,
+    /// SYNs that may be on their way unanswered.
+    pub window: u64,
+    /// When the next one is due, nanoseconds of `CLOCK_MONOTONIC`.
+    pub next: u64,
+    /// Those that were sent.
+    pub sent: u64,
+    /// Those that were answered by a SYN-ACK.
+    pub answered: u64,
+    /// Other answers.
+    pub other: u64,
+    /// Those of [`Pace::sent`] that are given up: neither answered nor on their way.
+    pub lost: u64,
+    /// Fills the cache line.
+    pub pad: u64,
+}
+
+const _: () = assert!(size_of::<Pace>() == 64);
+
+/// A flood that waits for answers gives up those that do not come for so long, nanoseconds.
+pub const PATIENCE_NS: u64 = 100_000_000;
+
+/// A flood that fell behind its pace does not make up for more than this, nanoseconds.
+pub const SLACK_NS: u64 = 30_000;
 
 /// What the harness does to the next packet: one cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +164,12 @@ impl Space {
         shift: 11,
     };
 
+    /// Whether a word lies in the range.
+    #[inline(always)]
+    pub const fn has(&self, word: u64) -> bool {
+        word.wrapping_sub(self.base) >> (64 - self.shift) == 0
+    }
+
     /// The source with this number, as the word that lies in the range and
     /// 64 more bits for the lower half of an IPv6 address. Numbers that differ
     /// give lower halves that differ.
@@ -115,9 +197,11 @@ mod tests {
         for i in 0..100_000 {
             let (addr, _) = Space::V4.source(i);
             assert!((11..75).contains(&(addr >> 24)), "{addr:#x}");
+            assert!(Space::V4.has(addr) && !Space::V4_AWAY.has(addr));
             v4.insert(addr);
             let (hi, lo) = Space::V6.source(i);
             assert!((0x2a00..0x2a20).contains(&(hi >> 48)), "{hi:#x}");
+            assert!(Space::V6.has(hi) && !Space::V6_AWAY.has(hi));
             v6.insert((hi, lo));
         }
         assert_eq!(v6.len(), 100_000);

@@ -20,9 +20,11 @@ use edge_common::{
 use edge_userspace::{
     clock::coarse_tick_ns,
     config,
-    datapath::{Program, Unattached},
+    datapath::{Program, ServiceTables, Unattached},
     tables::{Capacity, Geometry, Listing, Reader, Regions, Tables},
 };
+
+use crate::defence::Defence;
 
 /// Any will do; the same in every run.
 const SEED: Seed = Seed::new([
@@ -45,6 +47,14 @@ udp.rate = '1G'
 icmp.rate = '1G'
 ";
 
+/// Checks on, limits and samples off.
+pub(crate) const CHECKS: &str = "
+events.per_second = 0
+[[arp_binding]]
+address = '192.0.2.254'
+mac = '02:00:00:00:00:fe'
+";
+
 /// Nothing on that can be off.
 pub(crate) const ALL_OFF: &str = "
 checks = { malformed = 'off', tcp_flags = 'off', land = 'off', bogons = 'off', fragments = 'off', arp_guard = 'off', blacklist = 'off' }
@@ -62,18 +72,42 @@ pub(crate) struct Edge {
 impl Edge {
     /// Loads it, from another object than the embedded one if given.
     pub(crate) fn load(settings: &str, capacity: Capacity, object: Option<&Path>) -> Result<Self> {
+        Self::load_with(settings, capacity, object, |_| {})
+    }
+
+    /// Loads it with the defence of a service on.
+    pub(crate) fn defending(
+        settings: &str,
+        capacity: Capacity,
+        object: Option<&Path>,
+        defence: &Defence,
+    ) -> Result<Self> {
+        let edge = Self::load_with(settings, capacity, object, |program| {
+            defence.prepare(program);
+        })?;
+        defence.fill(&mut edge.services()?)?;
+        Ok(edge)
+    }
+
+    fn load_with(
+        settings: &str,
+        capacity: Capacity,
+        object: Option<&Path>,
+        change: impl FnOnce(&mut Program),
+    ) -> Result<Self> {
         let tick_ns = coarse_tick_ns();
         let text = format!("interfaces = ['bench0']\n{settings}");
         let mut model =
             config::parse(&text, Path::new("the bench's configuration"), tick_ns)?.model;
         model.capacity = capacity;
         let geometry = Geometry::for_capacity(&capacity);
-        let program = Program {
+        let mut program = Program {
             config: model.abi_config(&geometry, SEED, tick_ns, 0, 0),
             profiles: Box::new(model.profiles()?.table),
             events_buffer: model.events_buffer,
             targets: 1,
         };
+        change(&mut program);
         let program = match object {
             None => Unattached::load(&program)?,
             Some(path) => {
@@ -125,15 +159,19 @@ impl Edge {
 
     /// Packets it has passed and dropped so far.
     pub(crate) fn passed_and_dropped(&self) -> Result<(u64, u64)> {
+        Ok((self.ended(Verdict::Pass)?, self.ended(Verdict::Drop)?))
+    }
+
+    /// Packets that have ended with a verdict so far.
+    pub(crate) fn ended(&self, verdict: Verdict) -> Result<u64> {
         let counters = self.program.counters()?;
-        let sum = |verdict| {
-            Reason::ALL
-                .iter()
-                .filter(|reason| reason.verdict() == verdict)
-                .map(|reason| counters.ended(*reason).packets)
-                .sum()
-        };
-        Ok((sum(Verdict::Pass), sum(Verdict::Drop)))
+        let reasons = Reason::ALL.iter().filter(|r| r.verdict() == verdict);
+        Ok(reasons.map(|r| counters.ended(*r).packets).sum())
+    }
+
+    /// The tables of the flood defence.
+    pub(crate) fn services(&self) -> Result<ServiceTables> {
+        Ok(self.program.services()?)
     }
 
     /// Bytes that a map takes of the kernel's memory, by the kernel's own account.

@@ -13,11 +13,18 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Map, MapData},
-    programs::{Xdp, xdp::XdpMode},
+    programs::{
+        Xdp,
+        xdp::{XdpLink, XdpMode},
+    },
 };
 use edge_common::{
     addr::Family,
-    bench::{Drive, LISTED, Space, maps},
+    bench::{
+        Drive, LISTED, Pace, SUM4_AT, SYN4_LEN, SYN6_LEN, Space, Syn, TCP_SUM_AT, TCP4_AT, TCP6_AT,
+        maps,
+    },
+    defence::reply::Sum,
 };
 use edge_userspace::memory::Region;
 
@@ -96,7 +103,18 @@ pub(crate) struct Harness {
     ebpf: Ebpf,
     drive: Region,
     sources: Region,
+    syn: Region,
+    pace: Region,
     under_test: Map,
+}
+
+/// What a harness program does before the program under test sees a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Putting {
+    /// It puts in the next source.
+    Source,
+    /// It makes the SYN of [`Harness::put_syn`] with the next source.
+    Syn,
 }
 
 impl Harness {
@@ -121,6 +139,8 @@ impl Harness {
         }
         let drive = region(&ebpf, maps::DRIVE, size_of::<Drive>())?;
         let sources = region(&ebpf, maps::SOURCES, LISTED as usize * 8)?;
+        let syn = region(&ebpf, maps::SYN, size_of::<Syn>())?;
+        let pace = region(&ebpf, maps::PACE, size_of::<Pace>())?;
         let under_test = ebpf
             .take_map(maps::UNDER_TEST)
             .context("the harness has no program array")?;
@@ -128,6 +148,8 @@ impl Harness {
             ebpf,
             drive,
             sources,
+            syn,
+            pace,
             under_test,
         })
     }
@@ -163,11 +185,26 @@ impl Harness {
         contenders: &[BorrowedFd<'_>],
         effort: Effort,
     ) -> Result<Vec<Samples>> {
-        self.start_over(sources);
         let frame = frame::build(family, payload);
-        let name = match family {
-            Family::V4 => "harness4",
-            Family::V6 => "harness6",
+        self.measure_frame(family, Putting::Source, sources, &frame, contenders, effort)
+    }
+
+    /// The same with any frame, and any way to vary it.
+    pub(crate) fn measure_frame(
+        &mut self,
+        family: Family,
+        putting: Putting,
+        sources: Sources<'_>,
+        frame: &[u8],
+        contenders: &[BorrowedFd<'_>],
+        effort: Effort,
+    ) -> Result<Vec<Samples>> {
+        self.start_over(sources);
+        let name = match (putting, family) {
+            (Putting::Source, Family::V4) => "harness4",
+            (Putting::Source, Family::V6) => "harness6",
+            (Putting::Syn, Family::V4) => "harness_syn4",
+            (Putting::Syn, Family::V6) => "harness_syn6",
         };
         // The kernel patches the way into a program when a test run starts that is
         // of a program in use nowhere, and again when it ends: 100 times what is to
@@ -178,8 +215,8 @@ impl Harness {
             for (fd, samples) in contenders.iter().zip(&mut all) {
                 set_program(&self.under_test, *fd)?;
                 let program = self.program(name)?;
-                run(program, &frame, WARM_UP)?;
-                let took = run(program, &frame, effort.packets)?;
+                run(program, frame, WARM_UP)?;
+                let took = run(program, frame, effort.packets)?;
                 samples.push(took.as_secs_f64() * 1e9 / f64::from(effort.packets));
             }
         }
@@ -210,6 +247,114 @@ impl Harness {
             at.store(word, Relaxed);
         }
     }
+}
+
+/// What a flood has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flooded {
+    /// SYNs that were sent.
+    pub(crate) sent: u64,
+    /// Those that were answered by a SYN-ACK.
+    pub(crate) answered: u64,
+    /// Other answers.
+    pub(crate) other: u64,
+}
+
+/// Words of a [`Pace`].
+const PACE_SENT: usize = 3;
+const PACE_ANSWERED: usize = 4;
+const PACE_OTHER: usize = 5;
+
+impl Harness {
+    /// Sets the SYN that is sent with varying sources: an untagged frame with 20 bytes
+    /// of TCP options.
+    pub(crate) fn put_syn(&self, family: Family, frame: &[u8]) -> Result<()> {
+        let (len, tcp, addresses) = match family {
+            Family::V4 => (SYN4_LEN, TCP4_AT, 8),
+            Family::V6 => (SYN6_LEN, TCP6_AT, 32),
+        };
+        ensure!(frame.len() == len, "a SYN of {} bytes", frame.len());
+        // Neither source nor checksums are in the sums.
+        let mut blank = frame.to_vec();
+        let source = tcp - addresses..tcp - addresses / 2;
+        for range in [source, tcp + TCP_SUM_AT..tcp + TCP_SUM_AT + 2] {
+            blank.get_mut(range).context("a short SYN")?.fill(0);
+        }
+        if family == Family::V4 {
+            blank
+                .get_mut(SUM4_AT..SUM4_AT + 2)
+                .context("a short SYN")?
+                .fill(0);
+        }
+        let sum = |bytes: Option<&[u8]>| {
+            let halves = bytes.unwrap_or_default().as_chunks::<2>().0.iter();
+            halves.fold(Sum::default(), |sum, half| {
+                sum.word(u16::from_ne_bytes(*half).into())
+            })
+        };
+        let pseudo = Sum::pseudo([0; 2], [0; 2], u32::try_from(len - tcp)?);
+        let segment = sum(blank.get(tcp - addresses..)).plus(pseudo);
+        let header = sum(blank.get(14..tcp));
+        let word = |at: usize| {
+            let bytes = blank.get(at..).and_then(|rest| rest.first_chunk());
+            bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+        };
+        let double = |at: usize| pair(word(at), word(at + 4));
+        let ethernet = [double(0), pair(word(8), word(12))];
+        let ip = [0, 1, 2, 3, 4].map(|i| match family {
+            Family::V4 => word(14 + 4 * i).into(),
+            Family::V6 => double(14 + 8 * i),
+        });
+        let header_words = [0, 1, 2, 3, 4].map(|i| double(tcp + 8 * i));
+        let sums = [header.fold().into(), segment.fold().into()];
+        let words = ethernet
+            .into_iter()
+            .chain(ip)
+            .chain(header_words)
+            .chain(sums);
+        for (at, word) in self.syn.u64s().iter().zip(words) {
+            at.store(word, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Starts the count of a flood over, and lets it send a SYN every so many nanoseconds,
+    /// or keep so many unanswered ones on their way; 0 is no bound.
+    pub(crate) fn pace(&self, interval_ns: u64, window: u64) {
+        let pace = Pace {
+            interval_ns,
+            window,
+            ..Pace::default()
+        };
+        let words = [pace.interval_ns, pace.window, 0, 0, 0, 0, 0];
+        for (at, word) in self.pace.u64s().iter().zip(words) {
+            at.store(word, Relaxed);
+        }
+    }
+
+    /// Attaches a program where no packet comes, until the link is closed: a test run of
+    /// a program that is in use nowhere patches it in and out.
+    pub(crate) fn in_use(&mut self, name: &str) -> Result<XdpLink> {
+        let program = self.program(name)?;
+        let link = program.attach("lo", XdpMode::Skb)?;
+        Ok(program.take_link(link)?)
+    }
+
+    /// What the flood has done since then.
+    pub(crate) fn flooded(&self) -> Flooded {
+        let word = |i: usize| self.pace.u64s().get(i).map_or(0, |word| word.load(Relaxed));
+        Flooded {
+            sent: word(PACE_SENT),
+            answered: word(PACE_ANSWERED),
+            other: word(PACE_OTHER),
+        }
+    }
+}
+
+/// Two words as they lie in memory.
+fn pair(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 fn region(ebpf: &Ebpf, name: &str, bytes: usize) -> Result<Region> {

@@ -106,21 +106,51 @@ pub(crate) fn withdraw() -> Result<()> {
 /// Keeps this thread on one processor and before other processes, so that it
 /// finds its caches as it left them.
 pub(crate) fn settle() -> Result<()> {
-    // SAFETY: an all-zero set is an empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: no arguments.
     let here = unsafe { libc::sched_getcpu() };
-    let here = usize::try_from(here).map_err(|_| Error::last_os_error())?;
+    pin(usize::try_from(here).map_err(|_| Error::last_os_error())?)?;
+    hurry()
+}
+
+/// Keeps this thread, and all that it starts, on one processor.
+pub(crate) fn pin(cpu: usize) -> Result<()> {
+    pin_thread(0, cpu)
+}
+
+/// Keeps a thread on one processor; 0 is this one.
+pub(crate) fn pin_thread(thread: i32, cpu: usize) -> Result<()> {
+    // SAFETY: an all-zero set is an empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: the index is that of a processor there is.
-    unsafe { libc::CPU_SET(here, &mut set) };
-    // SAFETY: the set is valid for reads of its size; 0 is this thread.
-    let pinned = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is valid for reads of its size.
+    let pinned = unsafe { libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) };
     ensure!(
         pinned == 0,
         "cannot stay on one processor: {}",
         Error::last_os_error()
     );
-    hurry()
+    Ok(())
+}
+
+/// Makes this process and all that it starts a session of its own, which ordinary ones
+/// wait for. Where the kernel gives each session its share (`sched_autogroup_enabled`),
+/// priorities count within a session only.
+pub(crate) fn part() {
+    // A leader of a group of processes cannot, and stays: then a shell has started us.
+    // SAFETY: no pointers.
+    if unsafe { libc::setsid() } < 0 {
+        return;
+    }
+    // The terminal's signals do not come any more, but the parent's end does.
+    // SAFETY: no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // Kernels without have no such file, and no such shares.
+    if let Err(error) = fs::write("/proc/self/autogroup", "-20")
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("cannot raise the priority of the session: {error}");
+    }
 }
 
 /// Lets this thread, and all that it starts, run before ordinary processes.
@@ -138,12 +168,21 @@ pub(crate) fn hurry() -> Result<()> {
 /// Lets this thread, and all that it starts, run whenever it wants to, as if nothing
 /// else ran on the machine.
 pub(crate) fn real_time() -> Result<()> {
-    let lowest = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the parameters are valid for reads; 0 is this thread.
-    let real_time = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+    real_time_thread(0, 1)
+}
+
+/// Gives a thread a real-time priority, from 1 up, or takes it back with 0. Thread 0 is
+/// this one, and all that it starts.
+pub(crate) fn real_time_thread(thread: i32, priority: i32) -> Result<()> {
+    let (policy, parameters) = match priority {
+        0 => (libc::SCHED_OTHER, libc::sched_param { sched_priority: 0 }),
+        sched_priority => (libc::SCHED_FIFO, libc::sched_param { sched_priority }),
+    };
+    // SAFETY: the parameters are valid for reads.
+    let set = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
     ensure!(
-        real_time == 0,
-        "cannot have real-time priority: {}",
+        set == 0,
+        "cannot set a real-time priority: {}",
         Error::last_os_error()
     );
     Ok(())

@@ -2,6 +2,8 @@
 //! against the obvious way to do the same. Figures to compare within one run;
 //! nothing is asserted.
 
+mod client;
+mod defence;
 mod edge;
 mod frame;
 mod harness;
@@ -11,10 +13,14 @@ mod lists;
 mod machine;
 mod memory;
 mod packets;
+mod pair;
 mod rates;
 mod report;
 mod rig;
 mod scale;
+mod service;
+mod syn;
+mod syn_rates;
 
 use std::{panic, path::PathBuf, thread};
 
@@ -56,6 +62,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    machine::part();
     let machine = apart(machine::settle, || Ok(machine::facts()))?;
     println!("{machine:#}");
     let mut bench = Bench {
@@ -76,6 +83,14 @@ fn main() -> Result<()> {
             bench.memory()
         },
     )?;
+    apart(
+        || machine::withdraw().and_then(|()| machine::settle()),
+        || {
+            bench.syn_packets()?;
+            bench.syn_rates()
+        },
+    )?;
+    apart(machine::hurry, || bench.service())?;
     apart(machine::real_time, || bench.latencies())?;
     apart(machine::hurry, || {
         bench.imports()?;

@@ -12,7 +12,7 @@ use edge_userspace::tables::Capacity;
 use serde_json::json;
 
 use crate::{
-    edge::{ALL_OFF, ALL_ON, Edge, capacity, family_name},
+    edge::{ALL_OFF, ALL_ON, CHECKS, Edge, capacity, family_name},
     frame::Payload,
     harness::{Effort, Harness, Samples, Sources},
     lists::{self, Near},
@@ -100,7 +100,8 @@ struct Group {
     rows: Vec<Spec>,
 }
 
-const BOTH: [Family; 2] = [Family::V4, Family::V6];
+/// Both families.
+pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
 impl Bench {
     /// Measures all rows.
@@ -370,14 +371,6 @@ fn groups() -> Vec<Group> {
         },
     ]
 }
-
-/// Checks on, limits and samples off.
-const CHECKS: &str = "
-events.per_second = 0
-[[arp_binding]]
-address = '192.0.2.254'
-mac = '02:00:00:00:00:fe'
-";
 
 fn hosts_rows(family: Family) -> Vec<Spec> {
     let hash = match family {

@@ -6,16 +6,12 @@
 //! together, and nothing travels between caches.
 
 use std::{
-    ffi::CStr,
-    fs,
-    io::{Error, Write as _},
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    process::{Command, Stdio},
+    os::fd::{AsFd, BorrowedFd},
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use edge_common::addr::Family;
 use edge_tests::test_run;
 use serde_json::json;
@@ -26,6 +22,7 @@ use crate::{
     harness::{Harness, Sources},
     lists,
     packets::{Bench, HOSTS},
+    pair::{FAR, Pair, attach, call, received},
     report::{Report, Row, Target},
 };
 
@@ -38,11 +35,6 @@ const FLOODS: u32 = 10;
 const WARM_UP: u32 = 20_000;
 /// What Edge should reach of a program that drops without looking.
 const TARGET: Target = Target::AtLeast(0.85);
-
-/// The end of the pair that the flood leaves.
-const NEAR: &CStr = c"bench-near";
-/// The end that drops.
-const FAR: &CStr = c"bench-far";
 
 /// The table of nftables.
 const TABLE: &str = "bench";
@@ -206,38 +198,7 @@ impl Bench {
     }
 }
 
-/// A veth pair in the network namespace of this thread, with which it vanishes.
-struct Pair {
-    near: u32,
-    far: u32,
-}
-
 impl Pair {
-    fn new() -> Result<Self> {
-        let (near, far) = (NEAR.to_str()?, FAR.to_str()?);
-        call(
-            "ip",
-            &["link", "add", near, "type", "veth", "peer", "name", far],
-            "",
-        )?;
-        // Without a program, too, the far end receives as a NIC's driver does: frames
-        // that XDP sends, in NAPI.
-        call("ethtool", &["-K", far, "gro", "on"], "")?;
-        for end in [far, near] {
-            // No traffic of its own.
-            call(
-                "ip",
-                &["link", "set", end, "addrgenmode", "none", "arp", "off"],
-                "",
-            )?;
-            call("ip", &["link", "set", end, "up"], "")?;
-        }
-        Ok(Self {
-            near: index(NEAR)?,
-            far: index(FAR)?,
-        })
-    }
-
     /// Makes nftables drop this source at the far end's ingress, and count the others.
     fn rules(&self, source: IpAddr) -> Result<()> {
         let (kind, family) = match source {
@@ -287,95 +248,14 @@ impl Pair {
         run(WARM_UP)?;
         let mut lost = 0;
         for _ in 0..FLOODS {
-            let before = received()?;
+            let before = received(FAR)?;
             let start = Instant::now();
             run(FRAMES)?;
             let took = start.elapsed();
-            let arrived = received()?.saturating_sub(before);
+            let arrived = received(FAR)?.saturating_sub(before);
             rates.push(arrived as f64 / took.as_secs_f64() / 1e6);
             lost += u64::from(FRAMES).saturating_sub(arrived);
         }
         Ok(lost)
     }
-}
-
-/// Frames that the far end has received, whatever became of them.
-fn received() -> Result<u64> {
-    let far = FAR.to_str()?;
-    let table = fs::read_to_string("/proc/thread-self/net/dev")?;
-    // Name, bytes, packets, and more.
-    let line = table.lines().find_map(|l| l.trim().strip_prefix(far));
-    line.and_then(|l| l.strip_prefix(':')?.split_whitespace().nth(1)?.parse().ok())
-        .with_context(|| format!("{far} has no statistics"))
-}
-
-fn index(interface: &CStr) -> Result<u32> {
-    // SAFETY: a valid C string.
-    let index = unsafe { libc::if_nametoindex(interface.as_ptr()) };
-    ensure!(index != 0, "{interface:?}: {}", Error::last_os_error());
-    Ok(index)
-}
-
-/// Runs a program to its end, and returns what it prints.
-fn call(program: &str, arguments: &[&str], input: &str) -> Result<String> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{program} does not start (cargo xtask setup fetches it)"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        bail!(
-            "{program} {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Attaches a program that is already loaded to an interface, in its driver,
-/// until the link is closed. (aya attaches only what it loaded itself.)
-fn attach(program: BorrowedFd<'_>, interface: u32) -> Result<OwnedFd> {
-    /// `BPF_LINK_CREATE` of `enum bpf_cmd`.
-    const LINK_CREATE: libc::c_int = 28;
-    /// `BPF_XDP` of `enum bpf_attach_type`.
-    const XDP: u32 = 37;
-    /// `XDP_FLAGS_DRV_MODE`.
-    const DRIVER: u32 = 1 << 2;
-    /// The part of `union bpf_attr` for that command; the rest is zero.
-    #[repr(C)]
-    struct Create {
-        program: u32,
-        interface: u32,
-        kind: u32,
-        flags: u32,
-    }
-    let attr = Create {
-        program: u32::try_from(program.as_raw_fd())?,
-        interface,
-        kind: XDP,
-        flags: DRIVER,
-    };
-    // SAFETY: the attribute has the layout and size that the command reads.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            LINK_CREATE,
-            &raw const attr,
-            size_of::<Create>(),
-        )
-    };
-    ensure!(
-        fd >= 0,
-        "cannot attach a program: {}",
-        Error::last_os_error()
-    );
-    // SAFETY: new, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
 }
