@@ -77,11 +77,6 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// What the flood defence hands to helpers, which the stack has no room for.
 #[repr(C)]
 pub struct Scratch {
-    /// Counts packets that may be sampled.
-    pub ticket: u64,
-    /// The packet's marks and length on their way to the defence.
-    pub marks: u64,
-    pub frame_len: u64,
     /// The packet at hand.
     pub frame: Fields,
     /// The options of a SYN.
@@ -173,6 +168,21 @@ impl Unknown {
     #[inline(always)]
     pub fn number(self, n: u32) -> u32 {
         n.wrapping_add(self.0)
+    }
+}
+
+/// The same number, of which the verifier has forgotten everything: it goes to the
+/// stack and back by an index that only we know to be 0, and of what is written like
+/// that the verifier keeps nothing. `now` as for [`Unknown`].
+#[inline(always)]
+pub fn forget(now: u64, number: u64) -> u64 {
+    let mut slots = [0u64; 2];
+    let at = (hide(now) >> 63) as usize;
+    // SAFETY: the index is 0 or 1.
+    unsafe {
+        let slot = (&raw mut slots).cast::<u64>().add(at);
+        slot.write_volatile(number);
+        slot.read_volatile()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     clock,
-    defence::{self, Marks},
+    defence::{self, Candidate, Marks},
     emit::{self, Facts},
     limiter,
     maps::{self, ARP_BINDINGS, Unknown, config},
@@ -145,10 +145,15 @@ impl Packet {
         }
     }
 
-    /// As [`Marks`].
+    /// As the defence wants it; `hash` is a keyed one of the source.
     #[inline(always)]
-    fn all_marks(&self) -> u64 {
-        self.marks as u64 | (self.place as u64) << 32
+    fn candidate<'a>(&self, facts: Facts<'a>, hash: u64) -> Candidate<'a> {
+        Candidate {
+            facts,
+            marks: self.marks as u64 | (self.place as u64) << 32,
+            hash,
+            is_whole: self.fragment == 0,
+        }
     }
 
     #[inline(always)]
@@ -226,7 +231,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
     if defence::is_on() {
-        defence::judge(facts, packet.all_marks(), packet.fragment == 0)?;
+        defence::judge(packet.candidate(facts, host))?;
     }
     Ok(Reason::Pass)
 }
@@ -258,7 +263,7 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
     if defence::is_on() {
-        defence::judge(facts, packet.all_marks(), packet.fragment == 0)?;
+        defence::judge(packet.candidate(facts, hash64(maps::seed(), hi)))?;
     }
     Ok(Reason::Pass)
 }

@@ -30,9 +30,13 @@ pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
     } else {
         linear
     };
-    // SAFETY: the context is the running program's; packet pointers are made anew below.
-    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, new_len as i32 - old_len as i32) } != 0 {
-        return false;
+    // The answer to a SYN of the usual options is as long as the SYN.
+    if new_len != old_len {
+        let delta = new_len as i32 - old_len as i32;
+        // SAFETY: the context is the running program's; packet pointers are made anew below.
+        if unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
+            return false;
+        }
     }
     let out = XdpSource::new(ctx);
     let ends = frame.reversed();

@@ -15,9 +15,11 @@ mod socket;
 mod tcp;
 mod udp;
 
+use aya_ebpf::bindings::xdp_md;
+
 use crate::{
     emit::{self, Facts},
-    maps::{DEFENCE, PORTS, SCRATCH, config},
+    maps::{DEFENCE, PORTS, config, forget},
     source::hide,
 };
 use edge_common::{
@@ -56,6 +58,9 @@ impl Marks {
 
 /// Of so many segments without a SYN one is looked at while all is quiet.
 const SAMPLE: u64 = 64;
+/// Nanoseconds of a slice of the time that is sampled, as a shift: 4.2 ms, about the
+/// step of the program's clock.
+const SLICE_SHIFT: u32 = 22;
 
 /// Whether there is anything to do. Known to the verifier.
 #[inline(always)]
@@ -63,120 +68,116 @@ pub fn is_on() -> bool {
     config!(services) | config!(icmp_floods) | config!(hitters_mode) != 0
 }
 
-/// Defends the host and its services; `marks` as [`Marks`]. `whole` packets are no
-/// fragments.
+/// A packet on its way to the defence.
+#[derive(Clone, Copy)]
+pub struct Candidate<'a> {
+    pub facts: Facts<'a>,
+    /// As [`Marks`].
+    pub marks: u64,
+    /// A keyed hash of its source.
+    pub hash: u64,
+    /// Whether it is no fragment.
+    pub is_whole: bool,
+}
+
+/// Defends the host and its services.
 #[inline(always)]
-pub fn judge(facts: Facts<'_>, marks: u64, whole: bool) -> Result<(), Reason> {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return Ok(());
-    };
-    // Through memory, so that the verifier forgets how they came about, and goes
-    // through what follows once.
-    // SAFETY: a map value that belongs to this CPU.
-    let (marks, frame_len) = unsafe {
-        let marks = marks | (whole as u64) << Marks::WHOLE;
-        (&raw mut (*scratch).marks).write_volatile(marks);
-        (&raw mut (*scratch).frame_len).write_volatile(facts.frame_len as u64);
-        (
-            (&raw const (*scratch).marks).read_volatile(),
-            (&raw const (*scratch).frame_len).read_volatile() as u32,
-        )
-    };
-    let facts = Facts { frame_len, ..facts };
+pub fn judge(candidate: Candidate<'_>) -> Result<(), Reason> {
+    let now = candidate.facts.now;
+    let marks = forget(
+        now,
+        candidate.marks | (candidate.is_whole as u64) << Marks::WHOLE,
+    );
+    let candidate = Candidate { marks, ..candidate };
     let kind = marks >> Marks::KIND & 0xf;
     let is_tcp = kind == Kind::Tcp as u64;
     let is_segment = is_tcp && marks as u8 & (flag::SYN | flag::ACK) != flag::SYN;
     // Segments of connections are no flood of a prefix: they are judged below.
     if config!(hitters_mode) != Mode::Off as u32 && !is_segment {
-        hitters(facts, marks)?;
+        hitters(candidate)?;
     }
     if marks >> Marks::WHOLE & 1 == 0 {
         return Ok(());
     }
     if config!(icmp_floods) != Mode::Off as u32 && kind == Kind::Icmp as u64 {
-        let ctx = facts.ctx.ctx;
-        ending(icmp::edge_defend_icmp(
-            ctx,
-            facts.now,
-            marks,
-            facts.frame_len,
-        ))?;
+        ask(candidate, false, icmp::edge_defend_icmp)?;
     }
     if config!(services) == 0 {
         return Ok(());
     }
     if is_tcp {
-        return segment(facts, marks, is_segment);
+        return segment(candidate, is_segment);
     }
-    if config!(reflection) != Mode::Off as u32 && kind == Kind::Udp as u64 {
-        return datagram(facts, marks);
+    if config!(reflection) != Mode::Off as u32
+        && kind == Kind::Udp as u64
+        && is_port(Ports::Udp, marks)
+    {
+        return ask(candidate, false, udp::edge_defend_udp);
     }
     Ok(())
 }
 
-/// Whether the packet is one in `n` (a power of two) of those that ask.
+/// Whether the destination port is in a set of them.
 #[inline(always)]
-fn is_sample(n: u64) -> bool {
-    SCRATCH.get_ptr_mut(0).is_some_and(|scratch| {
-        // SAFETY: a map value that belongs to this CPU.
-        unsafe {
-            let ticket = (&raw const (*scratch).ticket).read_volatile() + 1;
-            (&raw mut (*scratch).ticket).write_volatile(ticket);
-            ticket & (n - 1) == 0
-        }
-    })
+fn is_port(set: Ports, marks: u64) -> bool {
+    is_in(set, (marks >> Marks::PORT) as u16)
 }
 
-/// Whether a port is in a set of them.
+/// Whether a port (host byte order) is in a set of them.
 #[inline(always)]
-pub fn is_port(set: Ports, port: u16) -> bool {
+pub fn is_in(set: Ports, port: u16) -> bool {
     let (word, bit) = port_bit(set, port);
     PORTS.get(word).is_some_and(|ports| ports & bit != 0)
 }
 
-/// A TCP packet; `is_segment` when it is no SYN.
+/// Whether the packet is one in `n` (a power of two): each source is looked at for
+/// a few milliseconds, and then for a while not, in an order that nobody outside
+/// knows. No word is written for it.
 #[inline(always)]
-fn segment(facts: Facts<'_>, marks: u64, is_segment: bool) -> Result<(), Reason> {
-    let is_rest = is_segment && config!(rest) != 0;
-    if !is_rest && !is_port(Ports::Tcp, (marks >> Marks::PORT) as u16) {
-        return Ok(());
-    }
-    let sampled = is_segment && is_sample(SAMPLE);
-    let ignored = is_segment && !sampled;
-    if ignored && config!(always_defended) == 0 && !is_until(DefenceWord::WatchUntil, facts.now) {
-        return Ok(());
-    }
-    let marks = marks | (sampled as u64) << Marks::SAMPLED;
-    let ctx = facts.ctx.ctx;
-    ending(tcp::edge_defend_tcp(ctx, facts.now, marks, facts.frame_len))
+fn is_sample(candidate: Candidate<'_>, n: u64) -> bool {
+    (candidate.hash >> 40 ^ candidate.facts.now >> SLICE_SHIFT) & (n - 1) == 0
 }
 
-/// A UDP packet.
+/// A TCP packet; `is_segment` when it is no SYN.
 #[inline(always)]
-fn datagram(facts: Facts<'_>, marks: u64) -> Result<(), Reason> {
-    if !is_port(Ports::Udp, (marks >> Marks::PORT) as u16) {
+fn segment(candidate: Candidate<'_>, is_segment: bool) -> Result<(), Reason> {
+    let is_rest = is_segment && config!(rest) != 0;
+    if !is_rest && !is_port(Ports::Tcp, candidate.marks) {
         return Ok(());
     }
-    let ctx = facts.ctx.ctx;
-    ending(udp::edge_defend_udp(ctx, facts.now, marks, facts.frame_len))
+    let sampled = is_segment && is_sample(candidate, SAMPLE);
+    let ignored = is_segment && !sampled;
+    if ignored
+        && config!(always_defended) == 0
+        && !is_until(DefenceWord::WatchUntil, candidate.facts.now)
+    {
+        return Ok(());
+    }
+    ask(candidate, sampled, tcp::edge_defend_tcp)
 }
 
 /// Counts a packet for its prefixes and its destination, or asks them when some
 /// are over their limit.
 #[inline(always)]
-fn hitters(facts: Facts<'_>, marks: u64) -> Result<(), Reason> {
-    let sampled = is_sample(SKETCH_SAMPLE as u64);
-    if !sampled && !is_until(DefenceWord::HittersUntil, facts.now) {
+fn hitters(candidate: Candidate<'_>) -> Result<(), Reason> {
+    let sampled = is_sample(candidate, SKETCH_SAMPLE as u64);
+    if !sampled && !is_until(DefenceWord::HittersUntil, candidate.facts.now) {
         return Ok(());
     }
-    let marks = marks | (sampled as u64) << Marks::SAMPLED;
-    let ctx = facts.ctx.ctx;
-    ending(hitters::edge_hitters(
-        ctx,
-        facts.now,
-        marks,
-        facts.frame_len,
-    ))
+    ask(candidate, sampled, hitters::edge_hitters)
+}
+
+/// Calls a global function.
+#[inline(always)]
+fn ask(
+    candidate: Candidate<'_>,
+    sampled: bool,
+    judge: extern "C" fn(*mut xdp_md, u64, u64, u32) -> u32,
+) -> Result<(), Reason> {
+    let facts = candidate.facts;
+    let marks = candidate.marks | (sampled as u64) << Marks::SAMPLED;
+    let frame_len = forget(facts.now, facts.frame_len as u64) as u32;
+    ending(judge(facts.ctx.ctx, facts.now, marks, frame_len))
 }
 
 /// What a global function has said: the index of a reason, of which the verifier

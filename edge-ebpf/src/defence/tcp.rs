@@ -76,10 +76,10 @@ pub extern "C" fn edge_defend_tcp(ctx: *mut xdp_md, now: u64, marks: u64, frame_
 #[inline(always)]
 fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
     let mut key = frame.target();
-    let mut target = TARGETS.get_ptr_mut(key);
+    let mut target = TARGETS.get_ptr_mut(&key);
     if target.is_none() && config!(rest) != 0 {
         key.port = 0;
-        target = TARGETS.get_ptr_mut(key);
+        target = TARGETS.get_ptr_mut(&key);
     }
     let Some(target) = target else {
         return Reason::Pass;
@@ -187,7 +187,7 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
         offer.has |= HAS_ECN;
     }
     cookie::prepare(frame, frame.seq(), offer.mss);
-    let due = of.now.wrapping_sub(marked_at) >= MARK_EVERY_NS;
+    let due = !of.is_dry_run() && of.now.wrapping_sub(marked_at) >= MARK_EVERY_NS;
     let (found, marked) = socket::look_up(facts.ctx.ctx, frame, due);
     match found {
         // An old connection of the same ends: the kernel knows what a SYN means there.
@@ -204,6 +204,10 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
         Found::Listener if wscale == WSCALE_UNKNOWN => return Reason::Pass,
         Found::Listener => {}
     }
+    // A dry run has no sysctl set, and does not ask whether the listener would do.
+    if end(facts, of, Reason::ReplySynCookie) == Reason::Pass {
+        return Reason::Pass;
+    }
     if due && marked {
         of.count(ServiceCounter::Marked);
         // SAFETY: a map value, written whole.
@@ -215,9 +219,6 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
         if marked_at == 0 || of.now.wrapping_sub(marked_at) > MARK_LASTS_NS {
             return Reason::Pass;
         }
-    }
-    if end(facts, of, Reason::ReplySynCookie) == Reason::Pass {
-        return Reason::Pass;
     }
     let Some(number) = cookie::make(frame) else {
         return Reason::Pass;

@@ -1,6 +1,6 @@
 //! UDP packets for services, of which some come from reflectors.
 
-use super::{Marks, end, frame::Addresses, is_port, pressure::Of};
+use super::{Marks, end, frame::Addresses, is_in, pressure::Of};
 use crate::{
     emit::Facts,
     maps::{SERVICES, TARGETS, config},
@@ -34,7 +34,7 @@ fn judge(facts: Facts<'_>, marks: u64) -> Reason {
     let Some(port) = source.half(transport) else {
         return Reason::Pass;
     };
-    if !is_port(Ports::Reflectors, u16::from_be(port)) {
+    if !is_in(Ports::Reflectors, u16::from_be(port)) {
         return Reason::Pass;
     }
     let Some(addresses) = Addresses::read(&source, marks) else {
