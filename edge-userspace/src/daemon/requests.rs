@@ -23,9 +23,9 @@ impl Engine {
     pub(super) fn answer(&mut self, request: Request, reply: Reply) {
         let now = Now::read();
         let answer = match request {
-            Request::Status {} => Err(Failure::new(
+            Request::Status {} | Request::Attacks {} | Request::Attack { .. } => Err(Failure::new(
                 FailureKind::Internal,
-                "the engine was asked for the status",
+                "the engine was asked for what others answer",
             )),
             Request::Reload {} => self
                 .reload()
