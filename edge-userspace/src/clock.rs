@@ -68,6 +68,13 @@ impl Now {
             .wrapping_sub(boot_ms.cast_signed())
     }
 
+    /// The Unix time in milliseconds of an earlier moment of `CLOCK_MONOTONIC`,
+    /// nanoseconds.
+    pub const fn unix_ms_of(self, mono_ns: u64) -> u64 {
+        let age_ms = self.mono_ns.saturating_sub(mono_ns) / 1_000_000;
+        self.unix_ms.saturating_sub(age_ms)
+    }
+
     /// The stamp of this moment: an entry is in force while its stamp is larger.
     pub const fn stamp(self) -> Stamp {
         stamp(self.mono_ns)

@@ -2,8 +2,11 @@
 //! prints and the metrics are made of. Putting it together reads counters and
 //! O(1) counts only, never a table from end to end.
 
+pub mod attack;
+
 use std::collections::BTreeMap;
 
+use attack::Attack;
 use edge_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +157,10 @@ pub struct ServiceStatus {
     pub under_attack: bool,
     /// Since when; gone with the attack.
     pub attack_since_unix_ms: Option<u64>,
+    /// The attack that is on; gone with it.
+    pub attack: Option<Box<Attack>>,
+    /// Attacks that began since the daemon started.
+    pub attacks: u64,
     /// Whether its SYNs are answered in its place.
     pub defended: bool,
     /// Incomplete handshakes as a share of those that are tolerated: an attack is

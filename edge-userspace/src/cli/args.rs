@@ -70,12 +70,25 @@ Examples:
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Show interfaces, counters, tables and lists.
+    /// Show attacks, interfaces, counters, tables and lists.
     #[command(after_help = "\
 Examples:
   edge status
-  edge status --json | jq '.interfaces[].mode'")]
-    Status,
+  edge status --watch
+  edge status --watch 5 --json | jq '.services[] | select(.under_attack).name'
+  edge status --json | jq '.interfaces[].mode'
+
+With --watch it is shown again and again until Ctrl-C, in place on a terminal and
+one below the other elsewhere.")]
+    Status {
+        /// Show it again every so many seconds.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+              value_parser = clap::value_parser!(u64).range(1..=MAX_WATCH_S))]
+        watch: Option<u64>,
+    },
+    /// The history of attacks on services.
+    #[command(subcommand)]
+    Attacks(AttacksCommand),
     /// Put a changed configuration file into force, all of it or nothing.
     #[command(after_help = "\
 Examples:
@@ -122,6 +135,47 @@ Examples:
   edge reasons
   edge reasons --json | jq -r 'select(.verdict == \"drop\").reason'")]
     Reasons,
+}
+
+/// The longest time between two looks of `status --watch`, seconds: well within what
+/// the daemon lets a connection be idle.
+const MAX_WATCH_S: u64 = 300;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AttacksCommand {
+    /// List the attacks that are remembered, the newest first.
+    #[command(after_help = "\
+Examples:
+  edge attacks list
+  edge attacks list --service web
+  edge attacks list --json | jq 'select(.ended_unix_ms == null).id'
+
+The last 100 attacks are remembered, also over a restart.")]
+    List {
+        /// Only attacks on this service.
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+    /// Show what an attack came to, and write sampled packets of it to a file.
+    #[command(after_help = "\
+Examples:
+  edge attacks show 7
+  edge attacks show 7 --pcap attack7.pcap && tcpdump -nr attack7.pcap
+  edge attacks show 7 --json | jq -r '.attack.sources[].of'
+
+Sampled are packets for the service that were answered or dropped, or would have
+been, at most `events.per_second` of each reason; 64 of them are kept, spread over
+the attack, with their first 128 bytes. The file can be read by its owner only.")]
+    Show {
+        /// The number of the attack, as `edge attacks list` tells it.
+        id: u64,
+        /// Write the sampled packets to this file, which must not exist.
+        #[arg(long, value_name = "FILE")]
+        pcap: Option<PathBuf>,
+        /// Replace the file.
+        #[arg(long, requires = "pcap")]
+        force: bool,
+    },
 }
 
 /// What the daemon is started with.

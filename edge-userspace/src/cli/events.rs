@@ -9,9 +9,12 @@ use std::{
 use serde::Serialize;
 
 use super::{Error, output::Out, text};
-use crate::control::{
-    client::Client,
-    protocol::{Event, Packet, ServerMessage},
+use crate::{
+    control::{
+        client::Client,
+        protocol::{Event, Packet, ServerMessage},
+    },
+    status::attack::{Attack, Change, Notice},
 };
 
 /// Prints the `last` events, and if `follow` those that come.
@@ -30,6 +33,7 @@ pub(super) fn events<W: Write>(
     while let Some(message) = client.next_event()? {
         match message {
             ServerMessage::Event(event) => out.either(&event, || line(&event))?,
+            ServerMessage::Attack(notice) => out.either(&notice, || attack(&notice))?,
             ServerMessage::Lost(lost) => out.either(&Lost { lost }, || {
                 format!("({lost} events lost here: the output is read too slowly)\n")
             })?,
@@ -57,6 +61,29 @@ fn line(event: &Event) -> String {
         event.reason.name(),
         event.packet.as_ref().map_or("-".to_owned(), packet),
         event.frame_len
+    )
+}
+
+/// An attack on a line: when, where, what became of it.
+fn attack(notice: &Notice) -> String {
+    let Attack {
+        id,
+        service,
+        remedy,
+        clients,
+        ..
+    } = &notice.attack;
+    let change = match notice.change {
+        Change::Began => "attack-began",
+        Change::GoesOn => "attack-goes-on",
+        Change::Ended => "attack-ended",
+    };
+    format!(
+        "{} service {service} {change} attack {id}: {}, {}, {} clients got through\n",
+        text::timestamp(notice.unix_ms),
+        notice.attack.floods(),
+        remedy.sentence(),
+        text::count(*clients),
     )
 }
 
@@ -113,5 +140,21 @@ mod tests {
             serde_json::to_string(&event).unwrap(),
             r#"{"unix_ms":1795325503123,"interface":"eth0","reason":"limit_syn","would_drop":true,"frame_len":60,"packet":null,"data":"00ff"}"#
         );
+    }
+    #[test]
+    fn an_attack_is_an_event() {
+        let notice = Notice {
+            unix_ms: 1_795_325_503_123,
+            change: Change::Began,
+            attack: super::super::attacks::tests::attack(),
+        };
+        assert_eq!(
+            attack(&notice),
+            "2026-11-22T05:31:43.123Z service web attack-began attack 7: a SYN flood and a flood \
+             of guessed acknowledgements, answered with SYN cookies, 1,234 clients got through\n"
+        );
+        let json = serde_json::to_string(&notice).unwrap();
+        let start = r#"{"unix_ms":1795325503123,"change":"began","attack":{"id":7,"#;
+        assert!(json.starts_with(start), "{json}");
     }
 }

@@ -4,6 +4,7 @@
 //! for what is one thing. Errors go to stderr, in the same form.
 
 mod args;
+mod attacks;
 mod duration;
 mod events;
 mod import;
@@ -11,6 +12,7 @@ mod limits;
 mod lists;
 mod offline;
 mod output;
+mod pcap;
 mod status;
 mod text;
 
@@ -18,6 +20,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use crate::{
@@ -51,6 +54,8 @@ enum Exit {
 enum Error {
     /// The daemon or the way to it.
     Client(ClientError),
+    /// The daemon went away while it was watched.
+    Gone(PathBuf),
     /// What the user gave is wrong.
     Input(String),
     /// Something else did not work.
@@ -82,7 +87,7 @@ impl From<ConfigError> for Error {
 impl Error {
     fn exit(&self) -> Exit {
         match self {
-            Self::Client(ClientError::Unreachable { .. }) => Exit::Unreachable,
+            Self::Client(ClientError::Unreachable { .. }) | Self::Gone(_) => Exit::Unreachable,
             Self::Client(ClientError::Denied { .. }) => Exit::Denied,
             Self::Client(ClientError::Failed(failure)) => match failure.kind {
                 FailureKind::Denied => Exit::Denied,
@@ -97,7 +102,9 @@ impl Error {
     /// The class of the error for programs.
     fn kind(&self) -> String {
         match self {
-            Self::Client(ClientError::Unreachable { .. }) => "unreachable".to_owned(),
+            Self::Client(ClientError::Unreachable { .. }) | Self::Gone(_) => {
+                "unreachable".to_owned()
+            }
             Self::Client(ClientError::Denied { .. }) => "denied".to_owned(),
             Self::Client(ClientError::Lost { .. }) => "lost".to_owned(),
             Self::Client(ClientError::Nonsense { .. }) => "protocol".to_owned(),
@@ -114,6 +121,11 @@ impl Error {
     fn message(&self) -> Option<String> {
         match self {
             Self::Client(e) => Some(e.to_string()),
+            Self::Gone(socket) => Some(format!(
+                "{}: the daemon went away; its program in the kernel goes on unless it was told \
+                 to detach",
+                socket.display()
+            )),
             Self::Input(m) | Self::Failed(m) => Some(m.clone()),
             Self::Told => None,
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => None,
@@ -164,7 +176,11 @@ fn execute<W: io::Write>(
         }),
         Command::Check { config } => offline::check(&config, out),
         Command::Reasons => offline::reasons(out),
-        Command::Status => status::status(socket, out),
+        Command::Status { watch } => match watch {
+            None => status::status(socket, out),
+            Some(seconds) => status::watch(Duration::from_secs(seconds), socket, out),
+        },
+        Command::Attacks(command) => attacks::execute(command, socket, out),
         Command::Reload => status::reload(socket, out),
         Command::Blacklist(command) => lists::execute(List::Black, command, socket, out),
         Command::Allow(command) => lists::execute(List::Allow, command, socket, out),

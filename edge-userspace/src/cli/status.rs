@@ -1,6 +1,12 @@
 //! `edge status` and `edge reload`.
 
-use std::{collections::BTreeMap, fmt::Write as _, io::Write, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::{IsTerminal as _, Write},
+    path::Path,
+    time::Duration,
+};
 
 use edge_common::{
     defence::ServiceCounter,
@@ -15,8 +21,14 @@ use super::{
     unexpected,
 };
 use crate::{
-    control::protocol::{Request, Response},
-    status::{AttachMode, InterfaceStatus, ServiceStatus, Status, Traffic},
+    control::{
+        client::{Client, ClientError},
+        protocol::{Request, Response},
+    },
+    status::{
+        AttachMode, InterfaceStatus, Status, Traffic,
+        attack::{Attack, KindCount},
+    },
 };
 
 /// Reasons that are shown; the rest is in the JSON form and the metrics.
@@ -27,6 +39,43 @@ pub(super) fn status<W: Write>(socket: &Path, out: &mut Out<W>) -> Result<(), Er
     match ask(socket, Request::Status {})? {
         Response::Status(status) => Ok(out.either(&status, || render(&status))?),
         other => Err(unexpected(socket, &other)),
+    }
+}
+
+/// `edge status --watch`.
+pub(super) fn watch<W: Write>(
+    every: Duration,
+    socket: &Path,
+    out: &mut Out<W>,
+) -> Result<(), Error> {
+    let in_place = !out.json && std::io::stdout().is_terminal();
+    let mut client = Client::connect(socket)?;
+    let gone = |e| match e {
+        ClientError::Lost { path, .. } => Error::Gone(path),
+        e => e.into(),
+    };
+    for turn in 0u64.. {
+        let status = match client.call(Request::Status {}).map_err(gone)? {
+            Response::Status(status) => status,
+            other => return Err(unexpected(socket, &other)),
+        };
+        out.either(&status, || frame(&render(&status), in_place, turn == 0))?;
+        out.flush()?;
+        client.pause(every).map_err(gone)?;
+    }
+    Ok(())
+}
+
+/// A text that is shown again and again. In place: over the last one, with the rest of
+/// each line and of the screen cleared (ECMA-48: CUP, EL, ED); else one below the other.
+fn frame(text: &str, in_place: bool, is_first: bool) -> String {
+    if in_place {
+        let start = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
+        format!("{start}{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+    } else if is_first {
+        text.to_owned()
+    } else {
+        format!("\n{text}")
     }
 }
 
@@ -89,14 +138,20 @@ fn render(s: &Status) -> String {
         };
     }
     for x in s.services.iter().filter(|x| x.under_attack) {
-        let since = x.attack_since_unix_ms.map_or_else(String::new, date_time);
-        let _ = writeln!(
-            t,
-            "{}: UNDER ATTACK since {since}: a SYN flood of {}/s, {}",
-            x.name,
-            scaled(x.syn_per_second, ""),
-            remedy(x)
-        );
+        let since = x.attack_since_unix_ms;
+        let since = since.map_or_else(String::new, |at| format!(" since {}", date_time(at)));
+        let _ = write!(t, "{}: UNDER ATTACK{since}", x.name);
+        let _ = match &x.attack {
+            Some(attack) => writeln!(
+                t,
+                ": {}, {}, {} clients got through (attack {})",
+                floods(attack),
+                attack.remedy.sentence(),
+                count(attack.clients),
+                attack.id
+            ),
+            None => writeln!(t),
+        };
     }
     t.push('\n');
     t.push_str(&interfaces(s));
@@ -178,14 +233,15 @@ fn rates(total: Traffic, at_start: Option<Traffic>, uptime_ms: u64) -> [String; 
     ]
 }
 
-/// What is done about an attack.
-fn remedy(x: &ServiceStatus) -> &'static str {
-    match (x.defended, x.dry_run, x.forwarded) {
-        (true, _, false) => "answered with SYN cookies",
-        (true, _, true) => "answered with challenges",
-        (false, true, _) => "NOT DEFENDED (dry run)",
-        (false, false, _) => "NOT DEFENDED (syn = \"off\")",
-    }
+/// What an attack consists of now.
+fn floods(attack: &Attack) -> String {
+    let one = |k: &KindCount| format!("{} of {}/s", k.kind.flood(), scaled(k.per_second, ""));
+    attack
+        .kinds
+        .iter()
+        .map(one)
+        .collect::<Vec<_>>()
+        .join(" and ")
 }
 
 fn services(t: &mut String, s: &Status) {
@@ -348,7 +404,7 @@ mod tests {
         entry::List,
         status::{
             ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus, ListCount,
-            ReasonCount, Reloads, ServiceTargets, TableStatus,
+            ReasonCount, Reloads, ServiceStatus, ServiceTargets, TableStatus,
         },
     };
 
@@ -484,6 +540,7 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
             ServiceStatus {
                 under_attack: true,
                 attack_since_unix_ms: Some(1_795_325_504_000),
+                attack: Some(Box::new(super::super::attacks::tests::attack())),
                 defended: true,
                 pressure: 1.04,
                 syn_per_second: 912_345.0,
@@ -503,8 +560,10 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
         ];
         let text = render(&status);
         for line in [
-            "web: UNDER ATTACK since 2026-11-22 05:31:44 UTC: a SYN flood of 912 k/s, answered with SYN cookies\n",
-            "NOT DEFENDED (dry run)\n",
+            "web: UNDER ATTACK since 2026-11-22 05:31:44 UTC: a SYN flood of 912 k/s and a flood of \
+             guessed acknowledgements of 80.0 k/s, answered with SYN cookies, 1,234 clients got \
+             through (attack 7)\n",
+            "mail: UNDER ATTACK\n",
             "SERVICE  MODE           STATE     PRESSURE  SYNS/S  TARGETS  READY\n\
              web      auto           ATTACKED     104 %   912 k        4      3\n\
              mail     auto, dry run  ATTACKED       0 %       0        4      3\n",
@@ -513,6 +572,15 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
         ] {
             assert!(text.contains(line), "{line}in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_is_watched_is_drawn_over_or_repeated() {
+        assert_eq!(frame("a\nb\n", false, true), "a\nb\n");
+        assert_eq!(frame("a\nb\n", false, false), "\na\nb\n");
+        let drawn = "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J";
+        assert_eq!(frame("a\nb\n", true, false), drawn);
+        assert_eq!(frame("a\nb\n", true, true), format!("\x1b[2J{drawn}"));
     }
 
     #[test]

@@ -150,6 +150,23 @@ impl Client {
         self.answer(&mut |done, total| progress(ImportStage::Applied, done, total))
     }
 
+    /// Waits between two requests, and sees at once when the daemon goes away.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`] when it has.
+    pub fn pause(&mut self, time: Duration) -> Result<(), ClientError> {
+        self.set_patience(Some(time))?;
+        // Without a request nothing comes but the end.
+        let waited = match self.reader.fill_buf() {
+            Ok([]) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(e) => Err(e),
+        };
+        waited.map_err(|e| self.lost(e))?;
+        self.set_patience(None)
+    }
+
     /// Asks for events: the `last` ones, and if `follow` all that come. Read
     /// them with [`Client::next_event`].
     ///
@@ -159,13 +176,16 @@ impl Client {
         self.send(&ClientMessage::Events { last, follow })
     }
 
-    /// The next message of the stream: an event or a loss; `None` at its end.
+    /// The next message of the stream: an event, an attack or a loss; `None` at its
+    /// end.
     ///
     /// # Errors
     /// [`ClientError`], among them the daemon's [`Failure`].
     pub fn next_event(&mut self) -> Result<Option<ServerMessage>, ClientError> {
         match self.receive()? {
-            message @ (ServerMessage::Event(_) | ServerMessage::Lost(_)) => Ok(Some(message)),
+            message @ (ServerMessage::Event(_)
+            | ServerMessage::Attack(_)
+            | ServerMessage::Lost(_)) => Ok(Some(message)),
             ServerMessage::Result(Response::EventsEnd {}) => Ok(None),
             other => Err(self.nonsense(&other)),
         }

@@ -239,9 +239,7 @@ impl Connection {
         };
         let (recent, mut new) = shared.hub.subscribe(last);
         for event in recent {
-            self.output
-                .send(&ServerMessage::Event((*event).clone()))
-                .await?;
+            self.output.send(&event).await?;
         }
         if !follow {
             return self.answer(Ok(Response::EventsEnd {})).await;
@@ -251,10 +249,10 @@ impl Connection {
         loop {
             let message = tokio::select! {
                 event = new.recv() => match event {
-                    Ok(event) => ServerMessage::Event((*event).clone()),
+                    Ok(event) => event,
                     Err(RecvError::Lagged(events)) => {
                         shared.hub.count_lost(events);
-                        ServerMessage::Lost(events)
+                        Arc::new(ServerMessage::Lost(events))
                     }
                     Err(RecvError::Closed) => return Ok(()),
                 },

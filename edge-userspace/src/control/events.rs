@@ -18,16 +18,20 @@ use edge_common::{
 };
 use tokio::sync::broadcast;
 
-use super::protocol::{Event, MAX_RECENT_EVENTS, Packet};
+use super::protocol::{Event, MAX_RECENT_EVENTS, Packet, ServerMessage};
+use crate::status::attack::Notice;
 
 /// Events a follower may fall behind before it loses some.
 const FOLLOWER_BACKLOG: usize = 1024;
 
+/// What comes: events and attacks.
+pub type Follower = broadcast::Receiver<Arc<ServerMessage>>;
+
 /// Takes events in and hands them out. Publishing never waits for a follower.
 #[derive(Debug)]
 pub struct Hub {
-    recent: Mutex<VecDeque<Arc<Event>>>,
-    sender: broadcast::Sender<Arc<Event>>,
+    recent: Mutex<VecDeque<Arc<ServerMessage>>>,
+    sender: broadcast::Sender<Arc<ServerMessage>>,
     published: AtomicU64,
     lost: AtomicU64,
 }
@@ -46,7 +50,17 @@ impl Default for Hub {
 impl Hub {
     /// Publishes an event to all followers, and keeps it among the recent ones.
     pub fn publish(&self, event: Event) {
-        let event = Arc::new(event);
+        self.send(ServerMessage::Event(event));
+        self.published.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same for an attack that began or ended.
+    pub fn announce(&self, notice: Notice) {
+        self.send(ServerMessage::Attack(Box::new(notice)));
+    }
+
+    fn send(&self, message: ServerMessage) {
+        let event = Arc::new(message);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() >= MAX_RECENT_EVENTS as usize {
             recent.pop_front();
@@ -55,11 +69,10 @@ impl Hub {
         // Under the same lock as `subscribe`, so that nobody misses or repeats one.
         // No follower at all is no error.
         let _ = self.sender.send(event);
-        self.published.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The last events (at most `last`, oldest first), and all that follow them.
-    pub fn subscribe(&self, last: u32) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
+    pub fn subscribe(&self, last: u32) -> (Vec<Arc<ServerMessage>>, Follower) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = recent.len().saturating_sub(last as usize);
         (
@@ -73,7 +86,7 @@ impl Hub {
         self.lost.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Events published since the start.
+    /// Sampled events published since the start.
     pub fn published(&self) -> u64 {
         self.published.load(Ordering::Relaxed)
     }
@@ -296,13 +309,17 @@ mod tests {
         for n in 0..u64::from(MAX_RECENT_EVENTS) + 10 {
             hub.publish(event(n));
         }
+        let at = |message: &ServerMessage| match message {
+            ServerMessage::Event(event) => event.unix_ms,
+            other => panic!("{other:?}"),
+        };
         let (recent, _) = hub.subscribe(u32::MAX);
         assert_eq!(recent.len(), MAX_RECENT_EVENTS as usize);
-        assert_eq!(recent[0].unix_ms, 10);
+        assert_eq!(at(&recent[0]), 10);
         let (recent, mut rest) = hub.subscribe(1);
         hub.publish(event(9999));
-        assert_eq!(recent[0].unix_ms, u64::from(MAX_RECENT_EVENTS) + 9);
-        assert_eq!(rest.try_recv().unwrap().unix_ms, 9999);
+        assert_eq!(at(&recent[0]), u64::from(MAX_RECENT_EVENTS) + 9);
+        assert_eq!(at(&rest.try_recv().unwrap()), 9999);
         assert_eq!(hub.published(), u64::from(MAX_RECENT_EVENTS) + 11);
     }
 }

@@ -23,10 +23,16 @@ use edge_common::{
 use serde::{Deserialize, Serialize};
 
 pub use crate::entry::{FeedName, List, Origin};
-use crate::{status::Status, wire};
+use crate::{
+    status::{
+        Status,
+        attack::{Attack, Notice},
+    },
+    wire,
+};
 
 /// Version of this protocol. Client and daemon must have the same one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The longest line a client may send, without its newline.
 pub const MAX_LINE: usize = 1 << 20;
@@ -100,6 +106,8 @@ pub enum ServerMessage {
     Error(Failure),
     /// A sampled event.
     Event(Event),
+    /// An attack began or ended.
+    Attack(Box<Notice>),
     /// So many events were lost here because the client read too slowly.
     Lost(u64),
 }
@@ -198,6 +206,14 @@ pub enum Request {
         #[serde(with = "wire::text_option")]
         prefix: Option<Prefix>,
     },
+    /// The attacks that are remembered. [`Response::Attacks`]. Answered without the
+    /// engine, which may be busy.
+    Attacks {},
+    /// One of them, with sampled packets. [`Response::Attack`]. Likewise.
+    Attack {
+        /// Its number.
+        id: u64,
+    },
 }
 
 /// A change of a limit. At least one of `rate` and `mode` is given.
@@ -279,6 +295,15 @@ pub enum Response {
     Lookup(Lookup),
     /// The limits in force.
     Limits(Limits),
+    /// The attacks, the newest first.
+    Attacks(Vec<Attack>),
+    /// An attack.
+    Attack {
+        /// What it came to.
+        attack: Box<Attack>,
+        /// Sampled packets, from begin to end.
+        samples: Vec<Event>,
+    },
     /// An import has so many prefixes up to now.
     Import {
         /// Prefixes.
@@ -524,6 +549,10 @@ pub enum Command {
     SetLimit,
     /// [`Request::ResetLimits`].
     ResetLimits,
+    /// [`Request::Attacks`].
+    Attacks,
+    /// [`Request::Attack`].
+    Attack,
     /// An import, from begin to commit.
     Import,
     /// [`ClientMessage::Events`].
@@ -534,7 +563,7 @@ pub enum Command {
 
 impl Command {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Status,
         Self::Reload,
         Self::Add,
@@ -545,6 +574,8 @@ impl Command {
         Self::Limits,
         Self::SetLimit,
         Self::ResetLimits,
+        Self::Attacks,
+        Self::Attack,
         Self::Import,
         Self::Events,
         Self::Malformed,
@@ -563,6 +594,8 @@ impl Command {
             Self::Limits => "limits",
             Self::SetLimit => "set_limit",
             Self::ResetLimits => "reset_limits",
+            Self::Attacks => "attacks",
+            Self::Attack => "attack",
             Self::Import => "import",
             Self::Events => "events",
             Self::Malformed => "malformed",
@@ -584,6 +617,8 @@ impl Request {
             Self::Limits {} => Command::Limits,
             Self::SetLimit(_) => Command::SetLimit,
             Self::ResetLimits { .. } => Command::ResetLimits,
+            Self::Attacks {} => Command::Attacks,
+            Self::Attack { .. } => Command::Attack,
         }
     }
 }

@@ -17,7 +17,7 @@ use edge_common::{
 };
 use tracing::warn;
 
-use super::defence::Defence;
+use super::defence::{Defence, journal::Journal};
 use crate::{
     clock::Now,
     control::{
@@ -52,6 +52,7 @@ pub(super) struct Shared {
     commands: SyncSender<Command>,
     pub(super) hub: Arc<Hub>,
     pub(super) stats: Arc<Stats>,
+    pub(super) attacks: Journal,
     facts: Mutex<Facts>,
     beats: AtomicU64,
 }
@@ -79,6 +80,7 @@ impl Shared {
             commands,
             hub: Arc::default(),
             stats: Arc::default(),
+            attacks: Journal::default(),
             facts: Mutex::default(),
             beats: AtomicU64::new(0),
         }
@@ -107,7 +109,13 @@ impl Shared {
 
     /// Publishes how the services are.
     pub(super) fn publish_services(&self, defence: &Defence) {
-        let statuses = defence.statuses(Now::read());
+        let mut statuses = defence.statuses(Now::read());
+        let attacks = self.attacks.lock();
+        for status in &mut statuses {
+            status.attack = attacks.current(&status.name).map(Box::new);
+            status.attacks = attacks.begun(&status.name);
+        }
+        drop(attacks);
         let mut facts = self.facts();
         facts.services = statuses;
         facts.service_targets = defence.room();
@@ -140,6 +148,12 @@ impl Shared {
 
 impl Handler for Shared {
     fn handle(&self, request: Request, reply: Reply) {
+        // What needs no engine does not wait for it.
+        match request {
+            Request::Attacks {} => return reply.send(Ok(self.attacks.list())),
+            Request::Attack { id } => return reply.send(self.attacks.get(id)),
+            _ => {}
+        }
         let refuse = |reply: Reply, text| reply.send(Err(Failure::new(FailureKind::Busy, text)));
         match self.commands.try_send(Command::Request(request, reply)) {
             Ok(()) => {}

@@ -252,8 +252,7 @@ async fn forward_events(mut rings: Receiver<EventRing>, shared: Arc<Shared>) {
 fn publish(batch: &mut Vec<edge_common::abi::Event>, shared: &Shared) {
     let now = Now::read();
     for event in batch.drain(..) {
-        let age_ms = now.mono_ns.saturating_sub(event.time_ns) / 1_000_000;
-        let at = now.unix_ms.saturating_sub(age_ms);
+        let at = now.unix_ms_of(event.time_ns);
         let interface = shared.interface_name(event.ifindex);
         if let Some(event) = events::tell(&event, &interface, at) {
             shared.hub.publish(event);

@@ -60,7 +60,9 @@ impl Engine {
             Request::Status {}
             | Request::List { .. }
             | Request::Lookup { .. }
-            | Request::Limits {} => Err(Failure::new(
+            | Request::Limits {}
+            | Request::Attacks {}
+            | Request::Attack { .. } => Err(Failure::new(
                 FailureKind::Internal,
                 "the engine was asked for what it does not answer",
             )),

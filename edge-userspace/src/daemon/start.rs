@@ -67,6 +67,7 @@ pub(super) fn engine(
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
     let store = Store::open(&file.state_dir)?;
+    shared.attacks.open(&file.state_dir);
     let defence = Handle::new(Defence::new(&file.state_dir));
     let undo = GiveUp(Some(defence.clone()));
     let datapath = Datapath::open(&file.bpffs_dir)?;

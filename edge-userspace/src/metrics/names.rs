@@ -118,6 +118,8 @@ metrics! {
         "Bytes of whole frames that a check in dry run would have dropped.";
     SERVICE_UNDER_ATTACK = Gauge, "edge_service_under_attack", [SERVICE],
         "1 while the program finds the service under attack.";
+    ATTACKS = Counter, "edge_attacks", [SERVICE],
+        "Attacks on the service that began since the daemon started.";
     SERVICE_DEFENDED = Gauge, "edge_service_defended", [SERVICE],
         "1 while the program answers SYNs in the place of the service.";
     SERVICE_PRESSURE = Gauge, "edge_service_pressure_ratio", [SERVICE],

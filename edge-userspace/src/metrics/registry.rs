@@ -224,17 +224,18 @@ impl Facts {
 
     fn services(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
         let services = &self.0.services;
-        let mut gauge = |metric, value: fn(&ServiceStatus) -> Value| {
+        let mut each = |metric, value: fn(&ServiceStatus) -> Value| {
             let samples = services.iter().map(|s| ([s.name.as_str()], value(s)));
             w.family(metric, samples)
         };
-        gauge(&names::SERVICE_UNDER_ATTACK, |s| {
+        each(&names::SERVICE_UNDER_ATTACK, |s| {
             Value::Int(s.under_attack.into())
         })?;
-        gauge(&names::SERVICE_DEFENDED, |s| Value::Int(s.defended.into()))?;
-        gauge(&names::SERVICE_PRESSURE, |s| Value::Float(s.pressure))?;
-        gauge(&names::SERVICE_TARGETS, |s| Value::Int(s.targets.total))?;
-        gauge(&names::SERVICE_READY_TARGETS, |s| {
+        each(&names::ATTACKS, |s| Value::Int(s.attacks))?;
+        each(&names::SERVICE_DEFENDED, |s| Value::Int(s.defended.into()))?;
+        each(&names::SERVICE_PRESSURE, |s| Value::Float(s.pressure))?;
+        each(&names::SERVICE_TARGETS, |s| Value::Int(s.targets.total))?;
+        each(&names::SERVICE_READY_TARGETS, |s| {
             Value::Int(s.targets.ready)
         })?;
         let counters = services.iter().flat_map(|s| {

@@ -3,8 +3,10 @@
 //! Pure: addresses, listeners and times are given. What the kernel looks up are
 //! exact targets, an address and a port each; here services are resolved to them
 //! ([`resolve`]), and kept in mind is what is known of each listener's window
-//! scale ([`scales`]), which is found out with the packets of [`probe`].
+//! scale ([`scales`]), which is found out with the packets of [`probe`]. What the program
+//! finds is followed ([`watch`]) and remembered ([`attacks`]).
 
+pub mod attacks;
 pub mod facts;
 pub mod probe;
 pub mod resolve;

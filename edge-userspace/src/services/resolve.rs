@@ -42,6 +42,13 @@ pub struct Targets {
     pub left_out: usize,
 }
 
+impl Targets {
+    /// Position of the service that has an address and port.
+    pub fn service_at(&self, protocol: Protocol, at: SocketAddr) -> Option<usize> {
+        self.planned.get(&key(protocol, at)).map(|p| p.service)
+    }
+}
+
 /// Resolves services, in `slots` of the tables, to at most `room` targets.
 pub fn resolve(
     services: &[Service],

@@ -1,5 +1,5 @@
-//! What the program says of each service, over time: rates, and when an attack
-//! begins and ends.
+//! What the program says of each service, over time: rates, and whether it is under
+//! attack.
 
 use std::collections::BTreeMap;
 
@@ -27,45 +27,32 @@ pub struct Reading {
     pub counters: Counters,
 }
 
-type Counters = [u64; SERVICE_COUNTERS];
+/// By [`ServiceCounter`].
+pub type Counters = [u64; SERVICE_COUNTERS];
 
-/// An attack began or ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Change {
-    /// It began.
-    Began {
-        /// SYNs a second, as far as it can be told so early.
-        syn_per_second: f64,
-    },
-    /// It is over.
-    Ended(Summary),
-}
+/// A second, by [`ServiceCounter`].
+pub type Rates = [f64; SERVICE_COUNTERS];
 
-/// What an attack came to.
+/// What a reading says, beside the one before.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Summary {
-    /// How long it lasted, nanoseconds.
-    pub lasted_ns: u64,
-    /// Most SYNs a second.
-    pub peak: f64,
-    /// What was counted meanwhile, by [`ServiceCounter`].
-    pub counters: Counters,
+pub struct Step {
+    /// The reading.
+    pub reading: Reading,
+    /// The counters of the reading before; of this one when it is the first.
+    pub before: Counters,
+    /// How much is counted a second, by [`ServiceCounter`], taken over
+    /// [`RATE_NS`] at least.
+    pub per_second: Rates,
+    /// Whether the service is under attack.
+    pub attacked: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Seen {
     reading: Reading,
     read_ns: u64,
-    syn_per_second: f64,
-    attack: Option<Attack>,
-}
-
-#[derive(Clone, Debug)]
-struct Attack {
-    since_ns: u64,
-    peak: f64,
-    /// The counters when it was noticed.
-    before: Counters,
+    per_second: Rates,
+    attacked: bool,
 }
 
 /// Follows all services, by name.
@@ -73,7 +60,7 @@ struct Attack {
 pub struct Watch(BTreeMap<String, Seen>);
 
 /// The least time that a rate is taken over, nanoseconds.
-const RATE_NS: u64 = 200_000_000;
+pub const RATE_NS: u64 = 200_000_000;
 
 impl Watch {
     /// Forgets the services that are no longer there.
@@ -85,64 +72,41 @@ impl Watch {
 
     /// Whether a service is under attack, as far as was seen.
     pub fn is_attacked(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|seen| seen.attack.is_some())
+        self.0.get(name).is_some_and(|seen| seen.attacked)
     }
 
     /// Takes in a reading.
-    pub fn take(&mut self, name: &str, reading: Reading, now_ns: u64) -> Option<Change> {
+    pub fn take(&mut self, name: &str, reading: Reading, now_ns: u64) -> Step {
         let first = Seen {
             reading,
             read_ns: now_ns,
-            syn_per_second: 0.0,
-            attack: None,
+            per_second: [0.0; SERVICE_COUNTERS],
+            attacked: false,
         };
         let seen = self.0.entry(name.to_owned()).or_insert(first);
-        let before = seen.reading;
+        let before = seen.reading.counters;
         let passed = now_ns.saturating_sub(seen.read_ns);
         if passed >= RATE_NS {
-            let syns = |r: &Reading| of(&r.counters, ServiceCounter::Syns);
-            // Fewer than before: the table was made anew.
-            let new = syns(&reading).saturating_sub(syns(&before));
-            seen.syn_per_second = new as f64 * 1e9 / passed as f64;
+            let both = reading.counters.iter().zip(before);
+            for (rate, (now, then)) in seen.per_second.iter_mut().zip(both) {
+                // Fewer than before: the table was made anew.
+                let new = now.saturating_sub(then);
+                *rate = new as f64 * 1e9 / passed as f64;
+            }
             seen.read_ns = now_ns;
             seen.reading = reading;
         } else {
-            let counters = before.counters;
             seen.reading = Reading {
-                counters,
+                counters: before,
                 ..reading
             };
         }
-        let attacked = reading.attack_until > now_ns;
-        match &mut seen.attack {
-            None if attacked => {
-                seen.attack = Some(Attack {
-                    since_ns: reading.attack_since,
-                    peak: seen.syn_per_second,
-                    before: before.counters,
-                });
-                let syn_per_second = seen.syn_per_second;
-                Some(Change::Began { syn_per_second })
-            }
-            Some(attack) if attacked => {
-                attack.peak = attack.peak.max(seen.syn_per_second);
-                None
-            }
-            Some(attack) => {
-                let mut counters = reading.counters;
-                for (now, then) in counters.iter_mut().zip(attack.before) {
-                    *now = now.checked_sub(then).unwrap_or(*now);
-                }
-                let end = reading.attack_until;
-                let summary = Summary {
-                    lasted_ns: end.saturating_sub(attack.since_ns),
-                    peak: attack.peak,
-                    counters,
-                };
-                seen.attack = None;
-                Some(Change::Ended(summary))
-            }
-            None => None,
+        seen.attacked = reading.attack_until > now_ns;
+        Step {
+            reading,
+            before,
+            per_second: seen.per_second,
+            attacked: seen.attacked,
         }
     }
 
@@ -150,16 +114,13 @@ impl Watch {
     pub fn status(&self, service: &Service, targets: ServiceTargets, now: Now) -> ServiceStatus {
         let seen = self.0.get(&service.name);
         let reading = seen.map(|s| s.reading).unwrap_or_default();
-        let attack = seen.and_then(|s| s.attack.as_ref());
+        let attacked = seen.is_some_and(|s| s.attacked);
         let limit = service.incomplete.limit();
         let ahead = reading.pressure.saturating_sub(ticks(now.mono_ns));
-        let since = attack.map(|a| {
-            let age_ms = now.mono_ns.saturating_sub(a.since_ns) / 1_000_000;
-            now.unix_ms.saturating_sub(age_ms)
-        });
+        let since = attacked.then(|| now.unix_ms_of(reading.attack_since));
         let wants = match service.syn {
             When::Off => false,
-            When::Auto => attack.is_some(),
+            When::Auto => attacked,
             When::Always => true,
         };
         ServiceStatus {
@@ -168,15 +129,21 @@ impl Watch {
             dry_run: service.dry_run,
             forwarded: service.forwarded,
             targets,
-            under_attack: attack.is_some(),
+            under_attack: attacked,
             attack_since_unix_ms: since,
             defended: wants && !service.dry_run,
             pressure: ahead as f64 / limit.tolerance().max(1) as f64,
-            syn_per_second: seen.map_or(0.0, |s| s.syn_per_second.round()),
+            syn_per_second: seen.map_or(0.0, |s| {
+                let syns = s.per_second.get(ServiceCounter::Syns as usize);
+                syns.copied().unwrap_or_default().round()
+            }),
             counters: ServiceCounter::ALL
                 .iter()
                 .map(|&c| (c.name().to_owned(), of(&reading.counters, c)))
                 .collect(),
+            // Of the history.
+            attack: None,
+            attacks: 0,
         }
     }
 }
@@ -206,36 +173,29 @@ mod tests {
     }
 
     #[test]
-    fn an_attack_is_told_at_its_begin_and_its_end() {
+    fn rates_are_taken_over_long_enough() {
         let mut watch = Watch::default();
-        let mut at =
-            |seconds: u64, syns, attack| watch.take("a", reading(syns, attack), seconds * SECOND);
-        assert_eq!(at(1, 1000, None), None);
-        assert_eq!(at(2, 2000, None), None);
-        let on = Some((2 * SECOND + 5, 12 * SECOND));
-        let began = Change::Began {
-            syn_per_second: 98_000.0,
-        };
-        assert_eq!(at(3, 100_000, on), Some(began));
-        assert_eq!(at(4, 400_000, on), None);
-        assert_eq!(at(5, 401_000, on), None);
-        let Some(Change::Ended(end)) = at(12, 402_000, on) else {
-            panic!()
-        };
-        assert_eq!((end.peak, end.lasted_ns), (300_000.0, 10 * SECOND - 5));
-        // From the last reading before it was noticed.
-        assert_eq!(of(&end.counters, ServiceCounter::Syns), 400_000);
-        assert_eq!(at(13, 402_000, on), None);
+        let syns = ServiceCounter::Syns as usize;
+        let on = Some((2 * SECOND, 12 * SECOND));
+        let mut at = |ns, syns, attack| watch.take("a", reading(syns, attack), ns);
+        let first = at(SECOND, 1000, None);
+        assert_eq!((first.before[syns], first.attacked), (1000, false));
+        let step = at(3 * SECOND, 5000, on);
+        assert!(step.attacked);
+        assert_eq!((step.before[syns], step.per_second[syns]), (1000, 2000.0));
+        // Too early for another rate, and nothing is lost of the next.
+        let step = at(3 * SECOND + RATE_NS / 2, 9000, on);
+        assert_eq!((step.before[syns], step.per_second[syns]), (5000, 2000.0));
+        let step = at(4 * SECOND, 10_000, on);
+        assert_eq!((step.before[syns], step.per_second[syns]), (5000, 5000.0));
+        assert!(!at(12 * SECOND, 10_000, on).attacked);
     }
 
     #[test]
-    fn an_attack_that_is_on_when_the_daemon_starts_is_told() {
+    fn an_attack_that_is_on_when_the_daemon_starts_is_seen() {
         let mut watch = Watch::default();
         let on = reading(7, Some((SECOND, 99 * SECOND)));
-        let began = Change::Began {
-            syn_per_second: 0.0,
-        };
-        assert_eq!(watch.take("a", on, 50 * SECOND), Some(began));
+        assert!(watch.take("a", on, 50 * SECOND).attacked);
         assert!(watch.is_attacked("a"));
         watch.keep(&[]);
         assert!(!watch.is_attacked("a"));

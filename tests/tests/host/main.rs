@@ -1,6 +1,7 @@
 //! Edge on a host with real links, clients and servers, as a user sees it.
 
 mod attach;
+mod attacks;
 mod challenge;
 mod cli;
 mod flood;

@@ -2,7 +2,10 @@ use proptest::{collection::vec, prelude::*};
 use serde_json::{from_slice, from_str, to_string};
 
 use super::*;
-use crate::control::check;
+use crate::{
+    control::check,
+    status::attack::{Change, Kind, KindCount, Remedy, Share, Source},
+};
 
 fn header() -> ImportHeader {
     ImportHeader {
@@ -17,6 +20,31 @@ fn header() -> ImportHeader {
 
 fn p(text: &str) -> Prefix {
     text.parse().unwrap()
+}
+
+fn attack() -> Attack {
+    Attack {
+        id: 7,
+        service: "web".to_owned(),
+        began_unix_ms: 1,
+        ended_unix_ms: None,
+        kinds: vec![KindCount {
+            kind: Kind::OutOfState,
+            packets: 5,
+            per_second: 1.0,
+            peak_per_second: 2.0,
+        }],
+        remedy: Remedy::DryRun,
+        clients: 3,
+        counters: [("syns".to_owned(), 5)].into(),
+        sampled: 1,
+        sources: vec![Share {
+            of: Source(p("192.0.2.0/24")),
+            samples: 1,
+            error: 0,
+        }],
+        ports: vec![],
+    }
 }
 
 /// Every message a client can send, as it is written on the wire. A change of
@@ -85,6 +113,11 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
             }),
             r#"{"call":{"reset_limits":{"kind":null,"prefix":"10.0.0.0/8"}}}"#,
         ),
+        (call(Request::Attacks {}), r#"{"call":{"attacks":{}}}"#),
+        (
+            call(Request::Attack { id: 7 }),
+            r#"{"call":{"attack":{"id":7}}}"#,
+        ),
         (
             ClientMessage::ImportBegin(header()),
             r#"{"import_begin":{"list":"blacklist","origin":"feed","feed":"drop","ttl_s":null,"note":"scan","replace":false}}"#,
@@ -143,6 +176,15 @@ fn server_messages_survive_a_round_trip() {
             next: Some(p("10.0.0.0/8")),
         }),
         ServerMessage::Result(Response::EventsEnd {}),
+        ServerMessage::Attack(Box::new(Notice {
+            unix_ms: 1,
+            change: Change::GoesOn,
+            attack: attack(),
+        })),
+        ServerMessage::Result(Response::Attack {
+            attack: Box::new(attack()),
+            samples: vec![],
+        }),
     ];
     for message in messages {
         let text = to_string(&message).unwrap();

@@ -2,20 +2,32 @@
 //! program finds of each service. A thread of its own.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
 };
 
-use edge_common::defence::ServiceCounter;
+use edge_common::defence::When;
+use tokio::sync::broadcast::error::TryRecvError;
 use tracing::{info, warn};
 
-use super::{Defence, root};
+use super::{
+    Defence,
+    journal::{Journal, Saver},
+    root,
+};
 use crate::{
     clock::Now,
+    config::services::{Protocol, Service},
+    control::{
+        events,
+        protocol::{Event, ServerMessage},
+    },
     daemon::facts::Shared,
     host::sysctl,
-    services::watch::{Change, Reading, of},
+    services::{attacks::Subject, watch::Reading},
+    status::attack::{Attack, Change, Notice, Remedy},
 };
 
 /// Between two looks.
@@ -57,13 +69,22 @@ impl Follower {
         let stop = Stop::default();
         let told = stop.clone();
         let follow = move || {
+            let mut events = shared.hub.subscribe(0).1;
+            let mut saver = Saver::default();
             for turn in 0u32.. {
-                if is_over(&told) {
-                    return;
-                }
+                // One last look at the end, so that the history has it.
+                let over = is_over(&told);
+                let mut changed = false;
                 let mut defence = defence.lock();
-                if defence.follow(&shared, turn.is_multiple_of(SELDOM)) {
+                if defence.follow(&shared, &mut changed, turn.is_multiple_of(SELDOM)) {
+                    defence.sample(&mut events, &shared.attacks);
                     shared.publish_services(&defence);
+                }
+                // The disk keeps nobody waiting.
+                drop(defence);
+                saver.mind(&shared.attacks, changed || over, Now::read());
+                if over {
+                    return;
                 }
             }
         };
@@ -100,8 +121,15 @@ impl Drop for Follower {
 }
 
 impl Defence {
-    /// Takes a look; whether there are services at all.
-    fn follow(&mut self, shared: &Shared, seldom: bool) -> bool {
+    /// Takes a look; whether there are services at all. `told` is set when an attack
+    /// began or ended.
+    fn follow(&mut self, shared: &Shared, told: &mut bool, seldom: bool) -> bool {
+        let there = |name: &str| {
+            let services = self.model().map_or(&[][..], |m| &m.services);
+            services.iter().any(|s| s.name == name)
+        };
+        let gone = shared.attacks.lock().keep(there);
+        *told |= tell(gone, shared);
         if self.services.is_none() {
             return false;
         }
@@ -119,7 +147,7 @@ impl Defence {
         {
             self.complain(e.to_string());
         }
-        self.poll(now, seldom);
+        *told |= self.poll(shared, now, seldom);
         true
     }
 
@@ -148,13 +176,15 @@ impl Defence {
             || sysctl::tcp_features(&root()).is_ok_and(|features| features == self.features)
     }
 
-    /// Reads what the program found, and tells what changed. Counters, which take a
-    /// system call each, are read seldom as long as a service is at rest.
-    fn poll(&mut self, now: Now, seldom: bool) {
+    /// Reads what the program found, and tells what changed; whether anything did.
+    /// Counters, which take a system call each, are read seldom as long as a service is
+    /// at rest.
+    fn poll(&mut self, shared: &Shared, now: Now, seldom: bool) -> bool {
         let Some(s) = &self.services else {
-            return;
+            return false;
         };
         let mut trouble = None;
+        let mut changes = Vec::new();
         for (service, slot) in s.model.services.iter().zip(&s.slots) {
             let index = slot.index as usize;
             let state = s.tables.state(index);
@@ -175,37 +205,109 @@ impl Defence {
                 attack_since: state.attack_since,
                 counters,
             };
-            let change = self.watch.take(&service.name, reading, now.mono_ns);
-            if let Some(change) = change {
-                tell(&service.name, service.syn.name(), service.dry_run, &change);
-            }
+            let step = self.watch.take(&service.name, reading, now.mono_ns);
+            let subject = Subject {
+                name: &service.name,
+                remedy: remedy(service),
+            };
+            changes.extend(shared.attacks.lock().take(subject, &step, now));
         }
         if let Some(trouble) = trouble {
             self.complain(trouble);
         }
+        tell(changes, shared)
+    }
+
+    /// Takes the sampled packets that came since the last time to the attacks that they
+    /// are of.
+    fn sample(&self, events: &mut events::Follower, journal: &Journal) {
+        loop {
+            match events.try_recv() {
+                Ok(message) => {
+                    if let ServerMessage::Event(event) = &*message
+                        && let Some(service) = self.service_of(event)
+                    {
+                        journal.lock().sample(&service.name, event);
+                    }
+                }
+                // There are plenty.
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// The service that a sampled packet was for.
+    fn service_of(&self, event: &Event) -> Option<&Service> {
+        let s = self.services.as_ref()?;
+        let packet = event.packet.as_ref()?;
+        let protocol = Protocol::ALL.into_iter();
+        let protocol = { protocol }.find(|p| p.name() == packet.protocol)?;
+        let at = SocketAddr::new(packet.destination, packet.destination_port?);
+        s.model.services.get(s.targets.service_at(protocol, at)?)
     }
 }
 
-/// A line in the log for an attack that began or ended.
-fn tell(service: &str, syn: &str, dry_run: bool, change: &Change) {
+/// What is done about an attack on a service.
+fn remedy(service: &Service) -> Remedy {
+    match (service.syn, service.dry_run, service.forwarded) {
+        (When::Off, _, _) => Remedy::Nothing,
+        (_, true, _) => Remedy::DryRun,
+        (_, _, true) => Remedy::Challenges,
+        (_, _, false) => Remedy::Cookies,
+    }
+}
+
+/// Tells the log and those who follow of attacks that began or ended; whether any did.
+fn tell(changes: Vec<(Change, Attack)>, shared: &Shared) -> bool {
+    let any = !changes.is_empty();
+    for (change, attack) in changes {
+        log(change, &attack);
+        shared.hub.announce(Notice {
+            unix_ms: Now::read().unix_ms,
+            change,
+            attack,
+        });
+    }
+    any
+}
+
+/// A line in the log.
+fn log(change: Change, attack: &Attack) {
+    let Attack {
+        id,
+        service,
+        clients,
+        ..
+    } = attack;
+    let remedy = attack.remedy.name();
+    let flood = attack.floods();
+    let peak_per_second = { attack.kinds.iter() }
+        .map(|k| k.peak_per_second)
+        .fold(0.0, f64::max);
     match change {
-        Change::Began { syn_per_second } => warn!(
-            service,
-            syn,
-            dry_run,
-            syn_per_second = syn_per_second.round(),
-            "under attack: a SYN flood"
+        Change::Began => warn!(
+            id,
+            service, remedy, peak_per_second, "under attack: {flood}"
         ),
-        Change::Ended(summary) => info!(
-            service,
-            seconds = summary.lasted_ns / 1_000_000_000,
-            peak_syn_per_second = summary.peak.round(),
-            syns = of(&summary.counters, ServiceCounter::Syns),
-            cookies_sent = of(&summary.counters, ServiceCounter::CookiesSent),
-            cookies_valid = of(&summary.counters, ServiceCounter::CookiesValid),
-            challenges = of(&summary.counters, ServiceCounter::Challenges),
-            verified = of(&summary.counters, ServiceCounter::Verified),
-            "the attack is over"
-        ),
+        Change::GoesOn => warn!(id, service, remedy, "still under attack: {flood}"),
+        Change::Ended => {
+            let ended = attack.ended_unix_ms.unwrap_or(attack.began_unix_ms);
+            let of = |counter: &str| attack.counters.get(counter).copied().unwrap_or_default();
+            info!(
+                id,
+                service,
+                remedy,
+                seconds = ended.saturating_sub(attack.began_unix_ms) / 1000,
+                peak_per_second,
+                clients,
+                syns = of("syns"),
+                cookies_sent = of("cookies_sent"),
+                cookies_invalid = of("cookies_invalid"),
+                challenges = of("challenges"),
+                out_of_state = of("out_of_state"),
+                "the attack is over: {flood}"
+            );
+        }
     }
 }

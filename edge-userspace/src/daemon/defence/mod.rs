@@ -5,6 +5,7 @@
 //! import must not keep an attack from being told.
 
 pub(super) mod follow;
+pub(super) mod journal;
 mod sysctls;
 
 use std::{

@@ -1,0 +1,245 @@
+//! The history of attacks as the threads of the daemon share it, and the file in the
+//! state directory that keeps it over a restart.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tracing::warn;
+
+use crate::{
+    clock::Now,
+    control::protocol::{Failure, FailureKind, Response},
+    services::attacks::History,
+};
+
+/// Name of the file in the state directory.
+const FILE: &str = "attacks.json";
+
+/// How often the file is brought up to date while an attack is on, milliseconds. What
+/// a crash loses of it are samples; what was counted is in the kernel.
+const SAVE_EVERY_MS: u64 = 30_000;
+
+/// The history, and its file once there is one.
+#[derive(Debug, Default)]
+pub(in crate::daemon) struct Journal {
+    history: Mutex<History>,
+    file: Mutex<Option<PathBuf>>,
+}
+
+impl Journal {
+    /// Takes in what a former daemon left in the state directory. A file that makes no
+    /// sense is told of and set aside.
+    pub(in crate::daemon) fn open(&self, state_dir: &Path) {
+        let path = state_dir.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => match History::read(&bytes) {
+                Ok(history) => *self.lock() = history,
+                Err(e) => set_aside(&path, &e),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                // It is not written over: that it cannot be read may pass.
+                warn!(
+                    "{}: the history of attacks cannot be read and is not kept: {e}",
+                    path.display()
+                );
+                return;
+            }
+        }
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(path);
+    }
+
+    /// Takes its turn; for a moment only, as requests are answered meanwhile.
+    pub(in crate::daemon) fn lock(&self) -> MutexGuard<'_, History> {
+        // Each change leaves a sound history.
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// When the disk does not take it; what was there before is there still.
+    fn save(&self) -> io::Result<()> {
+        let path = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(path) = &*path else {
+            return Ok(());
+        };
+        // Copied, so that nobody waits for the disk.
+        let history = self.lock().clone();
+        let new = path.with_extension("new");
+        let mut file = create(&new)?;
+        file.write_all(&history.write()?)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        match path.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// The answer to who asks for all attacks.
+    pub(in crate::daemon) fn list(&self) -> Response {
+        Response::Attacks(self.lock().list())
+    }
+
+    /// The answer to who asks for one.
+    pub(in crate::daemon) fn get(&self, id: u64) -> Result<Response, Failure> {
+        let found = self.lock().get(id);
+        let (attack, samples) = found.ok_or_else(|| {
+            let text =
+                format!("there is no attack {id}; `edge attacks list` shows those that are kept");
+            Failure::new(FailureKind::Invalid, text)
+        })?;
+        Ok(Response::Attack {
+            attack: Box::new(attack),
+            samples,
+        })
+    }
+}
+
+/// For root only: it has packets of clients in it.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)
+}
+
+fn set_aside(path: &Path, why: &dyn std::error::Error) {
+    let aside = path.with_extension("broken");
+    let to = match fs::rename(path, &aside) {
+        Ok(()) => format!("it is now {}", aside.display()),
+        Err(e) => format!("and it cannot be moved away: {e}"),
+    };
+    warn!("{}: {why}; a new history is begun, {to}", path.display());
+}
+
+/// When the file is to be written.
+#[derive(Debug, Default)]
+pub(super) struct Saver {
+    saved_unix_ms: u64,
+    /// What the disk said the last time.
+    trouble: Option<String>,
+}
+
+impl Saver {
+    /// Writes the file when something changed, and now and then during an attack.
+    pub(super) fn mind(&mut self, journal: &Journal, changed: bool, now: Now) {
+        let due = now.unix_ms.abs_diff(self.saved_unix_ms) >= SAVE_EVERY_MS;
+        if !changed && !(due && journal.lock().is_any_on()) {
+            return;
+        }
+        self.saved_unix_ms = now.unix_ms;
+        let trouble = journal.save().err().map(|e| e.to_string());
+        if let Some(e) = trouble
+            .as_ref()
+            .filter(|e| Some(*e) != self.trouble.as_ref())
+        {
+            warn!("the history of attacks cannot be written to {FILE}: {e}");
+        }
+        self.trouble = trouble;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::{
+        services::{
+            attacks::Subject,
+            watch::{Reading, Watch},
+        },
+        status::attack::Remedy,
+    };
+
+    const NOW: Now = Now {
+        mono_ns: 10_000_000_000,
+        boot_ns: 10_000_000_000,
+        unix_ms: 1_000_000,
+    };
+
+    /// An attack begins.
+    fn attack(journal: &Journal) {
+        let reading = Reading {
+            attack_since: 9_000_000_000,
+            attack_until: 99_000_000_000,
+            ..Reading::default()
+        };
+        let step = Watch::default().take("web", reading, NOW.mono_ns);
+        let subject = Subject {
+            name: "web",
+            remedy: Remedy::Cookies,
+        };
+        journal.lock().take(subject, &step, NOW);
+    }
+
+    fn opened(dir: &Path) -> Journal {
+        let journal = Journal::default();
+        journal.open(dir);
+        journal
+    }
+
+    #[test]
+    fn it_is_kept_for_root_and_saved_when_something_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        let journal = opened(dir.path());
+        let mut saver = Saver::default();
+        saver.mind(&journal, false, NOW);
+        assert!(!file.exists(), "nothing to keep");
+        attack(&journal);
+        saver.mind(&journal, true, NOW);
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(opened(dir.path()).lock().list().len(), 1);
+        fs::remove_file(&file).unwrap();
+        saver.mind(&journal, false, NOW);
+        assert!(!file.exists(), "not due");
+        let later = Now {
+            unix_ms: NOW.unix_ms + SAVE_EVERY_MS,
+            ..NOW
+        };
+        saver.mind(&journal, false, later);
+        assert!(file.exists(), "an attack is on");
+    }
+
+    #[test]
+    fn a_broken_file_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        for broken in ["{\"version\":1,\"next_id\":", "{\"version\":99}", ""] {
+            fs::write(&file, broken).unwrap();
+            let journal = opened(dir.path());
+            assert!(journal.lock().list().is_empty());
+            let aside = fs::read_to_string(dir.path().join("attacks.broken")).unwrap();
+            assert_eq!(aside, broken);
+            assert!(!file.exists());
+            attack(&journal);
+            journal.save().unwrap();
+            assert_eq!(opened(dir.path()).lock().list().len(), 1);
+        }
+        // One that cannot be read is left alone.
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        let journal = opened(dir.path());
+        attack(&journal);
+        journal.save().unwrap();
+        assert!(file.is_dir());
+    }
+
+    #[test]
+    fn who_asks_for_one_that_is_not_there_is_told() {
+        let journal = Journal::default();
+        let failure = journal.get(9).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Invalid);
+        assert!(failure.message.contains("edge attacks list"));
+        attack(&journal);
+        assert!(journal.get(1).is_ok());
+    }
+}
