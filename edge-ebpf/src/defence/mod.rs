@@ -22,7 +22,7 @@ use crate::{
 };
 use edge_common::{
     abi::Mode,
-    defence::{DefenceWord, Ports, SKETCH_SAMPLE, port_bit},
+    defence::{DefenceWord, Ports, SEGMENT_SAMPLE, SKETCH_SAMPLE, port_bit},
     parse::{Kind, tcp as flag},
     reason::Reason,
 };
@@ -53,9 +53,6 @@ impl Marks {
     /// An offset that is too large to be noted.
     pub const FAR: u64 = 0xfff;
 }
-
-/// Of so many segments without a SYN one is looked at while all is quiet.
-const SAMPLE: u64 = 64;
 
 /// Whether there is anything to do. Known to the verifier.
 #[inline(always)]
@@ -141,7 +138,7 @@ fn segment(facts: Facts<'_>, marks: u64, is_segment: bool) -> Result<(), Reason>
     if !is_rest && !is_port(Ports::Tcp, (marks >> Marks::PORT) as u16) {
         return Ok(());
     }
-    let sampled = is_segment && is_sample(SAMPLE);
+    let sampled = is_segment && is_sample(SEGMENT_SAMPLE as u64);
     let ignored = is_segment && !sampled;
     if ignored && config!(always_defended) == 0 && !is_until(DefenceWord::WatchUntil, facts.now) {
         return Ok(());

@@ -15,6 +15,7 @@ use super::{
     unexpected,
 };
 use crate::{
+    config::services::HOST,
     control::protocol::{Request, Response},
     status::{AttachMode, InterfaceStatus, ServiceStatus, Status, Traffic},
 };
@@ -90,11 +91,15 @@ fn render(s: &Status) -> String {
     }
     for x in s.services.iter().filter(|x| x.under_attack) {
         let since = x.attack_since_unix_ms.map_or_else(String::new, date_time);
+        // Of ports of no service no SYNs are counted, or answered.
+        let what = match x.name.as_str() {
+            HOST => "segments of no connection".to_owned(),
+            _ => format!("a SYN flood of {}/s", scaled(x.syn_per_second, "")),
+        };
         let _ = writeln!(
             t,
-            "{}: UNDER ATTACK since {since}: a SYN flood of {}/s, {}",
+            "{}: UNDER ATTACK since {since}: {what}, {}",
             x.name,
-            scaled(x.syn_per_second, ""),
             remedy(x)
         );
     }
@@ -181,6 +186,7 @@ fn rates(total: Traffic, at_start: Option<Traffic>, uptime_ms: u64) -> [String; 
 /// What is done about an attack.
 fn remedy(x: &ServiceStatus) -> &'static str {
     match (x.defended, x.dry_run, x.forwarded) {
+        (true, ..) if x.name == HOST => "which are dropped",
         (true, _, false) => "answered with SYN cookies",
         (true, _, true) => "answered with challenges",
         (false, true, _) => "NOT DEFENDED (dry run)",
@@ -208,6 +214,7 @@ fn services(t: &mut String, s: &Status) {
         Column::Right("VERIFIED"),
         Column::Right("CLOSED"),
         Column::Right("OUT OF STATE"),
+        Column::Right("REFLECTED"),
     ]);
     for x in &s.services {
         let dry = if x.dry_run { ", dry run" } else { "" };
@@ -236,6 +243,7 @@ fn services(t: &mut String, s: &Status) {
             of(ServiceCounter::Verified),
             of(ServiceCounter::Closed),
             of(ServiceCounter::OutOfState),
+            of(ServiceCounter::Reflected),
         ]);
     }
     if !how.is_empty() {
@@ -500,16 +508,23 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
                 under_attack: true,
                 ..service("mail")
             },
+            ServiceStatus {
+                under_attack: true,
+                defended: true,
+                counters: [counter(ServiceCounter::OutOfState, 70)].into(),
+                ..service(HOST)
+            },
         ];
         let text = render(&status);
         for line in [
             "web: UNDER ATTACK since 2026-11-22 05:31:44 UTC: a SYN flood of 912 k/s, answered with SYN cookies\n",
             "NOT DEFENDED (dry run)\n",
+            ": segments of no connection, which are dropped\n",
             "SERVICE  MODE           STATE     PRESSURE  SYNS/S  TARGETS  READY\n\
              web      auto           ATTACKED     104 %   912 k        4      3\n\
              mail     auto, dry run  ATTACKED       0 %       0        4      3\n",
-            "SERVICE       SYNS  COOKIES  VALID  INVALID  CHALLENGES  VERIFIED  CLOSED  OUT OF STATE\n\
-             web      1,000,000  999,000  1,234        0           0         0       0             0\n",
+            "SERVICE       SYNS  COOKIES  VALID  INVALID  CHALLENGES  VERIFIED  CLOSED  OUT OF STATE  REFLECTED\n\
+             web      1,000,000  999,000  1,234        0           0         0       0             0          0\n",
         ] {
             assert!(text.contains(line), "{line}in\n{text}");
         }

@@ -12,12 +12,13 @@ use proptest::prelude::*;
 use super::{
     Checked, ConfigError, Finding, MAX_FINDINGS,
     bogons::{DEFAULT, default_prefixes},
+    floods::{Floods, Icmp, Prefixes, REFLECTORS, Reflection},
     limits::{OverrideLimit, Rate},
     model::{Model, OnExit},
     parse,
     raw::Root,
     reader::FromToml,
-    services::{Addresses, Flood, Ports, Protocol, Sysctls},
+    services::{Addresses, Flood, Ports, Protocol, Service, Sysctls},
 };
 
 /// A tick of a kernel with 250 of them a second.
@@ -102,6 +103,25 @@ fn the_examples_are_valid_and_say_the_defaults() {
     let warned: Vec<&str> = full.warnings.iter().map(|w| w.key.as_str()).collect();
     assert_eq!(warned, ["lists.management", "limits.syn"]);
     assert!(!full.model.limits.overrides.is_empty() && !full.model.arp_bindings.is_empty());
+    // The sections say what they are without a word, but for the limits of prefixes.
+    let bare = model_of("[flood.icmp]\n[flood.reflection]\n").floods;
+    let said = &full.model.floods;
+    assert_eq!(
+        (&said.icmp, &said.reflection),
+        (&bare.icmp, &bare.reflection)
+    );
+    assert_eq!(said.prefixes.mode, Prefixes::MODE);
+    assert!(said.prefixes.rates.iter().all(Option::is_some));
+    for (port, protocol) in REFLECTORS {
+        for text in [EXAMPLE, REFERENCE] {
+            // The example breaks lines inside of names.
+            let text = text.replace("\n# ", " ").replace(" | ", " ");
+            assert!(
+                text.contains(&format!("{port} {protocol}")),
+                "{port} {protocol}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -228,6 +248,14 @@ fn defaults_are_those_of_the_contract() {
     );
     assert_eq!((m.limits.v4_prefix, m.limits.v6_prefix), (32, 64));
     assert_eq!((m.flood, m.services), (Flood::default(), Vec::new()));
+    assert_eq!(m.floods, Floods::default());
+    let off = (Mode::Off, Mode::Off, Mode::Off);
+    let Floods {
+        icmp,
+        reflection,
+        prefixes,
+    } = m.floods;
+    assert_eq!((icmp.mode, reflection.mode, prefixes.mode), off);
     let mut bogons = default_prefixes();
     bogons.sort_unstable();
     assert_eq!(m.bogon_prefixes, bogons);
@@ -311,7 +339,7 @@ fn services_take_what_they_do_not_say_from_flood() {
         [flood]
         syn = "always"
         dry_run = true
-        incomplete = { rate = 10, burst = 30 }
+        incomplete = { rate = 10, burst = 300 }
         completed = 80
         hold = "1m30s"
         sysctls = "check"
@@ -328,7 +356,7 @@ fn services_take_what_they_do_not_say_from_flood() {
         forwarded = true
         syn = "auto"
         dry_run = false
-        incomplete = { rate = 20 }
+        incomplete = { rate = 90 }
         [[service]]
         name = "dns"
         ports = [53]
@@ -365,7 +393,7 @@ fn services_take_what_they_do_not_say_from_flood() {
     let rate = |rate, burst| Rate::new(LimitKind::Syn, rate, Some(burst), TICK_NS).unwrap();
     assert_eq!(
         (web.incomplete, far.incomplete),
-        (rate(10, 30), rate(20, 40))
+        (rate(10, 300), rate(90, 180))
     );
     assert_eq!(
         (far.syn, far.dry_run, far.forwarded),
@@ -378,6 +406,90 @@ fn services_take_what_they_do_not_say_from_flood() {
     assert!(!m.needs_cookies());
     assert!(model_of("[[service]]\nname = 'a'\nports = [1]").needs_cookies());
     assert!(!model_of("[[service]]\nname = 'a'\nports = [1]\nsyn = 'off'").needs_cookies());
+}
+
+#[test]
+fn floods_are_off_unless_their_section_is_there() {
+    let floods = |text: &str| model_of(text).floods;
+    assert_eq!(floods("[flood]\nhold = '1s'"), Floods::default());
+    let bare = floods("[flood.icmp]\n[flood.reflection]\n[flood.prefixes]");
+    assert_eq!(
+        bare.icmp,
+        Icmp {
+            mode: Mode::Enforce,
+            ..Icmp::default()
+        }
+    );
+    let dry_run = Reflection {
+        mode: Mode::DryRun,
+        ..Reflection::default()
+    };
+    assert_eq!(bare.reflection, dry_run);
+    // Without a rate there is nothing to look for.
+    assert_eq!(
+        (bare.prefixes.mode, bare.prefixes.effective_mode()),
+        (Mode::DryRun, Mode::Off)
+    );
+    let m = model_of(
+        r#"
+        [flood]
+        dry_run = true
+        rest = "auto"
+        incomplete = { rate = 200 }
+        [flood.icmp]
+        mode = "dry-run"
+        echo = { rate = 7, burst = 8 }
+        other = { rate = 500 }
+        [flood.reflection]
+        mode = "enforce"
+        ports = [123, "50-53"]
+        rate = 20
+        [flood.prefixes]
+        mode = "enforce"
+        source = { rate = 1000, burst = 64 }
+        dest_prefix = { rate = 10 }
+        [[service]]
+        name = "dns"
+        ports = [53]
+        protocol = "udp"
+        [[service]]
+        name = "ntp"
+        ports = [123]
+        protocol = "udp"
+        reflection = { rate = 5000, burst = 6000 }
+        "#,
+    );
+    let rate = |rate, burst| Rate::new(LimitKind::Packets, rate, Some(burst), TICK_NS).unwrap();
+    let floods = Floods {
+        icmp: Icmp {
+            mode: Mode::DryRun,
+            rates: [rate(7, 8), rate(1000, 200), rate(500, 500)],
+        },
+        reflection: Reflection {
+            mode: Mode::Enforce,
+            ports: vec![50..=53, 123..=123],
+        },
+        prefixes: Prefixes {
+            mode: Mode::Enforce,
+            // At least two samples.
+            rates: [Some(rate(1000, 64)), None, None, Some(rate(10, 32))],
+        },
+    };
+    assert_eq!(m.floods, floods);
+    let [dns, ntp, host] = &m.services[..] else {
+        panic!("{:?}", m.services)
+    };
+    assert_eq!(
+        (dns.reflection, ntp.reflection),
+        (rate(20, 20), rate(5000, 6000))
+    );
+    assert_eq!(*host, Service::rest(true, rate(200, 400)));
+    assert_eq!((host.name.as_str(), host.syn), ("host", When::Auto));
+    assert!(!m.needs_cookies() && m.has_rest());
+    assert!(!model_of("flood.rest = 'auto'").needs_cookies());
+    // Two samples at least, whatever the rate is.
+    let slow = model_of("flood.incomplete.rate = 5\nflood.rest = 'auto'");
+    assert_eq!(slow.services[0].incomplete, rate(5, 128));
 }
 
 #[test]
@@ -466,6 +578,55 @@ fn services_that_make_no_sense_are_refused() {
         (
             service("a", "ports = [1]\nincomplete = { burst = 5 }"),
             "a burst without a rate",
+        ),
+        (
+            service("a", "ports = [1]\nincomplete = { rate = 5, burst = 127 }"),
+            "edge.toml:5: service[0].incomplete.burst = 127: burst 127 is below 128: one packet in 64 is counted, for 64, so that two would be over it; raise burst to at least 128",
+        ),
+        (
+            service("host", "ports = [1]"),
+            "service[0].name = 'host': the name for all ports of no service (flood.rest); choose another",
+        ),
+        (
+            service("a", "ports = [1]\nprotocol = 'udp'\nreflection.burst = 1")
+                + "[flood.reflection]",
+            "service[0].reflection.burst = 1: a burst without a rate",
+        ),
+        (
+            "flood.rest = 'always'".to_owned(),
+            "expected one of \"off\", \"auto\"",
+        ),
+        (
+            "flood.icmp.echo = { rate = 0 }".to_owned(),
+            "flood.icmp.echo.rate = 0: rate 0 is below the lowest",
+        ),
+        (
+            "flood.icmp.echo = { rate = 1000, burst = 3 }".to_owned(),
+            "flood.icmp.echo.burst = 3: burst 3 is below what one clock tick admits",
+        ),
+        (
+            "flood.icmp.errors = { burst = 3 }".to_owned(),
+            "a burst without a rate",
+        ),
+        (
+            "flood.prefixes.dest = { rate = 1000, burst = 31 }".to_owned(),
+            "flood.prefixes.dest.burst = 31: burst 31 is below 32: one packet in 16 is counted",
+        ),
+        (
+            "flood.prefixes.sources = { rate = 1 }".to_owned(),
+            "did you mean flood.prefixes.source?",
+        ),
+        (
+            "[flood.reflection]\nports = []".to_owned(),
+            "flood.reflection.ports: no port; name some, or leave the key out",
+        ),
+        (
+            "[flood.reflection]\nports = [0]".to_owned(),
+            "flood.reflection.ports[0] = 0: no port; expected",
+        ),
+        (
+            "[flood.reflection]\nmode = 'on'".to_owned(),
+            "expected one of \"off\", \"dry-run\", \"enforce\"",
         ),
         (
             service("a", "ports = [1]\nincomplete = { rate = 0 }"),
@@ -781,7 +942,23 @@ fn what_was_probably_not_meant_is_warned_of() {
         ),
         (
             "[[service]]\nname = 'a'\nports = [80]\nprotocol = 'udp'",
-            "protocol = 'udp': without effect: services are defended against floods of TCP only",
+            "protocol = 'udp': without effect: services of UDP are defended against reflection only; add [flood.reflection]",
+        ),
+        (
+            "[flood.reflection]",
+            "flood.reflection: without effect, for there is no [[service]] with protocol = \"udp\"",
+        ),
+        (
+            "[flood.reflection]\nports = [53, '50-60']\n[[service]]\nname = 'a'\nports = [53]\nprotocol = 'udp'",
+            "flood.reflection.ports[0] = 53: named twice",
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [80]\nreflection = { rate = 9 }",
+            "service[0].reflection: without effect: reflection comes over UDP",
+        ),
+        (
+            "[flood.prefixes]\nmode = 'enforce'",
+            "flood.prefixes: without effect, for there is no limit; add source",
         ),
         (
             "limits.syn.rate = 100\n[[service]]\nname = 'a'\nports = [80]",
@@ -791,6 +968,14 @@ fn what_was_probably_not_meant_is_warned_of() {
         let got = warnings(text);
         assert_eq!(got.len(), 1, "{text}: {got:?}");
         assert!(got[0].contains(want), "{}", got[0]);
+    }
+    for fine in [
+        "[flood.icmp]",
+        "flood.rest = 'auto'\nlimits.syn.rate = 100",
+        "flood.prefixes.dest.rate = 9",
+        "[flood.reflection]\n[[service]]\nname = 'a'\nports = [53]\nprotocol = 'udp'",
+    ] {
+        assert_eq!(warnings(fine), Vec::<String>::new());
     }
     let open = check("interfaces = ['lo']").unwrap().warnings;
     let keys: Vec<&str> = open.iter().map(|w| w.key.as_str()).collect();
@@ -856,6 +1041,10 @@ fn configuration() -> impl Strategy<Value = String> {
         "[0-9a-f:]{0,8}::/[0-9]{1,3}".prop_map(|s| format!("['{s}']")),
         Just("{ rate = 5, burst = 5 }".to_owned()),
         Just("[{ prefixes = ['10.0.0.0/8'], udp = 'unlimited' }]".to_owned()),
+        Just(
+            "{ echo = { rate = 5 }, source = { rate = 5, burst = 5 }, ports = [9, '8-9'] }"
+                .to_owned()
+        ),
         Just("[{ name = 'a', ports = ['1-9', 5], addresses = ['192.0.2.1'] }]".to_owned()),
         Just("[{ address = '192.0.2.1', mac = '02:00:00:00:00:01' }]".to_owned()),
         "\\PC{0,8}",

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::{Defence, root};
 use crate::{
     clock::Now,
+    config::services::HOST,
     daemon::facts::Shared,
     host::sysctl,
     services::watch::{Change, Reading, of},
@@ -194,7 +195,12 @@ fn tell(service: &str, syn: &str, dry_run: bool, change: &Change) {
             syn,
             dry_run,
             syn_per_second = syn_per_second.round(),
-            "under attack: a SYN flood"
+            "under attack: {}",
+            // SYNs to its ports are not counted.
+            match service {
+                HOST => "segments of no connection",
+                _ => "a SYN flood",
+            }
         ),
         Change::Ended(summary) => info!(
             service,
