@@ -2,6 +2,7 @@
 
 mod attach;
 mod cli;
+mod floods;
 mod import;
 mod limits;
 mod lists;

@@ -149,6 +149,14 @@ impl Defence {
             .as_ref()
             .map_or(&[][..], |s| &s.model.services);
         self.watch.keep(all);
+        let forwards = || sysctl::read(&root(), "net/ipv4/ip_forward").is_ok_and(|v| v != "0");
+        if self.model().is_some_and(Model::has_rest) && forwards() {
+            warn!(
+                "flood.rest is on, and this host forwards packets (net.ipv4.ip_forward): if its \
+                 addresses are those of a NAT, connections through it are taken for a flood; set \
+                 flood.rest = \"off\" then"
+            );
+        }
     }
 
     /// What was prepared or filled does not come into force: what was before does.
