@@ -113,7 +113,7 @@ pub const SKETCH_CELLS: u32 = 8192;
 /// Entries of `SKETCH` when it is used: half a MiB.
 pub const SKETCH_WORDS: u32 = HITTER_KINDS as u32 * 2 * SKETCH_CELLS;
 
-/// Of so many packets one is counted, for that many.
+/// Of so many packets one is counted in the sketch, for that many.
 pub const SKETCH_SAMPLE: u32 = 16;
 
 impl Hitter {
@@ -244,6 +244,10 @@ impl Service {
         pad_state: [0; 4],
     };
 }
+
+/// Of so many segments without a SYN one is looked at while all is quiet; when it
+/// belongs to no connection it counts as that many incomplete handshakes.
+pub const SEGMENT_SAMPLE: u32 = 64;
 
 /// How far a service is from being under attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

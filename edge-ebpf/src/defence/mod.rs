@@ -24,7 +24,7 @@ use crate::{
 };
 use edge_common::{
     abi::Mode,
-    defence::{DefenceWord, Ports, SKETCH_SAMPLE, port_bit},
+    defence::{DefenceWord, Ports, SEGMENT_SAMPLE, SKETCH_SAMPLE, port_bit},
     parse::{Kind, tcp as flag},
     reason::Reason,
 };
@@ -56,8 +56,6 @@ impl Marks {
     pub const FAR: u64 = 0xfff;
 }
 
-/// Of so many segments without a SYN one is looked at while all is quiet.
-const SAMPLE: u64 = 64;
 /// Nanoseconds of a slice of the time that is sampled, as a shift: 4.2 ms, about the
 /// step of the program's clock.
 const SLICE_SHIFT: u32 = 22;
@@ -145,7 +143,7 @@ fn segment(candidate: Candidate<'_>, is_segment: bool) -> Result<(), Reason> {
     if !is_rest && !is_port(Ports::Tcp, candidate.marks) {
         return Ok(());
     }
-    let sampled = is_segment && is_sample(candidate, SAMPLE);
+    let sampled = is_segment && is_sample(candidate, SEGMENT_SAMPLE as u64);
     let ignored = is_segment && !sampled;
     if ignored
         && config!(always_defended) == 0

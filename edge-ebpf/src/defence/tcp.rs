@@ -21,8 +21,8 @@ use aya_ebpf::{
 use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
     defence::{
-        DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, MARK_EVERY_NS, MARK_LASTS_NS, ServiceCounter,
-        TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
+        DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, MARK_EVERY_NS, MARK_LASTS_NS, SEGMENT_SAMPLE,
+        ServiceCounter, TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
         options::{self, HAS_ECN, MAX_OPTIONS, Offer, Walk, asks_for_ecn},
         reply::{Sum, grant},
         tags::{self, ATTEMPT_SHIFT},
@@ -38,9 +38,6 @@ const CLOSED: Limit = match Limit::per_second(1000, 100) {
     Some(limit) => limit,
     None => Limit::NONE,
 };
-
-/// How many segments a sampled one stands for.
-const SAMPLE: u32 = super::SAMPLE as u32;
 
 /// Judges a TCP packet; the index of the reason that it ends with, or 0
 /// ([`Reason::Pass`]) to let it go on. `marks` as [`Marks`].
@@ -338,7 +335,7 @@ fn segment(facts: Facts<'_>, of: Of, frame: Frame, sampled: bool) -> Reason {
         return Reason::Pass;
     }
     if !defended {
-        of.charge(SAMPLE);
+        of.charge(SEGMENT_SAMPLE);
         return Reason::Pass;
     }
     if may_be_cookie {

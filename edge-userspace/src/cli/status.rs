@@ -264,6 +264,7 @@ fn services(t: &mut String, s: &Status) {
         Column::Right("VERIFIED"),
         Column::Right("CLOSED"),
         Column::Right("OUT OF STATE"),
+        Column::Right("REFLECTED"),
     ]);
     for x in &s.services {
         let dry = if x.dry_run { ", dry run" } else { "" };
@@ -292,6 +293,7 @@ fn services(t: &mut String, s: &Status) {
             of(ServiceCounter::Verified),
             of(ServiceCounter::Closed),
             of(ServiceCounter::OutOfState),
+            of(ServiceCounter::Reflected),
         ]);
     }
     if !how.is_empty() {
@@ -557,6 +559,12 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
                 under_attack: true,
                 ..service("mail")
             },
+            ServiceStatus {
+                under_attack: true,
+                defended: true,
+                counters: [counter(ServiceCounter::OutOfState, 70)].into(),
+                ..service(crate::config::services::HOST)
+            },
         ];
         let text = render(&status);
         for line in [
@@ -567,8 +575,8 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
             "SERVICE  MODE           STATE     PRESSURE  SYNS/S  TARGETS  READY\n\
              web      auto           ATTACKED     104 %   912 k        4      3\n\
              mail     auto, dry run  ATTACKED       0 %       0        4      3\n",
-            "SERVICE       SYNS  COOKIES  VALID  INVALID  CHALLENGES  VERIFIED  CLOSED  OUT OF STATE\n\
-             web      1,000,000  999,000  1,234        0           0         0       0             0\n",
+            "SERVICE       SYNS  COOKIES  VALID  INVALID  CHALLENGES  VERIFIED  CLOSED  OUT OF STATE  REFLECTED\n\
+             web      1,000,000  999,000  1,234        0           0         0       0             0          0\n",
         ] {
             assert!(text.contains(line), "{line}in\n{text}");
         }

@@ -3,15 +3,18 @@
 use std::fmt;
 
 use edge_common::{
-    abi::{LimitKind, maps},
-    defence::{ATTEMPTS, HANDSHAKES, Service as AbiService, tags::TagBucket},
+    abi::{LimitKind, Mode, maps},
+    defence::{
+        ATTEMPTS, HANDSHAKES, Hitter, IcmpKind, SKETCH_WORDS, Service as AbiService,
+        tags::TagBucket,
+    },
 };
 use serde::Serialize;
 
 use super::{
     limits::{LimitSet, OverrideLimit, Rate},
     model::Model,
-    services::{Addresses, Ports, Service, Sysctls},
+    services::{Addresses, Ports, Protocol, Service, Sysctls},
 };
 use crate::tables::Geometry;
 
@@ -38,6 +41,8 @@ pub struct Description {
     pub lists: Lists,
     /// The services, in the order of the file.
     pub services: Vec<ServiceDescription>,
+    /// The limits that are on against floods that are no SYNs.
+    pub floods: Vec<FloodDescription>,
     /// The sysctls that the services need, and who sets them; none without need.
     pub sysctls: Option<String>,
     /// Where metrics are served.
@@ -93,9 +98,63 @@ pub struct ServiceDescription {
     pub incomplete_burst: u64,
 }
 
+/// A limit on floods that are no SYNs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FloodDescription {
+    /// Its key under `flood`.
+    pub flood: String,
+    /// The service that it is for; none for the host.
+    pub service: Option<String>,
+    /// `dry-run` or `enforce`.
+    pub mode: &'static str,
+    /// Packets a second.
+    pub per_second: u64,
+    /// Packets at once.
+    pub burst: u64,
+}
+
+/// The limits that are on.
+fn floods(model: &Model) -> Vec<FloodDescription> {
+    let (icmp, prefixes) = (&model.floods.icmp, &model.floods.prefixes);
+    let one = |flood: String, service: Option<&Service>, mode: Mode, rate: Rate| FloodDescription {
+        flood,
+        service: service.map(|s| s.name.clone()),
+        mode: mode.name(),
+        per_second: rate.per_second(),
+        burst: rate.burst(),
+    };
+    let mut all = Vec::new();
+    if icmp.mode != Mode::Off {
+        let kinds = IcmpKind::ALL.into_iter().zip(icmp.rates);
+        all.extend(
+            kinds.map(|(kind, rate)| one(format!("icmp.{}", kind.name()), None, icmp.mode, rate)),
+        );
+    }
+    let mode = model.reflection_mode();
+    if mode != Mode::Off {
+        let udp = model
+            .services
+            .iter()
+            .filter(|s| s.protocol == Protocol::Udp);
+        all.extend(udp.map(|s| {
+            let mode = if s.dry_run { Mode::DryRun } else { mode };
+            one("reflection".to_owned(), Some(s), mode, s.reflection)
+        }));
+    }
+    let mode = prefixes.effective_mode();
+    if mode != Mode::Off {
+        let kinds = Hitter::ALL.into_iter().zip(prefixes.rates);
+        all.extend(kinds.filter_map(|(kind, rate)| {
+            Some(one(format!("prefixes.{}", kind.name()), None, mode, rate?))
+        }));
+    }
+    all
+}
+
 fn service(service: &Service) -> ServiceDescription {
     let ports = match &service.ports {
         Ports::Listening => "listening".to_owned(),
+        Ports::Rest => "all others, no SYNs".to_owned(),
         Ports::Listed(ranges) => {
             let shown = ranges.iter().take(SHOWN_PORTS).map(|r| {
                 if r.start() == r.end() {
@@ -139,14 +198,18 @@ fn sysctls(model: &Model) -> Option<String> {
         .then(|| format!("net.ipv4.tcp_syncookies = 2, net.ipv4.tcp_timestamps = 2: {who}"))
 }
 
-/// Kernel memory of the maps of the flood defence; next to none without services.
+/// Kernel memory of the maps of the flood defence; next to none for what is off.
 fn flood_memory(model: &Model) -> Vec<(&'static str, u64)> {
+    let of = |entries: u32, size: usize| u64::from(entries) * size as u64;
+    let mut memory = Vec::new();
+    if model.floods.prefixes.effective_mode() != Mode::Off {
+        memory.push((maps::SKETCH, of(SKETCH_WORDS, 8)));
+    }
     let slots = model.service_slots();
     if slots == 0 {
-        return Vec::new();
+        return memory;
     }
-    let of = |entries: u32, size: usize| u64::from(entries) * size as u64;
-    vec![
+    memory.extend([
         (maps::TARGETS, of(model.flood.targets, TARGET_BYTES)),
         (maps::SERVICES, of(slots, size_of::<AbiService>())),
         (
@@ -155,7 +218,8 @@ fn flood_memory(model: &Model) -> Vec<(&'static str, u64)> {
         ),
         (maps::ATTEMPTS, of(ATTEMPTS, 8)),
         (maps::HANDSHAKES, of(HANDSHAKES, 8)),
-    ]
+    ]);
+    memory
 }
 
 /// How many entries the file itself lists.
@@ -230,6 +294,7 @@ pub fn describe(model: &Model, geometry: &Geometry) -> Description {
             arp_bindings: model.arp_bindings.len(),
         },
         services: model.services.iter().map(service).collect(),
+        floods: floods(model),
         sysctls: sysctls(model),
         metrics_listen: model.metrics_listen.map(|l| l.to_string()),
         memory_total: memory.iter().map(|m| m.bytes).sum(),
@@ -295,6 +360,23 @@ impl fmt::Display for Description {
                 f,
                 "{:16} {:7} {:>21} {:>7} {:>11}   {}{note}",
                 s.service, s.syn, s.incomplete_per_second, s.incomplete_burst, s.addresses, s.ports
+            )?;
+        }
+        if !self.floods.is_empty() {
+            writeln!(
+                f,
+                "\nflood                  mode     per second   burst   of"
+            )?;
+        }
+        for l in &self.floods {
+            writeln!(
+                f,
+                "{:22} {:8} {:>10} {:>7}   {}",
+                l.flood,
+                l.mode,
+                l.per_second,
+                l.burst,
+                l.service.as_deref().unwrap_or("the host")
             )?;
         }
         if let Some(sysctls) = &self.sysctls {
@@ -387,6 +469,32 @@ mod tests {
         let check = model_of("flood.sysctls = 'check'\n[[service]]\nname = 'a'\nports = [1]");
         let told = describe(&check, &geometry).sysctls.unwrap();
         assert!(told.contains("sysctl -w"), "{told}");
+    }
+
+    #[test]
+    fn other_floods_are_told_while_they_are_on() {
+        let text = "[flood]\nrest = 'auto'\n[flood.icmp]\necho = { rate = 70, burst = 80 }\n[flood.reflection]\nmode = 'enforce'\n[flood.prefixes]\ndest = { rate = 90000 }\n[[service]]\nname = 'dns'\nports = [53]\nprotocol = 'udp'\n";
+        let model = model_of(text);
+        let geometry = Geometry::for_capacity(&model.capacity);
+        let got = describe(&model, &geometry);
+        let text = got.to_string();
+        for line in [
+            "host             auto                     1000    2000       local   tcp all others, no SYNs",
+            "icmp.echo              enforce          70      80   the host",
+            "reflection             enforce        1000    1000   dns",
+            "prefixes.dest          dry-run       90000   90000   the host",
+            "SKETCH           512 KiB",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        assert_eq!((got.floods.len(), got.sysctls), (5, None));
+        // A service in dry run drops nothing.
+        let dry = model_of(
+            "[flood.reflection]\nmode = 'enforce'\n[[service]]\nname = 'dns'\nports = [53]\nprotocol = 'udp'\ndry_run = true",
+        );
+        assert_eq!(describe(&dry, &geometry).floods[0].mode, "dry-run");
+        let off = describe(&model_of("[flood.prefixes]"), &geometry);
+        assert!(off.floods.is_empty() && off.memory.iter().all(|m| m.map != "SKETCH"));
     }
 
     #[test]

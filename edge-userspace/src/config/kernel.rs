@@ -11,7 +11,7 @@ use edge_common::{
 };
 
 use super::{
-    limits::{Profiles, TooManyProfiles},
+    limits::{Profiles, Rate, TooManyProfiles},
     model::Model,
 };
 use crate::tables::Geometry;
@@ -65,6 +65,12 @@ impl Model {
             reply_window: self.flood.reply_window,
             verified_buckets: self.verified_buckets(),
             verified_ttl: self.verified_ttl(),
+            icmp_floods: self.floods.icmp.mode as u32,
+            icmp: self.floods.icmp.rates.map(Rate::limit),
+            hitters_mode: self.floods.prefixes.effective_mode() as u32,
+            hitters: (self.floods.prefixes.rates).map(|r| r.map_or(Limit::NONE, Rate::limit)),
+            reflection: self.reflection_mode() as u32,
+            rest: u32::from(self.has_rest()),
             abi_version: ABI_VERSION,
             ..Config::OFF
         };
@@ -184,6 +190,43 @@ mod tests {
         let config = lower(&model_of("tables.verified_sources = '1M'"));
         assert_eq!((config.services, config.always_defended), (0, 0));
         assert_eq!(config.verified_buckets, 1);
+    }
+
+    #[test]
+    fn other_floods_are_off_unless_there_is_something_to_look_for() {
+        let off = |text: &str| {
+            let c = lower(&model_of(text));
+            (
+                c.services,
+                c.icmp_floods,
+                c.hitters_mode,
+                c.reflection,
+                c.rest,
+            ) == (0, 0, 0, 0, 0)
+        };
+        assert!(off("") && off("flood.hold = '1s'"));
+        // No limit, and no service of UDP.
+        assert!(off("[flood.prefixes]\n[flood.reflection]"));
+        assert!(off("[flood.icmp]\nmode = 'off'"));
+        let limit = |rate, burst| Limit::per_second(rate, burst).unwrap();
+        let config = lower(&model_of(
+            "[flood]\nrest = 'auto'\n[flood.icmp]\nerrors = { rate = 5, burst = 6 }\n[flood.prefixes]\nsource_wide = { rate = 70, burst = 80 }\n[flood.reflection]\nmode = 'enforce'\n[[service]]\nname = 'a'\nports = [1]\nprotocol = 'udp'",
+        ));
+        assert_eq!((config.services, config.rest), (16, 1));
+        assert_eq!(config.icmp_floods, Mode::Enforce as u32);
+        assert_eq!(
+            config.icmp,
+            [limit(1000, 200), limit(5, 6), limit(1000, 200)]
+        );
+        assert_eq!(config.hitters_mode, Mode::DryRun as u32);
+        let none = Limit::NONE;
+        assert_eq!(config.hitters, [none, limit(70, 80), none, none]);
+        assert_eq!(config.reflection, Mode::Enforce as u32);
+        let alone = lower(&model_of("flood.rest = 'auto'"));
+        assert_eq!(
+            (alone.services, alone.rest, alone.always_defended),
+            (16, 1, 0)
+        );
     }
 
     #[test]

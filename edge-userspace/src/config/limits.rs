@@ -75,6 +75,18 @@ pub enum RateError {
         /// [`LARGEST_FRAME`].
         min: u64,
     },
+    /// Packets are counted by samples, and one or two of them would be over it.
+    #[error(
+        "burst {burst} is below {min}: one packet in {sample} is counted, for {sample}, so that two would be over it; raise burst to at least {min}"
+    )]
+    BurstBelowSamples {
+        /// As given.
+        burst: u64,
+        /// Of so many packets one is counted.
+        sample: u32,
+        /// What two of them are worth.
+        min: u64,
+    },
     /// The burst is worth more than a day.
     #[error(
         "burst {burst} takes more than a day to refill at {rate}/s; lower it to at most {max} or raise the rate"
@@ -102,6 +114,41 @@ impl Rate {
         per_second: 1000,
         burst: 2000,
     };
+
+    /// ICMP messages of a kind by default: what the kernel itself answers with by
+    /// default (`icmp_msgs_per_sec`), and far more than anyone needs who looks for
+    /// a fault.
+    pub const ICMP: Self = Self {
+        per_second: 1000,
+        burst: 200,
+    };
+
+    /// Packets of reflectors for one service by default: what servers of names and
+    /// time answer to a busy host.
+    pub const REFLECTION: Self = Self {
+        per_second: 1000,
+        burst: 1000,
+    };
+
+    /// A rate of packets of which one in `sample` is counted, for that many. Without
+    /// a burst it is what the rate gives in `seconds`, and at least two samples.
+    ///
+    /// # Errors
+    /// As [`Rate::new`], and [`RateError::BurstBelowSamples`].
+    pub fn sampled(
+        per_second: u64,
+        burst: Option<u64>,
+        (sample, seconds): (u32, u64),
+        tick_ns: u64,
+    ) -> Result<Self, RateError> {
+        let min = 2 * u64::from(sample);
+        let burst = burst.unwrap_or_else(|| per_second.saturating_mul(seconds).max(min));
+        let rate = Self::new(LimitKind::Packets, per_second, Some(burst), tick_ns)?;
+        if burst < min {
+            return Err(RateError::BurstBelowSamples { burst, sample, min });
+        }
+        Ok(rate)
+    }
 
     /// `per_second` packets (or bytes, by `kind`), of which `burst` may come at
     /// once; without a burst it is what the rate gives in a second, and at

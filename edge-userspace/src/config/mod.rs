@@ -3,7 +3,8 @@
 //! * `raw` (with `reader`, `quantity`, `report`): what the file says, typed,
 //!   every key known, every value with its place;
 //! * `validate`: what it means, and whether that can be;
-//! * [`model`], [`limits`], [`services`], [`bogons`]: the result;
+//! * [`model`], [`limits`], [`services`], [`floods`], [`bogons`]: the
+//!   result;
 //! * `kernel`, [`reload`], `describe`: what the program reads of it, what a
 //!   change of it takes, and what it is in words.
 //!
@@ -14,6 +15,7 @@
 
 pub mod bogons;
 mod describe;
+pub mod floods;
 mod kernel;
 pub mod limits;
 mod load;
@@ -33,7 +35,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use describe::{
-    CheckMode, Description, LimitDescription, Lists, MapMemory, ServiceDescription, describe,
+    CheckMode, Description, FloodDescription, LimitDescription, Lists, MapMemory,
+    ServiceDescription, describe,
 };
 pub use load::load;
 pub use model::Model;

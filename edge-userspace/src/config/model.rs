@@ -15,8 +15,9 @@ use edge_common::{
 };
 
 use super::{
+    floods::Floods,
     limits::Limits,
-    services::{Flood, Service},
+    services::{Flood, Ports, Protocol, Service},
 };
 use crate::tables::Capacity;
 
@@ -70,7 +71,10 @@ pub struct Model {
     pub limits: Limits,
     /// What all services share.
     pub flood: Flood,
+    /// Floods that are no SYNs.
+    pub floods: Floods,
     /// What is protected against floods, in the order of the file; no name twice.
+    /// Last, if it is on, all ports of this host that are of no other.
     pub services: Vec<Service>,
 }
 
@@ -87,6 +91,21 @@ impl Model {
     /// Whether this host's own TCP must take SYN cookies, and so needs its sysctls.
     pub fn needs_cookies(&self) -> bool {
         self.services.iter().any(Service::needs_cookies)
+    }
+
+    /// Whether segments to ports of no service are judged.
+    pub fn has_rest(&self) -> bool {
+        self.services.iter().any(|s| s.ports == Ports::Rest)
+    }
+
+    /// What happens to packets of reflectors: off also where no service is UDP, so
+    /// that it costs nothing.
+    pub fn reflection_mode(&self) -> Mode {
+        let mut services = self.services.iter();
+        match services.any(|s| s.protocol == Protocol::Udp) {
+            true => self.floods.reflection.mode,
+            false => Mode::Off,
+        }
     }
 
     /// What each check comes to: off also where it has nothing to look for (no

@@ -171,6 +171,41 @@ section! {
         reply_ttl = "reply_ttl": At<Count>,
         reply_window = "reply_window": At<Count>,
         verified_ttl = "verified_ttl": At<Seconds>,
+        rest = "rest": Rest,
+        icmp = "icmp": IcmpFlood,
+        reflection = "reflection": Reflection,
+        prefixes = "prefixes": PrefixFlood,
+    }
+}
+
+section! {
+    /// `[flood.icmp]`
+    IcmpFlood {
+        mode = "mode": Mode,
+        echo = "echo": PacketRate,
+        errors = "errors": PacketRate,
+        other = "other": PacketRate,
+    }
+}
+
+section! {
+    /// `[flood.reflection]`
+    Reflection {
+        mode = "mode": Mode,
+        ports = "ports": At<Vec<At<PortRange>>>,
+        rate = "rate": At<CountRate>,
+        burst = "burst": At<Count>,
+    }
+}
+
+section! {
+    /// `[flood.prefixes]`
+    PrefixFlood {
+        mode = "mode": Mode,
+        source = "source": PacketRate,
+        source_wide = "source_wide": PacketRate,
+        dest = "dest": PacketRate,
+        dest_prefix = "dest_prefix": PacketRate,
     }
 }
 
@@ -185,6 +220,7 @@ section! {
         syn = "syn": When,
         dry_run = "dry_run": bool,
         incomplete = "incomplete": PacketRate,
+        reflection = "reflection": PacketRate,
     }
 }
 
@@ -231,6 +267,16 @@ impl FromToml for ServiceAddress {
                 .map(Self::Address)
                 .map_err(|_| format!("no address; expected {EXPECTED}")),
         })
+    }
+}
+
+/// When ports of no service are defended: never, or under attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rest(pub(super) When);
+
+impl FromToml for Rest {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        choice(node, key, report, &[When::Off, When::Auto], When::name).map(Self)
     }
 }
 

@@ -8,6 +8,9 @@ use super::limits::Rate;
 
 /// The longest name of a service, bytes.
 pub const MAX_NAME: usize = 63;
+/// The name of the service that is made of all TCP ports of this host that are of
+/// no other one.
+pub const HOST: &str = "host";
 /// The most targets.
 pub const MAX_SERVICE_TARGETS: u32 = 1 << 20;
 /// The most verified sources: 128 MiB.
@@ -32,12 +35,30 @@ pub struct Service {
     pub dry_run: bool,
     /// Handshakes a second that may stay incomplete without being an attack.
     pub incomplete: Rate,
+    /// Packets a second from ports of reflectors, if it is UDP.
+    pub reflection: Rate,
 }
 
 impl Service {
+    /// All TCP ports of this host that are of no other service, under the name
+    /// [`HOST`]: its segments are judged, its SYNs are not.
+    pub fn rest(dry_run: bool, incomplete: Rate) -> Self {
+        Self {
+            name: HOST.to_owned(),
+            addresses: Addresses::Local,
+            ports: Ports::Rest,
+            protocol: Protocol::Tcp,
+            forwarded: false,
+            syn: When::Auto,
+            dry_run,
+            incomplete,
+            reflection: Rate::REFLECTION,
+        }
+    }
+
     /// Whether this host's own TCP must take cookies for it.
     pub fn needs_cookies(&self) -> bool {
-        !self.forwarded && !self.dry_run && self.syn != When::Off
+        self.ports != Ports::Rest && !self.forwarded && !self.dry_run && self.syn != When::Off
     }
 }
 
@@ -68,13 +89,15 @@ pub enum Ports {
     Listening,
     /// These: sorted, apart from each other.
     Listed(Vec<RangeInclusive<u16>>),
+    /// All that are of no other service.
+    Rest,
 }
 
 impl Ports {
     /// How many are listed.
     pub fn listed(&self) -> u32 {
         match self {
-            Self::Listening => 0,
+            Self::Listening | Self::Rest => 0,
             Self::Listed(ranges) => ranges
                 .iter()
                 .map(|r| u32::from(*r.end()) - u32::from(*r.start()) + 1)

@@ -1,5 +1,6 @@
 //! The configuration as a whole: files in, models or messages out.
 
+mod floods;
 mod services;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ use proptest::prelude::*;
 use super::{
     Checked, ConfigError, Finding, MAX_FINDINGS,
     bogons::{DEFAULT, default_prefixes},
+    floods::{Floods, Prefixes, REFLECTORS},
     limits::OverrideLimit,
     model::{Model, OnExit},
     parse,
@@ -103,6 +105,25 @@ fn the_examples_are_valid_and_say_the_defaults() {
     let warned: Vec<&str> = full.warnings.iter().map(|w| w.key.as_str()).collect();
     assert_eq!(warned, ["lists.management", "limits.syn"]);
     assert!(!full.model.limits.overrides.is_empty() && !full.model.arp_bindings.is_empty());
+    // The sections say what they are without a word, but for the limits of prefixes.
+    let bare = model_of("[flood.icmp]\n[flood.reflection]\n").floods;
+    let said = &full.model.floods;
+    assert_eq!(
+        (&said.icmp, &said.reflection),
+        (&bare.icmp, &bare.reflection)
+    );
+    assert_eq!(said.prefixes.mode, Prefixes::MODE);
+    assert!(said.prefixes.rates.iter().all(Option::is_some));
+    for (port, protocol) in REFLECTORS {
+        for text in [EXAMPLE, REFERENCE] {
+            // The example breaks lines inside of names.
+            let text = text.replace("\n# ", " ").replace(" | ", " ");
+            assert!(
+                text.contains(&format!("{port} {protocol}")),
+                "{port} {protocol}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -229,6 +250,14 @@ fn defaults_are_those_of_the_contract() {
     );
     assert_eq!((m.limits.v4_prefix, m.limits.v6_prefix), (32, 64));
     assert_eq!((m.flood, m.services), (Flood::default(), Vec::new()));
+    assert_eq!(m.floods, Floods::default());
+    let off = (Mode::Off, Mode::Off, Mode::Off);
+    let Floods {
+        icmp,
+        reflection,
+        prefixes,
+    } = m.floods;
+    assert_eq!((icmp.mode, reflection.mode, prefixes.mode), off);
     let mut bogons = default_prefixes();
     bogons.sort_unstable();
     assert_eq!(m.bogon_prefixes, bogons);
@@ -548,7 +577,23 @@ fn what_was_probably_not_meant_is_warned_of() {
         ),
         (
             "[[service]]\nname = 'a'\nports = [80]\nprotocol = 'udp'",
-            "protocol = 'udp': without effect: services are defended against floods of TCP only",
+            "protocol = 'udp': without effect: services of UDP are defended against reflection only; add [flood.reflection]",
+        ),
+        (
+            "[flood.reflection]",
+            "flood.reflection: without effect, for there is no [[service]] with protocol = \"udp\"",
+        ),
+        (
+            "[flood.reflection]\nports = [53, '50-60']\n[[service]]\nname = 'a'\nports = [53]\nprotocol = 'udp'",
+            "flood.reflection.ports[0] = 53: named twice",
+        ),
+        (
+            "[[service]]\nname = 'a'\nports = [80]\nreflection = { rate = 9 }",
+            "service[0].reflection: without effect: reflection comes over UDP",
+        ),
+        (
+            "[flood.prefixes]\nmode = 'enforce'",
+            "flood.prefixes: without effect, for there is no limit; add source",
         ),
         (
             "limits.syn.rate = 100\n[[service]]\nname = 'a'\nports = [80]",
@@ -558,6 +603,14 @@ fn what_was_probably_not_meant_is_warned_of() {
         let got = warnings(text);
         assert_eq!(got.len(), 1, "{text}: {got:?}");
         assert!(got[0].contains(want), "{}", got[0]);
+    }
+    for fine in [
+        "[flood.icmp]",
+        "flood.rest = 'auto'\nlimits.syn.rate = 100",
+        "flood.prefixes.dest.rate = 9",
+        "[flood.reflection]\n[[service]]\nname = 'a'\nports = [53]\nprotocol = 'udp'",
+    ] {
+        assert_eq!(warnings(fine), Vec::<String>::new());
     }
     let open = check("interfaces = ['lo']").unwrap().warnings;
     let keys: Vec<&str> = open.iter().map(|w| w.key.as_str()).collect();
@@ -623,6 +676,10 @@ fn configuration() -> impl Strategy<Value = String> {
         "[0-9a-f:]{0,8}::/[0-9]{1,3}".prop_map(|s| format!("['{s}']")),
         Just("{ rate = 5, burst = 5 }".to_owned()),
         Just("[{ prefixes = ['10.0.0.0/8'], udp = 'unlimited' }]".to_owned()),
+        Just(
+            "{ echo = { rate = 5 }, source = { rate = 5, burst = 5 }, ports = [9, '8-9'] }"
+                .to_owned()
+        ),
         Just("[{ name = 'a', ports = ['1-9', 5], addresses = ['192.0.2.1'] }]".to_owned()),
         Just("[{ address = '192.0.2.1', mac = '02:00:00:00:00:01' }]".to_owned()),
         "\\PC{0,8}",

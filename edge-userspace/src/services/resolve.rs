@@ -6,7 +6,9 @@ use std::{
 };
 
 use edge_common::{
-    defence::{TARGET_FORWARDED, TARGET_LOCAL, Target, TargetKey, WSCALE_UNKNOWN, v4_halves},
+    defence::{
+        TARGET_FORWARDED, TARGET_LOCAL, TARGET_REST, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
+    },
     parse::proto,
 };
 
@@ -27,8 +29,8 @@ pub struct Planned {
     pub at: SocketAddr,
     /// Segment size to announce.
     pub mss: u16,
-    /// Whether another host answers.
-    pub forwarded: bool,
+    /// [`TARGET_LOCAL`], [`TARGET_FORWARDED`] or [`TARGET_REST`].
+    pub kind: u8,
     /// Who listens there; `None` when nobody does, or it does not matter.
     pub listener: Option<Place>,
 }
@@ -64,7 +66,7 @@ pub fn resolve(
             index: slots.get(i).map_or(0, |s| s.index),
             at,
             mss,
-            forwarded: service.forwarded,
+            kind: kind(service),
             listener,
         };
         let full = targets.planned.len() >= room as usize;
@@ -94,7 +96,7 @@ pub fn resolve(
         }
     }
     let ports = listeners.ports();
-    for (i, service) in all.filter(|(_, s)| s.ports == Ports::Listening) {
+    for (i, service) in all.clone().filter(|(_, s)| s.ports == Ports::Listening) {
         for (address, mss) in addresses(service, host) {
             for &port in &ports {
                 if let Some(listener) = listeners.find(address, port) {
@@ -109,7 +111,20 @@ pub fn resolve(
             }
         }
     }
+    for (i, service) in all.filter(|(_, s)| s.ports == Ports::Rest) {
+        for (address, mss) in addresses(service, host) {
+            add(i, service, SocketAddr::new(address, 0), mss, None);
+        }
+    }
     targets
+}
+
+fn kind(service: &Service) -> u8 {
+    match service.ports {
+        Ports::Rest => TARGET_REST,
+        _ if service.forwarded => TARGET_FORWARDED,
+        _ => TARGET_LOCAL,
+    }
 }
 
 /// The addresses of a service with the segment sizes to announce there.
@@ -170,11 +185,7 @@ impl Targets {
                 .as_ref()
                 .and_then(&scale)
                 .unwrap_or(WSCALE_UNKNOWN),
-            kind: if p.forwarded {
-                TARGET_FORWARDED
-            } else {
-                TARGET_LOCAL
-            },
+            kind: p.kind,
             marked_at: 0,
         };
         let planned = self.planned.iter();
@@ -297,6 +308,31 @@ mod tests {
         let asked = got.listeners(|service| service == 0);
         let asked: Vec<String> = asked.values().map(ToString::to_string).collect();
         assert_eq!(asked, ["192.0.2.2:22", "192.0.2.2:25"]);
+    }
+
+    #[test]
+    fn ports_of_no_service_stand_under_port_0_of_each_address() {
+        let text = "flood.rest = 'auto'\n[[service]]\nname = 'a'\nports = [80]\n";
+        let host = host(&["127.0.0.1", "fe80::1", "192.0.2.1", "2001:db8::1"]);
+        let got = resolved(
+            text,
+            &host,
+            vec![listener("::", 80, 1), listener("::", 22, 2)],
+        );
+        let want = [
+            "192.0.2.1:0 1 -",
+            "192.0.2.1:80 0 ::",
+            "[2001:db8::1]:0 1 -",
+            "[2001:db8::1]:80 0 ::",
+        ];
+        assert_eq!(told(&got), want);
+        for (key, target) in got.entries(|_| Some(7)) {
+            let rest = key.port == 0;
+            assert_eq!(target.kind == TARGET_REST, rest, "{key:?}");
+            assert_eq!((target.service, key.proto), (u32::from(rest), proto::TCP));
+        }
+        // Nobody is asked for a window scale on their behalf.
+        assert_eq!(got.listeners(|service| service == 1).len(), 0);
     }
 
     #[test]

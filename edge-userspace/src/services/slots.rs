@@ -70,6 +70,7 @@ pub fn entries(model: &Model, slots: &[Slot]) -> Vec<AbiService> {
         if let Some(entry) = entries.get_mut(slot.index as usize) {
             *entry = AbiService {
                 incomplete: service.incomplete.limit(),
+                reflection: service.reflection.limit(),
                 hold_ns: model.flood.hold_s.saturating_mul(1_000_000_000),
                 when: service.syn as u32,
                 dry_run: u32::from(service.dry_run),
@@ -125,7 +126,7 @@ mod tests {
     #[test]
     fn entries_say_what_the_file_says() {
         let model = model_of(
-            "[flood]\ncompleted = 30\nhold = '7s'\n[[service]]\nname = 'a'\nports = [1]\nsyn = 'always'\ndry_run = true\nincomplete = { rate = 5, burst = 6 }",
+            "[flood]\ncompleted = 30\nhold = '7s'\n[[service]]\nname = 'a'\nports = [1]\nsyn = 'always'\ndry_run = true\nincomplete = { rate = 5, burst = 600 }\nreflection = { rate = 7, burst = 8 }",
         );
         let slots = [Slot {
             index: 2,
@@ -134,7 +135,8 @@ mod tests {
         let got = entries(&model, &slots);
         assert_eq!(got[..2], [AbiService::OFF; 2]);
         let want = AbiService {
-            incomplete: edge_common::gcra::Limit::per_second(5, 6).unwrap(),
+            incomplete: edge_common::gcra::Limit::per_second(5, 600).unwrap(),
+            reflection: edge_common::gcra::Limit::per_second(7, 8).unwrap(),
             hold_ns: 7_000_000_000,
             when: 2,
             dry_run: 1,

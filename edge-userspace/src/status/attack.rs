@@ -106,6 +106,8 @@ pub enum Remedy {
     Cookies,
     /// Sources that are not verified get a challenge.
     Challenges,
+    /// Segments of no connection are dropped.
+    Drops,
     /// It is only counted what would be done.
     DryRun,
     /// Nothing: the service is not to be defended.
@@ -118,6 +120,7 @@ impl Remedy {
         match self {
             Self::Cookies => "cookies",
             Self::Challenges => "challenges",
+            Self::Drops => "drops",
             Self::DryRun => "dry_run",
             Self::Nothing => "nothing",
         }
@@ -128,6 +131,7 @@ impl Remedy {
         match self {
             Self::Cookies => "answered with SYN cookies",
             Self::Challenges => "answered with challenges",
+            Self::Drops => "which are dropped",
             Self::DryRun => "NOT DEFENDED (dry run)",
             Self::Nothing => "NOT DEFENDED (syn = \"off\")",
         }

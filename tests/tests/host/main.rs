@@ -5,6 +5,7 @@ mod attacks;
 mod challenge;
 mod cli;
 mod flood;
+mod floods;
 mod import;
 mod limits;
 mod lists;

@@ -20,7 +20,7 @@ const TIMESTAMPS: &str = "/proc/sys/net/ipv4/tcp_timestamps";
 /// A service that is always defended.
 const ALWAYS: &str = "[[service]]\nname = \"web\"\nports = [80]\nsyn = \"always\"\n";
 
-fn service(edge: &Installation<'_>, name: &str) -> Value {
+pub(super) fn service(edge: &Installation<'_>, name: &str) -> Value {
     let status = edge.status();
     let services = status["services"].as_array().cloned().unwrap_or_default();
     let found = services.into_iter().find(|s| s["name"] == name);
@@ -73,7 +73,7 @@ fn info(stream: &TcpStream) -> Info {
 }
 
 /// A listener on the host, with a receive buffer of its own if one is asked for.
-fn listen(host: &Namespace, at: SocketAddr, rcvbuf: Option<i32>) -> TcpListener {
+pub(super) fn listen(host: &Namespace, at: SocketAddr, rcvbuf: Option<i32>) -> TcpListener {
     host.inside(|| -> io::Result<TcpListener> {
         let Some(bytes) = rcvbuf else {
             return TcpListener::bind(at);
@@ -121,7 +121,7 @@ fn listen(host: &Namespace, at: SocketAddr, rcvbuf: Option<i32>) -> TcpListener 
     .expect("a listener")
 }
 
-fn connect(link: &Link, to: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn connect(link: &Link, to: SocketAddr) -> io::Result<TcpStream> {
     let stream = link
         .outside
         .inside(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)))?;

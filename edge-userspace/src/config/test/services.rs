@@ -18,7 +18,7 @@ fn services_take_what_they_do_not_say_from_flood() {
         [flood]
         syn = "always"
         dry_run = true
-        incomplete = { rate = 10, burst = 30 }
+        incomplete = { rate = 10, burst = 300 }
         completed = 80
         hold = "1m30s"
         sysctls = "check"
@@ -35,7 +35,7 @@ fn services_take_what_they_do_not_say_from_flood() {
         forwarded = true
         syn = "auto"
         dry_run = false
-        incomplete = { rate = 20 }
+        incomplete = { rate = 90 }
         [[service]]
         name = "dns"
         ports = [53]
@@ -72,7 +72,7 @@ fn services_take_what_they_do_not_say_from_flood() {
     let rate = |rate, burst| Rate::new(LimitKind::Syn, rate, Some(burst), TICK_NS).unwrap();
     assert_eq!(
         (web.incomplete, far.incomplete),
-        (rate(10, 30), rate(20, 40))
+        (rate(10, 300), rate(90, 180))
     );
     assert_eq!(
         (far.syn, far.dry_run, far.forwarded),
@@ -173,6 +173,55 @@ fn services_that_make_no_sense_are_refused() {
         (
             service("a", "ports = [1]\nincomplete = { burst = 5 }"),
             "a burst without a rate",
+        ),
+        (
+            service("a", "ports = [1]\nincomplete = { rate = 5, burst = 127 }"),
+            "edge.toml:5: service[0].incomplete.burst = 127: burst 127 is below 128: one packet in 64 is counted, for 64, so that two would be over it; raise burst to at least 128",
+        ),
+        (
+            service("host", "ports = [1]"),
+            "service[0].name = 'host': the name for all ports of no service (flood.rest); choose another",
+        ),
+        (
+            service("a", "ports = [1]\nprotocol = 'udp'\nreflection.burst = 1")
+                + "[flood.reflection]",
+            "service[0].reflection.burst = 1: a burst without a rate",
+        ),
+        (
+            "flood.rest = 'always'".to_owned(),
+            "expected one of \"off\", \"auto\"",
+        ),
+        (
+            "flood.icmp.echo = { rate = 0 }".to_owned(),
+            "flood.icmp.echo.rate = 0: rate 0 is below the lowest",
+        ),
+        (
+            "flood.icmp.echo = { rate = 1000, burst = 3 }".to_owned(),
+            "flood.icmp.echo.burst = 3: burst 3 is below what one clock tick admits",
+        ),
+        (
+            "flood.icmp.errors = { burst = 3 }".to_owned(),
+            "a burst without a rate",
+        ),
+        (
+            "flood.prefixes.dest = { rate = 1000, burst = 31 }".to_owned(),
+            "flood.prefixes.dest.burst = 31: burst 31 is below 32: one packet in 16 is counted",
+        ),
+        (
+            "flood.prefixes.sources = { rate = 1 }".to_owned(),
+            "did you mean flood.prefixes.source?",
+        ),
+        (
+            "[flood.reflection]\nports = []".to_owned(),
+            "flood.reflection.ports: no port; name some, or leave the key out",
+        ),
+        (
+            "[flood.reflection]\nports = [0]".to_owned(),
+            "flood.reflection.ports[0] = 0: no port; expected",
+        ),
+        (
+            "[flood.reflection]\nmode = 'on'".to_owned(),
+            "expected one of \"off\", \"dry-run\", \"enforce\"",
         ),
         (
             service("a", "ports = [1]\nincomplete = { rate = 0 }"),

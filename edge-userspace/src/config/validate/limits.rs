@@ -8,7 +8,7 @@ use edge_common::{
 };
 
 use crate::config::{
-    limits::{Limits, Override, OverrideLimit, Rate, V4_PREFIX, V6_PREFIX},
+    limits::{Limits, Override, OverrideLimit, Rate, RateError, V4_PREFIX, V6_PREFIX},
     quantity::{ByteRate, Bytes, Count, CountRate},
     raw,
     report::{At, Place, Report},
@@ -21,17 +21,21 @@ const MIN_V6_PREFIX: u32 = 16;
 
 /// A rate and a burst as written, in packets or bytes.
 #[derive(Default)]
-struct Amounts<'a> {
+pub(super) struct Amounts<'a> {
     rate: Option<(u64, &'a Place)>,
     burst: Option<(u64, &'a Place)>,
 }
 
 impl<'a> Amounts<'a> {
-    fn packets(rate: Option<&'a At<CountRate>>, burst: Option<&'a At<Count>>) -> Self {
+    pub(super) fn packets(rate: Option<&'a At<CountRate>>, burst: Option<&'a At<Count>>) -> Self {
         Self {
             rate: rate.map(|r| (r.value.0, &r.place)),
             burst: burst.map(|b| (b.value.0, &b.place)),
         }
+    }
+
+    pub(super) fn of(raw: &'a raw::PacketRate) -> Self {
+        Self::packets(raw.rate.as_ref(), raw.burst.as_ref())
     }
 
     fn bytes(rate: Option<&'a At<ByteRate>>, burst: Option<&'a At<Bytes>>) -> Self {
@@ -43,13 +47,22 @@ impl<'a> Amounts<'a> {
 
     /// The rate; `None` without one, or after a problem has been reported.
     fn check(&self, kind: LimitKind, report: &mut Report<'_>, tick_ns: u64) -> Option<Rate> {
+        self.make(report, |rate, burst| Rate::new(kind, rate, burst, tick_ns))
+    }
+
+    /// The same with another way to make a rate of both numbers.
+    pub(super) fn make(
+        &self,
+        report: &mut Report<'_>,
+        rate_of: impl FnOnce(u64, Option<u64>) -> Result<Rate, RateError>,
+    ) -> Option<Rate> {
         let Some((rate, rate_place)) = self.rate else {
             if let Some((_, place)) = self.burst {
                 report.problem(place, "a burst without a rate; add rate, or remove burst");
             }
             return None;
         };
-        match Rate::new(kind, rate, self.burst.map(|b| b.0), tick_ns) {
+        match rate_of(rate, self.burst.map(|b| b.0)) {
             Ok(rate) => Some(rate),
             Err(error) => {
                 let place = match self.burst {

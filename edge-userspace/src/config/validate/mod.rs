@@ -2,6 +2,7 @@
 //! to another value. A section that is wrong is reported and replaced by its
 //! default, so that the rest is checked as well.
 
+mod floods;
 mod limits;
 mod lists;
 mod services;
@@ -58,6 +59,7 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         .as_ref()
         .map_or_else(Limits::default, |l| limits::limits(l, report, tick_ns));
     let flood = services::flood(raw.flood.as_ref(), raw.tables.as_ref(), report);
+    let floods = floods::floods(raw.flood.as_ref(), report, tick_ns);
     let services = services::services(raw, &flood, report, tick_ns);
     let none = raw::Lists::default();
     let raw_lists = raw.lists.as_ref().unwrap_or(&none);
@@ -84,12 +86,14 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         blacklist: lists::list(raw_lists.blacklist.as_deref(), report),
         limits,
         flood,
+        floods,
         services,
     };
     lists::check_room(&model, raw, report);
     lists::check_effect(&model, raw_lists, report);
     check_guards(&model, raw, report);
     services::check_effect(&model, raw, report);
+    floods::check_effect(&model, raw, report);
     model
 }
 

@@ -3,14 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::RangeInclusive,
 };
 
 use edge_common::{
     abi::{LimitKind, Mode},
-    defence::{MAX_SERVICES, When},
+    defence::{MAX_SERVICES, SEGMENT_SAMPLE, When},
 };
 
-use super::number;
+use super::{floods, limits::Amounts, number};
 use crate::config::{
     limits::Rate,
     model::Model,
@@ -18,8 +19,8 @@ use crate::config::{
     raw,
     report::{At, Place, Report},
     services::{
-        Addresses, Flood, MAX_NAME, MAX_SERVICE_TARGETS, MAX_VERIFIED_SOURCES, Ports, Protocol,
-        Service,
+        Addresses, Flood, HOST, MAX_NAME, MAX_SERVICE_TARGETS, MAX_VERIFIED_SOURCES, Ports,
+        Protocol, Service,
     },
 };
 
@@ -100,10 +101,13 @@ pub(super) fn services(
     let defaults = raw.flood.as_ref().unwrap_or(&none);
     let fallback = incomplete(defaults.incomplete.as_ref(), None, report, tick_ns);
     let list = raw.services.as_deref().unwrap_or(&[]);
-    if let Some(first) = list.get(MAX_SERVICES as usize) {
+    let reflection = floods::reflection(raw.flood.as_ref(), report, tick_ns);
+    // One for the ports of no service.
+    let most = MAX_SERVICES as usize - 1;
+    if let Some(first) = list.get(most) {
         report.problem_without_value(
             &first.place,
-            format_args!("more than {MAX_SERVICES} services; let some share their thresholds"),
+            format_args!("more than {most} services; let some share their thresholds"),
         );
         return Vec::new();
     }
@@ -134,11 +138,23 @@ pub(super) fn services(
                 },
                 dry_run: raw.dry_run.or(defaults.dry_run).unwrap_or(false),
                 incomplete: incomplete(raw.incomplete.as_ref(), Some(fallback), report, tick_ns),
+                reflection: (raw.reflection.as_ref())
+                    .and_then(|raw| {
+                        Amounts::of(raw).make(report, |rate, burst| {
+                            Rate::new(LimitKind::Udp, rate, burst, tick_ns)
+                        })
+                    })
+                    .or(reflection)
+                    .unwrap_or(Rate::REFLECTION),
             },
         ));
     }
     check_targets(&services, flood, report);
-    services.into_iter().map(|(_, service)| service).collect()
+    let dry_run = defaults.dry_run.unwrap_or(false);
+    let rest = matches!(defaults.rest, Some(raw::Rest(When::Auto)));
+    let rest = rest.then(|| Service::rest(dry_run, fallback));
+    let services = services.into_iter().map(|(_, service)| service);
+    services.chain(rest).collect()
 }
 
 /// A key that a service cannot do without.
@@ -168,6 +184,13 @@ fn name(
         report.problem(
             place,
             format_args!("no name; write 1 to {MAX_NAME} of a-z, 0-9, '.', '_' and '-'"),
+        );
+        return None;
+    }
+    if value == HOST {
+        report.problem(
+            place,
+            "the name for all ports of no service (flood.rest); choose another one",
         );
         return None;
     }
@@ -297,17 +320,27 @@ fn ports(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option
         }
         raw::Ports::Listed(list) => list,
     };
-    if list.is_empty() {
-        missing_in(
-            place,
-            "no port; name some, such as [443, \"8000-8010\"]",
-            report,
-        );
+    let list = At {
+        value: list,
+        place: place.clone(),
+    };
+    let what = "no port; name some, such as [443, \"8000-8010\"]";
+    sorted(&list, what, report).map(Ports::Listed)
+}
+
+/// Ports in order, each once; `None` after it has been reported that there is none.
+pub(super) fn sorted(
+    At { value: list, place }: &At<impl AsRef<[At<raw::PortRange>]>>,
+    none: &str,
+    report: &mut Report<'_>,
+) -> Option<Vec<RangeInclusive<u16>>> {
+    if list.as_ref().is_empty() {
+        missing_in(place, none, report);
         return None;
     }
-    let mut sorted: Vec<_> = list.iter().collect();
+    let mut sorted: Vec<_> = list.as_ref().iter().collect();
     sorted.sort_by_key(|at| *at.value.0.start());
-    let mut ranges: Vec<std::ops::RangeInclusive<u16>> = Vec::new();
+    let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
     for At { value, place } in sorted {
         match ranges.last_mut() {
             Some(last) if value.0.start() <= last.end() => {
@@ -317,7 +350,7 @@ fn ports(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option
             _ => ranges.push(value.0.clone()),
         }
     }
-    Some(Ports::Listed(ranges))
+    Some(ranges)
 }
 
 /// Incomplete handshakes; without a rate that of `[flood]`, or the default.
@@ -327,31 +360,11 @@ fn incomplete(
     report: &mut Report<'_>,
     tick_ns: u64,
 ) -> Rate {
-    let rate = |rate: u64, burst: Option<u64>| {
-        // What a crowd adds in two seconds, and at least a tick's worth.
-        let burst = burst.unwrap_or_else(|| rate.saturating_mul(2));
-        Rate::new(LimitKind::Syn, rate, Some(burst), tick_ns)
-    };
+    // Without a burst what a crowd adds in two seconds.
     let given = raw.and_then(|raw| {
-        let Some(at) = &raw.rate else {
-            if let Some(burst) = &raw.burst {
-                report.problem(
-                    &burst.place,
-                    "a burst without a rate; add rate, or remove burst",
-                );
-            }
-            return None;
-        };
-        let burst = raw.burst.as_ref();
-        rate(at.value.0, burst.map(|b| b.value.0))
-            .map_err(|error| {
-                let place = match burst {
-                    Some(burst) if !error.is_about_rate() => &burst.place,
-                    _ => &at.place,
-                };
-                report.problem(place, error);
-            })
-            .ok()
+        Amounts::of(raw).make(report, |rate, burst| {
+            Rate::sampled(rate, burst, (SEGMENT_SAMPLE, 2), tick_ns)
+        })
     });
     given.or(fallback).unwrap_or(Rate::INCOMPLETE)
 }
@@ -452,17 +465,8 @@ fn check_targets(services: &[(&raw::Service, Service)], flood: &Flood, report: &
 
 /// Warns of what has no effect, and of what stands in the way of the defence.
 pub(super) fn check_effect(model: &Model, raw: &raw::Root, report: &mut Report<'_>) {
-    for service in raw.services.as_deref().unwrap_or(&[]) {
-        if let Some(protocol) = &service.protocol
-            && protocol.value == Protocol::Udp
-        {
-            report.warn(
-                &protocol.place,
-                "without effect: services are defended against floods of TCP only",
-            );
-        }
-    }
-    let defended = model.services.iter().any(|s| s.syn != When::Off);
+    let mut services = model.services.iter();
+    let defended = services.any(|s| s.syn != When::Off && s.ports != Ports::Rest);
     if defended && model.limits.mode(LimitKind::Syn) == Mode::Enforce {
         let place = raw
             .limits
@@ -476,6 +480,9 @@ pub(super) fn check_effect(model: &Model, raw: &raw::Root, report: &mut Report<'
     }
     if model.services.is_empty()
         && let Some(flood) = &raw.flood
+        && flood.icmp.is_none()
+        && flood.reflection.is_none()
+        && flood.prefixes.is_none()
     {
         report.warn_without_value(&flood.place, "without effect, for there is no [[service]]");
     }

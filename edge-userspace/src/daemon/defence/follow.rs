@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::Now,
-    config::services::{Protocol, Service},
+    config::services::{HOST, Protocol, Service},
     control::{
         events,
         protocol::{Event, ServerMessage},
@@ -253,6 +253,7 @@ fn remedy(service: &Service) -> Remedy {
     match (service.syn, service.dry_run, service.forwarded) {
         (When::Off, _, _) => Remedy::Nothing,
         (_, true, _) => Remedy::DryRun,
+        _ if service.name == HOST => Remedy::Drops,
         (_, _, true) => Remedy::Challenges,
         (_, _, false) => Remedy::Cookies,
     }

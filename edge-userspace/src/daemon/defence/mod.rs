@@ -13,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use edge_common::defence::When;
+use edge_common::{
+    abi::Mode,
+    defence::{TARGET_LOCAL, When},
+    parse::proto,
+};
 use tracing::warn;
 
 use crate::{
@@ -151,6 +155,14 @@ impl Defence {
             .as_ref()
             .map_or(&[][..], |s| &s.model.services);
         self.watch.keep(all);
+        let forwards = || sysctl::read(&root(), "net/ipv4/ip_forward").is_ok_and(|v| v != "0");
+        if self.model().is_some_and(Model::has_rest) && forwards() {
+            warn!(
+                "flood.rest is on, and this host forwards packets (net.ipv4.ip_forward): if its \
+                 addresses are those of a NAT, connections through it are taken for a flood; set \
+                 flood.rest = \"off\" then"
+            );
+        }
     }
 
     /// What was prepared or filled does not come into force: what was before does.
@@ -280,7 +292,12 @@ impl Defence {
             return Ok(());
         };
         let entries = s.targets.entries(|place| self.scales.get(place));
-        s.tables.set_targets(&entries, &[])
+        let reflection = &s.model.floods.reflection;
+        let reflectors: Vec<u16> = match s.model.reflection_mode() {
+            Mode::Off => Vec::new(),
+            _ => reflection.ports.iter().cloned().flatten().collect(),
+        };
+        s.tables.set_targets(&entries, &reflectors)
     }
 
     /// Says what went wrong, once.
@@ -302,11 +319,13 @@ impl Defence {
             return Vec::new();
         };
         let mut counts = vec![ServiceTargets::default(); s.model.services.len()];
-        for planned in s.targets.planned.values() {
+        for (key, planned) in &s.targets.planned {
             if let Some(count) = counts.get_mut(planned.service) {
                 let scale = planned.listener.and_then(|place| self.scales.get(&place));
                 count.total += 1;
-                count.ready += u64::from(planned.forwarded || scale.is_some());
+                // Only the SYNs of a listener are answered in its place.
+                let of_listener = planned.kind == TARGET_LOCAL && key.proto == proto::TCP;
+                count.ready += u64::from(!of_listener || scale.is_some());
             }
         }
         let services = s.model.services.iter().zip(counts);
@@ -319,7 +338,8 @@ impl Defence {
 /// Whether listeners matter to a service.
 fn is_followed(service: &Service) -> bool {
     let defended = service.syn != When::Off || service.ports == Ports::Listening;
-    defended && service.protocol == Protocol::Tcp && !service.forwarded
+    let has_listeners = service.ports != Ports::Rest;
+    defended && has_listeners && service.protocol == Protocol::Tcp && !service.forwarded
 }
 
 fn root() -> PathBuf {
