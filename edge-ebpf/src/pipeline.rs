@@ -152,7 +152,7 @@ impl Packet {
             facts,
             marks: self.marks as u64 | (self.place as u64) << 32,
             hash,
-            is_whole: self.fragment == 0,
+            is_whole: self.fragment <= 1,
         }
     }
 

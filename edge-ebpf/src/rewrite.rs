@@ -1,7 +1,7 @@
 //! The only packet writes: replies.
 
 use crate::{defence::frame::Frame, emit::Facts, maps::config, source::XdpSource};
-use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
 use edge_common::defence::reply::{self, TCP_WORDS};
 
 /// Bytes of the fixed headers.
@@ -24,12 +24,11 @@ pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
     let tcp_len = words * 4;
     let new_len = (network + ip_len) as u32 + tcp_len;
     let linear = source.linear_len() as u32;
-    let old_len = if facts.frame_len > linear {
-        // SAFETY: a helper without side effects on the program's own context.
-        (unsafe { bpf_xdp_get_buff_len(ctx.ctx) }) as u32
-    } else {
-        linear
-    };
+    // Of several buffers, or headers that end in another one: none is a mere SYN.
+    if facts.frame_len > linear {
+        return false;
+    }
+    let old_len = linear;
     // The answer to a SYN of the usual options is as long as the SYN.
     if new_len != old_len {
         let delta = new_len as i32 - old_len as i32;

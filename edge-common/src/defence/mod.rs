@@ -249,6 +249,10 @@ impl Service {
 /// belongs to no connection it counts as that many incomplete handshakes.
 pub const SEGMENT_SAMPLE: u32 = 64;
 
+/// Of so many slices of the time one is that of a source, in which some of its
+/// segments are looked at: [`SEGMENT_SAMPLE`] in all.
+pub const SEGMENT_SLICES: u32 = 16;
+
 /// How far a service is from being under attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
@@ -344,10 +348,10 @@ pub const MARK_EVERY_NS: u64 = 250_000_000;
 /// to answer in that time.
 pub const MARK_LASTS_NS: u64 = 100_000_000_000;
 
-/// Entries of `ATTEMPTS` when the defence is on: half a MiB.
+/// Entries of `ATTEMPTS` when the defence is on, see [`tags::place`]: half a MiB.
 pub const ATTEMPTS: u32 = 1 << 16;
 
-/// Entries of `HANDSHAKES` when the defence is on: half a MiB.
+/// Entries of `HANDSHAKES` when the defence is on, likewise.
 pub const HANDSHAKES: u32 = 1 << 16;
 
 /// Words of `DEFENCE`, which belong to no service.

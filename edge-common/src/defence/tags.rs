@@ -31,10 +31,19 @@ pub const fn is_same(a: u64, b: u64) -> bool {
     (a ^ b) & TAG == 0
 }
 
-/// Steps from a word to `now`, a word made at that time.
+/// Steps from a word to `now`, a word made at that time. A word from a moment ahead is
+/// new: clocks of two interfaces are not quite the same.
 #[inline(always)]
 pub const fn age(word: u64, now: u64) -> u16 {
-    (now as u16).wrapping_sub(word as u16)
+    const AHEAD: u16 = 0xff00;
+    let age = (now as u16).wrapping_sub(word as u16);
+    if age >= AHEAD { 0 } else { age }
+}
+
+/// Where the word of a hash is in a table of 2^16: the bits that its tag has not.
+#[inline(always)]
+pub const fn place(hash: u64) -> u32 {
+    (hash & !TAG) as u32
 }
 
 /// How good it is to put `now` over a word of its bucket: the same tag is best,
@@ -93,7 +102,7 @@ mod tests {
 
     const STEP: u64 = 1 << VERIFIED_SHIFT;
 
-    fn place(bucket: &TagBucket, now: u64) -> usize {
+    fn best(bucket: &TagBucket, now: u64) -> usize {
         (0..WAYS)
             .max_by_key(|&i| (worth(bucket[i], now), WAYS - i))
             .unwrap()
@@ -109,7 +118,7 @@ mod tests {
         let start = 5 * STEP;
         let seen = word(0x1234_5678_9abc_def0, start, VERIFIED_SHIFT);
         assert_eq!(find(&bucket, seen, 100), None);
-        bucket[place(&bucket, seen)] = seen;
+        bucket[best(&bucket, seen)] = seen;
         for (steps, found) in [(0, true), (100, true), (101, false)] {
             let now = word(0x1234_5678_9abc_def0, start + steps * STEP, VERIFIED_SHIFT);
             assert_eq!(find(&bucket, now, 100).is_some(), found, "{steps}");
@@ -123,13 +132,27 @@ mod tests {
         let mut bucket = [0; WAYS];
         for i in 0..WAYS as u64 {
             let w = word((i + 1) << 20, (10 + i) * STEP, VERIFIED_SHIFT);
-            bucket[place(&bucket, w)] = w;
+            bucket[best(&bucket, w)] = w;
         }
         assert!(bucket.iter().all(|&w| w != 0));
         let again = word(3 << 20, 30 * STEP, VERIFIED_SHIFT);
-        assert_eq!(place(&bucket, again), 2);
+        assert_eq!(best(&bucket, again), 2);
         let new = word(99 << 20, 30 * STEP, VERIFIED_SHIFT);
-        assert_eq!(place(&bucket, new), 0);
+        assert_eq!(best(&bucket, new), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_a_step_behind_makes_nothing_old() {
+        let at = |steps| word(7 << 20, steps * STEP, VERIFIED_SHIFT);
+        assert_eq!(age(at(5), at(4)), 0);
+        assert_eq!(age(at(5), at(6)), 1);
+        assert_eq!(
+            attempt(
+                word(7 << 20, 2 << 24, ATTEMPT_SHIFT),
+                word(7 << 20, 1 << 24, ATTEMPT_SHIFT)
+            ),
+            Attempt::Again
+        );
     }
 
     #[test]

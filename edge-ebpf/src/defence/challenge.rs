@@ -12,7 +12,7 @@ use super::{cookie, frame::Frame, pressure::Of};
 use crate::maps::{ATTEMPTS, VERIFIED, config};
 use edge_common::{
     defence::{
-        ATTEMPTS as ATTEMPT_WORDS, ServiceCounter,
+        ServiceCounter,
         reply::Segment,
         tags::{self, ATTEMPT_SHIFT, Attempt, VERIFIED_SHIFT, WAYS},
     },
@@ -34,8 +34,8 @@ pub fn make(of: Of, frame: Frame) -> bool {
     let second = match attempt(hash, of.now) {
         Attempt::First | Attempt::Again => false,
         Attempt::Second => true,
-        // Too many others to remember this one: once in 16 seconds.
-        Attempt::Unknown => (hash ^ of.now >> 30) & 15 == 0,
+        // Too many others to remember this one: in one second of four.
+        Attempt::Unknown => (hash >> 32 ^ of.now >> 30) & 3 == 0,
     };
     cookie::prepare(frame, if second { frame.seq() } else { NO_SEQ }, 0);
     let Some(number) = cookie::make(frame) else {
@@ -60,7 +60,7 @@ fn put(frame: Frame, reply: Segment) {
 
 #[inline(always)]
 fn attempt(hash: u64, now: u64) -> Attempt {
-    let Some(slot) = ATTEMPTS.get_ptr_mut(reduce(hash as u32, ATTEMPT_WORDS)) else {
+    let Some(slot) = ATTEMPTS.get_ptr_mut(tags::place(hash)) else {
         return Attempt::Unknown;
     };
     let word = tags::word(hash, now, ATTEMPT_SHIFT);
@@ -80,8 +80,7 @@ fn attempt(hash: u64, now: u64) -> Attempt {
 #[inline(always)]
 pub fn answered(of: Of, frame: Frame) -> Reason {
     let is_reset = frame.has(flag::RST);
-    if !is_reset && (!frame.has(flag::ACK) || frame.has(flag::SYN) || is_verified(of, frame, true))
-    {
+    if !is_reset && (!frame.is_ack() || !frame.is_bare() || is_verified(of, frame, true)) {
         return Reason::Pass;
     }
     // A reset has the number as its own, an acknowledgement acknowledges it.
@@ -93,9 +92,12 @@ pub fn answered(of: Of, frame: Frame) -> Reason {
     if !cookie::is_valid(frame, seq, ack) {
         return Reason::Pass;
     }
+    // Who proves again what is known gets nothing for it.
+    if !is_verified(of, frame, true) {
+        of.count(ServiceCounter::Verified);
+        of.completed();
+    }
     remember(of, frame);
-    of.count(ServiceCounter::Verified);
-    of.completed();
     if is_reset {
         return Reason::ChallengeAnswered;
     }

@@ -36,6 +36,8 @@ pub struct Fields {
     network: u32,
     /// Offset of the TCP header.
     transport: u32,
+    /// Where the packet ends in the frame; padding may follow.
+    end: u32,
 }
 
 /// The addresses of a packet.
@@ -96,6 +98,14 @@ impl Frame {
             source: from,
             dest: to,
         } = Addresses::read(source, marks)?;
+        // Both lengths stand in the second half of a word.
+        let end = if is_v6 != 0 {
+            let [_, length] = source.words::<2>(network as usize)?;
+            network + 40 + (u32::from_be(length) >> 16)
+        } else {
+            let [length] = source.words::<1>(network as usize)?;
+            network + (u32::from_be(length) & 0xffff)
+        };
         let tcp = source.words::<FIXED>(transport as usize)?;
         // SAFETY: a map value that belongs to this CPU.
         unsafe {
@@ -106,6 +116,7 @@ impl Frame {
                 is_v6,
                 network,
                 transport,
+                end,
             });
         }
         Some(Self { scratch })
@@ -168,6 +179,12 @@ impl Frame {
     #[inline(always)]
     pub fn transport(&self) -> u32 {
         field!(self, transport) & Marks::FAR as u32
+    }
+
+    /// Whether nothing follows the TCP header.
+    #[inline(always)]
+    pub fn is_bare(&self) -> bool {
+        self.transport() + 20 + self.options() >= field!(self, end)
     }
 
     #[inline(always)]

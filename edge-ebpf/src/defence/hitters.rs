@@ -1,7 +1,7 @@
 //! Prefixes and destinations that get more packets than any may: where sources are
 //! spoofed, limits by source do not bite.
 
-use super::{Marks, end, frame::Addresses, put_off};
+use super::{AHEAD_NS, Marks, end, frame::Addresses, put_off};
 use crate::{
     atomic::compare_exchange,
     emit::Facts,
@@ -53,7 +53,7 @@ fn judge(facts: Facts<'_>, marks: u64) -> Reason {
     if !by_source && !by_dest {
         return Reason::Pass;
     }
-    put_off(DefenceWord::HittersUntil, facts.now);
+    put_off(DefenceWord::HittersUntil, facts.now, AHEAD_NS);
     let reason = if by_source {
         Reason::FloodSource
     } else {
@@ -90,11 +90,18 @@ fn is_over(kind: Hitter, limit: &Limit, hi: u64, lo: u64, sampled: bool, now: u6
         return true;
     }
     if sampled {
+        // Only as much as the lower cell says: what the other one has more is of others.
+        let lower = if tat_a < tat_b { tat_a } else { tat_b };
+        let new = limit.arrival(lower, now, SKETCH_SAMPLE);
         // SAFETY: map values, 8 bytes aligned, only written this way. Whoever loses
         // the race is not counted: others are, in plenty.
         unsafe {
-            compare_exchange(a, tat_a, limit.arrival(tat_a, now, SKETCH_SAMPLE));
-            compare_exchange(b, tat_b, limit.arrival(tat_b, now, SKETCH_SAMPLE));
+            if tat_a < new {
+                compare_exchange(a, tat_a, new);
+            }
+            if tat_b < new {
+                compare_exchange(b, tat_b, new);
+            }
         }
     }
     false

@@ -51,7 +51,13 @@ fn judge(facts: Facts<'_>, marks: u64) -> Reason {
         IcmpKind::Error => admit(config!(icmp[1]), 1, facts.now),
         IcmpKind::Other => admit(config!(icmp[2]), 2, facts.now),
     };
-    if admitted || kind == IcmpKind::Error && is_of_live_flow(facts, v6, transport + ERROR_LEN) {
+    if admitted {
+        return Reason::Pass;
+    }
+    if kind == IcmpKind::Error
+        && let Some(addresses) = Addresses::read(&source, marks)
+        && is_of_live_flow(facts, v6, addresses.dest, transport + ERROR_LEN)
+    {
         return Reason::Pass;
     }
     end(facts, config!(icmp_floods), Reason::FloodIcmp)
@@ -77,7 +83,7 @@ fn admit(limit: Limit, at: u32, now: u64) -> bool {
 /// Whether the packet at `inner`, which an error is about, is of a connection or
 /// socket of this host.
 #[inline(always)]
-fn is_of_live_flow(facts: Facts<'_>, v6: bool, inner: usize) -> bool {
+fn is_of_live_flow(facts: Facts<'_>, v6: bool, to: [u64; 2], inner: usize) -> bool {
     let source = XdpSource::new(facts.ctx);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return false;
@@ -96,6 +102,10 @@ fn is_of_live_flow(facts: Facts<'_>, v6: bool, inner: usize) -> bool {
         return false;
     };
     let (remote, local) = (sent.dest, sent.source);
+    // An error goes to who sent the packet that it is about.
+    if local != to {
+        return false;
+    }
     // What came in from there would have the ports the other way round.
     let ports = ports.rotate_left(16);
     match proto {

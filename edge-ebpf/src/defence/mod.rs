@@ -24,7 +24,7 @@ use crate::{
 };
 use edge_common::{
     abi::Mode,
-    defence::{DefenceWord, Ports, SEGMENT_SAMPLE, SKETCH_SAMPLE, port_bit},
+    defence::{DefenceWord, Ports, SEGMENT_SLICES, SKETCH_SAMPLE, port_bit},
     parse::{Kind, tcp as flag},
     reason::Reason,
 };
@@ -42,7 +42,7 @@ impl Marks {
     pub const V6: u32 = 13;
     /// Whether it is looked at as a sample of its kind.
     pub const SAMPLED: u32 = 14;
-    /// Whether it is no fragment.
+    /// Whether it has its transport header.
     pub const WHOLE: u32 = 15;
     /// Eight bits: the protocol.
     pub const PROTO: u32 = 16;
@@ -74,7 +74,7 @@ pub struct Candidate<'a> {
     pub marks: u64,
     /// A keyed hash of its source.
     pub hash: u64,
-    /// Whether it is no fragment.
+    /// Whether it has its transport header: it is no fragment, or the first.
     pub is_whole: bool,
 }
 
@@ -90,8 +90,12 @@ pub fn judge(candidate: Candidate<'_>) -> Result<(), Reason> {
     let kind = marks >> Marks::KIND & 0xf;
     let is_tcp = kind == Kind::Tcp as u64;
     let is_segment = is_tcp && marks as u8 & (flag::SYN | flag::ACK) != flag::SYN;
-    // Segments of connections are no flood of a prefix: they are judged below.
-    if config!(hitters_mode) != Mode::Off as u32 && !is_segment {
+    // Segments of connections are no flood of a prefix, and SYNs for services are
+    // answered: both are judged below.
+    if config!(hitters_mode) != Mode::Off as u32
+        && !is_segment
+        && !(is_tcp && config!(services) != 0 && is_port(Ports::Tcp, marks))
+    {
         hitters(candidate)?;
     }
     if marks >> Marks::WHOLE & 1 == 0 {
@@ -143,7 +147,7 @@ fn segment(candidate: Candidate<'_>, is_segment: bool) -> Result<(), Reason> {
     if !is_rest && !is_port(Ports::Tcp, candidate.marks) {
         return Ok(());
     }
-    let sampled = is_segment && is_sample(candidate, SEGMENT_SAMPLE as u64);
+    let sampled = is_segment && is_sample(candidate, SEGMENT_SLICES as u64);
     let ignored = is_segment && !sampled;
     if ignored
         && config!(always_defended) == 0
@@ -199,17 +203,19 @@ fn is_until(word: DefenceWord, now: u64) -> bool {
         .is_some_and(|until| unsafe { until.read_volatile() } > now)
 }
 
-/// Puts a time among the words of the defence off by two seconds, if it is not far
-/// ahead already: a flood must not write a line at every packet.
+/// How far ahead times among the words of the defence are put, nanoseconds.
+pub const AHEAD_NS: u64 = 2_000_000_000;
+
+/// Puts a time among the words of the defence off until `ahead` from now, if it is not
+/// nearly as far already: a flood must not write a line at every packet.
 #[inline(always)]
-fn put_off(word: DefenceWord, now: u64) {
-    const AHEAD_NS: u64 = 2_000_000_000;
+fn put_off(word: DefenceWord, now: u64, ahead: u64) {
     if let Some(until) = DEFENCE.get_ptr_mut(word as u32) {
         // SAFETY: a map value, read and written whole; the later time may lose to
         // one a moment before it.
         unsafe {
-            if until.read_volatile() < now + AHEAD_NS / 2 {
-                until.write_volatile(now + AHEAD_NS);
+            if until.read_volatile() < now + ahead - ahead / 8 {
+                until.write_volatile(now + ahead);
             }
         }
     }

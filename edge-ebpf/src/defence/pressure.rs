@@ -94,7 +94,7 @@ impl Of {
             self.attacked(level);
         }
         if level >= Pressure::Watch {
-            super::put_off(DefenceWord::WatchUntil, self.now);
+            super::put_off(DefenceWord::WatchUntil, self.now, super::AHEAD_NS);
         }
         level >= Pressure::Watch
     }
@@ -114,6 +114,8 @@ impl Of {
             return;
         }
         field!(self, attack_until = self.now + hold);
+        // As long as it is defended, what answers a challenge must be seen.
+        super::put_off(DefenceWord::WatchUntil, self.now, hold);
     }
 
     /// A handshake that was counted was completed.

@@ -9,8 +9,9 @@ use aya_ebpf::{
     },
 };
 
-/// `BPF_TCP_LISTEN` (linux/bpf.h).
+/// `BPF_TCP_LISTEN` and `BPF_TCP_NEW_SYN_RECV` (linux/bpf.h).
 const LISTEN: u32 = 10;
+const NEW_SYN_RECV: u32 = 12;
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
 
@@ -21,6 +22,8 @@ pub enum Found {
     Nothing,
     /// A listener, and no connection.
     Listener,
+    /// What the kernel remembers of a SYN: nothing is proven.
+    Request,
     /// A connection in any state, closing ones included.
     Connection,
 }
@@ -80,6 +83,8 @@ pub fn find_tcp(
             } > 0;
         }
         Found::Listener
+    } else if state == NEW_SYN_RECV {
+        Found::Request
     } else {
         Found::Connection
     };

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     atomic::compare_exchange,
     emit::{self, Facts},
-    maps::{DEFENCE, HANDSHAKES, SCRATCH, SERVICES, TARGETS, config},
+    maps::{DEFENCE, HANDSHAKES, SCRATCH, SERVICES, TARGETS, config, seed},
     rewrite,
     source::XdpSource,
 };
@@ -21,17 +21,23 @@ use aya_ebpf::{
 use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
     defence::{
-        DefenceWord, HANDSHAKES as HANDSHAKE_WORDS, MARK_EVERY_NS, MARK_LASTS_NS, SEGMENT_SAMPLE,
-        ServiceCounter, TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
+        DefenceWord, MARK_EVERY_NS, MARK_LASTS_NS, SEGMENT_SAMPLE, SEGMENT_SLICES, ServiceCounter,
+        TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
         options::{self, HAS_ECN, MAX_OPTIONS, Offer, Walk, asks_for_ecn},
         reply::{Sum, grant},
         tags::{self, ATTEMPT_SHIFT},
     },
     gcra::{Limit, ticks},
-    hash::reduce,
     parse::PacketSource as _,
     reason::{Reason, Verdict},
 };
+
+/// Stands for the sequence number in the hash of a whole connection.
+const CONNECTION: u32 = 0;
+/// Steps of [`ATTEMPT_SHIFT`] for which a handshake is remembered: 10 s.
+const HANDSHAKE_AGE: u16 = 600;
+/// The same for a connection that was proven: 2 s, in which its socket is made.
+const CONNECTION_AGE: u16 = 120;
 
 /// SYNs a second to closed ports that the kernel may answer under attack.
 const CLOSED: Limit = match Limit::per_second(1000, 100) {
@@ -117,47 +123,42 @@ fn end(facts: Facts<'_>, of: Of, reason: Reason) -> Reason {
 #[inline(always)]
 fn syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target, forwarded: bool) -> Reason {
     of.count(ServiceCounter::Syns);
+    if forwarded {
+        return challenge(facts, of, frame);
+    }
     let watched = of.charge(1);
     let defended = of.is_defended();
     if watched && (!defended || of.is_dry_run()) {
-        note(of, frame);
+        remember(of, frame.tuple_hash(seed(), frame.seq().wrapping_add(1)));
     }
     if !defended {
         return Reason::Pass;
     }
-    if forwarded {
-        return challenge(facts, of, frame);
-    }
     defend_syn(facts, of, frame, target)
 }
 
-/// Remembers a SYN, so that the end of its handshake is known when it comes.
+/// Takes a hash into the table of handshakes.
 #[inline(always)]
-fn note(of: Of, frame: Frame) {
-    let seed = config!(seed);
-    let hash = frame.tuple_hash(&seed, frame.seq().wrapping_add(1));
-    if let Some(slot) = HANDSHAKES.get_ptr_mut(reduce(hash as u32, HANDSHAKE_WORDS)) {
+fn remember(of: Of, hash: u64) {
+    if let Some(slot) = HANDSHAKES.get_ptr_mut(tags::place(hash)) {
         // SAFETY: a map value, written whole.
         unsafe { slot.write_volatile(tags::word(hash, of.now, ATTEMPT_SHIFT)) };
     }
 }
 
-/// Whether a segment is the first behind a SYN that was noted.
+/// Whether the hash was taken in at most so many steps ago; with `take` it no longer is.
 #[inline(always)]
-fn completes(of: Of, frame: Frame) -> bool {
-    if !frame.is_ack() {
-        return false;
-    }
-    let seed = config!(seed);
-    let hash = frame.tuple_hash(&seed, frame.seq());
-    let Some(slot) = HANDSHAKES.get_ptr_mut(reduce(hash as u32, HANDSHAKE_WORDS)) else {
+fn remembers(of: Of, hash: u64, most: u16, take: bool) -> bool {
+    let Some(slot) = HANDSHAKES.get_ptr_mut(tags::place(hash)) else {
         return false;
     };
     let word = tags::word(hash, of.now, ATTEMPT_SHIFT);
     // SAFETY: a map value, 8 bytes aligned; the swap lets one CPU have it.
     unsafe {
         let found = slot.read_volatile();
-        tags::is_same(found, word) && compare_exchange(slot, found, 0) == found
+        tags::is_same(found, word)
+            && tags::age(found, word) <= most
+            && (!take || compare_exchange(slot, found, 0) == found)
     }
 }
 
@@ -188,7 +189,7 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
     let (found, marked) = socket::look_up(facts.ctx.ctx, frame, due);
     match found {
         // An old connection of the same ends: the kernel knows what a SYN means there.
-        Found::Connection => return Reason::Pass,
+        Found::Connection | Found::Request => return Reason::Pass,
         Found::Nothing => {
             of.count(ServiceCounter::Closed);
             return if may_be_refused(of.now) {
@@ -241,7 +242,7 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
 #[inline(always)]
 fn offer(facts: Facts<'_>, frame: Frame) -> Option<(Offer, Option<Sum>)> {
     let source = XdpSource::new(facts.ctx);
-    let alone = frame.transport() + 20 + frame.options() >= facts.frame_len;
+    let alone = frame.is_bare();
     if frame.options() == 20
         && let Some(words) = source.words::<5>(frame.transport() as usize + 20)
         && let Some(offer) = options::of_linux(words)
@@ -310,32 +311,48 @@ fn may_be_refused(now: u64) -> bool {
 
 /// A segment without SYN for a listener on this host.
 #[inline(always)]
-fn segment(facts: Facts<'_>, of: Of, frame: Frame, sampled: bool) -> Reason {
+fn segment(facts: Facts<'_>, of: Of, frame: Frame, in_slice: bool) -> Reason {
     let defended = of.is_defended();
-    if !defended || of.is_dry_run() {
-        if completes(of, frame) {
-            of.count(ServiceCounter::Completed);
-            of.completed();
-            return Reason::Pass;
-        }
-        if !defended && !sampled {
-            return Reason::Pass;
-        }
+    // With the sequence number in it, so that a source is not sampled as a whole.
+    let first = frame.tuple_hash(seed(), frame.seq());
+    let sampled = in_slice && first >> 20 & (SEGMENT_SAMPLE / SEGMENT_SLICES - 1) as u64 == 0;
+    let may_complete = (!defended || of.is_dry_run()) && remembers(of, first, HANDSHAKE_AGE, false);
+    if !defended && !sampled && !may_complete {
+        return Reason::Pass;
     }
     let (found, _) = socket::look_up(facts.ctx.ctx, frame, false);
     let may_be_cookie = found == Found::Listener && frame.is_ack();
-    if found == Found::Connection {
-        return Reason::Pass;
-    }
-    if may_be_cookie && cookie::is_valid(frame, frame.seq(), frame.ack()) {
+    let proves = may_be_cookie && cookie::is_valid(frame, frame.seq(), frame.ack());
+    if proves {
         of.count(ServiceCounter::CookiesValid);
-        if defended {
+        // Once a connection: what follows it may come before the kernel has made the
+        // socket, and an acknowledgement may come twice.
+        let connection = frame.tuple_hash(seed(), CONNECTION);
+        if defended && !remembers(of, connection, CONNECTION_AGE, false) {
             of.completed();
         }
+        remember(of, connection);
+    }
+    // Neither a SYN that the kernel remembers proves anything, nor an acknowledgement
+    // of whatever: it is the connection that does.
+    if may_complete
+        && (proves || found == Found::Connection)
+        && remembers(of, first, HANDSHAKE_AGE, true)
+    {
+        of.count(ServiceCounter::Completed);
+        of.completed();
+    }
+    if proves || found == Found::Connection || found == Found::Request {
         return Reason::Pass;
     }
-    if !defended {
+    let connection = frame.tuple_hash(seed(), CONNECTION);
+    if found == Found::Listener && remembers(of, connection, CONNECTION_AGE, false) {
+        return Reason::Pass;
+    }
+    if sampled {
         of.charge(SEGMENT_SAMPLE);
+    }
+    if !defended {
         return Reason::Pass;
     }
     if may_be_cookie {
@@ -347,14 +364,20 @@ fn segment(facts: Facts<'_>, of: Of, frame: Frame, sampled: bool) -> Reason {
     }
 }
 
+/// A SYN for a service behind this host.
 #[inline(always)]
 fn challenge(facts: Facts<'_>, of: Of, frame: Frame) -> Reason {
-    if challenge::is_known(of, frame) {
+    // Whether handshakes complete is not known here: what counts are SYNs of sources
+    // that are not verified.
+    if of.is_defended() && challenge::is_known(of, frame) {
         of.count(ServiceCounter::KnownSyns);
-        of.refund(1);
         return Reason::Pass;
     }
-    if end(facts, of, Reason::ReplyChallenge) == Reason::Pass || !challenge::make(of, frame) {
+    of.charge(1);
+    if !of.is_defended()
+        || end(facts, of, Reason::ReplyChallenge) == Reason::Pass
+        || !challenge::make(of, frame)
+    {
         return Reason::Pass;
     }
     of.count(ServiceCounter::Challenges);
@@ -365,10 +388,6 @@ fn challenge(facts: Facts<'_>, of: Of, frame: Frame) -> Reason {
 #[inline(always)]
 fn forwarded_segment(of: Of, frame: Frame) -> Reason {
     if !of.is_defended() || of.is_dry_run() {
-        if completes(of, frame) {
-            of.count(ServiceCounter::Completed);
-            of.completed();
-        }
         return Reason::Pass;
     }
     challenge::answered(of, frame)

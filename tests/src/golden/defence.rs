@@ -57,6 +57,8 @@ const DRY: u16 = 445;
 const FORWARDED: u16 = 446;
 /// No service's.
 pub(super) const OTHER: u16 = 447;
+/// Of a forwarded service that is defended under attack.
+const FORWARDED_AUTO: u16 = 448;
 /// A UDP service.
 pub(super) const UDP: u16 = 4500;
 
@@ -89,7 +91,23 @@ pub(super) fn reports() -> Vec<TableReport> {
         .into_iter()
         .map(|(name, test)| report(name, |_| {}, test))
         .collect();
-    reports.push(report("ports of no service", |c| c.rest = 1, rest));
+    // And where nothing is always defended, which is another way through the gate.
+    let sometimes: [(&str, fn(&mut World)); 4] = [
+        ("an attack comes and goes, else quiet", auto),
+        ("handshakes that complete, else quiet", crowd),
+        ("ports of no service", rest),
+        ("the challenge after a flood", challenge_after_flood),
+    ];
+    for (name, test) in sometimes {
+        reports.push(report(
+            name,
+            |c| {
+                c.always_defended = 0;
+                c.rest = 1;
+            },
+            test,
+        ));
+    }
     reports.push(report(
         "cookies without timestamps",
         |c| c.tcp_features = 0,
@@ -162,7 +180,7 @@ impl World {
             .collect::<io::Result<_>>()
             .context("cannot listen")?;
         let mut settings = Settings::checks(Mode::Off).with(|c| {
-            c.services = 6;
+            c.services = 7;
             c.always_defended = 1;
             c.tcp_features = feature::ALL;
             c.reply_ttl = u32::from(TTL);
@@ -202,6 +220,10 @@ impl World {
                 when: When::Auto as u32,
                 ..always
             },
+            Service {
+                when: When::Auto as u32,
+                ..always
+            },
         ])?;
         let mut targets = BTreeMap::new();
         for address in [V4_DEST, V6_DEST, "127.0.0.1", "::1"] {
@@ -212,6 +234,7 @@ impl World {
                 (AUTO, 1, WSCALE, TARGET_LOCAL),
                 (DRY, 2, WSCALE, TARGET_LOCAL),
                 (FORWARDED, 3, WSCALE, TARGET_FORWARDED),
+                (FORWARDED_AUTO, 6, WSCALE, TARGET_FORWARDED),
             ] {
                 let address: IpAddr = address.parse()?;
                 targets.insert(
@@ -271,12 +294,13 @@ impl World {
         self.rig.counters().expect("the counters")
     }
 
-    /// Sends a packet in each of as many slices of the time as it takes for its source
-    /// to be sampled: one in 64, for 64. 20 may come at once.
-    fn sampled(&mut self, frame: &[u8]) {
-        for _ in 0..65 {
-            self.send(frame);
-            self.pass_time(1 << 22);
+    /// Sends segments, each another one, in as many slices of the time as it takes for their
+    /// source to be sampled: of 64 one is, for 64, and 20 may come at once.
+    fn sampled(&mut self, segment: &Segment, source: &str, dest: &str) {
+        for n in 0..256 {
+            let segment = segment.clone().numbers(7 * n, 9);
+            self.send(&segment.packet(source, dest).build());
+            self.pass_time(1 << 20);
         }
     }
 
@@ -604,16 +628,28 @@ fn handshake(
         ..to(0, ACK)
     };
     let end = end.numbers(syn.seq.wrapping_add(1), cookie.wrapping_add(1));
+    // A neighbour of the cookie is none.
+    let wrong = end
+        .clone()
+        .numbers(syn.seq.wrapping_add(1), cookie.wrapping_add(0x0100_0001));
+    let frame = tagged(wrong.packet(source, dest), tags).build();
+    world.ends(
+        &format!("{what}, not the cookie"),
+        &frame,
+        Reason::CookieInvalid,
+    );
     let valid = world.counted(0, ServiceCounter::CookiesValid);
     let frame = tagged(end.packet(source, dest), tags).build();
     world.ends(&format!("{what}, the cookie"), &frame, Reason::Pass);
     let more = world.counted(0, ServiceCounter::CookiesValid) == valid + 1;
     world.check(&format!("{what}: the cookie was not taken"), more);
-    // A neighbour of the cookie is none.
-    let wrong = end.numbers(syn.seq.wrapping_add(1), cookie.wrapping_add(0x0100_0001));
-    let frame = tagged(wrong.packet(source, dest), tags).build();
+    // More of the connection may come before the kernel has made its socket.
+    let next = end.numbers(syn.seq.wrapping_add(1000), cookie.wrapping_add(1));
+    let frame = tagged(next.packet(source, dest), tags).build();
+    world.ends(&format!("{what}, what follows"), &frame, Reason::Pass);
+    world.pass_time(3 * SECOND);
     world.ends(
-        &format!("{what}, not the cookie"),
+        &format!("{what}, long after"),
         &frame,
         Reason::CookieInvalid,
     );
@@ -856,10 +892,12 @@ fn out_of_state(world: &mut World) {
             world.ends(&what, &frame, Reason::TcpOutOfState);
         }
     }
-    // A fragment has no state, and is the fragments check's.
+    // The first fragment has the header that counts; the others are of no use without it.
     let whole = ip(V4, V4_DEST).payload(proto::TCP, [to(LOCAL, ACK).bytes(), vec![0; 60]].concat());
-    let fragment = whole.piece(0..40).build();
-    world.ends("a first fragment", &fragment, Reason::Pass);
+    let first = whole.clone().piece(0..40).build();
+    world.ends("a first fragment", &first, Reason::CookieInvalid);
+    let later = whole.piece(40..80).build();
+    world.ends("a later one", &later, Reason::Pass);
 }
 
 fn connections(world: &mut World) {
@@ -1044,6 +1082,43 @@ fn second_attempts(world: &mut World) {
     }
 }
 
+fn challenge_after_flood(world: &mut World) {
+    for (source, dest) in FAMILIES {
+        world.pass_time(1000 * SECOND);
+        for port in 0..30 {
+            let syn = to(FORWARDED_AUTO, SYN).from_port(1024 + port);
+            world.send(&syn.packet(source, dest).build());
+        }
+        // The flood is over, the defence is not, and who comes now must get in.
+        for (seconds, client) in [(3, 7001), (3, 7002), (3, 7003)] {
+            world.pass_time(seconds * SECOND);
+            let other = if source == V4 {
+                format!("198.51.100.{}", client - 6900)
+            } else {
+                format!("2001:db8:{client}::1")
+            };
+            let syn = to(FORWARDED_AUTO, SYN).from_port(client);
+            let frame = syn.packet(&other, dest).build();
+            let out = world.ends("a client is asked", &frame, Reason::ReplyChallenge);
+            let Some(tcp) = tcp_of(&out.run.output) else {
+                return world.fail("no challenge");
+            };
+            let number = u32::from_be_bytes(tcp[8..12].try_into().unwrap());
+            let answer = to(FORWARDED_AUTO, RST).from_port(client).numbers(number, 0);
+            let answer = answer.packet(&other, dest).build();
+            world.ends("its answer is seen", &answer, Reason::ChallengeAnswered);
+            world.ends("and it gets in", &frame, Reason::Pass);
+            let again = world.counted(6, ServiceCounter::Verified);
+            world.ends("once is enough", &answer, Reason::ChallengeAnswered);
+            let same = world.counted(6, ServiceCounter::Verified) == again;
+            world.check("a proof counted twice", same);
+        }
+        world.pass_time(20 * SECOND);
+        let syn = to(FORWARDED_AUTO, SYN).from_port(9).packet(source, dest);
+        world.ends("nobody is asked any more", &syn.build(), Reason::Pass);
+    }
+}
+
 /// Sends `n` SYNs of the automatic service, each from a port of its own.
 fn flood(world: &mut World, n: u16, reason: Reason) {
     for port in 0..n {
@@ -1088,21 +1163,52 @@ fn auto(world: &mut World) {
 }
 
 fn crowd(world: &mut World) {
-    // Five times as many as may stay incomplete, but all of them complete.
-    for port in 0..100u16 {
-        let syn = to(AUTO, SYN).from_port(2000 + port);
-        world.ends("a SYN of the crowd", &syn.v4(), Reason::Pass);
-        let end = to(AUTO, ACK).from_port(2000 + port).numbers(syn.seq + 1, 9);
-        world.ends("its end", &end.v4(), Reason::Pass);
+    // Five times as many as may stay incomplete, but there is a connection of each.
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let Ok(stream) = TcpStream::connect(("127.0.0.1", AUTO)) else {
+            return world.fail("cannot connect");
+        };
+        let port = stream.local_addr().unwrap().port();
+        streams.push(stream);
+        let syn = to(AUTO, SYN).from_port(port);
+        let own = |segment: &Segment| segment.packet("127.0.0.1", "127.0.0.1").build();
+        world.ends("a SYN of the crowd", &own(&syn), Reason::Pass);
+        let end = to(AUTO, ACK).from_port(port).numbers(syn.seq + 1, 9);
+        world.ends("its end", &own(&end), Reason::Pass);
     }
     let completed = world.counted(1, ServiceCounter::Completed);
     world.check(&format!("{completed} were seen"), completed > 40);
     flood(world, 12, Reason::Pass);
-    // Acknowledgements of nothing are an attack as well.
+    // Acknowledgements of nothing prove nothing.
     world.pass_time(100 * SECOND);
-    let guess = to(AUTO, ACK).numbers(7, 9).v6();
-    world.sampled(&guess);
-    world.ends("guesses are an attack", &guess, Reason::CookieInvalid);
+    for port in 0..60 {
+        for flags in [SYN, ACK] {
+            let seq = u32::from(flags == ACK) + 5;
+            let half = to(AUTO, flags).from_port(3000 + port).numbers(seq, 9);
+            world.send(&half.v4());
+        }
+    }
+    world.ends(
+        "pairs are an attack",
+        &to(AUTO, SYN).v4(),
+        Reason::ReplySynCookie,
+    );
+    // Nor are they let go for being no SYNs.
+    world.pass_time(100 * SECOND);
+    world.ends("it is over", &to(AUTO, SYN).v6(), Reason::Pass);
+    let guess = to(AUTO, ACK).numbers(7, 9);
+    world.sampled(&guess, V6, V6_DEST);
+    world.ends("guesses are an attack", &guess.v6(), Reason::CookieInvalid);
+    // Which goes on as long as they come.
+    let since = world.services.state(1).attack_since;
+    for _ in 0..20 {
+        world.pass_time(2 * SECOND);
+        world.sampled(&guess, V6, V6_DEST);
+    }
+    let state = world.services.state(1);
+    world.check("it is one attack", state.attack_since == since);
+    world.ends("still", &guess.v6(), Reason::CookieInvalid);
 }
 
 fn dry_run(world: &mut World) {
@@ -1127,7 +1233,7 @@ fn rest(world: &mut World) {
     for (n, (source, dest)) in FAMILIES.into_iter().enumerate() {
         world.pass_time(1000 * SECOND);
         let frame = |flags| to(OTHER, flags).packet(source, dest).build();
-        world.sampled(&frame(ACK));
+        world.sampled(&to(OTHER, ACK), source, dest);
         for flags in [ACK, RST, FIN | ACK, SYN | ACK] {
             world.ends("of no connection", &frame(flags), Reason::TcpOutOfState);
         }

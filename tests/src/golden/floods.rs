@@ -172,7 +172,7 @@ fn live_errors(world: &mut World, address: &str) {
         } else {
             proto::ICMP
         };
-        ip(source, dest)
+        ip(source, address)
             .payload(icmp, [head, inner].concat())
             .build()
     };
@@ -187,6 +187,12 @@ fn live_errors(world: &mut World, address: &str) {
         world.ends(&format!("{address}: of a connection"), &live, Reason::Pass);
         let live = error(proto::UDP, udp_port, 9);
         world.ends(&format!("{address}: of a socket"), &live, Reason::Pass);
+    }
+    if source == V4 {
+        let head = [3, 1, 0, 0, 0, 0, 0, 0];
+        let about = [&head[..], &error(proto::TCP, own, peer)[42..]].concat();
+        let elsewhere = ip(source, dest).payload(proto::ICMP, about).build();
+        world.ends("not to who sent it", &elsewhere, Reason::FloodIcmp);
     }
     world.ends(
         "of the listener alone",
