@@ -59,24 +59,51 @@ pub(super) fn watch<W: Write>(
             Response::Status(status) => status,
             other => return Err(unexpected(socket, &other)),
         };
-        out.either(&status, || frame(&render(&status), in_place, turn == 0))?;
+        out.either(&status, || {
+            let text = render(&status);
+            match in_place.then(screen) {
+                Some((rows, columns)) => drawn(fitting(&text, rows, columns), turn == 0),
+                None if turn == 0 => text,
+                None => format!("\n{text}"),
+            }
+        })?;
         out.flush()?;
         client.pause(every).map_err(gone)?;
     }
     Ok(())
 }
 
-/// A text that is shown again and again. In place: over the last one, with the rest of
-/// each line and of the screen cleared (ECMA-48: CUP, EL, ED); else one below the other.
-fn frame(text: &str, in_place: bool, is_first: bool) -> String {
-    if in_place {
-        let start = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
-        format!("{start}{}\x1b[J", text.replace('\n', "\x1b[K\n"))
-    } else if is_first {
-        text.to_owned()
-    } else {
-        format!("\n{text}")
+/// Rows and columns of the terminal.
+fn screen() -> (usize, usize) {
+    // SAFETY: all zeros is a valid value.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live value of the type that this request writes.
+    let known = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
+    match (known, size.ws_row, size.ws_col) {
+        (true, rows @ 1.., columns @ 1..) => (rows.into(), columns.into()),
+        _ => (24, 80),
     }
+}
+
+/// The first lines of a text, as many as a screen holds with the cursor below them:
+/// attacks stand above everything else and must not scroll away.
+fn fitting(text: &str, rows: usize, columns: usize) -> &str {
+    let (mut used, mut end) = (0, 0);
+    for line in text.split_inclusive('\n') {
+        used += line.trim_end().chars().count().div_ceil(columns).max(1);
+        if used >= rows {
+            break;
+        }
+        end += line.len();
+    }
+    text.get(..end).unwrap_or(text)
+}
+
+/// A text over the last one, with the rest of each line and of the screen cleared
+/// (ECMA-48: CUP, EL, ED).
+fn drawn(text: &str, is_first: bool) -> String {
+    let start = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
+    format!("{start}{}\x1b[J", text.replace('\n', "\x1b[K\n"))
 }
 
 /// `edge reload`.
@@ -583,12 +610,23 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
     }
 
     #[test]
-    fn what_is_watched_is_drawn_over_or_repeated() {
-        assert_eq!(frame("a\nb\n", false, true), "a\nb\n");
-        assert_eq!(frame("a\nb\n", false, false), "\na\nb\n");
-        let drawn = "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J";
-        assert_eq!(frame("a\nb\n", true, false), drawn);
-        assert_eq!(frame("a\nb\n", true, true), format!("\x1b[2J{drawn}"));
+    fn what_is_watched_is_drawn_over_and_fits_the_screen() {
+        let over = "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J";
+        assert_eq!(drawn("a\nb\n", false), over);
+        assert_eq!(drawn("a\nb\n", true), format!("\x1b[2J{over}"));
+        for (rows, columns, fits) in [
+            (9, 80, "aaaa\n\nb\n"),
+            (4, 4, "aaaa\n\nb\n"),
+            (3, 80, "aaaa\n\n"),
+            (4, 3, "aaaa\n\n"),
+            (1, 80, ""),
+        ] {
+            assert_eq!(
+                fitting("aaaa\n\nb\n", rows, columns),
+                fits,
+                "{rows} {columns}"
+            );
+        }
     }
 
     #[test]

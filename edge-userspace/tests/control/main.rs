@@ -1,5 +1,6 @@
 //! The control socket and the command line, as their users meet them.
 
+mod attacks;
 mod command_line;
 mod rig;
 mod socket;

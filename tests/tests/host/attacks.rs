@@ -66,6 +66,7 @@ fn an_attack_is_told_kept_and_goes_on_over_a_restart() {
     let mut follower = edge.edge(&["events", "-f", "--json"]);
     let mut follower = follower
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .expect("edge starts");
     let lines = BufReader::new(follower.stdout.take().expect("a pipe")).lines();

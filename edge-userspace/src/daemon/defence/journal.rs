@@ -130,7 +130,8 @@ impl Saver {
     /// Writes the file when something changed, and now and then during an attack.
     pub(super) fn mind(&mut self, journal: &Journal, changed: bool, now: Now) {
         let due = now.unix_ms.abs_diff(self.saved_unix_ms) >= SAVE_EVERY_MS;
-        if !changed && !(due && journal.lock().is_any_on()) {
+        let needed = changed || due && journal.lock().is_any_on();
+        if !needed {
             return;
         }
         self.saved_unix_ms = now.unix_ms;

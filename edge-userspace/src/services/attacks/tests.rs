@@ -31,6 +31,14 @@ struct Rig {
 }
 
 impl Rig {
+    /// A service under attack from one second until another one.
+    fn attacked(since: u64, until: u64) -> Self {
+        Self {
+            attack: Some((since, until)),
+            ..Self::default()
+        }
+    }
+
     fn add(&mut self, counter: ServiceCounter, n: u64) {
         self.counters[counter as usize] += n;
     }
@@ -110,8 +118,7 @@ fn an_attack_is_followed_from_its_begin_to_its_end() {
 
 #[test]
 fn another_attack_has_another_number() {
-    let mut rig = Rig::default();
-    rig.attack = Some((1, 9));
+    let mut rig = Rig::attacked(1, 9);
     assert_eq!(changes(&rig.look(2)), [(Change::Began, 1)]);
     // It ended, and the next one began, between two looks.
     rig.attack = Some((8, 20));
@@ -166,8 +173,7 @@ fn an_attack_goes_on_over_a_restart() {
 
 #[test]
 fn an_attack_ends_with_its_service() {
-    let mut rig = Rig::default();
-    rig.attack = Some((1, 9));
+    let mut rig = Rig::attacked(1, 9);
     rig.look(2);
     assert_eq!(rig.history.keep(|name| name == "web"), []);
     let ended = rig.history.keep(|_| false);
@@ -225,9 +231,8 @@ fn event(source: &str, port: u16, unix_ms: u64) -> Event {
 
 #[test]
 fn sources_and_ports_are_counted_by_what_stands_out() {
-    let mut rig = Rig::default();
+    let mut rig = Rig::attacked(1, 99);
     rig.history.sample("web", &event("192.0.2.7", 443, 0));
-    rig.attack = Some((1, 99));
     rig.look(2);
     for n in 0..10_000u64 {
         let noise = format!("10.{}.{}.1", n / 250 % 250, n % 250);
@@ -273,8 +278,7 @@ fn a_file_that_is_none_is_refused() {
         assert!(error.contains(word), "{error}");
     }
     // Whatever is cut off of one, nothing panics.
-    let mut rig = Rig::default();
-    rig.attack = Some((1, 9));
+    let mut rig = Rig::attacked(1, 9);
     rig.look(2);
     rig.history.sample("web", &event("192.0.2.7", 443, 0));
     let whole = rig.history.write().unwrap();
