@@ -12,7 +12,7 @@ use edge_common::{
 
 use super::{
     TableReport, V4, V4_DEST, V6, V6_DEST,
-    defence::{FAMILIES, LOCAL, MS, OTHER, SECOND, UDP, World, report, to},
+    defence::{FAMILIES, LOCAL, MS, OTHER, SECOND, Test, UDP, World, report, to},
 };
 use crate::{
     packet::{ACK, Ip, SYN, ip, proto},
@@ -47,7 +47,7 @@ pub(super) fn reports() -> Vec<TableReport> {
             reflectors,
         ),
     ];
-    let tests: [(Hitter, fn(&mut World)); 4] = [
+    let tests: [(Hitter, Test); 4] = [
         (Hitter::SourceNarrow, source_narrow),
         (Hitter::SourceWide, source_wide),
         (Hitter::Dest, dest),
