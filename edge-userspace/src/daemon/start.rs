@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::{
+    backoff::Backoff,
     defence::{Defence, follow::Handle},
     engine::{Engine, LIMITS_SETTING},
     facts::Shared,
@@ -135,6 +136,7 @@ pub(super) fn engine(
         rings,
         notifier,
         beat,
+        replans: Backoff::default(),
         behind: false,
         broken: false,
     };
