@@ -46,12 +46,21 @@ use maps::{Maps, Spec};
 use netlink::Interface;
 use pins::Pins;
 
+pub use crate::services::watch::of as counter;
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};
 pub use program::Program;
-pub use services::{ServiceState, ServiceTables, counter};
+pub use services::{ServiceState, ServiceTables};
 pub use unattached::{Run, Unattached};
+
+/// The CPUs that there can be, for each of which per-CPU maps have their values; where
+/// the kernel does not tell, those that this process may use.
+pub fn possible_cpus() -> u32 {
+    let cpus =
+        aya::util::nr_cpus().or_else(|_| std::thread::available_parallelism().map(Into::into));
+    cpus.map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX))
+}
 
 /// What is to be in force.
 #[derive(Clone, Debug, PartialEq)]
@@ -303,21 +312,6 @@ impl Datapath {
             why: "is not in force yet".into(),
         })?;
         active.maps.region(name)
-    }
-
-    /// The tables of the flood defence in force.
-    ///
-    /// # Errors
-    /// When nothing is in force, or a map cannot be opened.
-    pub fn services(&self) -> Result<ServiceTables, DatapathError> {
-        let active = self.active.as_ref().ok_or(DatapathError::Map {
-            map: abi::maps::SERVICES,
-            why: "is not in force yet".into(),
-        })?;
-        ServiceTables::new(
-            |name| active.maps.region(name),
-            |name| active.maps.reopen(name),
-        )
     }
 
     /// The ring buffer of events in force; `None` before the first commit.

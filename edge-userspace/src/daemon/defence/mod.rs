@@ -11,6 +11,7 @@ mod sysctls;
 mod troubles;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -19,7 +20,7 @@ use std::{
 
 use edge_common::{
     abi::Mode,
-    defence::{TARGET_LOCAL, When},
+    defence::{TARGET_LOCAL, TargetKey, When},
     parse::proto,
 };
 use tracing::warn;
@@ -28,7 +29,7 @@ use crate::{
     clock::Now,
     config::{
         Model,
-        services::{Ports, Protocol, Service},
+        services::{Ports, Protocol, Service, Sysctls},
     },
     datapath::{DatapathError, ServiceTables},
     host::{self, sysctl},
@@ -145,6 +146,11 @@ impl Defence {
             return Ok(());
         }
         let mut tables = tables()?;
+        // At a reload this daemon knows itself, and knows better.
+        let inherited = match self.former {
+            Some(Some(_)) => BTreeMap::new(),
+            _ => tables.window_scales()?,
+        };
         let slots = slots::assign(&model.services, &tables.generations());
         tables.set_services(&slots::entries(model, &slots))?;
         self.services = Some(Services {
@@ -156,6 +162,7 @@ impl Defence {
         self.look_at_host(true)?;
         self.dirty = true;
         self.resolve();
+        self.inherit(&inherited);
         self.ask_listeners(Now::read());
         Ok(self.write_targets()?)
     }
@@ -164,8 +171,11 @@ impl Defence {
     pub(super) fn keep(&mut self) {
         self.former = None;
         self.features = self.prepared_features;
-        if !self.model().is_some_and(Model::needs_cookies) {
-            self.keeper.release();
+        match self.model().filter(|m| m.needs_cookies()) {
+            None => self.keeper.release(),
+            // Not before it is in force: a former one may go on.
+            Some(model) if model.flood.sysctls == Sysctls::Check => self.keeper.disown(),
+            Some(_) => {}
         }
         let all = self
             .services
@@ -273,6 +283,19 @@ impl Defence {
         } = &self.sight;
         for note in self.scales.update(&wanted, listeners, *memory) {
             warn!("{note}");
+        }
+    }
+
+    /// Takes in the window scales that stand in the tables: those of listeners that have
+    /// not answered this daemon yet.
+    fn inherit(&mut self, present: &BTreeMap<TargetKey, u8>) {
+        let Some(s) = &self.services else {
+            return;
+        };
+        for (key, planned) in &s.targets.planned {
+            if let (Some(place), Some(scale)) = (planned.listener, present.get(key)) {
+                self.scales.inherit(&place, *scale);
+            }
         }
     }
 
