@@ -525,5 +525,11 @@ fn sentences(changes: &reload::Changes) -> Vec<String> {
     list("no longer protects the services", &changes.services_removed);
     let keys: Vec<String> = changes.new_tables.iter().map(|&k| k.to_owned()).collect();
     list("resized:", &keys);
+    if let Some(room) = changes.service_room {
+        sentences.push(format!(
+            "the table of services is made anew, with room for {room}: states and counters of \
+             all services begin at zero"
+        ));
+    }
     sentences
 }
