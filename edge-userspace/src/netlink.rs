@@ -33,18 +33,35 @@ pub enum Reply {
     },
 }
 
+/// Of the request, and of its replies.
+const SEQUENCE: u32 = 1;
+
+/// How often a dump is asked for in which something changed meanwhile.
+const TRIES: u32 = 4;
+
 /// Sends a request of a protocol (`NETLINK_*`) in the calling thread's network
 /// namespace, and takes in the whole answer: to a dump all messages, else the first.
+/// A dump in which something changed meanwhile is asked for again.
 ///
 /// # Errors
-/// Whatever the socket returns, and `InvalidData` for a reply that makes no sense.
+/// Whatever the socket returns, `InvalidData` for a reply that makes no sense, and
+/// `Interrupted` when something changed in each of the dumps.
 pub fn request(
     protocol: libc::c_int,
     kind: u16,
     flags: libc::c_int,
     body: &[u8],
 ) -> io::Result<Reply> {
-    const SEQUENCE: u32 = 1;
+    let mut tries = 1;
+    loop {
+        match ask(protocol, kind, flags, body) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted && tries < TRIES => tries += 1,
+            answer => return answer,
+        }
+    }
+}
+
+fn ask(protocol: libc::c_int, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Reply> {
     let socket = open(protocol)?;
     let mut packet = Vec::with_capacity(HEADER + body.len());
     let length = u32::try_from(HEADER + body.len()).map_err(|_| bad("request"))?;
@@ -59,10 +76,12 @@ pub fn request(
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
-    let dump = flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
+    let mut answer = Answer {
+        dump: flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP,
+        found: Vec::new(),
+        total: 0,
+    };
     let mut buffer = vec![0; 64 << 10];
-    let mut found = Vec::new();
-    let mut total = 0;
     loop {
         // SAFETY: the pointer and length are those of a live, writable buffer.
         let got = unsafe {
@@ -81,8 +100,25 @@ pub fn request(
             return Err(error);
         }
         let datagram = buffer.get(..got as usize).ok_or_else(|| bad("reply"))?;
-        total += datagram.len();
-        if datagram.is_empty() || total > MAX_REPLY {
+        if let Some(reply) = answer.take(datagram)? {
+            return Ok(reply);
+        }
+    }
+}
+
+/// An answer that is coming in.
+struct Answer {
+    dump: bool,
+    found: Vec<Vec<u8>>,
+    /// Bytes up to now.
+    total: usize,
+}
+
+impl Answer {
+    /// Takes in a datagram; the reply, once it is complete.
+    fn take(&mut self, datagram: &[u8]) -> io::Result<Option<Reply>> {
+        self.total += datagram.len();
+        if datagram.is_empty() || self.total > MAX_REPLY {
             return Err(bad("reply"));
         }
         for message in Messages(datagram) {
@@ -90,23 +126,38 @@ pub fn request(
             if message.sequence != SEQUENCE {
                 continue;
             }
+            if libc::c_int::from(message.flags) & libc::NLM_F_DUMP_INTR != 0 {
+                let text = "netlink: what is asked for changes faster than it can be told";
+                return Err(io::Error::new(io::ErrorKind::Interrupted, text));
+            }
             match libc::c_int::from(message.kind) {
-                libc::NLMSG_DONE => return Ok(Reply::Messages(found)),
+                libc::NLMSG_DONE => {
+                    // A dump that failed half-way says so here (netlink_dump_done).
+                    let status = u32_at(message.payload, 0).map_or(0, |word| word as i32);
+                    return Ok(Some(match status.checked_neg() {
+                        Some(code @ 1..) => Reply::Error {
+                            code,
+                            message: None,
+                        },
+                        _ => Reply::Messages(std::mem::take(&mut self.found)),
+                    }));
+                }
                 libc::NLMSG_ERROR => {
                     let (code, message) = parse_error(&message).ok_or_else(|| bad("error"))?;
-                    return Ok(match code {
-                        0 => Reply::Messages(found),
+                    return Ok(Some(match code {
+                        0 => Reply::Messages(std::mem::take(&mut self.found)),
                         _ => Reply::Error { code, message },
-                    });
+                    }));
                 }
                 _ => {
-                    found.push(message.payload.to_vec());
-                    if !dump {
-                        return Ok(Reply::Messages(found));
+                    self.found.push(message.payload.to_vec());
+                    if !self.dump {
+                        return Ok(Some(Reply::Messages(std::mem::take(&mut self.found))));
                     }
                 }
             }
         }
+        Ok(None)
     }
 }
 
@@ -284,6 +335,55 @@ mod tests {
                 assert!(Messages(&m).count() <= m.len());
                 assert!(Attributes(&m).count() <= m.len());
             }
+        }
+    }
+
+    fn message(kind: libc::c_int, flags: libc::c_int, payload: &[u8]) -> Vec<u8> {
+        let mut m = ((HEADER + payload.len()) as u32).to_ne_bytes().to_vec();
+        m.extend_from_slice(&(kind as u16).to_ne_bytes());
+        m.extend_from_slice(&(flags as u16).to_ne_bytes());
+        m.extend_from_slice(&SEQUENCE.to_ne_bytes());
+        m.extend_from_slice(&[0; 4]);
+        m.extend_from_slice(payload);
+        m
+    }
+
+    fn dump() -> Answer {
+        Answer {
+            dump: true,
+            found: Vec::new(),
+            total: 0,
+        }
+    }
+
+    #[test]
+    fn a_dump_that_failed_half_way_is_an_error() {
+        let part = message(20, libc::NLM_F_MULTI, &[1, 2, 3, 4]);
+        for (status, code) in [(0i32, None), (-libc::ENOMEM, Some(libc::ENOMEM))] {
+            let mut answer = dump();
+            assert!(answer.take(&part).unwrap().is_none());
+            let done = message(libc::NLMSG_DONE, libc::NLM_F_MULTI, &status.to_ne_bytes());
+            let got = match answer.take(&done).unwrap().unwrap() {
+                Reply::Messages(found) => {
+                    assert_eq!(found, [[1, 2, 3, 4]]);
+                    None
+                }
+                Reply::Error { code, .. } => Some(code),
+            };
+            assert_eq!(got, code);
+        }
+        // Some kernels say nothing at the end.
+        let done = message(libc::NLMSG_DONE, 0, &[]);
+        let got = dump().take(&done).unwrap();
+        assert!(matches!(got, Some(Reply::Messages(_))));
+    }
+
+    #[test]
+    fn a_dump_that_something_changed_in_is_no_answer() {
+        let flags = libc::NLM_F_MULTI | libc::NLM_F_DUMP_INTR;
+        for kind in [20, libc::NLMSG_DONE] {
+            let error = dump().take(&message(kind, flags, &[0; 4])).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::Interrupted);
         }
     }
 

@@ -7,7 +7,7 @@ pub mod attack;
 use std::collections::BTreeMap;
 
 use attack::Attack;
-use edge_common::reason::Reason;
+use edge_common::{defence::When, reason::Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::{entry::List, wire};
@@ -161,7 +161,7 @@ pub struct ServiceStatus {
     pub attack: Option<Box<Attack>>,
     /// Attacks that began since the daemon started.
     pub attacks: u64,
-    /// Whether its SYNs are answered in its place.
+    /// Whether its SYNs are answered in its place, at one address and port at least.
     pub defended: bool,
     /// Incomplete handshakes as a share of those that are tolerated: an attack is
     /// found above 1.
@@ -171,6 +171,14 @@ pub struct ServiceStatus {
     /// By [`edge_common::defence::ServiceCounter::name`]. They live in the kernel
     /// and outlast the daemon.
     pub counters: BTreeMap<String, u64>,
+}
+
+impl ServiceStatus {
+    /// Whether it is to be defended and cannot be: no listener is ready.
+    pub fn lacks_listeners(&self) -> bool {
+        let wanted = self.syn != When::Off.name() && !self.dry_run;
+        wanted && !self.forwarded && self.targets.ready == 0
+    }
 }
 
 /// The addresses and ports of a service, each port of each address.

@@ -76,6 +76,10 @@ pub extern "C" fn edge_defend_tcp(ctx: *mut xdp_md, now: u64, marks: u64, frame_
 
 /// What becomes of the packet. For a reason that replies, the segment to reply
 /// with is in the scratch.
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the key is copied once more, in pieces of another width"
+)]
 #[inline(always)]
 fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
     let mut key = frame.target();

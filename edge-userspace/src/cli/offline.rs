@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{self, Description, describe},
+    config::{self, Description, describe, possible_cpus},
     tables::Geometry,
 };
 
@@ -33,7 +33,11 @@ pub(super) fn check<W: Write>(path: &Path, out: &mut Out<W>) -> Result<(), Error
     let check = Check {
         file: path.display().to_string(),
         warnings: checked.warnings.iter().map(ToString::to_string).collect(),
-        description: describe(model, &Geometry::for_capacity(&model.capacity)),
+        description: describe(
+            model,
+            &Geometry::for_capacity(&model.capacity),
+            possible_cpus(),
+        ),
     };
     if !out.json {
         for warning in &check.warnings {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use edge_common::{
-    defence::ServiceCounter,
+    defence::{ServiceCounter, When},
     reason::{Reason, Verdict},
 };
 use serde::Serialize;
@@ -26,13 +26,16 @@ use crate::{
         protocol::{Request, Response},
     },
     status::{
-        AttachMode, InterfaceStatus, Status, Traffic,
+        AttachMode, InterfaceStatus, ServiceStatus, Status, Traffic,
         attack::{Attack, KindCount},
     },
 };
 
 /// Reasons that are shown; the rest is in the JSON form and the metrics.
 const TOP_REASONS: usize = 10;
+
+/// What is said of a service that is to be defended and cannot be.
+const NOT_DEFENDED: &str = "NOT DEFENDED (no listener is ready)";
 
 /// `edge status`.
 pub(super) fn status<W: Write>(socket: &Path, out: &mut Out<W>) -> Result<(), Error> {
@@ -173,12 +176,24 @@ fn render(s: &Status) -> String {
                 t,
                 ": {}, {}, {} clients got through (attack {})",
                 floods(attack),
-                attack.remedy.sentence(),
+                if x.lacks_listeners() {
+                    NOT_DEFENDED
+                } else {
+                    attack.remedy.sentence()
+                },
                 count(attack.clients),
                 attack.id
             ),
+            None if x.lacks_listeners() => writeln!(t, ": {NOT_DEFENDED}"),
             None => writeln!(t),
         };
+    }
+    // One that is always defended is so only where something listens.
+    let always = |x: &&ServiceStatus| x.syn == When::Always.name() && !x.under_attack;
+    for x in s.services.iter().filter(always) {
+        if x.lacks_listeners() {
+            let _ = writeln!(t, "{}: {NOT_DEFENDED}", x.name);
+        }
     }
     t.push('\n');
     t.push_str(&interfaces(s));
@@ -433,7 +448,7 @@ mod tests {
         entry::List,
         status::{
             ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus, ListCount,
-            ReasonCount, Reloads, ServiceStatus, ServiceTargets, TableStatus,
+            ReasonCount, Reloads, ServiceTargets, TableStatus,
         },
     };
 
@@ -627,6 +642,47 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
                 "{rows} {columns}"
             );
         }
+    }
+
+    #[test]
+    fn a_service_without_a_listener_that_is_ready_is_told_loudly() {
+        let mut status = sample();
+        let attacked = ServiceStatus {
+            name: "web".to_owned(),
+            syn: "auto".to_owned(),
+            targets: ServiceTargets { total: 4, ready: 0 },
+            under_attack: true,
+            ..ServiceStatus::default()
+        };
+        let attack = Some(Box::new(super::super::attacks::tests::attack()));
+        status.services = vec![
+            attacked.clone(),
+            ServiceStatus {
+                name: "mail".to_owned(),
+                attack,
+                ..attacked.clone()
+            },
+            ServiceStatus {
+                name: "dns".to_owned(),
+                syn: "always".to_owned(),
+                under_attack: false,
+                ..attacked.clone()
+            },
+            ServiceStatus {
+                name: "quiet".to_owned(),
+                under_attack: false,
+                ..attacked
+            },
+        ];
+        let text = render(&status);
+        for line in [
+            "\nweb: UNDER ATTACK: NOT DEFENDED (no listener is ready)\n",
+            "80.0 k/s, NOT DEFENDED (no listener is ready), 1,234 clients",
+            "\ndns: NOT DEFENDED (no listener is ready)\n",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("quiet: NOT"), "{text}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use edge_common::{
     abi::{LimitKind, Mode, maps},
     defence::{
         ATTEMPTS, HANDSHAKES, Hitter, IcmpKind, SKETCH_WORDS, Service as AbiService,
-        tags::TagBucket,
+        ServiceCounters, tags::TagBucket,
     },
 };
 use serde::Serialize;
@@ -199,7 +199,7 @@ fn sysctls(model: &Model) -> Option<String> {
 }
 
 /// Kernel memory of the maps of the flood defence; next to none for what is off.
-fn flood_memory(model: &Model) -> Vec<(&'static str, u64)> {
+fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
     let of = |entries: u32, size: usize| u64::from(entries) * size as u64;
     let mut memory = Vec::new();
     if model.floods.prefixes.effective_mode() != Mode::Off {
@@ -212,6 +212,10 @@ fn flood_memory(model: &Model) -> Vec<(&'static str, u64)> {
     memory.extend([
         (maps::TARGETS, of(model.flood.targets, TARGET_BYTES)),
         (maps::SERVICES, of(slots, size_of::<AbiService>())),
+        (
+            maps::SERVICE_COUNTERS,
+            of(slots, size_of::<ServiceCounters>()).saturating_mul(cpus.into()),
+        ),
         (
             maps::VERIFIED,
             of(model.verified_buckets(), size_of::<TagBucket>()),
@@ -246,8 +250,8 @@ pub struct MapMemory {
     pub bytes: u64,
 }
 
-/// Describes a configuration and the maps made for it.
-pub fn describe(model: &Model, geometry: &Geometry) -> Description {
+/// Describes a configuration and the maps made for it on a host with so many CPUs.
+pub fn describe(model: &Model, geometry: &Geometry, cpus: u32) -> Description {
     let LimitSet { kinds } = model.limits.default;
     let limits = LimitKind::ALL.map(|kind| {
         let default = kinds[kind as usize];
@@ -266,7 +270,7 @@ pub fn describe(model: &Model, geometry: &Geometry) -> Description {
     let memory: Vec<MapMemory> = geometry
         .memory()
         .into_iter()
-        .chain(flood_memory(model))
+        .chain(flood_memory(model, cpus))
         .chain([(maps::EVENTS, buffer)])
         .map(|(map, bytes)| MapMemory { map, bytes })
         .collect();
@@ -382,11 +386,11 @@ impl fmt::Display for Description {
         if let Some(sysctls) = &self.sysctls {
             writeln!(f, "\nsysctls     {sysctls}")?;
         }
-        writeln!(f, "\nmap               memory")?;
+        writeln!(f, "\nmap                 memory")?;
         for MapMemory { map, bytes } in &self.memory {
-            writeln!(f, "{map:14} {:>9}", size(*bytes))?;
+            writeln!(f, "{map:16} {:>9}", size(*bytes))?;
         }
-        write!(f, "{:14} {:>9}", "total", size(self.memory_total))
+        write!(f, "{:16} {:>9}", "total", size(self.memory_total))
     }
 }
 
@@ -403,6 +407,10 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::test::{model, model_of};
+
+    fn describe(model: &Model, geometry: &Geometry) -> Description {
+        super::describe(model, geometry, 2)
+    }
 
     #[test]
     fn memory_adds_up_and_everything_is_told() {
@@ -469,6 +477,13 @@ mod tests {
         let check = model_of("flood.sysctls = 'check'\n[[service]]\nname = 'a'\nports = [1]");
         let told = describe(&check, &geometry).sysctls.unwrap();
         assert!(told.contains("sysctl -w"), "{told}");
+        let counters = |cpus| {
+            let memory = super::describe(&check, &geometry, cpus).memory;
+            let found = memory.iter().find(|m| m.map == maps::SERVICE_COUNTERS);
+            found.unwrap().bytes
+        };
+        let each = size_of::<ServiceCounters>() as u64;
+        assert_eq!((counters(1), counters(64)), (16 * each, 16 * 64 * each));
     }
 
     #[test]
@@ -483,7 +498,7 @@ mod tests {
             "icmp.echo              enforce          70      80   the host",
             "reflection             enforce        1000    1000   dns",
             "prefixes.dest          dry-run       90000   90000   the host",
-            "SKETCH           512 KiB",
+            "SKETCH             512 KiB",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

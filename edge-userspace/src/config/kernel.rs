@@ -79,13 +79,14 @@ impl Model {
         })
     }
 
-    /// Entries of `SERVICES`: 0 without services, and else more than there are, so
-    /// that a reload that adds one keeps the state of the others.
+    /// Entries of `SERVICES`: 0 without services, and else more than there are, if
+    /// there can be more, so that a reload that adds one keeps the state of the others.
     pub fn service_slots(&self) -> u32 {
         let services = u32::try_from(self.services.len()).unwrap_or(MAX_SERVICES);
         match services {
             0 => 0,
-            n => n.next_power_of_two().clamp(16, MAX_SERVICES),
+            n => (n.saturating_add(1).checked_next_power_of_two())
+                .map_or(MAX_SERVICES, |slots| slots.clamp(16, MAX_SERVICES)),
         }
     }
 
@@ -247,10 +248,13 @@ mod tests {
         )));
         assert_eq!((config.services, config.always_defended), (16, 1));
         assert_eq!(config.verified_buckets, 11);
-        let many: String = (1..18)
-            .map(|i| format!("[[service]]\nname = 's{i}'\nports = [{i}]\n"))
-            .collect();
-        assert_eq!(lower(&model_of(&many)).services, 32);
+        // There is room for one more.
+        for (services, slots) in [(15, 16), (16, 32), (17, 32), (31, 32), (32, 64)] {
+            let many: String = (1..=services)
+                .map(|i| format!("[[service]]\nname = 's{i}'\nports = [{i}]\n"))
+                .collect();
+            assert_eq!(lower(&model_of(&many)).services, slots);
+        }
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub struct Changes {
     pub services_added: Vec<String>,
     /// Services that are gone.
     pub services_removed: Vec<String>,
+    /// For how many services there is room now, if there was room for another number:
+    /// their table is made anew, and state and counters of all of them begin at zero.
+    pub service_room: Option<u32>,
     /// Whether anything changes at all.
     pub any: bool,
 }
@@ -134,7 +137,9 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
             .map(str::to_owned)
             .collect()
     };
+    let (had, has) = (old.service_slots(), new.service_slots());
     Ok(Changes {
+        service_room: (had != has && had > 0 && has > 0).then_some(has),
         services_added: services(new, old),
         services_removed: services(old, new),
         added: without(new, old),
@@ -205,6 +210,17 @@ mod tests {
         );
         // What has no room yet is not resized.
         assert_eq!(changes(&model(), &new).unwrap().new_tables, [""; 0]);
+    }
+
+    #[test]
+    fn it_is_told_when_states_of_services_are_lost() {
+        let with = |n: usize| {
+            let one = |i| format!("[[service]]\nname = 's{i}'\nports = [{i}]\n");
+            model_of(&(1..=n).map(one).collect::<String>())
+        };
+        let room = |old, new| changes(&with(old), &with(new)).unwrap().service_room;
+        assert_eq!((room(1, 15), room(0, 20), room(20, 0)), (None, None, None));
+        assert_eq!((room(15, 16), room(16, 15)), (Some(32), Some(16)));
     }
 
     #[test]

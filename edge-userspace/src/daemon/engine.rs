@@ -19,8 +19,9 @@ use tokio::sync::mpsc::Sender;
 use tracing::{error, info, warn};
 
 use super::{
+    backoff::Backoff,
     defence::{
-        Defence, Unmet,
+        Defence, FillError, Unmet,
         follow::{Follower, Handle},
     },
     facts::{Command, Shared},
@@ -72,6 +73,8 @@ pub(super) struct Engine {
     pub(super) notifier: Notifier,
     /// How often to give a sign of life at least.
     pub(super) beat: Duration,
+    /// When the programs may be loaded anew for the host's TCP.
+    pub(super) replans: Backoff,
     /// Set when the lists have more of the file than is in force.
     pub(super) behind: bool,
     /// Set when a change failed and could not be undone.
@@ -90,6 +93,9 @@ pub(super) enum ForceError {
     /// The host's TCP is not as services need it.
     #[error(transparent)]
     Defence(#[from] Unmet),
+    /// The tables of services cannot be filled.
+    #[error(transparent)]
+    Fill(#[from] FillError),
     /// The kernel does not take it.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
@@ -113,7 +119,10 @@ impl Engine {
                     self.answer(request, reply);
                     self.publish_counts();
                 }
-                Ok(Command::Replan) => self.replan(),
+                Ok(Command::Replan) => {
+                    self.shared.replan_is_taken();
+                    self.replan();
+                }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     drop(follower);
                     return self.stop();
@@ -126,6 +135,12 @@ impl Engine {
                     "a change failed and could not be undone (see above); the programs in the \
                      kernel go on, and a restart puts everything right, with larger `tables` \
                      if there was no room"
+                );
+            }
+            if follower.is_dead() {
+                bail!(
+                    "the thread that follows services has panicked (see above); the programs in \
+                     the kernel go on, and a restart follows services again"
                 );
             }
             if Instant::now() >= next {
@@ -213,15 +228,18 @@ impl Engine {
 
     /// Loads the programs anew for a host whose TCP grants something else now.
     fn replan(&mut self) {
-        if self.defence.lock().is_up_to_date() {
+        let now_ns = Now::read().mono_ns;
+        if !self.replans.is_due(now_ns) || self.defence.lock().is_up_to_date() {
             return;
         }
         match self.force(self.model.clone()) {
             Ok(_) => {
+                self.replans.succeeded();
                 self.publish_generation(Now::read());
                 info!("sysctls of TCP have changed: the programs were loaded anew");
             }
             Err(e) => {
+                self.replans.failed(now_ns);
                 error!("sysctls of TCP have changed, and the programs know the old ones: {e}");
             }
         }
@@ -484,7 +502,9 @@ pub(super) fn failure(error: ForceError) -> Failure {
         ForceError::Profiles(_) => Failure::new(FailureKind::Config, text),
         ForceError::Policy(e) => super::requests::policy_failure(&e),
         ForceError::Defence(Unmet::Wrong { .. }) => Failure::new(FailureKind::Config, text),
-        ForceError::Defence(_) | ForceError::Datapath(_) => Failure::new(FailureKind::Kernel, text),
+        ForceError::Defence(_) | ForceError::Fill(_) | ForceError::Datapath(_) => {
+            Failure::new(FailureKind::Kernel, text)
+        }
     }
 }
 
@@ -505,5 +525,11 @@ fn sentences(changes: &reload::Changes) -> Vec<String> {
     list("no longer protects the services", &changes.services_removed);
     let keys: Vec<String> = changes.new_tables.iter().map(|&k| k.to_owned()).collect();
     list("resized:", &keys);
+    if let Some(room) = changes.service_room {
+        sentences.push(format!(
+            "the table of services is made anew, with room for {room}: states and counters of \
+             all services begin at zero"
+        ));
+    }
     sentences
 }

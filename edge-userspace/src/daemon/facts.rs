@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError},
     },
 };
@@ -50,6 +50,8 @@ pub(super) enum Command {
 pub(super) struct Shared {
     started: Now,
     commands: SyncSender<Command>,
+    /// Whether a [`Command::Replan`] waits for the engine.
+    replan_waits: AtomicBool,
     pub(super) hub: Arc<Hub>,
     pub(super) stats: Arc<Stats>,
     pub(super) attacks: Journal,
@@ -78,6 +80,7 @@ impl Shared {
         Self {
             started,
             commands,
+            replan_waits: AtomicBool::new(false),
             hub: Arc::default(),
             stats: Arc::default(),
             attacks: Journal::default(),
@@ -121,10 +124,19 @@ impl Shared {
         facts.service_targets = defence.room();
     }
 
-    /// Asks the engine to load the programs anew. It is asked again when it has no
-    /// time now.
+    /// Asks the engine to load the programs anew, unless it has not come to the last
+    /// time yet. It is asked again when it has no room now.
     pub(super) fn replan(&self) {
-        let _ = self.commands.try_send(Command::Replan);
+        if !self.replan_waits.swap(true, Ordering::Relaxed)
+            && self.commands.try_send(Command::Replan).is_err()
+        {
+            self.replan_is_taken();
+        }
+    }
+
+    /// The engine has come to it, and may be asked again.
+    pub(super) fn replan_is_taken(&self) {
+        self.replan_waits.store(false, Ordering::Relaxed);
     }
 
     /// The interface with this kernel index, for an event.
@@ -318,4 +330,33 @@ fn lists(counts: &Counts) -> Vec<ListCount> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    #[test]
+    fn the_engine_is_asked_once_until_it_comes_to_it() {
+        let (sender, commands) = sync_channel(2);
+        let shared = Shared::new(Now::read(), sender);
+        let waiting = || commands.try_iter().count();
+        shared.replan();
+        shared.replan();
+        assert_eq!(waiting(), 1);
+        shared.replan_is_taken();
+        shared.replan();
+        assert_eq!(waiting(), 1);
+        // What found no room does not count as waiting.
+        shared.replan_is_taken();
+        for _ in 0..2 {
+            shared.commands.try_send(Command::Stop).unwrap();
+        }
+        shared.replan();
+        assert_eq!(waiting(), 2);
+        shared.replan();
+        assert_eq!(waiting(), 1);
+    }
 }

@@ -5,6 +5,7 @@
 //! (`defence`). The other one runs tokio: control socket, metrics, events,
 //! signals. They meet in `facts`.
 
+mod backoff;
 mod defence;
 mod engine;
 mod facts;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::{
+    backoff::Backoff,
     defence::{Defence, follow::Handle},
     engine::{Engine, LIMITS_SETTING},
     facts::Shared,
@@ -45,7 +46,7 @@ pub(super) fn configuration(path: &Path) -> Result<Model> {
     }
     let model = checked.model;
     let geometry = Geometry::for_capacity(&model.capacity);
-    let description = config::describe(&model, &geometry).to_string();
+    let description = config::describe(&model, &geometry, config::possible_cpus()).to_string();
     for line in description.lines().filter(|l| !l.is_empty()) {
         info!("{line}");
     }
@@ -135,6 +136,7 @@ pub(super) fn engine(
         rings,
         notifier,
         beat,
+        replans: Backoff::default(),
         behind: false,
         broken: false,
     };

@@ -46,11 +46,12 @@ use maps::{Maps, Spec};
 use netlink::Interface;
 use pins::Pins;
 
+pub use crate::services::watch::of as counter;
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};
 pub use program::Program;
-pub use services::{ServiceState, ServiceTables, counter};
+pub use services::{ServiceState, ServiceTables};
 pub use unattached::{Run, Unattached};
 
 /// What is to be in force.
@@ -303,21 +304,6 @@ impl Datapath {
             why: "is not in force yet".into(),
         })?;
         active.maps.region(name)
-    }
-
-    /// The tables of the flood defence in force.
-    ///
-    /// # Errors
-    /// When nothing is in force, or a map cannot be opened.
-    pub fn services(&self) -> Result<ServiceTables, DatapathError> {
-        let active = self.active.as_ref().ok_or(DatapathError::Map {
-            map: abi::maps::SERVICES,
-            why: "is not in force yet".into(),
-        })?;
-        ServiceTables::new(
-            |name| active.maps.region(name),
-            |name| active.maps.reopen(name),
-        )
     }
 
     /// The ring buffer of events in force; `None` before the first commit.

@@ -9,7 +9,7 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use edge_common::{
     abi::maps,
     defence::{
-        PORT_WORDS, Ports, SERVICE_COUNTERS, Service, ServiceCounter, Target, TargetKey, port_bit,
+        PORT_WORDS, Ports, SERVICE_COUNTERS, Service, Target, TargetKey, WSCALE_UNKNOWN, port_bit,
     },
     parse::proto,
 };
@@ -175,6 +175,23 @@ impl ServiceTables {
         Ok(())
     }
 
+    /// The window scales in the targets, where they are known.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn window_scales(&self) -> Result<BTreeMap<TargetKey, u8>, DatapathError> {
+        let mut scales = BTreeMap::new();
+        for entry in self.targets.iter() {
+            let (key, [head, _]) =
+                entry.map_err(|e| DatapathError::map_access(maps::TARGETS, e))?;
+            let [.., wscale, _] = head.to_ne_bytes();
+            if wscale != WSCALE_UNKNOWN {
+                scales.insert(key_of(key), wscale);
+            }
+        }
+        Ok(scales)
+    }
+
     /// What the program wrote of a service.
     pub fn state(&self, index: usize) -> ServiceState {
         let slots = self.services.u64s();
@@ -190,7 +207,8 @@ impl ServiceTables {
         }
     }
 
-    /// The counters of a service, summed over the CPUs, by [`ServiceCounter`].
+    /// The counters of a service, summed over the CPUs, by
+    /// [`edge_common::defence::ServiceCounter`].
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
@@ -218,11 +236,6 @@ fn clear(
     let zeros = PerCpuValues::try_from(vec![[0; SERVICE_COUNTERS]; cpus])
         .map_err(|e| failed(MapError::IoError(e)))?;
     counters.set(index, zeros, 0).map_err(failed)
-}
-
-/// One of the counters of a service.
-pub fn counter(counters: &[u64; SERVICE_COUNTERS], which: ServiceCounter) -> u64 {
-    counters.get(which as usize).copied().unwrap_or_default()
 }
 
 /// The word with [`Service::when`], and that with [`Service::generation`].
@@ -257,6 +270,16 @@ fn key_words(key: &TargetKey) -> KeyWords {
         b,
         u64::from_ne_bytes([port_a, port_b, key.proto, 0, 0, 0, 0, 0]),
     ]
+}
+
+fn key_of([a, b, last]: KeyWords) -> TargetKey {
+    let [port_a, port_b, proto, ..] = last.to_ne_bytes();
+    TargetKey {
+        address: [a, b],
+        port: u16::from_ne_bytes([port_a, port_b]),
+        proto,
+        pad: [0; 5],
+    }
 }
 
 fn target_words(target: &Target) -> TargetWords {
@@ -297,6 +320,7 @@ mod tests {
         // SAFETY: as above.
         let words: KeyWords = unsafe { std::mem::transmute(key) };
         assert_eq!(key_words(&key), words);
+        assert_eq!(key_of(words), key);
         let target = Target {
             service: 0x0102_0304,
             mss: 0x0506,

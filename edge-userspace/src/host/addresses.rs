@@ -12,6 +12,9 @@ const IFINFO: usize = 16;
 const IFADDR: usize = 8;
 const ROUTE: usize = 12;
 
+/// `linux/if_addr.h`: all flags of an address, of which the header has eight bits.
+const IFA_FLAGS: u16 = 8;
+
 /// `linux/rtnetlink.h`: attributes and metrics of a route.
 const RTA_DST: u16 = 1;
 const RTA_METRICS: u16 = 8;
@@ -103,17 +106,28 @@ fn addresses(links: &BTreeMap<u32, Link>) -> io::Result<Vec<LocalAddress>> {
         .collect())
 }
 
-/// Index of the interface, and the address.
+/// Index of the interface, and the address; none that is not in use, or not yet: while
+/// duplicates of it are looked for, or one was found (RFC 4862, 5.4).
 fn parse_address(message: &[u8]) -> Option<(u32, IpAddr)> {
     let index = u32_at(message, 4)?;
+    let mut flags = u32::from(*message.get(2)?);
     let (mut own, mut other) = (None, None);
     for (kind, value) in Attributes(message.get(IFADDR..)?) {
         match kind {
             // Of a point-to-point link IFA_ADDRESS is the other end's.
             libc::IFA_LOCAL => own = address(value),
             libc::IFA_ADDRESS => other = address(value),
+            IFA_FLAGS => flags = u32_at(value, 0)?,
             _ => {}
         }
+    }
+    // An optimistic one is in use meanwhile (RFC 4429).
+    let unused = match flags & libc::IFA_F_OPTIMISTIC {
+        0 => libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED,
+        _ => libc::IFA_F_DADFAILED,
+    };
+    if flags & unused != 0 {
+        return None;
     }
     own.or(other).map(|address| (index, address))
 }
@@ -191,6 +205,25 @@ mod tests {
         for end in 0..message.len() {
             let _ = parse_address(&message[..end]);
         }
+    }
+
+    #[test]
+    fn an_address_that_is_not_in_use_is_left_out() {
+        let with = |head: u32, all: Option<u32>| {
+            let mut message = vec![0; IFADDR];
+            message[2] = head as u8;
+            push_attribute(&mut message, libc::IFA_ADDRESS, &[1; 16]).unwrap();
+            if let Some(all) = all {
+                push_attribute(&mut message, IFA_FLAGS, &all.to_ne_bytes()).unwrap();
+            }
+            parse_address(&message).is_some()
+        };
+        let (tentative, failed) = (libc::IFA_F_TENTATIVE, libc::IFA_F_DADFAILED);
+        assert!(with(0, None) && with(libc::IFA_F_PERMANENT, Some(0x100)));
+        assert!(!with(tentative, None) && !with(0, Some(tentative)));
+        assert!(!with(failed, None) && !with(0, Some(failed | tentative)));
+        let optimistic = tentative | libc::IFA_F_OPTIMISTIC;
+        assert!(with(optimistic, None) && !with(0, Some(optimistic | failed)));
     }
 
     #[test]

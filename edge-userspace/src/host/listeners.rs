@@ -42,12 +42,23 @@ pub fn listeners() -> io::Result<Listeners> {
         let flags = libc::NLM_F_DUMP;
         match request(libc::NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, flags, &body)? {
             Reply::Messages(messages) => all.extend(messages.iter().filter_map(|m| parse(m))),
-            // A kernel without IPv6.
-            Reply::Error { code, .. } if code == libc::ENOENT => {}
-            Reply::Error { code, .. } => return Err(io::Error::from_raw_os_error(code)),
+            Reply::Error { code, .. } => refused(family, code)?,
         }
     }
     Ok(Listeners::new(all))
+}
+
+/// What it means that a dump of a family is refused. IPv4 is asked for first.
+fn refused(family: libc::c_int, code: libc::c_int) -> io::Result<()> {
+    match (family, code) {
+        // A kernel without IPv6.
+        (libc::AF_INET6, libc::ENOENT) => Ok(()),
+        (_, libc::ENOENT) => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "no tcp_diag or inet_diag in this kernel: listeners cannot be found",
+        )),
+        _ => Err(io::Error::from_raw_os_error(code)),
+    }
 }
 
 fn parse(message: &[u8]) -> Option<Listener> {
@@ -100,6 +111,17 @@ mod tests {
             drop(socket);
             let all = listeners().unwrap();
             assert!(all.at(&place).is_empty(), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_may_lack_ipv6_but_not_the_dump() {
+        assert!(refused(libc::AF_INET6, libc::ENOENT).is_ok());
+        let error = refused(libc::AF_INET, libc::ENOENT).unwrap_err();
+        assert!(error.to_string().contains("inet_diag"), "{error}");
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let error = refused(family, libc::ENOMEM).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
         }
     }
 

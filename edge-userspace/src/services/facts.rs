@@ -101,6 +101,14 @@ impl Listeners {
         self.0.get(place).map_or(&[], Vec::as_slice)
     }
 
+    /// All sockets with the address and port of a place, whatever interface each is
+    /// bound to.
+    pub fn sharing(&self, place: &Place) -> Vec<Listener> {
+        let of = |device| Place { device, ..*place };
+        let range = self.0.range(of(0)..=of(u32::MAX));
+        range.flat_map(|(_, list)| list).copied().collect()
+    }
+
     /// Every port on which something listens, each once.
     pub fn ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = self.0.keys().map(|p| p.port).collect();
@@ -209,6 +217,9 @@ pub(super) mod tests {
         assert_eq!(place.device, 0);
         let inodes: Vec<u32> = listeners.at(&place).iter().map(|l| l.inode).collect();
         assert_eq!(inodes, [8, 9]);
+        let all = listeners.sharing(&place);
+        let all: Vec<u32> = all.iter().map(|l| l.inode).collect();
+        assert_eq!(all, [8, 9, 7]);
         assert_eq!(listeners.ports(), [80]);
         let alone = Listeners::new(vec![bound]);
         assert_eq!(

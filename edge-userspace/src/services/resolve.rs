@@ -60,38 +60,45 @@ pub fn resolve(
     room: u32,
 ) -> Targets {
     let mut targets = Targets::default();
-    let mut add = |i: usize, service: &Service, at: SocketAddr, mss, listener| {
-        let planned = Planned {
-            service: i,
-            index: slots.get(i).map_or(0, |s| s.index),
-            at,
-            mss,
-            kind: kind(service),
-            listener,
-        };
-        let full = targets.planned.len() >= room as usize;
-        match targets.planned.entry(key(service.protocol, at)) {
-            Entry::Vacant(_) if full => targets.left_out += 1,
-            Entry::Vacant(entry) => {
-                entry.insert(planned);
+    let room = room as usize;
+    let add =
+        |targets: &mut Targets, i: usize, service: &Service, at: SocketAddr, mss, listener| {
+            let planned = Planned {
+                service: i,
+                index: slots.get(i).map_or(0, |s| s.index),
+                at,
+                mss,
+                kind: kind(service),
+                listener,
+            };
+            let full = targets.planned.len() >= room;
+            match targets.planned.entry(key(service.protocol, at)) {
+                Entry::Vacant(_) if full => targets.left_out += 1,
+                Entry::Vacant(entry) => {
+                    entry.insert(planned);
+                }
+                // Two services are told apart by the file, but for what listens, which
+                // is for who lists it.
+                Entry::Occupied(_) => {}
             }
-            // Two services are told apart by the file, but for what listens, which
-            // is for who lists it.
-            Entry::Occupied(_) => {}
-        }
-    };
+        };
     let all = services.iter().enumerate();
     for (i, service) in all.clone() {
         let Ports::Listed(ranges) = &service.ports else {
             continue;
         };
         for (address, mss) in addresses(service, host) {
-            for port in ranges.iter().cloned().flatten() {
+            // What finds no room is counted without a walk: of all ports of many
+            // addresses there are millions.
+            let free = room - targets.planned.len().min(room);
+            targets.left_out += (service.ports.listed() as usize).saturating_sub(free);
+            for port in ranges.iter().cloned().flatten().take(free) {
                 let listener = match service.protocol {
                     Protocol::Tcp if !service.forwarded => listeners.find(address, port),
                     _ => None,
                 };
-                add(i, service, SocketAddr::new(address, port), mss, listener);
+                let at = SocketAddr::new(address, port);
+                add(&mut targets, i, service, at, mss, listener);
             }
         }
     }
@@ -100,20 +107,16 @@ pub fn resolve(
         for (address, mss) in addresses(service, host) {
             for &port in &ports {
                 if let Some(listener) = listeners.find(address, port) {
-                    add(
-                        i,
-                        service,
-                        SocketAddr::new(address, port),
-                        mss,
-                        Some(listener),
-                    );
+                    let at = SocketAddr::new(address, port);
+                    add(&mut targets, i, service, at, mss, Some(listener));
                 }
             }
         }
     }
     for (i, service) in all.filter(|(_, s)| s.ports == Ports::Rest) {
         for (address, mss) in addresses(service, host) {
-            add(i, service, SocketAddr::new(address, 0), mss, None);
+            let at = SocketAddr::new(address, 0);
+            add(&mut targets, i, service, at, mss, None);
         }
     }
     targets
@@ -192,10 +195,15 @@ impl Targets {
         planned.map(|(key, p)| (*key, entry(p))).collect()
     }
 
-    /// Where each listener can be reached that `wants` to be known, by service.
-    pub fn listeners(&self, wants: impl Fn(usize) -> bool) -> BTreeMap<Place, SocketAddr> {
-        let planned = self.planned.values().filter(|p| wants(p.service));
-        planned.filter_map(|p| Some((p.listener?, p.at))).collect()
+    /// Wherever each listener can be reached that `wants` to be known, by service.
+    pub fn listeners(&self, wants: impl Fn(usize) -> bool) -> BTreeMap<Place, Vec<SocketAddr>> {
+        let mut all: BTreeMap<Place, Vec<SocketAddr>> = BTreeMap::new();
+        for planned in self.planned.values().filter(|p| wants(p.service)) {
+            if let Some(place) = planned.listener {
+                all.entry(place).or_default().push(planned.at);
+            }
+        }
+        all
     }
 }
 
@@ -304,10 +312,11 @@ mod tests {
             "192.0.2.2:80 1 0.0.0.0",
         ];
         assert_eq!(told(&got), want);
-        // Each listener is asked once, where it answers.
+        // Each listener with all places where it answers.
         let asked = got.listeners(|service| service == 0);
-        let asked: Vec<String> = asked.values().map(ToString::to_string).collect();
-        assert_eq!(asked, ["192.0.2.2:22", "192.0.2.2:25"]);
+        let asked: Vec<String> = asked.values().map(|at| format!("{at:?}")).collect();
+        let want = ["[192.0.2.1:22, 192.0.2.2:22]", "[192.0.2.2:25]"];
+        assert_eq!(asked, want);
     }
 
     #[test]
@@ -340,6 +349,14 @@ mod tests {
         let text = "tables.service_targets = 3\n[[service]]\nname = 'a'\nports = [1, 2]\n";
         let got = resolved(text, &host(&["192.0.2.1", "192.0.2.2"]), vec![]);
         assert_eq!((got.planned.len(), got.left_out), (3, 1));
+        let addresses: Vec<String> = (1..=100).map(|i| format!("192.0.2.{i}")).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        let all = "tables.service_targets = 70000\n[[service]]\nname = 'a'\nports = ['1-65535']\n";
+        let got = resolved(all, &host(&addresses), vec![]);
+        assert_eq!(
+            (got.planned.len(), got.left_out),
+            (70_000, 100 * 65_535 - 70_000)
+        );
     }
 
     #[test]

@@ -18,8 +18,12 @@ const SILENT_AFTER: u32 = 4;
 /// What is known of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
-    /// Nothing yet; it is asked at this time.
-    Asked { failures: u32, next_ns: u64 },
+    /// Nothing yet but what a former daemon may have known; it is asked at this time.
+    Asked {
+        failures: u32,
+        next_ns: u64,
+        former: Option<u8>,
+    },
     /// It cannot be asked, and its scale can only be assumed, if at all.
     Unaskable(Option<u8>),
     /// Its own answer; `None`: it scales no window.
@@ -29,7 +33,8 @@ enum Known {
 #[derive(Clone, Debug)]
 struct Entry {
     sockets: Vec<Listener>,
-    at: SocketAddr,
+    /// Wherever it answers.
+    at: Vec<SocketAddr>,
     known: Known,
 }
 
@@ -38,7 +43,7 @@ struct Entry {
 pub struct Question {
     /// Which listener.
     pub place: Place,
-    /// Where it answers.
+    /// Where it should answer.
     pub at: SocketAddr,
 }
 
@@ -49,6 +54,8 @@ pub enum Note {
     Assumed(Place, u8),
     /// A listener is bound to an interface and has a buffer of its own.
     Unknowable(Place),
+    /// Sockets share an address and port, and have receive buffers of their own.
+    Differing(Place),
     /// A listener does not answer.
     Silent(Place),
     /// A listener answers without a window scale.
@@ -59,6 +66,7 @@ impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (Self::Assumed(place, _)
         | Self::Unknowable(place)
+        | Self::Differing(place)
         | Self::Silent(place)
         | Self::Unscaled(place)) = self;
         let at = SocketAddr::new(place.address, place.port);
@@ -72,6 +80,11 @@ impl std::fmt::Display for Note {
             Self::Unknowable(_) => f.write_str(
                 "is bound to an interface and has a receive buffer of its own: its window scale \
                  cannot be known, and its SYNs are left to the kernel",
+            ),
+            Self::Differing(_) => f.write_str(
+                "shares its address and port with others that have another receive buffer: which \
+                 of them gets a SYN, and so its window scale, cannot be known, and its SYNs are \
+                 left to the kernel",
             ),
             Self::Silent(_) => f.write_str(
                 "does not answer a SYN over the loopback interface (a full queue, TCP-MD5 or a \
@@ -96,7 +109,7 @@ impl Scales {
     /// changed, or is new, is to be asked.
     pub fn update(
         &mut self,
-        wanted: &BTreeMap<Place, SocketAddr>,
+        wanted: &BTreeMap<Place, Vec<SocketAddr>>,
         listeners: &Listeners,
         memory: TcpMemory,
     ) -> Vec<Note> {
@@ -107,23 +120,32 @@ impl Scales {
         self.memory = memory;
         let mut notes = Vec::new();
         for (place, at) in wanted {
-            let sockets = listeners.at(place);
+            let sockets = listeners.sharing(place);
             let entry = match former.remove(place) {
-                Some(entry) if entry.sockets == sockets => Entry { at: *at, ..entry },
-                _ => {
-                    let known = if place.device == 0 {
+                Some(entry) if entry.sockets == sockets => Entry {
+                    at: at.clone(),
+                    ..entry
+                },
+                before => {
+                    let known = if differ(&sockets) {
+                        if !before.is_some_and(|entry| differ(&entry.sockets)) {
+                            notes.push(Note::Differing(*place));
+                        }
+                        Known::Unaskable(None)
+                    } else if place.device == 0 {
                         Known::Asked {
                             failures: 0,
                             next_ns: 0,
+                            former: None,
                         }
                     } else {
-                        let (known, note) = self.assume(place, sockets);
+                        let (known, note) = self.assume(place, &sockets);
                         notes.push(note);
                         known
                     };
                     Entry {
-                        sockets: sockets.to_vec(),
-                        at: *at,
+                        sockets,
+                        at: at.clone(),
                         known,
                     }
                 }
@@ -131,6 +153,16 @@ impl Scales {
             self.entries.insert(*place, entry);
         }
         notes
+    }
+
+    /// Takes in what a former daemon knew of a listener: it holds until the listener
+    /// answers, or is another one.
+    pub fn inherit(&mut self, place: &Place, scale: u8) {
+        if let Some(entry) = self.entries.get_mut(place)
+            && let Known::Asked { former, .. } = &mut entry.known
+        {
+            *former = Some(scale);
+        }
     }
 
     fn assume(&self, place: &Place, sockets: &[Listener]) -> (Known, Note) {
@@ -150,9 +182,14 @@ impl Scales {
             .entries
             .iter()
             .filter_map(|(place, entry)| match entry.known {
-                Known::Asked { next_ns, .. } if next_ns <= now_ns => {
-                    let at = entry.at;
-                    Some((next_ns, Question { place: *place, at }))
+                Known::Asked {
+                    next_ns, failures, ..
+                } if next_ns <= now_ns => {
+                    // In turn: one address may be filtered, or not be usable.
+                    let turn = failures as usize % entry.at.len().max(1);
+                    let at = entry.at.get(turn)?;
+                    let (place, at) = (*place, *at);
+                    Some((next_ns, Question { place, at }))
                 }
                 _ => None,
             })
@@ -171,21 +208,28 @@ impl Scales {
         now_ns: u64,
     ) -> Option<Note> {
         let entry = self.entries.get_mut(place)?;
-        let Known::Asked { failures, .. } = entry.known else {
+        let Known::Asked {
+            failures, former, ..
+        } = entry.known
+        else {
             return None;
         };
+        // Pauses become longer once all its addresses had their turn.
+        let addresses = u32::try_from(entry.at.len()).unwrap_or(u32::MAX).max(1);
         match answer {
             Some(scale) => {
                 entry.known = Known::Answered(scale);
                 scale.is_none().then_some(Note::Unscaled(*place))
             }
             None => {
-                let wait = FIRST_RETRY_NS << failures.min(8);
+                let wait = FIRST_RETRY_NS << (failures / addresses).min(8);
+                let failures = failures.saturating_add(1);
                 entry.known = Known::Asked {
-                    failures: failures.saturating_add(1),
+                    failures,
                     next_ns: now_ns.saturating_add(wait.min(LAST_RETRY_NS)),
+                    former,
                 };
-                (failures + 1 == SILENT_AFTER).then_some(Note::Silent(*place))
+                (failures == SILENT_AFTER.max(addresses)).then_some(Note::Silent(*place))
             }
         }
     }
@@ -193,10 +237,18 @@ impl Scales {
     /// The window scale of a listener, if it is known.
     pub fn get(&self, place: &Place) -> Option<u8> {
         match self.entries.get(place)?.known {
-            Known::Asked { .. } => None,
-            Known::Unaskable(scale) | Known::Answered(scale) => scale,
+            Known::Asked { former: scale, .. }
+            | Known::Unaskable(scale)
+            | Known::Answered(scale) => scale,
         }
     }
+}
+
+/// Whether sockets have not all the same receive buffer.
+fn differ(sockets: &[Listener]) -> bool {
+    let mut buffers = sockets.iter().map(|s| s.rcvbuf);
+    let first = buffers.next();
+    buffers.any(|buffer| Some(buffer) != first)
 }
 
 #[cfg(test)]
@@ -218,7 +270,8 @@ mod tests {
                 port: l.port,
                 device: l.device,
             };
-            (place, SocketAddr::new("192.0.2.1".parse().unwrap(), l.port))
+            let at = SocketAddr::new("192.0.2.1".parse().unwrap(), l.port);
+            (place, vec![at])
         });
         scales.update(&wanted.collect(), &listeners, memory)
     }
@@ -270,6 +323,86 @@ mod tests {
         }
         update(&mut scales, &[], MEMORY);
         assert_eq!(scales.due(u64::MAX, 9), []);
+    }
+
+    #[test]
+    fn what_a_former_daemon_knew_holds_until_the_listener_answers_or_is_another() {
+        let mut scales = Scales::default();
+        let one = listener("0.0.0.0", 80, 1);
+        update(&mut scales, &[one], MEMORY);
+        let place = scales.due(0, 9)[0].place;
+        scales.inherit(&place, 7);
+        assert_eq!(scales.get(&place), Some(7));
+        scales.answer(&place, None, 0);
+        update(&mut scales, &[one], MEMORY);
+        assert_eq!(scales.get(&place), Some(7));
+        let mut answered = scales.clone();
+        answered.answer(&place, Some(Some(9)), 0);
+        answered.inherit(&place, 7);
+        assert_eq!(answered.get(&place), Some(9));
+        update(&mut scales, &[listener("0.0.0.0", 80, 2)], MEMORY);
+        assert_eq!(scales.get(&place), None);
+    }
+
+    #[test]
+    fn each_address_of_a_listener_is_tried_in_turn() {
+        let mut scales = Scales::default();
+        let one = listener("::", 80, 1);
+        let (address, port, device) = (one.address, one.port, one.device);
+        let place = Place {
+            address,
+            port,
+            device,
+        };
+        let at = ["[2001:db8::1]:80", "192.0.2.1:80"].map(|at| at.parse().unwrap());
+        let wanted = BTreeMap::from([(place, at.to_vec())]);
+        scales.update(&wanted, &Listeners::new(vec![one]), MEMORY);
+        let mut asked = Vec::new();
+        let mut now = 0;
+        for _ in 0..4 {
+            asked.push(scales.due(now, 9)[0].at);
+            scales.answer(&place, None, now);
+            let before = now;
+            while scales.due(now, 9).is_empty() {
+                now += FIRST_RETRY_NS;
+            }
+            let round = asked.len().div_ceil(2) as u64;
+            assert_eq!((now - before) / FIRST_RETRY_NS, round);
+        }
+        assert_eq!(asked, [at, at].concat());
+    }
+
+    #[test]
+    fn sockets_that_share_a_place_must_be_alike() {
+        let mut scales = Scales::default();
+        let one = listener("0.0.0.0", 80, 1);
+        let with = |inode, rcvbuf, device| Listener {
+            inode,
+            rcvbuf,
+            device,
+            ..one
+        };
+        let small = 8192;
+        assert_eq!(
+            update(&mut scales, &[one, with(2, one.rcvbuf, 0)], MEMORY),
+            []
+        );
+        let place = scales.due(0, 9)[0].place;
+        for other in [with(2, small, 0), with(2, small, 3)] {
+            update(&mut scales, &[one], MEMORY);
+            let wanted = BTreeMap::from([(place, vec!["192.0.2.1:80".parse().unwrap()])]);
+            let take = |scales: &mut Scales, list: &[Listener]| {
+                scales.update(&wanted, &Listeners::new(list.to_vec()), MEMORY)
+            };
+            let notes = take(&mut scales, &[one, other]);
+            assert_eq!(notes, [Note::Differing(place)]);
+            assert_eq!((scales.get(&place), scales.due(0, 9)), (None, vec![]));
+            // Also when one of them is another socket: it is told once.
+            let other = Listener { inode: 9, ..other };
+            assert_eq!(take(&mut scales, &[one, other]), []);
+            assert_eq!(take(&mut scales, &[one]), []);
+            assert_eq!(scales.due(0, 9).len(), 1);
+        }
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Watch {
             targets,
             under_attack: attacked,
             attack_since_unix_ms: since,
-            defended: wants && !service.dry_run,
+            defended: wants && !service.dry_run && (service.forwarded || targets.ready > 0),
             pressure: ahead as f64 / limit.tolerance().max(1) as f64,
             syn_per_second: seen.map_or(0.0, |s| {
                 let syns = s.per_second.get(ServiceCounter::Syns as usize);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_status_says_what_is_being_done() {
-        let of = |text: &str, attack: Option<(u64, u64)>| {
+        let with = |text: &str, attack: Option<(u64, u64)>, targets| {
             let model = model_of(&format!("[[service]]\nname = 'a'\nports = [1]\n{text}"));
             let service = &model.services[0];
             let mut watch = Watch::default();
@@ -216,8 +216,10 @@ mod tests {
                 boot_ns: 10 * SECOND,
                 unix_ms: 1_000_000,
             };
-            watch.status(service, ServiceTargets::default(), now)
+            watch.status(service, targets, now)
         };
+        let ready = ServiceTargets { total: 2, ready: 1 };
+        let of = |text, attack| with(text, attack, ready);
         let on = Some((7 * SECOND, 20 * SECOND));
         let attacked = of("", on);
         assert!(attacked.under_attack && attacked.defended);
@@ -231,6 +233,16 @@ mod tests {
         assert!(!of("syn = 'always'\ndry_run = true", on).defended);
         let off = of("syn = 'off'", on);
         assert!(off.under_attack && !off.defended);
+        // Nobody answers where nothing that listens is known.
+        let none = ServiceTargets { total: 2, ready: 0 };
+        let undefended = with("", on, none);
+        assert!(undefended.under_attack && !undefended.defended);
+        assert!(undefended.lacks_listeners() && !attacked.lacks_listeners());
+        let forwarded = "forwarded = true\naddresses = ['203.0.113.7']";
+        let forwarded = with(forwarded, on, ServiceTargets::default());
+        assert!(forwarded.defended && !forwarded.lacks_listeners());
+        assert!(!with("syn = 'off'", on, none).lacks_listeners());
+        assert!(!with("dry_run = true", on, none).lacks_listeners());
     }
 
     #[test]

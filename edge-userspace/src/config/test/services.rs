@@ -2,7 +2,7 @@
 
 use edge_common::{abi::LimitKind, defence::When};
 
-use super::{TICK_NS, model_of, problem};
+use super::{TICK_NS, model_of, problem, warnings};
 use crate::config::{
     limits::Rate,
     services::{Addresses, Flood, Ports, Protocol, Sysctls},
@@ -289,4 +289,16 @@ fn services_that_make_no_sense_are_refused() {
     ] {
         assert_eq!(model_of(&fine).services.len(), 2, "{fine}");
     }
+}
+
+#[test]
+fn a_service_with_the_port_of_bgp_is_warned_of() {
+    let warned = |ports: &str, more: &str| {
+        let text = format!("[[service]]\nname = 'a'\nports = {ports}\n{more}");
+        let told = "has port 179, that of BGP";
+        warnings(&text).iter().any(|w| w.contains(told))
+    };
+    assert!(warned("[179]", "") && warned("[22, '100-200']", "syn = 'always'"));
+    assert!(!warned("[178, 180]", "") && !warned("[179]", "syn = 'off'"));
+    assert!(!warned("[179]", "protocol = 'udp'"));
 }

@@ -463,6 +463,9 @@ fn check_targets(services: &[(&raw::Service, Service)], flood: &Flood, report: &
     }
 }
 
+/// The port whose connections are commonly signed (RFC 4271, RFC 2385, RFC 5925).
+const BGP: u16 = 179;
+
 /// Warns of what has no effect, and of what stands in the way of the defence.
 pub(super) fn check_effect(model: &Model, raw: &raw::Root, report: &mut Report<'_>) {
     let mut services = model.services.iter();
@@ -477,6 +480,19 @@ pub(super) fn check_effect(model: &Model, raw: &raw::Root, report: &mut Report<'
             &place,
             "comes before the defence of services: clients that share an address are held to it also when there is no attack, and spoofed sources never reach it; leave it out unless single sources are to be slowed down",
         );
+    }
+    let all = raw.services.iter().flatten().zip(&model.services);
+    for (raw, service) in all.filter(|(_, s)| s.syn != When::Off) {
+        if let Ports::Listed(ranges) = &service.ports
+            && ranges.iter().any(|range| range.contains(&BGP))
+        {
+            report.warn_without_value(
+                &raw.place,
+                format_args!(
+                    "has port {BGP}, that of BGP: peers that sign their segments (TCP-MD5, TCP-AO) take no answer of this program and are cut off in an attack; leave the port out"
+                ),
+            );
+        }
     }
     if model.services.is_empty()
         && let Some(flood) = &raw.flood

@@ -16,6 +16,7 @@ use super::{
     Defence,
     journal::{Journal, Saver},
     root,
+    troubles::Trouble,
 };
 use crate::{
     clock::Now,
@@ -96,6 +97,11 @@ impl Follower {
             thread: Some(thread),
         })
     }
+
+    /// Whether the thread has ended though nobody told it to: it has panicked.
+    pub(in crate::daemon) fn is_dead(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
 }
 
 /// Waits for the next look, or the end.
@@ -136,16 +142,18 @@ impl Defence {
         if seldom {
             self.mind_sysctls(shared);
         }
-        let changed = self.look_at_host(seldom);
-        if changed {
+        let looked = self.look_at_host(seldom);
+        let looked = looked.map_err(|e| format!("cannot ask for addresses and listeners: {e}"));
+        self.troubles.mind(Trouble::Host, looked);
+        // Also what could not be written the last time.
+        if self.dirty {
             self.resolve();
         }
         let now = Now::read();
-        let answered = self.ask_listeners(now);
-        if (changed || answered)
-            && let Err(e) = self.write_targets()
-        {
-            self.complain(e.to_string());
+        self.ask_listeners(now);
+        if self.dirty {
+            let written = self.write_targets();
+            self.troubles.mind(Trouble::Targets, written);
         }
         *told |= self.poll(shared, now, seldom);
         true
@@ -158,15 +166,15 @@ impl Defence {
             return;
         };
         let who = model.flood.sysctls;
-        if model.needs_cookies()
-            && let Err(e) = self.keeper.ensure(who)
-        {
-            self.complain(e.to_string());
+        if model.needs_cookies() {
+            self.troubles
+                .mind(Trouble::Sysctls, self.keeper.ensure(who));
         }
-        match sysctl::tcp_features(&root()) {
-            Ok(features) if features != self.features => shared.replan(),
-            Ok(_) => {}
-            Err(e) => self.complain(format!("cannot see what the host's TCP grants: {e}")),
+        let features = sysctl::tcp_features(&root())
+            .map_err(|e| format!("cannot see what the host's TCP grants: {e}"));
+        let features = self.troubles.mind(Trouble::Features, features);
+        if features.is_some_and(|features| features != self.features) {
+            shared.replan();
         }
     }
 
@@ -183,7 +191,7 @@ impl Defence {
         let Some(s) = &self.services else {
             return false;
         };
-        let mut trouble = None;
+        let mut trouble = Ok(());
         let mut changes = Vec::new();
         for (service, slot) in s.model.services.iter().zip(&s.slots) {
             let index = slot.index as usize;
@@ -195,7 +203,7 @@ impl Defence {
             let counters = match s.tables.counters(index) {
                 Ok(counters) => counters,
                 Err(e) => {
-                    trouble = Some(e.to_string());
+                    trouble = Err(e);
                     continue;
                 }
             };
@@ -212,9 +220,7 @@ impl Defence {
             };
             changes.extend(shared.attacks.lock().take(subject, &step, now));
         }
-        if let Some(trouble) = trouble {
-            self.complain(trouble);
-        }
+        self.troubles.mind(Trouble::Counters, trouble);
         tell(changes, shared)
     }
 
@@ -309,6 +315,34 @@ fn log(change: Change, attack: &Attack) {
                 out_of_state = of("out_of_state"),
                 "the attack is over: {flood}"
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::sync_channel, time::Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panicked_is_noticed() {
+        let (go, wait) = sync_channel::<()>(1);
+        let die = move || {
+            let _ = wait.recv();
+            // As a panic does, without its noise.
+            std::panic::resume_unwind(Box::new(()));
+        };
+        let follower = Follower {
+            stop: Stop::default(),
+            thread: Some(std::thread::spawn(die)),
+        };
+        assert!(!follower.is_dead());
+        drop(go);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !follower.is_dead() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
         }
     }
 }

@@ -6,16 +6,21 @@
 
 pub(super) mod follow;
 pub(super) mod journal;
+mod sight;
 mod sysctls;
+mod troubles;
 
 use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use edge_common::{
     abi::Mode,
-    defence::{TARGET_LOCAL, When},
+    defence::{TARGET_LOCAL, TargetKey, When},
     parse::proto,
 };
 use tracing::warn;
@@ -24,12 +29,11 @@ use crate::{
     clock::Now,
     config::{
         Model,
-        services::{Ports, Protocol, Service},
+        services::{Ports, Protocol, Service, Sysctls},
     },
     datapath::{DatapathError, ServiceTables},
     host::{self, sysctl},
     services::{
-        facts::{Host, Listeners, TcpMemory},
         resolve::{Targets, resolve},
         scales::Scales,
         slots::{self, Slot},
@@ -37,8 +41,10 @@ use crate::{
     },
     status::{ServiceStatus, ServiceTargets},
 };
+use sight::Sight;
 use sysctls::Keeper;
 pub(super) use sysctls::Unmet;
+use troubles::{Trouble, Troubles};
 
 /// Listeners that are asked for their window scale in one go, at the most, and how
 /// long that may take: one that answers does so in microseconds.
@@ -54,23 +60,33 @@ struct Services {
     targets: Targets,
 }
 
+/// Why the tables of services could not be filled.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FillError {
+    /// Without addresses and listeners all targets would go that a former daemon left.
+    #[error("cannot ask for the addresses and listeners of this host: {0}")]
+    Host(#[from] io::Error),
+    /// The kernel does not take it.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+}
+
 /// The flood defence.
 pub(super) struct Defence {
     services: Option<Services>,
     /// What was in force before a change that is under way.
     former: Option<Option<Services>>,
     keeper: Keeper,
-    host: Host,
-    memory: TcpMemory,
-    listeners: Listeners,
+    sight: Sight,
+    /// Set by whatever changes targets, until they are written.
+    dirty: bool,
     scales: Scales,
     watch: Watch,
     /// What the programs in force, and those that were prepared last, have been told
     /// of the host's TCP.
     features: u32,
     prepared_features: u32,
-    /// What went wrong the last time: told again only when it changes.
-    trouble: Option<String>,
+    troubles: Troubles,
     left_out: usize,
 }
 
@@ -81,14 +97,13 @@ impl Defence {
             services: None,
             former: None,
             keeper: Keeper::open(state_dir),
-            host: Host::default(),
-            memory: TcpMemory::default(),
+            sight: Sight::default(),
+            dirty: false,
             features: 0,
             prepared_features: 0,
-            listeners: Listeners::default(),
             scales: Scales::default(),
             watch: Watch::default(),
-            trouble: None,
+            troubles: Troubles::default(),
             left_out: 0,
         }
     }
@@ -103,7 +118,9 @@ impl Defence {
         if model.needs_cookies() {
             let same = |m: &Model| (&m.services, &m.flood) == (&model.services, &model.flood);
             match self.keeper.ensure(model.flood.sysctls) {
-                Err(e) if self.model().is_some_and(same) => self.complain(e.to_string()),
+                Err(e) if self.model().is_some_and(same) => {
+                    self.troubles.mind(Trouble::Sysctls, Err::<(), _>(e));
+                }
                 ensured => ensured?,
             }
         }
@@ -117,18 +134,23 @@ impl Defence {
     /// Fills the tables of a configuration that is about to come into force.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses, or does not tell what the host has.
     pub(super) fn fill(
         &mut self,
         model: &Model,
         tables: impl FnOnce() -> Result<ServiceTables, DatapathError>,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<(), FillError> {
         let former = self.services.take();
         self.former = Some(former);
         if model.services.is_empty() {
             return Ok(());
         }
         let mut tables = tables()?;
+        // At a reload this daemon knows itself, and knows better.
+        let inherited = match self.former {
+            Some(Some(_)) => BTreeMap::new(),
+            _ => tables.window_scales()?,
+        };
         let slots = slots::assign(&model.services, &tables.generations());
         tables.set_services(&slots::entries(model, &slots))?;
         self.services = Some(Services {
@@ -137,18 +159,23 @@ impl Defence {
             slots,
             targets: Targets::default(),
         });
-        self.look_at_host(true);
+        self.look_at_host(true)?;
+        self.dirty = true;
         self.resolve();
+        self.inherit(&inherited);
         self.ask_listeners(Now::read());
-        self.write_targets()
+        Ok(self.write_targets()?)
     }
 
     /// What was filled is in force.
     pub(super) fn keep(&mut self) {
         self.former = None;
         self.features = self.prepared_features;
-        if !self.model().is_some_and(Model::needs_cookies) {
-            self.keeper.release();
+        match self.model().filter(|m| m.needs_cookies()) {
+            None => self.keeper.release(),
+            // Not before it is in force: a former one may go on.
+            Some(model) if model.flood.sysctls == Sysctls::Check => self.keeper.disown(),
+            Some(_) => {}
         }
         let all = self
             .services
@@ -181,6 +208,7 @@ impl Defence {
         let services = self.services.as_mut().filter(|_| filled);
         if let Some(s) = services {
             s.tables.set_services(&slots::entries(&s.model, &s.slots))?;
+            self.dirty = true;
             self.resolve();
             self.write_targets()?;
         }
@@ -203,31 +231,25 @@ impl Defence {
     }
 
     /// Asks the host for its listeners, and for what changes seldom as well if it is
-    /// time for that; whether anything has changed.
-    fn look_at_host(&mut self, seldom: bool) -> bool {
+    /// time for that.
+    ///
+    /// # Errors
+    /// When the kernel does not tell. What it told before the error counts.
+    fn look_at_host(&mut self, seldom: bool) -> io::Result<()> {
         let Some(Services { model, .. }) = &self.services else {
-            return false;
+            return Ok(());
+        };
+        let ask_host = || {
+            let memory = sysctl::tcp_memory(&root()).unwrap_or_default();
+            Ok((host::host(&model.interfaces)?, memory))
         };
         let needs_listeners = model.services.iter().any(is_followed);
-        let looked = (|| {
-            let mut changed = false;
-            if seldom {
-                let host = host::host(&model.interfaces)?;
-                let memory = sysctl::tcp_memory(&root()).unwrap_or_default();
-                changed |= host != self.host || memory != self.memory;
-                (self.host, self.memory) = (host, memory);
-            }
-            if needs_listeners {
-                let listeners = host::listeners()?;
-                changed |= listeners != self.listeners;
-                self.listeners = listeners;
-            }
-            Ok::<_, std::io::Error>(changed)
-        })();
-        looked.unwrap_or_else(|e| {
-            self.complain(format!("cannot ask for addresses and listeners: {e}"));
-            false
-        })
+        let looked = self.sight.look(
+            seldom.then_some(ask_host),
+            needs_listeners.then_some(host::listeners),
+        );
+        self.dirty |= self.sight.take_changed();
+        looked
     }
 
     /// Works the targets out anew.
@@ -239,8 +261,8 @@ impl Defence {
         s.targets = resolve(
             &s.model.services,
             &s.slots,
-            &self.host,
-            &self.listeners,
+            &self.sight.host,
+            &self.sight.listeners,
             room,
         );
         if s.targets.left_out > self.left_out {
@@ -256,34 +278,66 @@ impl Defence {
         let wanted = s
             .targets
             .listeners(|i| services.get(i).is_some_and(|s| s.syn != When::Off));
-        for note in self.scales.update(&wanted, &self.listeners, self.memory) {
+        let Sight {
+            listeners, memory, ..
+        } = &self.sight;
+        for note in self.scales.update(&wanted, listeners, *memory) {
             warn!("{note}");
         }
     }
 
-    /// Asks the listeners that are due for their window scale; whether one has
-    /// answered.
-    fn ask_listeners(&mut self, now: Now) -> bool {
-        let mut answered = false;
+    /// Takes in the window scales that stand in the tables: those of listeners that have
+    /// not answered this daemon yet.
+    fn inherit(&mut self, present: &BTreeMap<TargetKey, u8>) {
+        let Some(s) = &self.services else {
+            return;
+        };
+        for (key, planned) in &s.targets.planned {
+            if let (Some(place), Some(scale)) = (planned.listener, present.get(key)) {
+                self.scales.inherit(&place, *scale);
+            }
+        }
+    }
+
+    /// Asks the listeners that are due for their window scale.
+    fn ask_listeners(&mut self, now: Now) {
+        let mut asked_any = false;
+        // The first that could not be asked, and how many there were.
+        let mut failed: Option<(SocketAddr, io::Error)> = None;
+        let mut failures = 0u32;
         for question in self.scales.due(now.mono_ns, QUESTIONS) {
             let asked = Now::read().mono_ns;
             if asked.saturating_sub(now.mono_ns) > ALL_PATIENCE_NS {
                 break;
             }
+            asked_any = true;
             let answer = host::window_scale(question.at, PATIENCE).unwrap_or_else(|e| {
-                self.complain(format!(
-                    "cannot ask the listener on {} for its window scale, its SYNs are left to \
-                     the kernel: {e} (needs CAP_NET_RAW)",
-                    question.at
-                ));
+                failures += 1;
+                failed.get_or_insert((question.at, e));
                 None
             });
-            answered |= answer.is_some();
+            self.dirty |= answer.is_some();
             if let Some(note) = self.scales.answer(&question.place, answer, now.mono_ns) {
                 warn!("{note}");
             }
         }
-        answered
+        match failed {
+            // What is told again when it changes is the error, not how many it met.
+            Some((at, e)) if self.troubles.is_new(Trouble::Listeners, &e.to_string()) => {
+                let remedy = match e.raw_os_error() {
+                    Some(libc::EPERM) => " (needs CAP_NET_RAW)",
+                    _ => "",
+                };
+                warn!(
+                    failures,
+                    "listeners cannot be asked for their window scale, and their SYNs are left \
+                     to the kernel; the first is on {at}: {e}{remedy}"
+                );
+            }
+            Some(_) => {}
+            None if asked_any => self.troubles.is_over(Trouble::Listeners),
+            None => {}
+        }
     }
 
     /// Writes the targets, with the window scales that are known.
@@ -297,15 +351,9 @@ impl Defence {
             Mode::Off => Vec::new(),
             _ => reflection.ports.iter().cloned().flatten().collect(),
         };
-        s.tables.set_targets(&entries, &reflectors)
-    }
-
-    /// Says what went wrong, once.
-    fn complain(&mut self, trouble: String) {
-        if self.trouble.as_ref() != Some(&trouble) {
-            warn!("{trouble}");
-            self.trouble = Some(trouble);
-        }
+        s.tables.set_targets(&entries, &reflectors)?;
+        self.dirty = false;
+        Ok(())
     }
 
     /// How many addresses and ports there is room for.

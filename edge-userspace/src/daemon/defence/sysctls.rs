@@ -124,13 +124,12 @@ impl Keeper {
                 });
             }
             let former = self.record.before.insert(name.to_owned(), found.clone());
-            self.save()?;
+            if let Err(e) = self.save() {
+                self.undo(name, former);
+                return Err(e);
+            }
             if let Err(e) = sysctl::write(&self.root, name, needed) {
-                // Nothing was changed, and there is nothing to put back.
-                match former {
-                    Some(value) => self.record.before.insert(name.to_owned(), value),
-                    None => self.record.before.remove(name),
-                };
+                self.undo(name, former);
                 self.save()?;
                 return Err(e.into());
             }
@@ -143,20 +142,48 @@ impl Keeper {
         Ok(())
     }
 
-    /// Puts back what was there before, unless somebody has changed it since.
+    /// Nothing was changed, and there is nothing to put back but what was before.
+    fn undo(&mut self, name: &str, former: Option<String>) {
+        match former {
+            Some(value) => self.record.before.insert(name.to_owned(), value),
+            None => self.record.before.remove(name),
+        };
+    }
+
+    /// The settings are the operator's from now on: what was there before is forgotten.
+    pub(super) fn disown(&mut self) {
+        if self.record.before.is_empty() {
+            return;
+        }
+        self.record.before.clear();
+        if let Err(e) = self.save() {
+            warn!("{e}");
+        }
+    }
+
+    /// Puts back what was there before, unless somebody has changed it since. What
+    /// cannot be put back now is kept for the next time.
     pub(super) fn release(&mut self) {
         for (name, value) in std::mem::take(&mut self.record.before) {
             let setting = name.replace('/', ".");
             let Some((_, needed)) = NEEDED.iter().find(|(n, _)| *n == name) else {
                 continue;
             };
-            match sysctl::read(&self.root, &name) {
-                Ok(found) if found == *needed => match sysctl::write(&self.root, &name, &value) {
-                    Ok(()) => info!("{setting} is {value} again"),
-                    Err(e) => warn!("{setting} cannot be put back to {value}: {e}"),
-                },
-                Ok(found) => info!("{setting} was changed to {found} meanwhile, and stays so"),
-                Err(e) => warn!("{setting} cannot be put back to {value}: {e}"),
+            let put_back = sysctl::read(&self.root, &name).and_then(|found| {
+                if found != *needed {
+                    return Ok(Some(found));
+                }
+                sysctl::write(&self.root, &name, &value).map(|()| None)
+            });
+            match put_back {
+                Ok(None) => info!("{setting} is {value} again"),
+                Ok(Some(found)) => {
+                    info!("{setting} was changed to {found} meanwhile, and stays so");
+                }
+                Err(e) => {
+                    warn!("{setting} cannot be put back to {value}: {e}");
+                    self.record.before.insert(name, value);
+                }
             }
         }
         if let Err(e) = self.save() {
@@ -287,6 +314,45 @@ mod tests {
         assert_eq!(host.values(), ["1", "1"]);
         host.set(["2", "2"]);
         host.keeper("a").ensure(Sysctls::Check).unwrap();
+    }
+
+    #[test]
+    fn what_the_operator_has_taken_over_is_left_alone() {
+        let host = Host::new();
+        host.keeper("a").ensure(Sysctls::Set).unwrap();
+        let mut next = host.keeper("a");
+        next.ensure(Sysctls::Check).unwrap();
+        next.disown();
+        assert!(!host.0.path().join(FILE).exists());
+        next.release();
+        assert_eq!(host.values(), ["2", "2"]);
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_is_kept_for_the_next_time() {
+        let host = Host::new();
+        let mut keeper = host.keeper("a");
+        keeper.ensure(Sysctls::Set).unwrap();
+        let (there, away) = (host.0.path().join(NEEDED[1].0), host.0.path().join("away"));
+        fs::rename(&there, &away).unwrap();
+        keeper.release();
+        fs::rename(&away, &there).unwrap();
+        assert_eq!(host.values(), ["1", "2"]);
+        host.keeper("a").release();
+        assert_eq!(host.values(), ["1", "1"]);
+        assert!(!host.0.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_not_remembered() {
+        let host = Host::new();
+        let mut keeper = host.keeper("a");
+        // A directory is in the way.
+        fs::create_dir(host.0.path().join("sysctls.new")).unwrap();
+        let error = keeper.ensure(Sysctls::Set).unwrap_err();
+        assert!(matches!(error, Unmet::Record { .. }), "{error}");
+        assert!(keeper.record.before.is_empty());
+        assert_eq!(host.values(), ["1", "1"]);
     }
 
     #[test]
