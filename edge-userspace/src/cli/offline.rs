@@ -15,8 +15,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{self, Description, describe},
-    datapath::possible_cpus,
+    config::{self, Description, describe, possible_cpus},
     tables::Geometry,
 };
 

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     clock::{Now, coarse_tick_ns},
     config::{self, Model},
-    datapath::{Datapath, EventRing, InterfaceState, possible_cpus},
+    datapath::{Datapath, EventRing, InterfaceState},
     policy::Policy,
     status::AttachMode,
     store::Store,
@@ -46,7 +46,7 @@ pub(super) fn configuration(path: &Path) -> Result<Model> {
     }
     let model = checked.model;
     let geometry = Geometry::for_capacity(&model.capacity);
-    let description = config::describe(&model, &geometry, possible_cpus()).to_string();
+    let description = config::describe(&model, &geometry, config::possible_cpus()).to_string();
     for line in description.lines().filter(|l| !l.is_empty()) {
         info!("{line}");
     }

@@ -54,14 +54,6 @@ pub use program::Program;
 pub use services::{ServiceState, ServiceTables};
 pub use unattached::{Run, Unattached};
 
-/// The CPUs that there can be, for each of which per-CPU maps have their values; where
-/// the kernel does not tell, those that this process may use.
-pub fn possible_cpus() -> u32 {
-    let cpus =
-        aya::util::nr_cpus().or_else(|_| std::thread::available_parallelism().map(Into::into));
-    cpus.map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX))
-}
-
 /// What is to be in force.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {

@@ -321,13 +321,13 @@ fn log(change: Change, attack: &Attack) {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc::channel, time::Instant};
+    use std::{sync::mpsc::sync_channel, time::Instant};
 
     use super::*;
 
     #[test]
     fn a_thread_that_panicked_is_noticed() {
-        let (go, wait) = channel::<()>();
+        let (go, wait) = sync_channel::<()>(1);
         let die = move || {
             let _ = wait.recv();
             // As a panic does, without its noise.
