@@ -10,10 +10,12 @@
 //!
 //! Whatever is wrong is reported in one go, each with file, line, key and
 //! remedy. What works but was probably not meant is a warning. Only [`load`]
-//! touches the system, to read the file; nothing asks it about interfaces or
+//! touches the system, to read the file, and [`possible_cpus`], to tell of memory;
+//! nothing asks it about interfaces or
 //! paths, so that a file means the same everywhere.
 
 pub mod bogons;
+mod cpus;
 mod describe;
 pub mod floods;
 mod kernel;
@@ -34,6 +36,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+pub use cpus::possible_cpus;
 pub use describe::{
     CheckMode, Description, FloodDescription, LimitDescription, Lists, MapMemory,
     ServiceDescription, describe,

@@ -22,13 +22,14 @@ const SOURCE_DIR: &str = "edge-userspace/src";
 const LIBRARY: &str = "edge_userspace";
 
 /// Modules that do I/O, each with all below it. Everything else is pure.
-const RIMS: [&str; 20] = [
+const RIMS: [&str; 21] = [
     "main",
     "cli",
     "daemon",
     "datapath",
     "policy",
     "store",
+    "config::cpus",
     "config::load",
     "control::client",
     "control::connection",

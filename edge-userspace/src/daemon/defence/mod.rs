@@ -145,21 +145,25 @@ impl Defence {
         if model.services.is_empty() {
             return Ok(());
         }
-        let mut tables = tables()?;
+        let tables = tables()?;
         // At a reload this daemon knows itself, and knows better.
         let inherited = match self.former {
             Some(Some(_)) => BTreeMap::new(),
             _ => tables.window_scales()?,
         };
         let slots = slots::assign(&model.services, &tables.generations());
-        tables.set_services(&slots::entries(model, &slots))?;
+        let entries = slots::entries(model, &slots);
         self.services = Some(Services {
             model: model.clone(),
             tables,
             slots,
             targets: Targets::default(),
         });
+        // Before anything is written.
         self.look_at_host(true)?;
+        if let Some(s) = &mut self.services {
+            s.tables.set_services(&entries)?;
+        }
         self.dirty = true;
         self.resolve();
         self.inherit(&inherited);
@@ -287,7 +291,8 @@ impl Defence {
     }
 
     /// Takes in the window scales that stand in the tables: those of listeners that have
-    /// not answered this daemon yet.
+    /// not answered this daemon yet. Should another socket listen there since, its answer
+    /// puts that right within moments.
     fn inherit(&mut self, present: &BTreeMap<TargetKey, u8>) {
         let Some(s) = &self.services else {
             return;
