@@ -353,7 +353,10 @@ fn reasons(t: &mut String, s: &Status) {
     for (title, which) in [("DROPPED FOR", 0), ("WOULD DROP FOR", 1)] {
         let mut top: Vec<(Reason, Traffic)> = by_reason
             .iter()
-            .filter(|(reason, _)| reason.verdict() != Verdict::Pass)
+            .filter(|(reason, _)| match which {
+                0 => reason.verdict() == Verdict::Drop,
+                _ => reason.verdict() != Verdict::Pass,
+            })
             .map(|(reason, both)| (*reason, both[which]))
             .filter(|(_, traffic)| traffic.packets > 0)
             .collect();

@@ -64,42 +64,10 @@ fn read(path: &Path) -> Result<(String, u32), ConfigError> {
     Ok((text, mode))
 }
 
-/// How many processors the kernel makes room for in per-CPU maps.
-pub fn possible_cpus() -> u32 {
-    std::fs::read_to_string("/sys/devices/system/cpu/possible")
-        .ok()
-        .and_then(|text| count_cpus(&text))
-        .or_else(|| {
-            let online = std::thread::available_parallelism().ok()?;
-            u32::try_from(online.get()).ok()
-        })
-        .unwrap_or(1)
-}
-
-/// The last processor of a list such as `0-3` or `0,2-7`, and one.
-fn count_cpus(list: &str) -> Option<u32> {
-    let last = list.trim().rsplit([',', '-']).next()?;
-    last.parse::<u32>().ok()?.checked_add(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::test::{TICK_NS, model};
-
-    #[test]
-    fn processors_are_counted_to_the_last() {
-        for (list, cpus) in [
-            ("0\n", Some(1)),
-            ("0-3\n", Some(4)),
-            ("0,2-7\n", Some(8)),
-            ("0-1,5\n", Some(6)),
-            ("", None),
-            ("4294967295", None),
-        ] {
-            assert_eq!(count_cpus(list), cpus, "{list}");
-        }
-    }
 
     #[test]
     fn files_are_read_with_suspicion() {

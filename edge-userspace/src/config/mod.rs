@@ -41,7 +41,7 @@ pub use describe::{
     CheckMode, Description, FloodDescription, LimitDescription, Lists, MapMemory,
     ServiceDescription, describe,
 };
-pub use load::{load, possible_cpus};
+pub use load::load;
 pub use model::Model;
 pub use report::{ConfigError, Finding, Findings, MAX_FINDINGS};
 
