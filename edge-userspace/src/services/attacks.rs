@@ -306,11 +306,16 @@ impl Record {
             .into_iter()
             .fold(0, u64::saturating_add);
         let of = |from: &BTreeMap<Kind, f64>, kind| from.get(&kind).copied().unwrap_or_default();
+        // What it is before anything is counted.
+        let first = match self.remedy {
+            Remedy::Drops => Kind::OutOfState,
+            _ => Kind::Syn,
+        };
         let mut kinds: Vec<KindCount> = Kind::ALL
             .into_iter()
             // What is known of an attack before anything was counted: its pressure.
             .filter(|&kind| match all {
-                0 => kind == Kind::Syn,
+                0 => kind == first,
                 all => packets(kind) >= all.div_ceil(NAMED),
             })
             .map(|kind| KindCount {

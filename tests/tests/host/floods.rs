@@ -213,7 +213,7 @@ fn segments_to_ports_of_no_service_are_dropped_under_attack() {
     assert!(link.passes(&stray));
     connection.goes_on(&lab);
     let log = daemon.log();
-    let began = "under attack: segments of no connection";
+    let began = "under attack: a flood of segments of no connection";
     assert!(log.contains(began), "{log}");
     // A reload without it lets everything through again.
     edge.configure(&["eth0"], "");
