@@ -63,7 +63,7 @@ pub struct Link {
     pub sender: Sender,
     number: u8,
     tap: Tap,
-    _receiver: Receiver,
+    receiver: Option<Receiver>,
     marks: AtomicU64,
 }
 
@@ -108,11 +108,16 @@ impl Link {
             sender,
             number,
             tap,
-            _receiver: receiver,
+            receiver: Some(receiver),
             marks: AtomicU64::new(0),
         };
         link.wait_for_carrier();
         link
+    }
+
+    /// Takes the program off the other end, which must get another one to receive what XDP sends.
+    pub fn free_outside(&mut self) {
+        self.receiver = None;
     }
 
     /// MAC addresses of a frame from the outside to the host.

@@ -211,12 +211,17 @@ impl Bench {
     /// Sets everything up anew, and has the client connect.
     fn cell(&self, cell: &Cell) -> Result<(Outcome, String)> {
         let time = Duration::from_secs(if self.effort.rounds < 100 { 4 } else { 15 });
-        let lab = Lab::new(1);
+        let mut lab = Lab::new(1);
+        for link in &mut lab.links {
+            link.free_outside();
+        }
         let link = lab.link();
         // Received in NAPI, whoever sends and with any program or none.
         lab.host.run("ethtool", &["-K", HOST_DEVICE, "gro", "on"]);
         lab.host
             .ip(&format!("route add default via {}", link.v4(2)));
+        link.outside
+            .run("ethtool", &["-K", OUTSIDE_DEVICE, "gro", "on"]);
         receive_on(&lab.host, HOST_DEVICE, HOST_CPU)?;
         receive_on(&link.outside, OUTSIDE_DEVICE, OUTSIDE_CPU)?;
         link.outside.inside(|| {
