@@ -14,6 +14,7 @@
 //! nothing asks it about interfaces or
 //! paths, so that a file means the same everywhere.
 
+pub mod balance;
 pub mod bogons;
 mod cpus;
 mod describe;

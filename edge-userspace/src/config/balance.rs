@@ -1,0 +1,190 @@
+//! Backends of a service, and how its packets reach them.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+/// The most backends of all services together: they have numbers of 16 bits.
+pub const MAX_BACKENDS: usize = 65_535;
+/// The most backends of one service: Maglev spreads them over a ring of 65,537 slots,
+/// and wants a hundred slots for each to be even (Eisenbud et al., "Maglev", 2016, 5.3).
+pub const MAX_SERVICE_BACKENDS: usize = 650;
+/// The largest weight of a backend.
+pub const MAX_WEIGHT: u32 = 1000;
+/// Default of [`Backend::weight`].
+pub const WEIGHT: u32 = 100;
+/// Default of [`Balance::floor_per_cent`].
+pub const FLOOR_PER_CENT: u32 = 25;
+
+/// How a service is balanced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balance {
+    /// How packets reach the backends.
+    pub forward: Forward,
+    /// What of a packet chooses the backend.
+    pub hash: HashBy,
+    /// The backends in the order of the file: at least one, no name twice, no
+    /// address and port twice.
+    pub backends: Vec<Backend>,
+    /// Of a hundred parts of the weight, so many must be healthy: below that all
+    /// backends are used as if they were (it fails open). 0: never.
+    pub floor_per_cent: u32,
+    /// How long the weight of a backend that has come up rises to its whole; zero
+    /// for at once.
+    pub slow_start: Duration,
+    /// How backends are checked; `None`: they are taken for healthy.
+    pub health: Option<HealthCheck>,
+}
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Forward {
+    /// In IPv4 or IPv6 (RFC 2003, RFC 2473), by the backend's address; it answers
+    /// the client itself.
+    Ipip,
+    /// In UDP (GUE, variant 1: the packet follows the UDP header), likewise.
+    Gue,
+    /// To the backend's MAC address, on the same segment; it answers itself.
+    L2,
+    /// Both addresses translated, both ways.
+    Nat,
+}
+
+impl Forward {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ipip, Self::Gue, Self::L2, Self::Nat];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+            Self::L2 => "l2",
+            Self::Nat => "nat",
+        }
+    }
+
+    /// Whether the backend sees the packet as it was, and so the service's address
+    /// and port.
+    pub const fn keeps_packet(self) -> bool {
+        !matches!(self, Self::Nat)
+    }
+}
+
+/// What of a packet chooses the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HashBy {
+    /// Both addresses and ports, and the protocol.
+    #[default]
+    FiveTuple,
+    /// The source address: all connections of a client reach one backend.
+    Source,
+    /// The server id in the connection id of a QUIC packet, where it has one; else
+    /// as [`HashBy::FiveTuple`].
+    Quic,
+}
+
+impl HashBy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::FiveTuple, Self::Source, Self::Quic];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FiveTuple => "5-tuple",
+            Self::Source => "source",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+/// Who answers for a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its name: `[a-z0-9._-]`.
+    pub name: String,
+    /// Where packets for it go.
+    pub address: IpAddr,
+    /// The port that it listens on, with [`Forward::Nat`]; `None`: that of the service.
+    pub port: Option<u16>,
+    /// Its share beside the weights of the others: 0 to [`MAX_WEIGHT`]. With 0 it gets no new flows.
+    pub weight: u32,
+    /// Whether it is used only when no other is healthy.
+    pub backup: bool,
+}
+
+/// How backends are checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// Which port is asked; `None`: that which the backend listens on.
+    pub port: Option<u16>,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// How long an answer may take; less than the interval.
+    pub timeout: Duration,
+    /// How many checks must succeed, one after the other, for it to be up: at least 1.
+    pub rise: u32,
+    /// How many must fail, likewise, for it to be down: at least 1.
+    pub fall: u32,
+    /// How much of the interval chance adds or takes away, per cent: 0 to 50.
+    pub jitter_per_cent: u32,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Whether a TCP connection is accepted.
+    Tcp,
+    /// An HTTP/1.1 request.
+    Http(HttpProbe),
+    /// A UDP packet.
+    Udp {
+        /// What is sent.
+        send: Vec<u8>,
+        /// What the answer must begin with; empty: any answer.
+        expect: Vec<u8>,
+    },
+    /// `grpc.health.v1.Health/Check`, over HTTP/2 without TLS.
+    Grpc {
+        /// Which service is asked for; empty: the server.
+        service: String,
+    },
+    /// A program, which gets the address and port as arguments behind its own; exit
+    /// status 0 is success.
+    Exec {
+        /// Program and arguments; an absolute path.
+        command: PathBuf,
+        /// Its arguments.
+        arguments: Vec<String>,
+    },
+}
+
+impl Probe {
+    /// The word for it in the configuration.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http(HttpProbe { tls: false, .. }) => "http",
+            Self::Http(HttpProbe { tls: true, .. }) => "https",
+            Self::Udp { .. } => "udp",
+            Self::Grpc { .. } => "grpc",
+            Self::Exec { .. } => "exec",
+        }
+    }
+}
+
+/// An HTTP request as a health check, and the answer that it wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// Whether over TLS. The certificate is not verified: a backend is asked by its
+    /// address, and whether it serves is the question, not who it is.
+    pub tls: bool,
+    /// The path and query, beginning with `/`.
+    pub path: String,
+    /// The Host header, and the server name for TLS; `None`: the address.
+    pub host: Option<String>,
+    /// Which status codes are success: first and last.
+    pub status: (u16, u16),
+    /// What the first 64 KiB of the body must contain; `None`: anything.
+    pub body: Option<String>,
+}
