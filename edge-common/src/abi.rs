@@ -83,6 +83,10 @@ pub mod maps {
     /// Array of `u64` TATs: see [`crate::defence::Hitter`].
     pub const SKETCH: &str = "SKETCH";
 
+    /// Array of programs, index [`super::Stage`]. Each load has its own; what becomes
+    /// of it when the daemon dies, see the pins.
+    pub const STAGES: &str = "STAGES";
+
     /// All of them that the loads of several interfaces share.
     pub const ALL: &[&str] = &[
         COUNTERS,
@@ -114,6 +118,37 @@ pub mod maps {
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "edge_xdp";
+
+/// The programs that the main one goes on with, by tail calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stage {
+    /// The flood defence.
+    Defence = 0,
+}
+
+/// Entries of `STAGES`.
+pub const STAGES: u32 = 1;
+
+impl Stage {
+    /// All of them.
+    pub const ALL: [Self; STAGES as usize] = [Self::Defence];
+
+    /// Name of the program in the object.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Defence => "edge_defence",
+        }
+    }
+
+    /// Whether a configuration has anything for it to do.
+    pub const fn is_on(self, config: &Config) -> bool {
+        match self {
+            Self::Defence => config.services | config.icmp_floods | config.hitters_mode != 0,
+        }
+    }
+}
+
 /// Name of the program that sets the clock: to be run once by
 /// `BPF_PROG_TEST_RUN` after loading and before attaching, and again now and
 /// then. The main program counts ticks (`bpf_jiffies64`), which costs nothing
@@ -393,10 +428,12 @@ pub enum TableStat {
     LimiterContended = 3,
     /// Samples lost because the ring buffer was full.
     EventsLost = 4,
+    /// Packets that went on without a program of `STAGES`, which was missing.
+    StageMissing = 5,
 }
 
 /// Entries of `STATS`.
-pub const STATS_ENTRIES: u32 = 5;
+pub const STATS_ENTRIES: u32 = 6;
 
 /// The limits' state of one source. All TATs in the past: idle, and free to
 /// be taken over.

@@ -19,13 +19,24 @@ mod rewrite;
 mod source;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use edge_common::reason::Verdict;
+use edge_common::reason::{Reason, Verdict};
 
 /// The XDP program. Aware of multi-buffer frames, so that jumbo MTUs attach.
 #[xdp(frags)]
 #[inline(always)] // A call from the entry point costs as much as parsing the packet.
 pub fn edge_xdp(ctx: XdpContext) -> u32 {
-    match pipeline::run(&ctx).verdict() {
+    action(pipeline::run(&ctx))
+}
+
+/// The flood defence, which [`edge_xdp`] goes on with where there is something to ask.
+#[xdp(frags)]
+pub fn edge_defence(ctx: XdpContext) -> u32 {
+    action(defence::run(&ctx))
+}
+
+#[inline(always)]
+fn action(reason: Reason) -> u32 {
+    match reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Reply => xdp_action::XDP_TX,

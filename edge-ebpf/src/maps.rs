@@ -1,13 +1,16 @@
 //! Every map, and the read-only configuration. Sizes of one entry here are
 //! replaced by the configured ones when the program is loaded.
 
-use core::cell::UnsafeCell;
+use core::{cell::UnsafeCell, mem::MaybeUninit};
 
-use crate::{defence::frame::Fields, source::hide};
+use crate::{
+    defence::{HandOver, frame::Fields},
+    source::hide,
+};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use edge_common::{
     abi::{self, Config, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
@@ -74,9 +77,14 @@ pub static SKETCH: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// What the flood defence hands to helpers, which the stack has no room for.
+#[map]
+pub static STAGES: ProgramArray = ProgramArray::with_max_entries(abi::STAGES, 0);
+
+/// What the programs hand to each other and to helpers, which the stack has no room for.
 #[repr(C)]
 pub struct Scratch {
+    /// From one program to the next.
+    pub hand_over: HandOver,
     /// The packet at hand.
     pub frame: Fields,
     /// The options of a SYN.
@@ -176,11 +184,15 @@ impl Unknown {
 /// that the verifier keeps nothing. `now` as for [`Unknown`].
 #[inline(always)]
 pub fn forget(now: u64, number: u64) -> u64 {
-    let mut slots = [0u64; 2];
+    let mut slots = MaybeUninit::<[u64; 2]>::uninit();
+    let slots = slots.as_mut_ptr().cast::<u64>();
     let at = (hide(now) >> 63) as usize;
-    // SAFETY: the index is 0 or 1.
+    // SAFETY: the index is 0 or 1. Words are set one by one, because LLVM makes a call of
+    // `memset` from an array of zeros, which costs more than all the rest.
     unsafe {
-        let slot = (&raw mut slots).cast::<u64>().add(at);
+        slots.write_volatile(0);
+        slots.add(1).write_volatile(0);
+        let slot = slots.add(at);
         slot.write_volatile(number);
         slot.read_volatile()
     }

@@ -231,7 +231,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
     if defence::is_on() {
-        defence::judge(packet.candidate(facts, host))?;
+        defence::hand_over(packet.candidate(facts, host));
     }
     Ok(Reason::Pass)
 }
@@ -263,7 +263,7 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
     if defence::is_on() {
-        defence::judge(packet.candidate(facts, hash64(maps::seed(), hi)))?;
+        defence::hand_over(packet.candidate(facts, hash64(maps::seed(), hi)));
     }
     Ok(Reason::Pass)
 }

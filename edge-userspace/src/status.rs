@@ -50,6 +50,9 @@ pub struct Status {
     pub events: EventsStatus,
     /// Requests on the control socket.
     pub control: Vec<ControlCount>,
+    /// Packets that went on without the flood defence because its program was missing.
+    #[serde(default)]
+    pub stage_missing: u64,
 }
 
 /// The configuration in force.

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         let start = Instant::now();
         let loaded = Unattached::load(&program);
         let took = start.elapsed().as_micros();
-        let verified = loaded.and_then(|mut edge| edge.verified_instructions());
+        let verified = loaded.and_then(|edge| edge.verified_instructions());
         match verified {
             Ok(verified) => println!("edge-load: {name} verified={verified} micros={took}"),
             Err(error) => {

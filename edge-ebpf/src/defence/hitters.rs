@@ -19,7 +19,7 @@ use edge_common::{
 /// Tag of the hash of the first kind; the others follow.
 const TAG: u32 = 0x2010;
 
-/// Judges a packet, as [`super::tcp::edge_defend_tcp`] does segments; one that is
+/// Judges a packet, as [`super::icmp::edge_defend_icmp`] does messages; one that is
 /// marked as a sample is counted.
 #[inline(never)]
 #[unsafe(no_mangle)]

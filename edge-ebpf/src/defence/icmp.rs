@@ -22,7 +22,8 @@ use edge_common::{
 /// Bytes of an error before the packet that it is about.
 const ERROR_LEN: usize = 8;
 
-/// Judges a message, as [`super::tcp::edge_defend_tcp`] does segments.
+/// Judges a message; the index of the reason that it ends with, or 0 ([`Reason::Pass`])
+/// to let it go on. `marks` as [`Marks`]. A function that the verifier checks once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn edge_defend_icmp(ctx: *mut xdp_md, now: u64, marks: u64, frame_len: u32) -> u32 {

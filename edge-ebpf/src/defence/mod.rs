@@ -1,9 +1,10 @@
 //! The flood defence: the last stage.
 //!
-//! Here stands the gate, inlined into the packet path: one bit says whether a
-//! port is of any service, and without an attack only SYNs and samples of all
-//! else go further. What lies behind it are global functions, which the verifier
-//! checks once.
+//! It is a program of its own, [`crate::edge_defence`]. Here stands the gate too, inlined
+//! into the packet path: one bit says whether a port is of any service, and without an
+//! attack only SYNs and samples of all else go further. What does so takes a tail call,
+//! which costs less than calling a function and coming back, and has a verifier's budget
+//! of its own.
 
 mod challenge;
 mod cookie;
@@ -15,15 +16,15 @@ mod socket;
 mod tcp;
 mod udp;
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
 
 use crate::{
     emit::{self, Facts},
-    maps::{DEFENCE, PORTS, config, forget},
+    maps::{self, DEFENCE, PORTS, SCRATCH, STAGES, config, forget},
     source::hide,
 };
 use edge_common::{
-    abi::Mode,
+    abi::{Mode, Stage, TableStat},
     defence::{DefenceWord, Ports, SEGMENT_SLICES, SKETCH_SAMPLE, port_bit},
     parse::{Kind, tcp as flag},
     reason::Reason,
@@ -78,45 +79,149 @@ pub struct Candidate<'a> {
     pub is_whole: bool,
 }
 
-/// Defends the host and its services.
+/// What is to be asked of a packet, bits.
+struct Asks;
+
+impl Asks {
+    /// Whether its prefixes get or send too much.
+    const HITTERS: u32 = 1;
+    /// And it is a sample, which is counted.
+    const HITTERS_SAMPLE: u32 = 2;
+    /// Of an ICMP message.
+    const ICMP: u32 = 4;
+    /// Of a TCP segment.
+    const TCP: u32 = 8;
+    /// And it is a sample.
+    const TCP_SAMPLE: u32 = 16;
+    /// Of a UDP packet.
+    const UDP: u32 = 32;
+}
+
+/// What one program leaves to the next about a packet, in the scratch of the CPU: of
+/// what comes back from there the verifier knows nothing, which keeps small what it has
+/// to follow.
+#[repr(C)]
+pub struct HandOver {
+    now: u64,
+    /// As [`Marks`].
+    marks: u64,
+    frame_len: u32,
+    /// As [`Asks`].
+    asks: u32,
+}
+
+/// Hands a packet over to the defence if that has to be asked: then it does not come
+/// back. It does when there is nothing to ask, or the program is missing.
 #[inline(always)]
-pub fn judge(candidate: Candidate<'_>) -> Result<(), Reason> {
-    let now = candidate.facts.now;
-    let marks = forget(
-        now,
-        candidate.marks | (candidate.is_whole as u64) << Marks::WHOLE,
-    );
+pub fn hand_over(candidate: Candidate<'_>) {
+    let whole = (candidate.is_whole as u64) << Marks::WHOLE;
+    let marks = forget(candidate.facts.now, candidate.marks | whole);
     let candidate = Candidate { marks, ..candidate };
+    let asks = asks(candidate);
+    if asks == 0 {
+        return;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    let facts = candidate.facts;
+    // SAFETY: a map value that belongs to this CPU.
+    unsafe {
+        (&raw mut (*scratch).hand_over).write(HandOver {
+            now: facts.now,
+            marks,
+            frame_len: facts.frame_len,
+            asks,
+        });
+        // Never to return, but for an array that was emptied.
+        let _ = STAGES.tail_call(facts.ctx, Stage::Defence as u32);
+    }
+    maps::count(TableStat::StageMissing);
+}
+
+/// The program behind the gate.
+#[inline(always)]
+pub fn run(ctx: &XdpContext) -> Reason {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return Reason::Pass;
+    };
+    // SAFETY: a map value that belongs to this CPU, written before the tail call.
+    let HandOver {
+        now,
+        marks,
+        frame_len,
+        asks,
+    } = unsafe { (&raw const (*scratch).hand_over).read() };
+    let facts = Facts {
+        ctx,
+        now,
+        frame_len,
+    };
+    let reason = judge(facts, marks, asks);
+    emit::ended(facts, reason);
+    reason
+}
+
+#[inline(always)]
+fn judge(facts: Facts<'_>, marks: u64, asks: u32) -> Reason {
+    let (ctx, now, frame_len) = (facts.ctx.ctx, facts.now, facts.frame_len);
+    if config!(hitters_mode) != Mode::Off as u32 && asks & Asks::HITTERS != 0 {
+        let sampled = (asks & Asks::HITTERS_SAMPLE != 0) as u64;
+        let marks = marks | sampled << Marks::SAMPLED;
+        if let Err(reason) = ending(hitters::edge_hitters(ctx, now, marks, frame_len)) {
+            return reason;
+        }
+    }
+    if config!(icmp_floods) != Mode::Off as u32 && asks & Asks::ICMP != 0 {
+        return said(icmp::edge_defend_icmp(ctx, now, marks, frame_len));
+    }
+    if config!(services) == 0 {
+        return Reason::Pass;
+    }
+    if asks & Asks::TCP != 0 {
+        return tcp::defend(facts, marks, asks & Asks::TCP_SAMPLE != 0);
+    }
+    if config!(reflection) != Mode::Off as u32 && asks & Asks::UDP != 0 {
+        return said(udp::edge_defend_udp(ctx, now, marks, frame_len));
+    }
+    Reason::Pass
+}
+
+/// What there is to ask of a packet.
+#[inline(always)]
+fn asks(candidate: Candidate<'_>) -> u32 {
+    let marks = candidate.marks;
     let kind = marks >> Marks::KIND & 0xf;
     let is_tcp = kind == Kind::Tcp as u64;
     let is_segment = is_tcp && marks as u8 & (flag::SYN | flag::ACK) != flag::SYN;
+    let mut asks = 0;
     // Segments of connections are no flood of a prefix, and SYNs for services are
     // answered: both are judged below.
     if config!(hitters_mode) != Mode::Off as u32
         && !is_segment
         && !(is_tcp && config!(services) != 0 && is_port(Ports::Tcp, marks))
     {
-        hitters(candidate)?;
+        asks = hitters(candidate);
     }
     if marks >> Marks::WHOLE & 1 == 0 {
-        return Ok(());
+        return asks;
     }
     if config!(icmp_floods) != Mode::Off as u32 && kind == Kind::Icmp as u64 {
-        ask(candidate, false, icmp::edge_defend_icmp)?;
+        return asks | Asks::ICMP;
     }
     if config!(services) == 0 {
-        return Ok(());
+        return asks;
     }
     if is_tcp {
-        return segment(candidate, is_segment);
+        return asks | segment(candidate, is_segment);
     }
     if config!(reflection) != Mode::Off as u32
         && kind == Kind::Udp as u64
         && is_port(Ports::Udp, marks)
     {
-        return ask(candidate, false, udp::edge_defend_udp);
+        return asks | Asks::UDP;
     }
-    Ok(())
+    asks
 }
 
 /// Whether the destination port is in a set of them.
@@ -142,44 +247,43 @@ fn is_sample(candidate: Candidate<'_>, n: u64) -> bool {
 
 /// A TCP packet; `is_segment` when it is no SYN.
 #[inline(always)]
-fn segment(candidate: Candidate<'_>, is_segment: bool) -> Result<(), Reason> {
+fn segment(candidate: Candidate<'_>, is_segment: bool) -> u32 {
     let is_rest = is_segment && config!(rest) != 0;
     if !is_rest && !is_port(Ports::Tcp, candidate.marks) {
-        return Ok(());
+        return 0;
     }
-    let sampled = is_segment && is_sample(candidate, SEGMENT_SLICES as u64);
-    let ignored = is_segment && !sampled;
-    if ignored
-        && config!(always_defended) == 0
-        && !is_until(DefenceWord::WatchUntil, candidate.facts.now)
-    {
-        return Ok(());
+    if !is_segment {
+        return Asks::TCP;
     }
-    ask(candidate, sampled, tcp::edge_defend_tcp)
+    if is_sample(candidate, SEGMENT_SLICES as u64) {
+        return Asks::TCP | Asks::TCP_SAMPLE;
+    }
+    if config!(always_defended) == 0 && !is_until(DefenceWord::WatchUntil, candidate.facts.now) {
+        return 0;
+    }
+    Asks::TCP
 }
 
 /// Counts a packet for its prefixes and its destination, or asks them when some
 /// are over their limit.
 #[inline(always)]
-fn hitters(candidate: Candidate<'_>) -> Result<(), Reason> {
-    let sampled = is_sample(candidate, SKETCH_SAMPLE as u64);
-    if !sampled && !is_until(DefenceWord::HittersUntil, candidate.facts.now) {
-        return Ok(());
+fn hitters(candidate: Candidate<'_>) -> u32 {
+    if is_sample(candidate, SKETCH_SAMPLE as u64) {
+        Asks::HITTERS | Asks::HITTERS_SAMPLE
+    } else if is_until(DefenceWord::HittersUntil, candidate.facts.now) {
+        Asks::HITTERS
+    } else {
+        0
     }
-    ask(candidate, sampled, hitters::edge_hitters)
 }
 
-/// Calls a global function.
+/// The reason that a global function has said.
 #[inline(always)]
-fn ask(
-    candidate: Candidate<'_>,
-    sampled: bool,
-    judge: extern "C" fn(*mut xdp_md, u64, u64, u32) -> u32,
-) -> Result<(), Reason> {
-    let facts = candidate.facts;
-    let marks = candidate.marks | (sampled as u64) << Marks::SAMPLED;
-    let frame_len = forget(facts.now, facts.frame_len as u64) as u32;
-    ending(judge(facts.ctx.ctx, facts.now, marks, frame_len))
+fn said(index: u32) -> Reason {
+    match ending(index) {
+        Ok(()) => Reason::Pass,
+        Err(reason) => reason,
+    }
 }
 
 /// What a global function has said: the index of a reason, of which the verifier

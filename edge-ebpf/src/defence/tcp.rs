@@ -1,7 +1,7 @@
 //! What becomes of a TCP packet for a service.
 
 use super::{
-    Marks, challenge, cookie,
+    challenge, cookie,
     frame::Frame,
     pressure::Of,
     socket::{self, Found},
@@ -14,9 +14,7 @@ use crate::{
     source::XdpSource,
 };
 use aya_ebpf::{
-    bindings::xdp_md,
     helpers::generated::{bpf_loop, bpf_xdp_load_bytes},
-    programs::XdpContext,
 };
 use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
@@ -45,33 +43,25 @@ const CLOSED: Limit = match Limit::per_second(1000, 100) {
     None => Limit::NONE,
 };
 
-/// Judges a TCP packet; the index of the reason that it ends with, or 0
-/// ([`Reason::Pass`]) to let it go on. `marks` as [`Marks`].
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn edge_defend_tcp(ctx: *mut xdp_md, now: u64, marks: u64, frame_len: u32) -> u32 {
-    let context = XdpContext::new(ctx);
-    let facts = Facts {
-        ctx: &context,
-        now,
-        frame_len,
-    };
+/// Judges a TCP packet, and makes it into a reply if need be. `marks` as [`super::Marks`].
+#[inline(always)]
+pub fn defend(facts: Facts<'_>, marks: u64, sampled: bool) -> Reason {
     let source = XdpSource::new(facts.ctx);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return Reason::Pass.index();
+        return Reason::Pass;
     };
     let Some(frame) = Frame::read(&source, marks, scratch) else {
-        return Reason::Pass.index();
+        return Reason::Pass;
     };
-    let reason = judge(facts, frame, marks);
+    let reason = judge(facts, frame, sampled);
     if reason.verdict() == Verdict::Reply {
         emit::sample_reply(facts, reason);
         if !rewrite::reply(facts, frame) {
             // Nothing was changed, and the kernel knows what to do.
-            return Reason::Pass.index();
+            return Reason::Pass;
         }
     }
-    reason.index()
+    reason
 }
 
 /// What becomes of the packet. For a reason that replies, the segment to reply
@@ -81,7 +71,7 @@ pub extern "C" fn edge_defend_tcp(ctx: *mut xdp_md, now: u64, marks: u64, frame_
     reason = "by value the key is copied once more, in pieces of another width"
 )]
 #[inline(always)]
-fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
+fn judge(facts: Facts<'_>, frame: Frame, sampled: bool) -> Reason {
     let mut key = frame.target();
     let mut target = TARGETS.get_ptr_mut(&key);
     if target.is_none() && config!(rest) != 0 {
@@ -109,7 +99,6 @@ fn judge(facts: Facts<'_>, frame: Frame, marks: u64) -> Reason {
     } else if forwarded {
         forwarded_segment(of, frame)
     } else {
-        let sampled = marks >> Marks::SAMPLED & 1 != 0;
         segment(facts, of, frame, sampled)
     }
 }

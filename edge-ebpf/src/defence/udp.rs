@@ -14,7 +14,7 @@ use edge_common::{
     reason::Reason,
 };
 
-/// Judges such a packet, as [`super::tcp::edge_defend_tcp`] does segments.
+/// Judges such a packet, as [`super::icmp::edge_defend_icmp`] does messages.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn edge_defend_udp(ctx: *mut xdp_md, now: u64, marks: u64, frame_len: u32) -> u32 {

@@ -434,6 +434,14 @@ fn tables(t: &mut String, s: &Status) {
             ""
         }
     );
+    if s.stage_missing > 0 {
+        let _ = writeln!(
+            t,
+            "UNDEFENDED: {} packets met no flood defence, for its program was missing; restart the \
+             daemon",
+            count(s.stage_missing)
+        );
+    }
     let e = &s.events;
     let _ = writeln!(
         t,
@@ -534,6 +542,7 @@ mod tests {
                 lost_by_followers: 1,
             },
             control: vec![],
+            stage_missing: 0,
         }
     }
 

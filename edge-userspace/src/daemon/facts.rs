@@ -217,6 +217,7 @@ impl Source for Shared {
                 lost_by_followers: self.hub.lost(),
             },
             control: self.stats.counts(),
+            stage_missing: stat(TableStat::StageMissing),
             config: facts.config,
             reloads: facts.reloads,
         }

@@ -96,6 +96,7 @@ impl Datapath {
             return Err(e);
         }
         staged.0.clear();
+        staged.1.clear();
         drop(steps);
         // Whoever has a link open keeps it attached.
         self.active = None;
@@ -169,11 +170,13 @@ impl Datapath {
         if let Err(e) = wait_detached(&gone) {
             warn!("{e}");
         }
-        for Loaded { ebpf, state, .. } in loaded {
+        for Loaded { ebpf, state, .. } in loaded.iter_mut() {
             if let Err(e) = pin_program(&self.pins, ebpf, &state.name) {
                 warn!("a later change that fails cannot put this program back: {e}");
             }
         }
+        let stages: Vec<&Path> = loaded.iter().map(|l| l.stages.as_path()).collect();
+        self.pins.keep_stages(&stages);
         self.pins.remove_other_versions();
         self.pins.clear_staging();
     }

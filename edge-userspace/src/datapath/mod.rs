@@ -133,6 +133,8 @@ struct Active {
 #[derive(Debug)]
 struct Loaded {
     ebpf: Ebpf,
+    /// Where the programs are pinned that it goes on with.
+    stages: PathBuf,
     state: InterfaceState,
     #[cfg(feature = "debug-log")]
     _log: debug_log::DebugLog,
@@ -190,9 +192,12 @@ impl Datapath {
             let mut ebpf = program.load(name, block, &paths)?;
             #[cfg(feature = "debug-log")]
             let log = debug_log::DebugLog::start(&mut ebpf)?;
+            let stages = program::pin_stages(&mut ebpf, |map| self.pins.stages(map))?;
+            staged.1.push(stages.clone());
             program::close_maps(&mut ebpf);
             loaded.push(Loaded {
                 ebpf,
+                stages,
                 state: InterfaceState {
                     name: name.clone(),
                     ifindex: 0,
@@ -411,13 +416,14 @@ fn check_interface(pins: &Pins, loaded: &mut Loaded, allow_generic: bool) {
     }
 }
 
-/// Pins that go away with the value unless they were put into force.
+/// Pins that go away with the value unless they were put into force: maps by name, and
+/// stages.
 #[derive(Debug, Default)]
-struct Staged(BTreeMap<&'static str, PathBuf>);
+struct Staged(BTreeMap<&'static str, PathBuf>, Vec<PathBuf>);
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        for path in self.0.values() {
+        for path in self.0.values().chain(&self.1) {
             if let Err(e) = pins::unlink(path) {
                 warn!("{e}");
             }

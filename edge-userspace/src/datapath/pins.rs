@@ -7,6 +7,7 @@
 //!     maps/NAME                the tables in force
 //!     links/INTERFACE          what keeps a program attached
 //!     programs/INTERFACE       the program, to put it back if a change fails
+//!     stages/17                the programs that one of them goes on with
 //!     blocks/INTERFACE -> 3    symlink: its block in the map of counters
 //!     seed -> 0123456789abcdef symlink: fingerprint of the hash seed of the tables
 //!     staging/NAME             tables of a change that is not in force yet
@@ -30,7 +31,7 @@ use edge_common::abi::{ABI_VERSION, MAX_INTERFACES};
 use super::error::DatapathError;
 
 /// The directories of a version.
-const DIRECTORIES: [&str; 5] = ["maps", "links", "programs", "blocks", "staging"];
+const DIRECTORIES: [&str; 6] = ["maps", "links", "programs", "stages", "blocks", "staging"];
 
 /// The pins of one daemon; nobody else has them while this value lives.
 #[derive(Debug)]
@@ -118,6 +119,21 @@ impl Pins {
     pub(super) fn program_beside(&self, link: &Path, interface: &str) -> PathBuf {
         let version = link.ancestors().nth(2).unwrap_or(&self.version);
         version.join("programs").join(encode(interface))
+    }
+
+    /// Where the stages of a load are pinned whose map has this number.
+    pub(super) fn stages(&self, map: u32) -> PathBuf {
+        self.version.join("stages").join(map.to_string())
+    }
+
+    /// Frees the stages of all loads but these.
+    pub(super) fn keep_stages(&self, kept: &[&Path]) {
+        let directory = self.version.join("stages");
+        for path in names(&directory).iter().map(|n| directory.join(n)) {
+            if !kept.contains(&path.as_path()) {
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 
     /// Frees what a failed or interrupted change left behind.

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun, TestRunOptions,
+    maps::{Map, ProgramArray},
     programs::{ProgramError, Xdp},
 };
 use edge_common::{
-    abi::{self, Config, MAX_PROFILES, Profile},
+    abi::{self, Config, MAX_PROFILES, Profile, Stage},
     hash::Seed,
 };
 
@@ -82,8 +83,46 @@ impl Program {
                 .map_err(|e| failed(&EbpfError::ProgramError(e)))?;
         }
         set_clock(&mut loaded)?;
+        for stage in Stage::ALL.into_iter().filter(|s| s.is_on(&config)) {
+            let fd = by_name(&mut loaded, stage.program())
+                .and_then(|xdp| {
+                    xdp.load()?;
+                    xdp.fd()?.try_clone().map_err(ProgramError::IOError)
+                })
+                .map_err(|e| failed(&EbpfError::ProgramError(e)))?;
+            let map = loaded
+                .map_mut(abi::maps::STAGES)
+                .ok_or(DatapathError::Map {
+                    map: abi::maps::STAGES,
+                    why: "is not in the object".into(),
+                })?;
+            ProgramArray::try_from(map)
+                .and_then(|mut stages| stages.set(stage as u32, &fd, 0))
+                .map_err(|e| DatapathError::map_access(abi::maps::STAGES, e))?;
+        }
         Ok(loaded)
     }
+}
+
+/// Pins the stages of a load, at the path that `path` gives for the number of their
+/// map: the kernel empties such an array when nobody has it open, although programs
+/// go on using it.
+pub(super) fn pin_stages(
+    loaded: &mut Ebpf,
+    path: impl Fn(u32) -> PathBuf,
+) -> Result<PathBuf, DatapathError> {
+    let failed = |why| DatapathError::Map {
+        map: abi::maps::STAGES,
+        why,
+    };
+    let Some(Map::ProgramArray(data)) = loaded.map(abi::maps::STAGES) else {
+        return Err(failed("is not in the object".into()));
+    };
+    let info = (data.info()).map_err(|e| failed(format!("is unknown: {}", chain(&e))))?;
+    let path = path(info.id());
+    data.pin(&path)
+        .map_err(|e| failed(format!("cannot be pinned: {}", chain(&e))))?;
+    Ok(path)
 }
 
 /// The XDP program of a loaded object.

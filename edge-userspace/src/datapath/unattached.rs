@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use aya::{Ebpf, TestRun, TestRunOptions, maps::Map};
+use aya::{Ebpf, TestRun, TestRunOptions, maps::Map, programs::ProgramError};
 use edge_common::abi::{self, TableStat};
 
 use super::{
@@ -156,19 +156,28 @@ impl Unattached {
         })
     }
 
-    /// How many instructions the verifier went through to take the program; 0
-    /// on kernels before 5.16, which do not tell.
+    /// How many instructions the verifier went through to take the program, or the
+    /// stage of it that took most; 0 on kernels before 5.16, which do not tell.
     ///
     /// # Errors
-    /// When the kernel refuses to tell of the program.
-    pub fn verified_instructions(&mut self) -> Result<u32, DatapathError> {
-        let info = program::xdp(&mut self.ebpf)
-            .and_then(|xdp| xdp.info())
-            .map_err(|e| DatapathError::Attach {
-                interface: "test run".into(),
-                why: error::chain(&e),
-            })?;
-        Ok(info.verified_instruction_count().unwrap_or_default())
+    /// When the kernel refuses to tell of a program.
+    pub fn verified_instructions(&self) -> Result<u32, DatapathError> {
+        let mut most = 0;
+        for (_, program) in self.ebpf.programs() {
+            // One that is not loaded has nothing to tell.
+            let info = match program.info() {
+                Ok(info) => info,
+                Err(ProgramError::NotLoaded) => continue,
+                Err(e) => {
+                    return Err(DatapathError::Attach {
+                        interface: "test run".into(),
+                        why: error::chain(&e),
+                    });
+                }
+            };
+            most = most.max(info.verified_instruction_count().unwrap_or_default());
+        }
+        Ok(most)
     }
 
     /// Calls `f` with the program's descriptor, for what [`Unattached::run`] does not do.

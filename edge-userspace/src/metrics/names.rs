@@ -144,6 +144,8 @@ metrics! {
         "Entries of the limiter taken from a source that was still active; its limit began anew.";
     LIMITER_CONTENDED = Counter, "edge_limiter_contended_packets", [],
         "Packets denied because other CPUs were updating the same source.";
+    STAGE_MISSING = Counter, "edge_stage_missing_packets", [],
+        "Packets that went on without the flood defence because its program was missing.";
     EVENTS = Counter, "edge_events", [],
         "Sampled events read from the kernel.";
     EVENTS_LOST = Counter, "edge_events_lost", [PLACE],

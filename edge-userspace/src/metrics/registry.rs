@@ -277,6 +277,7 @@ impl Facts {
 
     fn events_and_control(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
         let s = &self.0;
+        w.single(&names::STAGE_MISSING, Value::Int(s.stage_missing))?;
         w.single(&names::EVENTS, Value::Int(s.events.read))?;
         w.family(
             &names::EVENTS_LOST,
@@ -388,6 +389,7 @@ mod tests {
             },
             events: EventsStatus::default(),
             control: Stats::default().counts(),
+            stage_missing: 0,
         }
     }
 

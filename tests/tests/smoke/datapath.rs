@@ -1,6 +1,7 @@
 //! Attaching, taking over, replacing and rolling back, on the real kernel.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
@@ -19,6 +20,7 @@ use edge_common::{
     reason::Reason,
     table::stamp,
 };
+use edge_tests::packet;
 use edge_userspace::{
     clock::{Now, coarse_tick_ns},
     datapath::{Datapath, DatapathError, Events, Program, Settings, Unattached, View},
@@ -130,6 +132,58 @@ fn drops_counts_and_outlives_the_daemon() {
         drop(view);
         second.detach().unwrap();
         assert_eq!(program("a0"), None);
+        assert!(!pins.exists());
+    });
+}
+
+/// The programs that the main one goes on with are in an array that the kernel empties
+/// when nobody has it open.
+#[test]
+fn stages_outlive_the_daemon() {
+    with_pins(|pins| {
+        veth("a0");
+        let limited = || {
+            let mut settings = settings(&["a0"]);
+            settings.program.config.icmp_floods = Mode::Enforce as u32;
+            settings.program.config.icmp = [Limit::per_second(1, 1).unwrap(); 3];
+            settings
+        };
+        let ping = packet::ip("192.0.2.1", "192.0.2.2").icmp(8, 64).build();
+        let stages = || {
+            let directory = pins.join(format!("v{ABI_VERSION}/stages"));
+            let names = fs::read_dir(directory).unwrap();
+            names
+                .map(|n| n.unwrap().file_name())
+                .collect::<BTreeSet<_>>()
+        };
+        let mut first = Datapath::open(pins).unwrap();
+        commit(&mut first, limited());
+        let view = first.view().unwrap();
+        send("a0p", &ping, 50);
+        wait("a flood of pings", || {
+            packets(&view, 0, Reason::FloodIcmp).0 > 40
+        });
+        // A change that does not come into force leaves nothing.
+        let before = stages();
+        drop(first.prepare(limited()).unwrap());
+        assert_eq!((before.len(), stages()), (1, before.clone()));
+
+        drop((first, view));
+        send("a0p", &ping, 50);
+        let mut second = Datapath::open(pins).unwrap();
+        commit(&mut second, limited());
+        let view = second.view().unwrap();
+        wait("a flood of pings without a daemon", || {
+            packets(&view, 0, Reason::FloodIcmp).0 > 90
+        });
+        assert_eq!(view.stat(TableStat::StageMissing).unwrap(), 0);
+        let after = stages();
+        assert!(
+            after.len() == 1 && after.is_disjoint(&before),
+            "{before:?} {after:?}"
+        );
+        drop(view);
+        second.detach().unwrap();
         assert!(!pins.exists());
     });
 }
