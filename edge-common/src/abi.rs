@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The most interfaces one daemon serves; each has its own counters.
 pub const MAX_INTERFACES: u32 = 32;
@@ -83,6 +83,18 @@ pub mod maps {
     /// Array of `u64` TATs: see [`crate::defence::Hitter`].
     pub const SKETCH: &str = "SKETCH";
 
+    /// Array of [`crate::balance::Balance`] words, mappable, index as in `SERVICES`.
+    pub const BALANCES: &str = "BALANCES";
+    /// Array of `u64`, mappable: rings of [`crate::balance::ring_words`] each.
+    pub const RINGS: &str = "RINGS";
+    /// Array of [`crate::balance::Backend`], mappable, by number.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Per-CPU array of [`super::Counter`]: what went to a backend, by number.
+    pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    /// Array of [`crate::balance::FlowBucket`], mappable.
+    pub const FLOWS: &str = "FLOWS";
+    /// Array of `u64`, mappable: see [`crate::balance::vip_bit`].
+    pub const VIPS: &str = "VIPS";
     /// Array of programs, index [`super::Stage`]. Each load has its own; what becomes
     /// of it when the daemon dies, see the pins.
     pub const STAGES: &str = "STAGES";
@@ -113,6 +125,12 @@ pub mod maps {
         ATTEMPTS,
         HANDSHAKES,
         SKETCH,
+        BALANCES,
+        RINGS,
+        BACKENDS,
+        BACKEND_COUNTERS,
+        FLOWS,
+        VIPS,
     ];
 }
 
@@ -125,19 +143,22 @@ pub const PROGRAM: &str = "edge_xdp";
 pub enum Stage {
     /// The flood defence.
     Defence = 0,
+    /// The balancer.
+    Balance = 1,
 }
 
 /// Entries of `STAGES`.
-pub const STAGES: u32 = 1;
+pub const STAGES: u32 = 2;
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; STAGES as usize] = [Self::Defence];
+    pub const ALL: [Self; STAGES as usize] = [Self::Defence, Self::Balance];
 
     /// Name of the program in the object.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Defence => "edge_defence",
+            Self::Balance => "edge_balance",
         }
     }
 
@@ -145,6 +166,7 @@ impl Stage {
     pub const fn is_on(self, config: &Config) -> bool {
         match self {
             Self::Defence => config.services | config.icmp_floods | config.hitters_mode != 0,
+            Self::Balance => config.rings != 0,
         }
     }
 }
@@ -369,14 +391,34 @@ pub struct Config {
     pub reflection: u32,
     /// 1 when there are [`crate::defence::TARGET_REST`] targets.
     pub rest: u32,
-    /// Fills the last word.
-    pub pad: u32,
+    /// Rings in `RINGS`; 0 turns the balancer off.
+    pub rings: u32,
+    /// Slots of each: a prime.
+    pub slots: u32,
+    /// Entries of `BACKENDS`.
+    pub backends: u32,
+    /// Entries of `FLOWS`.
+    pub flow_buckets: u32,
+    /// Steps of [`crate::balance::AGE_SHIFT`] that an established TCP flow is kept without
+    /// packets.
+    pub tcp_idle: u32,
+    /// The same for other flows.
+    pub udp_idle: u32,
+    /// 1 when fragments for balanced services are dropped.
+    pub drop_fragments: u32,
+    /// 1 when the segment size of SYNs is made to fit the way to the backend.
+    pub clamp_mss: u32,
+    /// UDP port of GUE.
+    pub gue_port: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
+    /// Secret of the choice of backends, which a fleet may share.
+    pub balance_seed: Seed,
 }
 
-const _: () =
-    assert!(size_of::<Config>() == 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 32 * 4);
+const _: () = assert!(
+    size_of::<Config>() == 2 * 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 40 * 4
+);
 
 /// Packets and bytes of one reason on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -430,10 +472,20 @@ pub enum TableStat {
     EventsLost = 4,
     /// Packets that went on without a program of `STAGES`, which was missing.
     StageMissing = 5,
+    /// Packets of flows that were in the table.
+    FlowHits = 6,
+    /// Packets of flows that were not.
+    FlowMisses = 7,
+    /// Flows that took a free place, or that of one that was over.
+    FlowsInserted = 8,
+    /// Flows that took the place of a younger one than an established one.
+    FlowsReplaced = 9,
+    /// Flows that found no place, and are chosen for by the ring alone.
+    FlowsRefused = 10,
 }
 
 /// Entries of `STATS`.
-pub const STATS_ENTRIES: u32 = 6;
+pub const STATS_ENTRIES: u32 = 11;
 
 /// The limits' state of one source. All TATs in the past: idle, and free to
 /// be taken over.
@@ -587,8 +639,17 @@ impl Config {
         hitters_mode: 0,
         reflection: 0,
         rest: 0,
-        pad: 0,
+        rings: 0,
+        slots: 0,
+        backends: 0,
+        flow_buckets: 0,
+        tcp_idle: 0,
+        udp_idle: 0,
+        drop_fragments: 0,
+        clamp_mss: 0,
+        gue_port: crate::balance::GUE_PORT,
         abi_version: ABI_VERSION,
+        balance_seed: Seed::new([0; 4]),
     };
 }
 

@@ -11,11 +11,13 @@ extern crate std;
 
 pub mod abi;
 pub mod addr;
+pub mod balance;
 pub mod bench;
 pub mod decide;
 pub mod defence;
 pub mod gcra;
 pub mod hash;
+pub mod header;
 pub mod parse;
 pub mod reason;
 pub mod table;

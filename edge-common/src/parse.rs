@@ -64,12 +64,28 @@ impl PacketSource for [u8] {
     }
 }
 
+/// Types of frames, as read from the wire (IANA).
+pub mod ethertype {
+    use network_types::eth::EtherType;
+
+    /// IPv4.
+    pub const IPV4: u16 = EtherType::Ipv4 as u16;
+    /// IPv6.
+    pub const IPV6: u16 = EtherType::Ipv6 as u16;
+    /// A VLAN tag (IEEE 802.1Q).
+    pub const VLAN: u16 = EtherType::Ieee8021q as u16;
+}
+
 /// IP protocol numbers that matter here (IANA).
 pub mod proto {
     use network_types::ip::IpProto;
 
     /// ICMP.
     pub const ICMP: u8 = IpProto::Icmp as u8;
+    /// IPv4 in another packet.
+    pub const IPV4: u8 = IpProto::Ipv4 as u8;
+    /// IPv6 in another packet.
+    pub const IPV6: u8 = IpProto::Ipv6 as u8;
     /// TCP.
     pub const TCP: u8 = IpProto::Tcp as u8;
     /// UDP.
@@ -78,7 +94,8 @@ pub mod proto {
     pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
     pub(super) const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
     pub(super) const ROUTING: u8 = IpProto::Ipv6Route as u8;
-    pub(super) const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+    /// The fragment header of IPv6, which also stands for fragments of both families.
+    pub const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
     pub(super) const AUTH: u8 = IpProto::Ah as u8;
     pub(super) const DEST_OPTS: u8 = IpProto::Ipv6Opts as u8;
     pub(super) const MOBILITY: u8 = IpProto::MobilityHeader as u8;
@@ -243,10 +260,7 @@ const VERSION_AND_NEXT: u64 = 0xf000_0000_0000_ff00;
 const IPV6_TCP: u64 = 6 << 60 | (proto::TCP as u64) << 8;
 const IPV6_UDP: u64 = 6 << 60 | (proto::UDP as u64) << 8;
 
-const IPV4_TYPE: u16 = EtherType::Ipv4 as u16;
-const IPV6_TYPE: u16 = EtherType::Ipv6 as u16;
 const ARP_TYPE: u16 = EtherType::Arp as u16;
-const QTAG_TYPE: u16 = EtherType::Ieee8021q as u16;
 const ADTAG_TYPE: u16 = EtherType::Ieee8021ad as u16;
 /// QinQ before 802.1ad.
 const OLD_QINQ_TYPE: u16 = EtherType::Ieee8021QinQ1 as u16;
@@ -282,8 +296,8 @@ pub fn link<S: PacketSource + ?Sized>(source: &S) -> Result<Link, Reason> {
         ether_type = source.half(offset - 2).ok_or(Reason::EthTruncated)?;
     }
     let network = match ether_type {
-        IPV4_TYPE => Network::Ipv4,
-        IPV6_TYPE => Network::Ipv6,
+        ethertype::IPV4 => Network::Ipv4,
+        ethertype::IPV6 => Network::Ipv6,
         ARP_TYPE => Network::Arp,
         t if is_tag(t) => return Err(Reason::VlanTooDeep),
         _ => Network::Other,
@@ -293,7 +307,7 @@ pub fn link<S: PacketSource + ?Sized>(source: &S) -> Result<Link, Reason> {
 
 #[inline(always)]
 const fn is_tag(ether_type: u16) -> bool {
-    matches!(ether_type, QTAG_TYPE | ADTAG_TYPE | OLD_QINQ_TYPE)
+    matches!(ether_type, ethertype::VLAN | ADTAG_TYPE | OLD_QINQ_TYPE)
 }
 
 /// Parses ARP for IPv4 over Ethernet.

@@ -14,6 +14,8 @@ pub enum Verdict {
     Drop,
     /// Send what the packet was made into back to where it came from (`XDP_TX`).
     Reply,
+    /// Send it on, with other headers, to where it is to go (`XDP_TX`, `XDP_REDIRECT`).
+    Forward,
 }
 
 impl Verdict {
@@ -23,6 +25,7 @@ impl Verdict {
             Self::Pass => "pass",
             Self::Drop => "drop",
             Self::Reply => "reply",
+            Self::Forward => "forward",
         }
     }
 }
@@ -118,6 +121,16 @@ reasons! {
     FloodIcmp = "flood_icmp", Drop, "An ICMP message over the host's limit of its kind, which is no error of a live connection.";
     FloodSource = "flood_source", Drop, "The source lies in a prefix that sends more than any prefix may.";
     FloodDest = "flood_dest", Drop, "The destination, or its prefix, gets more than any may.";
+
+    Forwarded = "forwarded", Forward, "The packet went on to a backend of its service.";
+    ReplyEcho = "reply_echo", Reply, "A ping of a service's address is answered.";
+    ReplyTooBig = "reply_too_big", Reply, "A packet that is too big for the way to its backend is answered with the size that fits.";
+    BackendNone = "backend_none", Drop, "The service has no backend that takes packets.";
+    BackendNoHop = "backend_no_hop", Drop, "There is no way to the backend: no route, or its neighbour does not answer.";
+    ForwardTtl = "forward_ttl", Drop, "The TTL or hop limit of a packet for a backend is used up.";
+    ForwardTooBig = "forward_too_big", Drop, "A packet is too big for the way to its backend, and must not be answered.";
+    ForwardFragment = "forward_fragment", Drop, "A fragment for a balanced service, and the policy drops them.";
+    ForwardNoRoom = "forward_no_room", Drop, "The frame has no room for the headers that lead to the backend.";
 }
 
 impl Reason {
@@ -179,6 +192,11 @@ mod tests {
             assert_eq!(
                 r.name().starts_with("reply"),
                 r.verdict() == Verdict::Reply,
+                "{r:?}"
+            );
+            assert_eq!(
+                r.name().starts_with("forwarded"),
+                r.verdict() == Verdict::Forward,
                 "{r:?}"
             );
         }

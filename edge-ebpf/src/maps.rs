@@ -4,7 +4,8 @@
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use crate::{
-    defence::{HandOver, frame::Fields},
+    defence::frame::Fields,
+    hand_over::HandOver,
     source::hide,
 };
 use aya_ebpf::{
@@ -13,7 +14,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use edge_common::{
-    abi::{self, Config, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
+    abi::{self, Config, Counter, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
+    balance::{Backend, FlowBucket, VIP_WORDS},
     defence::{
         DEFENCE_WORDS, PORT_WORDS, Service, ServiceCounters, Target, TargetKey, options::Walk,
         reply::Segment, tags::TagBucket,
@@ -73,6 +75,19 @@ pub static ATTEMPTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 pub static HANDSHAKES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static SKETCH: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static BALANCES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static RINGS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static BACKEND_COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static FLOWS: Array<FlowBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static VIPS: Array<u64> = Array::with_max_entries(VIP_WORDS, BPF_F_MMAPABLE);
 
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

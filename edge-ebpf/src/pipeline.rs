@@ -2,8 +2,9 @@
 
 use crate::{
     clock,
-    defence::{self, Candidate, Marks},
+    balance, defence,
     emit::{self, Facts},
+    hand_over::{self, Asks, Candidate, Marks},
     limiter,
     maps::{self, ARP_BINDINGS, Unknown, config},
     policy,
@@ -11,8 +12,9 @@ use crate::{
 };
 use aya_ebpf::programs::XdpContext;
 use edge_common::{
-    abi::{FragmentPolicy, LimitKind, MacAddr, Mode},
+    abi::{FragmentPolicy, LimitKind, MacAddr, Mode, Stage},
     decide::{self, Policy, Standing},
+    defence::v4_halves,
     hash::{hash, hash64},
     parse::{self, Arp, Fragment, Ip, Kind, Network, V4, V6, tcp},
     reason::Reason,
@@ -132,7 +134,8 @@ impl Packet {
         let far = Marks::FAR as u32;
         let offset = transport.offset as u32;
         let place = u16::from_be(transport.dest_port) as u32
-            | (if offset < far { offset } else { far }) << (Marks::TRANSPORT - 32);
+            | (if offset < far { offset } else { far }) << (Marks::TRANSPORT - 32)
+            | (!matches!(ip.fragment, Fragment::Whole) as u32) << (Marks::FRAGMENT - 32);
         Self {
             end: unknown.number(ip.end as u32),
             fragment: unknown.number(match ip.fragment {
@@ -145,14 +148,34 @@ impl Packet {
         }
     }
 
-    /// As the defence wants it; `hash` is a keyed one of the source.
+    /// Hands it over to the stages that have to be asked, from where it does not come back.
+    /// `hash` is a keyed one of the source.
     #[inline(always)]
-    fn candidate<'a>(&self, facts: Facts<'a>, hash: u64) -> Candidate<'a> {
-        Candidate {
+    fn hand_over(&self, facts: Facts<'_>, hash: u64, dest: [u64; 2]) {
+        if !defence::is_on() && !balance::is_on() {
+            return;
+        }
+        let marks = self.marks as u64
+            | (self.place as u64) << 32
+            | ((self.fragment <= 1) as u64) << Marks::WHOLE;
+        let candidate = Candidate {
             facts,
-            marks: self.marks as u64 | (self.place as u64) << 32,
+            marks: maps::forget(facts.now, marks),
             hash,
-            is_whole: self.fragment <= 1,
+        };
+        let mut asks = 0;
+        if defence::is_on() {
+            asks = defence::asks(candidate);
+        }
+        if balance::is_on() && balance::may_be_vip(dest) {
+            if asks == 0 {
+                hand_over::to(candidate, Asks::BALANCE, Stage::Balance);
+                return;
+            }
+            asks |= Asks::BALANCE;
+        }
+        if asks != 0 {
+            hand_over::to(candidate, asks, Stage::Defence);
         }
     }
 
@@ -230,9 +253,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
-    if defence::is_on() {
-        defence::hand_over(packet.candidate(facts, host));
-    }
+    packet.hand_over(facts, host, v4_halves(ip.dest));
     Ok(Reason::Pass)
 }
 
@@ -262,9 +283,7 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
         };
         limiter::charge(facts, key, policy.profile(), packet.class())?;
     }
-    if defence::is_on() {
-        defence::hand_over(packet.candidate(facts, hash64(maps::seed(), hi)));
-    }
+    packet.hand_over(facts, hash64(maps::seed(), hi), ip.dest);
     Ok(Reason::Pass)
 }
 

@@ -1,8 +1,12 @@
-//! The only packet writes: replies.
+//! Replies of TCP. With `balance` the only packet writes.
 
 use crate::{defence::frame::Frame, emit::Facts, maps::config, source::XdpSource};
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
-use edge_common::defence::reply::{self, TCP_WORDS};
+use edge_common::{
+    defence::reply::TCP_WORDS,
+    header::{ipv4, ipv6},
+    parse::proto,
+};
 
 /// Bytes of the fixed headers.
 const IPV4_LEN: usize = 20;
@@ -42,10 +46,10 @@ pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
     let hops = config!(reply_ttl) as u8;
     let written = turn_round(&out)
         && if frame.is_v6() {
-            out.write(network, reply::ipv6(ends.source, ends.dest, tcp_len, hops))
+            out.write(network, ipv6(ends.source, ends.dest, proto::TCP, tcp_len, hops, 0))
         } else {
             let (from, to) = (Frame::v4(ends.source), Frame::v4(ends.dest));
-            out.write(network, reply::ipv4(from, to, tcp_len, hops))
+            out.write(network, ipv4(from, to, proto::TCP, tcp_len, hops, 0))
         };
     let at = network + ip_len;
     let [a, b, c, d, e, f, g, h, i, j] = segment.words;
@@ -59,7 +63,7 @@ pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
 
 /// Source and destination MAC address change places.
 #[inline(always)]
-fn turn_round(frame: &XdpSource<'_>) -> bool {
+pub fn turn_round(frame: &XdpSource<'_>) -> bool {
     let Some([a, b, c, d, e, f]) = frame.read::<[u16; 6]>(0) else {
         return false;
     };

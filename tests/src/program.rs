@@ -16,7 +16,7 @@ use edge_common::{
     reason::Reason,
 };
 use edge_userspace::{
-    datapath::{InterfaceCounters, Program, ServiceTables, Unattached},
+    datapath::{BalanceTables, InterfaceCounters, Program, ServiceTables, Unattached},
     tables::{Capacity, Geometry, Regions, Tables},
 };
 
@@ -214,6 +214,14 @@ impl Rig {
     /// When the kernel refuses.
     pub fn services(&self) -> Result<ServiceTables> {
         Ok(self.edge.services()?)
+    }
+
+    /// The tables of the balancer.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn balance(&self) -> Result<BalanceTables> {
+        Ok(self.edge.balance()?)
     }
 
     /// Makes the ARP bindings exactly these.

@@ -20,6 +20,7 @@ fn every_reason_has_a_packet() {
         .map(|row| row.ends)
         .chain(golden::DEFENCE_REASONS)
         .chain(golden::FLOOD_REASONS)
+        .chain(golden::BALANCE_REASONS)
         .collect();
     let missing: Vec<_> = Reason::ALL.iter().filter(|r| !ends.contains(r)).collect();
     assert!(missing.is_empty(), "no golden packet ends with {missing:?}");

@@ -367,6 +367,10 @@ pub enum DefenceWord {
     HittersUntil = 2,
     /// TAT of [`IcmpKind::Echo`]; the other kinds follow.
     Icmp = 3,
+    /// TAT of pings of balanced services that are answered.
+    VipEcho = 6,
+    /// TAT of messages that a packet for a backend is too big.
+    TooBig = 7,
 }
 
 /// Entries of `DEFENCE`.

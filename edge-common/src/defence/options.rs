@@ -93,6 +93,8 @@ pub struct Walk {
     pub len: u32,
     /// What was found so far.
     pub offer: Offer,
+    /// Where the number of the last MSS stands among the options; 0: there is none.
+    pub mss_at: u32,
 }
 
 impl Walk {
@@ -109,6 +111,7 @@ impl Walk {
                 wscale: 0,
                 has: 0,
             },
+            mss_at: 0,
         }
     }
 
@@ -145,6 +148,7 @@ impl Walk {
             // A size of 0 is none.
             if mss != 0 {
                 self.offer.mss = mss;
+                self.mss_at = at + 2;
             }
         } else if kind == WINDOW_SCALE && len == 3 {
             self.offer.wscale = clamp_scale(self.byte(at + 2));

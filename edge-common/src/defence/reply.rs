@@ -1,126 +1,11 @@
-//! Packets that the program answers with: headers as words in the byte order of
-//! the wire, checksums included (RFC 1071).
+//! TCP segments that the program answers with, as words in the byte order of the wire,
+//! checksums included.
 
 use super::options::{HAS_ECN, HAS_SACK, HAS_TIMESTAMP, HAS_WSCALE, Offer};
-use crate::parse::{proto, tcp};
-
-/// A sum of 16-bit words in the making, one's complement.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sum(u64);
-
-impl Sum {
-    /// Adds words.
-    #[inline(always)]
-    #[must_use]
-    pub const fn word(self, word: u32) -> Self {
-        Self(self.0 + word as u64)
-    }
-
-    /// Adds the two words of each half of an address.
-    #[inline(always)]
-    #[must_use]
-    pub const fn double(self, word: u64) -> Self {
-        Self(self.0 + (word >> 32) + (word & 0xffff_ffff))
-    }
-
-    /// Adds another sum.
-    #[inline(always)]
-    #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self(self.0 + other.0)
-    }
-
-    /// The pseudo header (RFC 9293, 3.1; RFC 8200, 8.1) of a TCP segment of this
-    /// length. An IPv4 address takes the lower half of its second word: the
-    /// mapped form's ones add up to nothing.
-    #[inline(always)]
-    pub const fn pseudo(source: [u64; 2], dest: [u64; 2], len: u32) -> Self {
-        Self(0)
-            .double(source[0])
-            .double(source[1])
-            .double(dest[0])
-            .double(dest[1])
-            .word(len.to_be())
-            .word((proto::TCP as u32).to_be())
-    }
-
-    /// Folded to 16 bits, byte order of the wire.
-    #[inline(always)]
-    pub const fn fold(self) -> u16 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        sum as u16
-    }
-
-    /// The checksum.
-    #[inline(always)]
-    pub const fn checksum(self) -> u16 {
-        !self.fold()
-    }
-}
-
-/// Whether the TCP checksum of a packet is right. `sum` is over the pseudo header
-/// and the whole segment, `pseudo` over the pseudo header alone, `field` is the
-/// checksum. A sender on this host that leaves the checksum to its network card
-/// has put in the sum of the pseudo header (`CHECKSUM_PARTIAL`), which is right
-/// as well: no wire can have changed it.
-#[inline(always)]
-pub const fn is_checksum_right(sum: Sum, pseudo: Sum, field: u16) -> bool {
-    sum.fold() == 0xffff || field == pseudo.fold()
-}
-
-/// Puts a checksum where its word has a zero half: the lower 16 bits in network
-/// order are the second half in memory.
-#[inline(always)]
-const fn with_low_half(word: u32, half: u16) -> u32 {
-    let [a, b, _, _] = word.to_ne_bytes();
-    let [c, d] = half.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
-}
-
-#[inline(always)]
-const fn with_high_half(word: u32, half: u16) -> u32 {
-    let [_, _, c, d] = word.to_ne_bytes();
-    let [a, b] = half.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
-}
-
-/// An IPv4 header without options, not to be fragmented.
-#[inline(always)]
-pub const fn ipv4(source: u32, dest: u32, tcp_len: u32, ttl: u8) -> [u32; 5] {
-    let words = [
-        (0x4500_0000 + 20 + tcp_len).to_be(),
-        0x0000_4000u32.to_be(),
-        ((ttl as u32) << 24 | (proto::TCP as u32) << 16).to_be(),
-        source,
-        dest,
-    ];
-    let mut sum = Sum(0);
-    let mut i = 0;
-    while i < 5 {
-        sum = sum.word(words[i]);
-        i += 1;
-    }
-    [
-        words[0],
-        words[1],
-        with_low_half(words[2], sum.checksum()),
-        words[3],
-        words[4],
-    ]
-}
-
-/// An IPv6 header.
-#[inline(always)]
-pub const fn ipv6(source: [u64; 2], dest: [u64; 2], tcp_len: u32, hop_limit: u8) -> [u64; 5] {
-    let head = 0x6000_0000u64 << 32
-        | (tcp_len as u64 & 0xffff) << 16
-        | (proto::TCP as u64) << 8
-        | hop_limit as u64;
-    [head.to_be(), source[0], source[1], dest[0], dest[1]]
-}
+use crate::{
+    header::{Sum, with_high_half},
+    parse::{proto, tcp},
+};
 
 /// Words of the longest TCP header that is made here.
 pub const TCP_WORDS: usize = 10;
@@ -201,7 +86,7 @@ impl Ends {
 
     #[inline(always)]
     const fn finished(&self, mut words: [u32; TCP_WORDS], len: u32) -> Segment {
-        let mut sum = Sum::pseudo(self.source, self.dest, len * 4);
+        let mut sum = Sum::pseudo(self.source, self.dest, len * 4, proto::TCP);
         let mut i = 0;
         while i < TCP_WORDS {
             sum = sum.word(words[i]);

@@ -28,7 +28,7 @@ use edge_common::{
         DEST4_AT, DEST6_AT, Drive, LISTED, PATIENCE_NS, Pace, SLACK_NS, SOURCE4_AT, SOURCE6_AT,
         SYN4_LEN, SYN6_LEN, Syn, TCP_FLAGS_AT, TCP4_AT, TCP6_AT,
     },
-    defence::reply::Sum,
+    header::Sum,
     parse::tcp as flag,
 };
 

@@ -4,15 +4,16 @@
 //! have filled; and what is read back from there the verifier knows nothing of,
 //! which keeps small what it has to follow.
 
-use super::Marks;
-use crate::{maps::Scratch, source::XdpSource};
+use crate::{
+    hand_over::Marks,maps::Scratch, source::XdpSource};
 use edge_common::{
     defence::{
         TargetKey,
-        reply::{Ends, Sum, is_checksum_right},
+        reply::Ends,
         v4_halves,
     },
     hash::{Seed, hash},
+    header::{Sum, is_checksum_right},
     parse::{PacketSource as _, proto, tcp as flag},
 };
 
@@ -256,7 +257,7 @@ impl Frame {
     /// options with this sum is right.
     #[inline(always)]
     pub fn is_checksum_right(&self, options: Sum) -> bool {
-        let pseudo = Sum::pseudo(self.source(), self.dest(), 20 + self.options());
+        let pseudo = Sum::pseudo(self.source(), self.dest(), 20 + self.options(), proto::TCP);
         let last = field!(self, tcp[4]);
         let sum = pseudo
             .word(self.ports())

@@ -1,8 +1,9 @@
 //! Prefixes and destinations that get more packets than any may: where sources are
 //! spoofed, limits by source do not bite.
 
-use super::{AHEAD_NS, Marks, end, frame::Addresses, put_off};
+use super::{AHEAD_NS, end, frame::Addresses, put_off};
 use crate::{
+    hand_over::Marks,
     atomic::compare_exchange,
     emit::Facts,
     maps::{SKETCH, config},

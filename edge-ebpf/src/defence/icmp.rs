@@ -1,11 +1,12 @@
 //! ICMP and ICMPv6, of which the host takes so many of each kind.
 
 use super::{
-    Marks, end,
+    end,
     frame::Addresses,
     socket::{self, Found},
 };
 use crate::{
+    hand_over::Marks,
     atomic::compare_exchange,
     emit::Facts,
     maps::{DEFENCE, SCRATCH, config},

@@ -16,46 +16,22 @@ mod socket;
 mod tcp;
 mod udp;
 
+pub use socket::halves;
+
 use aya_ebpf::programs::XdpContext;
 
 use crate::{
     emit::{self, Facts},
-    maps::{self, DEFENCE, PORTS, SCRATCH, STAGES, config, forget},
+    hand_over::{self, Asks, Candidate, HandOver, Marks},
+    maps::{DEFENCE, PORTS, config},
     source::hide,
 };
 use edge_common::{
-    abi::{Mode, Stage, TableStat},
+    abi::{Mode, Stage},
     defence::{DefenceWord, Ports, SEGMENT_SLICES, SKETCH_SAMPLE, port_bit},
     parse::{Kind, tcp as flag},
     reason::Reason,
 };
-
-/// A packet as one word: what the parser found of it, in the order of the bits.
-pub struct Marks;
-
-impl Marks {
-    /// Eight bits of TCP flags come first.
-    /// Four bits of [`Kind`].
-    pub const KIND: u32 = 8;
-    /// Whether the header is truncated.
-    pub const TRUNCATED: u32 = 12;
-    /// Whether it is an IPv6 packet.
-    pub const V6: u32 = 13;
-    /// Whether it is looked at as a sample of its kind.
-    pub const SAMPLED: u32 = 14;
-    /// Whether it has its transport header.
-    pub const WHOLE: u32 = 15;
-    /// Eight bits: the protocol.
-    pub const PROTO: u32 = 16;
-    /// Eight bits: the offset of the IP header.
-    pub const NETWORK: u32 = 24;
-    /// Sixteen bits: the destination port, host byte order.
-    pub const PORT: u32 = 32;
-    /// The offset of the transport header, at most [`Marks::FAR`].
-    pub const TRANSPORT: u32 = 48;
-    /// An offset that is too large to be noted.
-    pub const FAR: u64 = 0xfff;
-}
 
 /// Nanoseconds of a slice of the time that is sampled, as a shift: 4.2 ms, about the
 /// step of the program's clock.
@@ -67,97 +43,18 @@ pub fn is_on() -> bool {
     config!(services) | config!(icmp_floods) | config!(hitters_mode) != 0
 }
 
-/// A packet on its way to the defence.
-#[derive(Clone, Copy)]
-pub struct Candidate<'a> {
-    pub facts: Facts<'a>,
-    /// As [`Marks`].
-    pub marks: u64,
-    /// A keyed hash of its source.
-    pub hash: u64,
-    /// Whether it has its transport header: it is no fragment, or the first.
-    pub is_whole: bool,
-}
-
-/// What is to be asked of a packet, bits.
-struct Asks;
-
-impl Asks {
-    /// Whether its prefixes get or send too much.
-    const HITTERS: u32 = 1;
-    /// And it is a sample, which is counted.
-    const HITTERS_SAMPLE: u32 = 2;
-    /// Of an ICMP message.
-    const ICMP: u32 = 4;
-    /// Of a TCP segment.
-    const TCP: u32 = 8;
-    /// And it is a sample.
-    const TCP_SAMPLE: u32 = 16;
-    /// Of a UDP packet.
-    const UDP: u32 = 32;
-}
-
-/// What one program leaves to the next about a packet, in the scratch of the CPU: of
-/// what comes back from there the verifier knows nothing, which keeps small what it has
-/// to follow.
-#[repr(C)]
-pub struct HandOver {
-    now: u64,
-    /// As [`Marks`].
-    marks: u64,
-    frame_len: u32,
-    /// As [`Asks`].
-    asks: u32,
-}
-
-/// Hands a packet over to the defence if that has to be asked: then it does not come
-/// back. It does when there is nothing to ask, or the program is missing.
-#[inline(always)]
-pub fn hand_over(candidate: Candidate<'_>) {
-    let whole = (candidate.is_whole as u64) << Marks::WHOLE;
-    let marks = forget(candidate.facts.now, candidate.marks | whole);
-    let candidate = Candidate { marks, ..candidate };
-    let asks = asks(candidate);
-    if asks == 0 {
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-        return;
-    };
-    let facts = candidate.facts;
-    // SAFETY: a map value that belongs to this CPU.
-    unsafe {
-        (&raw mut (*scratch).hand_over).write(HandOver {
-            now: facts.now,
-            marks,
-            frame_len: facts.frame_len,
-            asks,
-        });
-        // Never to return, but for an array that was emptied.
-        let _ = STAGES.tail_call(facts.ctx, Stage::Defence as u32);
-    }
-    maps::count(TableStat::StageMissing);
-}
-
-/// The program behind the gate.
+/// The program behind the gate. Does not come back when the balancer goes on with the
+/// packet.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Reason {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let Some(packet) = HandOver::take(ctx) else {
         return Reason::Pass;
     };
-    // SAFETY: a map value that belongs to this CPU, written before the tail call.
-    let HandOver {
-        now,
-        marks,
-        frame_len,
-        asks,
-    } = unsafe { (&raw const (*scratch).hand_over).read() };
-    let facts = Facts {
-        ctx,
-        now,
-        frame_len,
-    };
+    let (facts, marks, asks) = packet;
     let reason = judge(facts, marks, asks);
+    if config!(rings) != 0 && reason == Reason::Pass && asks & Asks::BALANCE != 0 {
+        hand_over::go_on(facts, Stage::Balance);
+    }
     emit::ended(facts, reason);
     reason
 }
@@ -189,7 +86,7 @@ fn judge(facts: Facts<'_>, marks: u64, asks: u32) -> Reason {
 
 /// What there is to ask of a packet.
 #[inline(always)]
-fn asks(candidate: Candidate<'_>) -> u32 {
+pub fn asks(candidate: Candidate<'_>) -> u32 {
     let marks = candidate.marks;
     let kind = marks >> Marks::KIND & 0xf;
     let is_tcp = kind == Kind::Tcp as u64;

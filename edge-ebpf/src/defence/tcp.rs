@@ -13,19 +13,16 @@ use crate::{
     rewrite,
     source::XdpSource,
 };
-use aya_ebpf::{
-    helpers::generated::{bpf_loop, bpf_xdp_load_bytes},
-};
-use core::{ffi::c_void, ptr::null_mut};
 use edge_common::{
     defence::{
         DefenceWord, MARK_EVERY_NS, MARK_LASTS_NS, SEGMENT_SAMPLE, SEGMENT_SLICES, ServiceCounter,
         TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
-        options::{self, HAS_ECN, MAX_OPTIONS, Offer, Walk, asks_for_ecn},
-        reply::{Sum, grant},
+        options::{self, HAS_ECN, MAX_OPTIONS, Offer, asks_for_ecn},
+        reply::grant,
         tags::{self, ATTEMPT_SHIFT},
     },
     gcra::{Limit, ticks},
+    header::Sum,
     parse::PacketSource as _,
     reason::{Reason, Verdict},
 };
@@ -43,7 +40,7 @@ const CLOSED: Limit = match Limit::per_second(1000, 100) {
     None => Limit::NONE,
 };
 
-/// Judges a TCP packet, and makes it into a reply if need be. `marks` as [`super::Marks`].
+/// Judges a TCP packet, and makes it into a reply if need be. `marks` as [`crate::hand_over::Marks`].
 #[inline(always)]
 pub fn defend(facts: Facts<'_>, marks: u64, sampled: bool) -> Reason {
     let source = XdpSource::new(facts.ctx);
@@ -247,44 +244,14 @@ fn offer(facts: Facts<'_>, frame: Frame) -> Option<(Offer, Option<Sum>)> {
     if frame.options() == 0 {
         return Some((Offer::default(), alone.then_some(Sum::default())));
     }
-    // From 1 to 40, whatever comes in, by arithmetic that every verifier follows.
-    let len = (crate::source::hide(frame.options() as u64 - 1) & 0x3f) as u32 + 1;
-    if len > MAX_OPTIONS {
-        return None;
-    }
-    // SAFETY: a map value that belongs to this CPU.
-    let walk = unsafe { &mut (*frame.scratch).walk };
-    *walk = Walk::new(len);
-    // SAFETY: at most 40 bytes are written, and there are 64.
-    let loaded = unsafe {
-        bpf_xdp_load_bytes(
-            facts.ctx.ctx,
-            frame.transport() + 20,
-            (&raw mut walk.words).cast(),
-            len,
-        )
-    };
-    if loaded != 0 {
-        return None;
-    }
+    let walk = crate::options::walk(facts, frame.transport() + 20, frame.options())?;
     let mut sum = Sum::default();
     let mut i = 0;
     while i < MAX_OPTIONS as usize / 4 {
         sum = sum.word(walk.words[i]);
         i += 1;
     }
-    // SAFETY: the callback has the type that the helper calls.
-    unsafe { bpf_loop(MAX_OPTIONS, walk_step as *mut c_void, null_mut(), 0) };
     Some((walk.offer, alone.then_some(sum)))
-}
-
-/// Takes one option of the walk in the scratch; 1 ends the loop.
-extern "C" fn walk_step(_: u32, _: *mut c_void) -> i64 {
-    match SCRATCH.get_ptr_mut(0) {
-        // SAFETY: a map value that belongs to this CPU.
-        Some(scratch) => (!unsafe { (*scratch).walk.step() }) as i64,
-        None => 1,
-    }
 }
 
 /// Whether a SYN to a closed port is left to the kernel, which refuses it.

@@ -1,7 +1,8 @@
 //! UDP packets for services, of which some come from reflectors.
 
-use super::{Marks, end, frame::Addresses, is_in, pressure::Of};
+use super::{end, frame::Addresses, is_in, pressure::Of};
 use crate::{
+    hand_over::Marks,
     emit::Facts,
     maps::{SERVICES, TARGETS, config},
     source::XdpSource,

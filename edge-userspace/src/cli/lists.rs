@@ -414,6 +414,7 @@ fn lookup_text(lookup: &Lookup, now_unix_ms: u64) -> String {
         (reason, Verdict::Pass) => format!("passes, {}", reason.name()),
         (reason, Verdict::Drop) => format!("dropped, {}", reason.name()),
         (reason, Verdict::Reply) => format!("answered, {}", reason.name()),
+        (reason, Verdict::Forward) => format!("forwarded, {}", reason.name()),
     };
     // Writing to a string cannot fail, here and below.
     let mut text = format!("{}: {what}\n", lookup.address);

@@ -237,12 +237,13 @@ fn traffic(counter: Counter) -> Traffic {
     }
 }
 
-/// All that passed, and all that was dropped; what was answered is neither.
+/// All that passed, here or to a backend, and all that was dropped; what was answered is
+/// neither.
 fn totals(counters: &InterfaceCounters) -> (Traffic, Traffic) {
     let (mut passed, mut dropped) = (Traffic::default(), Traffic::default());
     for &reason in Reason::ALL {
         let sum = match reason.verdict() {
-            Verdict::Pass => &mut passed,
+            Verdict::Pass | Verdict::Forward => &mut passed,
             Verdict::Drop => &mut dropped,
             Verdict::Reply => continue,
         };

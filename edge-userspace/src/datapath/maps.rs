@@ -10,6 +10,7 @@ use edge_common::{
         COUNTER_ENTRIES, Config, Counter, CounterCell, LimiterBucket, Mode, STATS_ENTRIES,
         TableStat, counter_index, maps,
     },
+    balance::{Backend, FlowBucket, VIP_WORDS, ring_words},
     defence::{
         ATTEMPTS, DEFENCE_WORDS, HANDSHAKES, PORT_WORDS, SKETCH_WORDS, Service, ServiceCounters,
         Target, TargetKey, tags::TagBucket,
@@ -96,6 +97,7 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
     let word = size_of::<u64>();
     // The tables of a defence that is off take no room.
     let when_on = |entries| if config.services == 0 { 1 } else { entries };
+    let when_balanced = |entries: u32| if config.rings == 0 { 1 } else { entries.max(1) };
     [
         Spec {
             kind: MapType::PerCpuArray,
@@ -182,6 +184,32 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
                 SKETCH_WORDS
             },
         ),
+        Spec::table(maps::BALANCES, word, when_balanced(config.services)),
+        Spec::table(
+            maps::RINGS,
+            word,
+            config.rings.saturating_mul(ring_words(config.slots)).max(1),
+        ),
+        Spec::table(
+            maps::BACKENDS,
+            size_of::<Backend>(),
+            when_balanced(config.backends),
+        ),
+        Spec {
+            kind: MapType::PerCpuArray,
+            flags: 0,
+            ..Spec::table(
+                maps::BACKEND_COUNTERS,
+                size_of::<Counter>(),
+                when_balanced(config.backends),
+            )
+        },
+        Spec::table(
+            maps::FLOWS,
+            size_of::<FlowBucket>(),
+            when_balanced(config.flow_buckets),
+        ),
+        Spec::table(maps::VIPS, word, VIP_WORDS),
     ]
 }
 

@@ -13,6 +13,7 @@
 //! The daemon's death changes nothing: links and maps are pinned, see `pins`.
 
 mod attach;
+mod balance;
 mod commit;
 #[cfg(feature = "debug-log")]
 mod debug_log;
@@ -47,6 +48,7 @@ use netlink::Interface;
 use pins::Pins;
 
 pub use crate::services::watch::of as counter;
+pub use balance::{BalanceTables, FlowCount};
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};
@@ -458,6 +460,18 @@ impl Prepared {
     /// When a map cannot be opened.
     pub fn services(&self) -> Result<ServiceTables, DatapathError> {
         ServiceTables::new(|name| self.maps.region(name), |name| self.maps.reopen(name))
+    }
+
+    /// The tables of the balancer that come into force with the change, likewise.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn balance(&self) -> Result<BalanceTables, DatapathError> {
+        BalanceTables::new(
+            |name| self.maps.region(name),
+            |name| self.maps.reopen(name),
+            self.settings.program.config.slots,
+        )
     }
 
     /// Whether the policy tables are new and empty, and not those in force.

@@ -12,6 +12,7 @@ use aya::{Ebpf, TestRun, TestRunOptions, maps::Map, programs::ProgramError};
 use edge_common::abi::{self, TableStat};
 
 use super::{
+    balance::BalanceTables,
     error::{self, DatapathError},
     events::EventRing,
     maps::{ArpTable, InterfaceCounters, Maps},
@@ -26,6 +27,7 @@ use crate::memory::Region;
 pub struct Unattached {
     ebpf: Ebpf,
     maps: Maps,
+    slots: u32,
 }
 
 /// What a test run gave.
@@ -62,7 +64,11 @@ impl Unattached {
                 why: "is not in the object".into(),
             })
         })?;
-        Ok(Self { ebpf, maps })
+        Ok(Self {
+            ebpf,
+            maps,
+            slots: program.config.slots,
+        })
     }
 
     /// The table with this name ([`abi::maps`]), mapped into memory.
@@ -100,6 +106,14 @@ impl Unattached {
     /// When a map cannot be opened.
     pub fn services(&self) -> Result<ServiceTables, DatapathError> {
         ServiceTables::new(|name| self.region(name), |name| self.map(name))
+    }
+
+    /// The tables of the balancer. There must be only one writer.
+    ///
+    /// # Errors
+    /// When a map cannot be opened.
+    pub fn balance(&self) -> Result<BalanceTables, DatapathError> {
+        BalanceTables::new(|name| self.region(name), |name| self.map(name), self.slots)
     }
 
     /// Makes the ARP bindings exactly these.

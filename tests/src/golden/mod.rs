@@ -7,6 +7,7 @@
 //! sanity checks are run five times: as they are, with one and two VLAN tags in
 //! front of the packet, with every check in dry run, and with every check off.
 
+mod balance;
 mod defence;
 mod floods;
 mod fragments;
@@ -23,6 +24,7 @@ mod sanity;
 mod table;
 mod transport;
 
+pub use balance::REASONS as BALANCE_REASONS;
 pub use defence::REASONS as DEFENCE_REASONS;
 pub use floods::REASONS as FLOOD_REASONS;
 pub use regressions::tables as regressions;

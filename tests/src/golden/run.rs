@@ -94,6 +94,7 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
     for of_table in super::defence::reports()
         .into_iter()
         .chain(super::floods::reports())
+        .chain(super::balance::reports())
     {
         done(&of_table);
         report.tables.push(of_table);
@@ -177,7 +178,7 @@ fn run_row(
     let action = match row.ends.verdict() {
         Verdict::Drop => XDP_DROP,
         Verdict::Pass => XDP_PASS,
-        Verdict::Reply => XDP_TX,
+        Verdict::Reply | Verdict::Forward => XDP_TX,
     };
     let wrong = if moved != expected(row) {
         Some(format!("{moved} instead of {}", expected(row)))

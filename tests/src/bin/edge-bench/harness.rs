@@ -24,7 +24,7 @@ use edge_common::{
         Drive, LISTED, Pace, SUM4_AT, SYN4_LEN, SYN6_LEN, Space, Syn, TCP_SUM_AT, TCP4_AT, TCP6_AT,
         maps,
     },
-    defence::reply::Sum,
+    header::Sum,
 };
 use edge_userspace::memory::Region;
 
@@ -292,7 +292,7 @@ impl Harness {
                 sum.word(u16::from_ne_bytes(*half).into())
             })
         };
-        let pseudo = Sum::pseudo([0; 2], [0; 2], u32::try_from(len - tcp)?);
+        let pseudo = Sum::pseudo([0; 2], [0; 2], u32::try_from(len - tcp)?, proto::TCP);
         let segment = sum(blank.get(tcp - addresses..)).plus(pseudo);
         let header = sum(blank.get(14..tcp));
         let word = |at: usize| {

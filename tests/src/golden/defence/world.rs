@@ -215,7 +215,7 @@ impl World {
         let action = match reason.verdict() {
             Verdict::Drop => 1,
             Verdict::Pass => 2,
-            Verdict::Reply => 3,
+            Verdict::Reply | Verdict::Forward => 3,
         };
         if out.reason() != Some(reason) || out.run.action != action {
             let (moved, action) = (&out.moved, out.run.action);

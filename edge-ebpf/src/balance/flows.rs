@@ -1,0 +1,220 @@
+//! Which backend a flow belongs to: the table of flows, then the ring.
+
+use super::{Packet, by_ring, seed};
+use crate::{
+    atomic::compare_exchange,
+    emit::Facts,
+    maps::{self, BACKENDS, FLOWS, config},
+};
+use edge_common::{
+    abi::TableStat,
+    balance::{
+        AGE_SHIFT, Backend, BackendWord, FLOW_WAYS, Flow, FlowSlot, FlowState, FlowWord, bucket_of,
+        worth,
+    },
+    parse::tcp as flag,
+};
+
+/// The tag of a slot that another CPU is filling.
+const CLAIMED: u64 = 1;
+
+/// A backend that takes packets, for a flow.
+#[derive(Clone, Copy)]
+pub struct Chosen {
+    pub number: u16,
+    pub backend: *const Backend,
+    /// As [`BackendWord`].
+    pub word: u64,
+    /// Of the flow, to spread what goes to the backend.
+    pub hash: u64,
+}
+
+/// The backend with a number, if it takes packets.
+#[inline(always)]
+pub fn usable(number: u16, hash: u64) -> Option<Chosen> {
+    let backend = BACKENDS.get_ptr(number as u32)?;
+    // SAFETY: a map value, read whole.
+    let word = unsafe { (&raw const (*backend).word).read_volatile() };
+    BackendWord::is_alive(word).then_some(Chosen {
+        number,
+        backend,
+        word,
+        hash,
+    })
+}
+
+/// The hash of a flow as it stands in the table: 0 and [`CLAIMED`] mean something else.
+#[inline(always)]
+fn tag(hash: u64) -> u64 {
+    if hash <= CLAIMED { hash | 2 } else { hash }
+}
+
+/// The slot with a tag.
+#[inline(always)]
+fn find(bucket: *mut FlowSlot, tag: u64) -> Option<*mut FlowSlot> {
+    let mut i = 0;
+    while i < FLOW_WAYS {
+        // SAFETY: a bucket has so many slots; the word is read whole.
+        unsafe {
+            let slot = bucket.add(i);
+            if (&raw const (*slot).tag).read_volatile() == tag {
+                return Some(slot);
+            }
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The backend for a packet of a flow.
+#[inline(always)]
+pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Option<Chosen> {
+    let hash = flow.hash(seed());
+    let (now, idle) = clock(facts, packet);
+    let bucket = FLOWS
+        .get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?
+        .cast::<FlowSlot>();
+    if let Some(slot) = find(bucket, tag(hash)) {
+        // SAFETY: a map value, read whole.
+        let word = unsafe { (&raw const (*slot).word).read_volatile() };
+        if let Some(chosen) = kept(word, now, idle, hash) {
+            maps::count(TableStat::FlowHits);
+            let state = next_state(word, packet);
+            let new = FlowWord::with(word, state, now);
+            if new != word {
+                // SAFETY: a map value, 8 bytes aligned. Whoever loses the race has the
+                // same to say, or the slot is another flow's by now.
+                unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
+            }
+            return Some(chosen);
+        }
+        let chosen = usable(by_ring(balance, hash, flow.client)?, hash)?;
+        let new = first_word(chosen, packet, now);
+        // SAFETY: as above.
+        unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
+        return Some(chosen);
+    }
+    maps::count(TableStat::FlowMisses);
+    let chosen = usable(by_ring(balance, hash, flow.client)?, hash)?;
+    // What has ended begins nothing.
+    if packet.flags & (flag::FIN | flag::RST) == 0 || !packet.is_tcp {
+        insert(bucket, tag(hash), first_word(chosen, packet, now), now, idle);
+    }
+    Some(chosen)
+}
+
+/// The same for a packet that is about a flow, and changes nothing.
+#[inline(always)]
+pub fn look(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Option<Chosen> {
+    let hash = flow.hash(seed());
+    let (now, idle) = clock(facts, packet);
+    let bucket = FLOWS
+        .get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?
+        .cast::<FlowSlot>();
+    if let Some(slot) = find(bucket, tag(hash)) {
+        // SAFETY: a map value, read whole.
+        let word = unsafe { (&raw const (*slot).word).read_volatile() };
+        if let Some(chosen) = kept(word, now, idle, hash) {
+            return Some(chosen);
+        }
+    }
+    usable(by_ring(balance, hash, flow.client)?, hash)
+}
+
+/// Now and the age at which a flow is over, in steps of [`AGE_SHIFT`].
+#[inline(always)]
+fn clock(facts: Facts<'_>, packet: Packet) -> (u32, u32) {
+    let idle = if packet.is_tcp {
+        config!(tcp_idle)
+    } else {
+        config!(udp_idle)
+    };
+    ((facts.now >> AGE_SHIFT) as u32, idle)
+}
+
+/// The backend of a flow in the table, if it goes on there.
+#[inline(always)]
+fn kept(word: u64, now: u32, idle: u32, hash: u64) -> Option<Chosen> {
+    if FlowWord::is_over(word, now, idle) {
+        return None;
+    }
+    let chosen = usable(FlowWord::backend(word), hash)?;
+    (BackendWord::generation_of(chosen.word) == FlowWord::generation(word)).then_some(chosen)
+}
+
+#[inline(always)]
+fn first_word(chosen: Chosen, packet: Packet, now: u32) -> u64 {
+    let generation = BackendWord::generation_of(chosen.word);
+    let state = if packet.is_tcp && packet.flags & (flag::FIN | flag::RST) != 0 {
+        FlowState::Closing
+    } else {
+        FlowState::New
+    };
+    FlowWord::new(chosen.number, generation, state, now)
+}
+
+/// How far a flow has come with one packet more.
+#[inline(always)]
+fn next_state(word: u64, packet: Packet) -> FlowState {
+    if !packet.is_tcp {
+        return FlowState::Established;
+    }
+    if packet.flags & (flag::FIN | flag::RST) != 0 {
+        return FlowState::Closing;
+    }
+    let is_new = FlowWord::is(word, FlowState::New);
+    if packet.flags & flag::SYN != 0 {
+        // Its first SYN again, or another connection of the same ends.
+        return if is_new || FlowWord::is(word, FlowState::Closing) {
+            FlowState::New
+        } else {
+            FlowState::Established
+        };
+    }
+    if FlowWord::is(word, FlowState::Closing) {
+        FlowState::Closing
+    } else {
+        FlowState::Established
+    }
+}
+
+/// Takes a flow into its bucket, if there is a place for it.
+#[inline(always)]
+fn insert(bucket: *mut FlowSlot, tag: u64, word: u64, now: u32, idle: u32) {
+    let (mut best, mut most, mut was) = (bucket, 0, 0);
+    let mut i = 0;
+    while i < FLOW_WAYS {
+        // SAFETY: a bucket has so many slots; both words are read whole.
+        unsafe {
+            let at = bucket.add(i);
+            let slot = FlowSlot {
+                tag: (&raw const (*at).tag).read_volatile(),
+                word: (&raw const (*at).word).read_volatile(),
+            };
+            let worth = worth(slot, now, idle);
+            if slot.tag != CLAIMED && worth > most {
+                (best, most, was) = (at, worth, slot.tag);
+            }
+        }
+        i += 1;
+    }
+    if most == 0 {
+        maps::count(TableStat::FlowsRefused);
+        return;
+    }
+    // SAFETY: a slot of the bucket, 8 bytes aligned. Between the claim and the tag nobody
+    // else writes it, and nobody finds it.
+    unsafe {
+        let at = &raw mut (*best).tag;
+        if compare_exchange(at, was, CLAIMED) != was {
+            return;
+        }
+        (&raw mut (*best).word).write_volatile(word);
+        at.write_volatile(tag);
+    }
+    maps::count(if most >= 1 << 20 {
+        TableStat::FlowsInserted
+    } else {
+        TableStat::FlowsReplaced
+    });
+}

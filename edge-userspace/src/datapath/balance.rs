@@ -1,0 +1,215 @@
+//! The tables of the balancer: services, rings, backends and flows.
+//!
+//! What the program follows comes into force by one word, written last: a ring by that of
+//! its service, a backend by its own.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
+
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
+use edge_common::{
+    abi::{Counter, maps},
+    balance::{
+        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowState, FlowWord, SLOTS_A_WORD,
+        ring_words,
+    },
+};
+
+use super::error::DatapathError;
+use crate::memory::Region;
+
+const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
+const SLOT_WORDS: usize = size_of::<FlowSlot>() / 8;
+/// A [`Counter`]: a foreign type cannot have aya's marker of plain data.
+type CounterWords = [u64; size_of::<Counter>() / 8];
+
+/// Flows of the table at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowCount {
+    /// Slots of the table.
+    pub capacity: u64,
+    /// Slots with a flow that is not over.
+    pub live: u64,
+    /// Those of them that go on, by the number of their backend.
+    pub established: Vec<u32>,
+}
+
+/// The tables, open for writing. There must be only one.
+pub struct BalanceTables {
+    balances: Region,
+    rings: Region,
+    backends: Region,
+    vips: Region,
+    flows: Region,
+    counters: PerCpuArray<MapData, CounterWords>,
+    slots: u32,
+}
+
+impl BalanceTables {
+    /// From what opens a region, and another handle of a map, by name. `slots` are those
+    /// of a ring.
+    pub(super) fn new(
+        region: impl Fn(&'static str) -> Result<Region, DatapathError>,
+        map: impl Fn(&'static str) -> Result<Map, DatapathError>,
+        slots: u32,
+    ) -> Result<Self, DatapathError> {
+        Ok(Self {
+            balances: region(maps::BALANCES)?,
+            rings: region(maps::RINGS)?,
+            backends: region(maps::BACKENDS)?,
+            vips: region(maps::VIPS)?,
+            flows: region(maps::FLOWS)?,
+            counters: map(maps::BACKEND_COUNTERS)?
+                .try_into()
+                .map_err(|e| DatapathError::map_access(maps::BACKEND_COUNTERS, e))?,
+            slots,
+        })
+    }
+
+    /// How many rings there is room for; they are numbered from 1.
+    pub fn rings(&self) -> u32 {
+        let words = ring_words(self.slots).max(1) as usize;
+        u32::try_from(self.rings.u64s().len() / words).unwrap_or(u32::MAX)
+    }
+
+    /// How many backends there is room for, number 0 included, which is none.
+    pub fn room(&self) -> usize {
+        self.backends.u64s().len() / BACKEND_WORDS
+    }
+
+    /// How a service is balanced, by its index: comes into force at once.
+    pub fn set_balance(&self, service: usize, balance: Balance) {
+        if let Some(word) = self.balances.u64s().get(service) {
+            word.store(balance.word(), Release);
+        }
+    }
+
+    /// The ring of a service that is in force; 0: none.
+    pub fn ring_of(&self, service: usize) -> u32 {
+        let word = self.balances.u64s().get(service);
+        word.map_or(0, |word| Balance::ring_of(word.load(Relaxed)))
+    }
+
+    /// How many services there is room for.
+    pub fn services(&self) -> usize {
+        self.balances.u64s().len()
+    }
+
+    /// Fills a ring that no service has, nor has had a moment ago, with the numbers of
+    /// backends.
+    pub fn write_ring(&self, ring: u32, numbers: &[u16]) {
+        let words = ring_words(self.slots) as usize;
+        let start = (ring as usize).saturating_sub(1) * words;
+        let to = self.rings.u64s().get(start..).unwrap_or(&[]);
+        for (word, four) in to.iter().zip(numbers.chunks(SLOTS_A_WORD as usize)) {
+            let value = four
+                .iter()
+                .rev()
+                .fold(0, |value, number| value << 16 | u64::from(*number));
+            word.store(value, Relaxed);
+        }
+    }
+
+    /// Slots of a ring.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Writes a backend. What it is comes before whether it takes packets.
+    pub fn set_backend(&self, number: u16, backend: &Backend) {
+        let Some(words) = self.backend_words(number) else {
+            return;
+        };
+        let [address, source, hop] = [backend.address, backend.source, backend.hop];
+        let values = address.into_iter().chain(source).chain(hop);
+        for (word, value) in words.iter().zip(values) {
+            if word.load(Relaxed) != value {
+                word.store(value, Relaxed);
+            }
+        }
+        if let Some(word) = words.get(WORD)
+            && word.load(Relaxed) != backend.word
+        {
+            word.store(backend.word, Release);
+        }
+    }
+
+    /// A backend as it stands in the table.
+    pub fn backend(&self, number: u16) -> Backend {
+        let words = self.backend_words(number).unwrap_or(&[]);
+        let at = |i: usize| words.get(i).map_or(0, |word| word.load(Relaxed));
+        Backend {
+            address: [at(0), at(1)],
+            source: [at(2), at(3)],
+            hop: [at(4), at(5)],
+            word: at(WORD),
+            pad: 0,
+        }
+    }
+
+    /// The generation of the backend with a number.
+    pub fn generation(&self, number: u16) -> u8 {
+        BackendWord::generation_of(self.backend(number).word)
+    }
+
+    fn backend_words(&self, number: u16) -> Option<&[AtomicU64]> {
+        let start = usize::from(number) * BACKEND_WORDS;
+        self.backends.u64s().get(start..start + BACKEND_WORDS)
+    }
+
+    /// Makes the filter of addresses exactly this.
+    pub fn set_vips(&self, bits: &[u64]) {
+        for (word, value) in self.vips.u64s().iter().zip(bits) {
+            if word.load(Relaxed) != *value {
+                word.store(*value, Relaxed);
+            }
+        }
+    }
+
+    /// Packets and bytes that went to a backend.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn counter(&self, number: u16) -> Result<Counter, DatapathError> {
+        let failed = |e: MapError| DatapathError::map_access(maps::BACKEND_COUNTERS, e);
+        let mut sum = Counter::default();
+        let cpus = self.counters.get(&u32::from(number), 0).map_err(failed)?;
+        for [packets, bytes] in cpus.iter() {
+            sum.packets = sum.packets.wrapping_add(*packets);
+            sum.bytes = sum.bytes.wrapping_add(*bytes);
+        }
+        Ok(sum)
+    }
+
+    /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`], and `idle`
+    /// the longest that an established flow is kept.
+    pub fn count_flows(&self, now: u32, idle: u32) -> FlowCount {
+        let words = self.flows.u64s();
+        let mut count = FlowCount {
+            capacity: (words.len() / SLOT_WORDS) as u64,
+            live: 0,
+            established: vec![0; self.room()],
+        };
+        for slot in words.chunks_exact(SLOT_WORDS) {
+            let [tag, word] = slot else { continue };
+            if tag.load(Relaxed) <= 1 {
+                continue;
+            }
+            let word = word.load(Relaxed);
+            if FlowWord::is_over(word, now, idle) {
+                continue;
+            }
+            count.live += 1;
+            if FlowWord::is(word, FlowState::Established)
+                && let Some(n) = count.established.get_mut(FlowWord::backend(word) as usize)
+            {
+                *n += 1;
+            }
+        }
+        count
+    }
+}
+
+/// The word of a [`Backend`] that says whether it takes packets.
+const WORD: usize = 6;
+
+const _: () = assert!(size_of::<FlowSlot>() * FLOW_WAYS == 64);

@@ -1,0 +1,91 @@
+//! The balancer: every way to a backend, byte by byte, and which backend a flow has.
+
+mod expected;
+mod flows;
+mod icmp;
+mod ways;
+mod world;
+
+use anyhow::Result;
+use edge_common::{abi::Config, balance::BackendWord, reason::Reason};
+
+use super::TableReport;
+use world::*;
+
+/// The reasons that the packets here end with, and no row of a table does.
+pub const REASONS: [Reason; 9] = [
+    Reason::Forwarded,
+    Reason::ReplyEcho,
+    Reason::ReplyTooBig,
+    Reason::BackendNone,
+    Reason::BackendNoHop,
+    Reason::ForwardTtl,
+    Reason::ForwardTooBig,
+    Reason::ForwardFragment,
+    Reason::ForwardNoRoom,
+];
+
+/// A test in a world of its own.
+type Test = fn(&mut World);
+
+const TX: u32 = 3;
+const REDIRECT: u32 = 4;
+const DROP: u32 = 1;
+const PASS: u32 = 2;
+
+/// A second of the program's clock.
+const SECOND: u64 = 1_000_000_000;
+
+/// A backend that takes packets.
+const UP: BackendWord = BackendWord {
+    alive: true,
+    v6: false,
+    generation: 1,
+    mtu: MTU,
+    vlan: 0,
+};
+
+/// Runs everything.
+pub(super) fn reports() -> Vec<TableReport> {
+    let all: [(&str, Test); 11] = [
+        ("by the client's address", ways::by_source),
+        ("every way to a backend", ways::every_way),
+        ("no way to a backend", ways::no_way),
+        ("packets that are too big", ways::too_big),
+        ("segment sizes", ways::clamp),
+        ("fragments", ways::fragments),
+        ("flows stay", flows::stay),
+        ("flows are over", flows::over),
+        ("a flood evicts no established flow", flows::flood),
+        ("errors about flows", icmp::errors),
+        ("pings", icmp::pings),
+    ];
+    let mut reports: Vec<_> = all
+        .into_iter()
+        .map(|(name, test)| report(name, |_| {}, test))
+        .collect();
+    reports.push(report(
+        "fragments are dropped",
+        |c| c.drop_fragments = 1,
+        ways::no_fragments,
+    ));
+    reports
+}
+
+/// Runs one test.
+fn report(name: &str, change: impl FnOnce(&mut Config), test: Test) -> TableReport {
+    let run = || -> Result<World> {
+        let mut world = World::new(change)?;
+        test(&mut world);
+        Ok(world)
+    };
+    let (rows, failures) = match run() {
+        Ok(world) => (world.rows, world.failures),
+        Err(e) => (0, vec![format!("{e:#}")]),
+    };
+    TableReport {
+        name: format!("balancer: {name}"),
+        rows,
+        failures,
+    }
+}

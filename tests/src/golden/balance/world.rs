@@ -1,0 +1,241 @@
+//! The loaded program with balanced services, and what must come out of it: outer headers
+//! made here, from the RFCs, and checksums by a plain sum.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::Result;
+use edge_common::{
+    abi::{Config, Mode},
+    balance::{Backend, BackendWord, Balance, VIP_WORDS, hop, vip_bit},
+    defence::{TARGET_FORWARDED, Target, TargetKey, WSCALE_UNKNOWN, v4_halves},
+    hash::Seed,
+    reason::Reason,
+};
+use edge_userspace::datapath::{BalanceTables, ServiceTables};
+
+use super::super::table::START;
+use crate::{
+    packet::proto,
+    program::{Moved, Rig, SEED, Settings},
+    test_run::Run,
+};
+
+/// The secret of the choice of backends.
+const BALANCE_SEED: Seed = Seed::new([
+    0x7d3a_91c6_5e20_f48b,
+    0xc2b7_0e95_6a1d_83f5,
+    0x39e4_d06b_f172_8ac9,
+    0x8b51_2fd7_c60e_94a3,
+]);
+/// Slots of a ring.
+pub(super) const SLOTS: u32 = 251;
+/// The next hop's MAC address, and that of the interface to it.
+pub(super) const HOP: [u8; 6] = [2, 0, 0, 0, 9, 1];
+pub(super) const OWN: [u8; 6] = [2, 0, 0, 0, 9, 2];
+/// The interface that test runs come from, and another one.
+pub(super) const HERE: u32 = 1;
+pub(super) const ELSEWHERE: u32 = 77;
+/// Where tunnels come from.
+pub(super) const FROM_V4: &str = "192.0.2.1";
+pub(super) const FROM_V6: &str = "2001:db8:e::1";
+/// The smallest MTU on the way to any backend.
+pub(super) const MTU: u16 = 1500;
+
+/// The loaded program and its tables.
+pub(super) struct World {
+    pub(super) rig: Rig,
+    pub(super) services: ServiceTables,
+    pub(super) tables: BalanceTables,
+    targets: BTreeMap<TargetKey, Target>,
+    vips: Vec<u64>,
+    pub(super) now: u64,
+    pub(super) rows: usize,
+    pub(super) failures: Vec<String>,
+}
+
+/// What became of a packet.
+pub(super) struct Out {
+    pub(super) run: Run,
+    pub(super) moved: Moved,
+}
+
+impl World {
+    pub(super) fn new(change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let settings = Settings::checks(Mode::Off).with(|c| {
+            c.services = 8;
+            c.rings = 8;
+            c.slots = SLOTS;
+            c.backends = 16;
+            c.flow_buckets = 1024;
+            c.tcp_idle = 900;
+            c.udp_idle = 100;
+            c.clamp_mss = 1;
+            c.reply_ttl = 61;
+            c.balance_seed = BALANCE_SEED;
+            change(c);
+        });
+        let settings = Settings {
+            targets: 64,
+            ..settings
+        };
+        let mut rig = Rig::load(&settings)?;
+        rig.set_time(START)?;
+        let (services, tables) = (rig.services()?, rig.balance()?);
+        Ok(Self {
+            rig,
+            services,
+            tables,
+            targets: BTreeMap::new(),
+            vips: vec![0; VIP_WORDS as usize],
+            now: START,
+            rows: 0,
+            failures: Vec::new(),
+        })
+    }
+
+    /// Enters a service at an address and port (0: all), and what its pings and fragments
+    /// are found by.
+    pub(super) fn enter(&mut self, address: &str, protocol: u8, port: u16, service: u32) {
+        let address: IpAddr = address.parse().expect("an address");
+        let halves = halves(address);
+        for (port, proto) in [
+            (port, protocol),
+            (0, proto::ICMP),
+            (u16::from(protocol), proto::FRAGMENT),
+        ] {
+            let key = TargetKey {
+                address: halves,
+                port: port.to_be(),
+                proto,
+                pad: [0; 5],
+            };
+            let target = Target {
+                service,
+                mss: 0,
+                wscale: WSCALE_UNKNOWN,
+                kind: TARGET_FORWARDED,
+                marked_at: 0,
+            };
+            self.targets.insert(key, target);
+        }
+        let (word, bit) = vip_bit(&SEED, halves);
+        self.vips[word as usize] |= bit;
+        self.tables.set_vips(&self.vips);
+        self.services
+            .set_targets(&self.targets, &[])
+            .expect("room for targets");
+    }
+
+    /// Balances a service over backends in turn, slot by slot.
+    pub(super) fn balance(&mut self, service: u32, balance: Balance, backends: &[u16]) {
+        let ring = service + 1;
+        let numbers: Vec<u16> = (0..SLOTS as usize)
+            .map(|slot| backends[slot % backends.len()])
+            .collect();
+        self.tables.write_ring(ring, &numbers);
+        let balance = Balance {
+            ring,
+            is_on: true,
+            ..balance
+        };
+        self.tables.set_balance(service as usize, balance);
+    }
+
+    /// Puts a backend at a number.
+    pub(super) fn backend(&mut self, number: u16, address: &str, out: u32, word: BackendWord) {
+        let address: IpAddr = address.parse().expect("an address");
+        let source = if address.is_ipv6() { FROM_V6 } else { FROM_V4 };
+        let backend = Backend {
+            address: halves(address),
+            source: halves(source.parse().expect("an address")),
+            hop: hop(HOP, OWN, out),
+            word: BackendWord {
+                v6: address.is_ipv6(),
+                ..word
+            }
+            .word(),
+            pad: 0,
+        };
+        self.tables.set_backend(number, &backend);
+    }
+
+    pub(super) fn pass_time(&mut self, ns: u64) {
+        self.now += ns;
+        self.rig.set_time(self.now).expect("set the clock");
+    }
+
+    pub(super) fn send(&mut self, frame: &[u8]) -> Out {
+        self.rows += 1;
+        let before = self.rig.counters().expect("the counters");
+        let run = self.rig.run(frame, 1).expect("a test run");
+        let moved = Moved::between(&before, &self.rig.counters().expect("the counters"));
+        Out { run, moved }
+    }
+
+    pub(super) fn fail(&mut self, what: impl Into<String>) {
+        self.failures.push(what.into());
+    }
+
+    pub(super) fn check(&mut self, what: &str, is: bool) {
+        if !is {
+            self.fail(what);
+        }
+    }
+
+    /// Sends a packet that must end with this reason and action, as these bytes.
+    pub(super) fn becomes(
+        &mut self,
+        what: &str,
+        frame: &[u8],
+        (reason, action): (Reason, u32),
+        bytes: &[u8],
+    ) {
+        let out = self.send(frame);
+        if !matches!(out.moved.ended[..], [(ended, 1, _)] if ended == reason)
+            || out.run.action != action
+        {
+            let (moved, action) = (&out.moved, out.run.action);
+            self.fail(format!("{what}: {moved}, action {action}, not {reason:?}"));
+        } else if out.run.output != bytes {
+            let output = &out.run.output;
+            self.fail(format!("{what}:\n  is {output:02x?}\n not {bytes:02x?}"));
+        }
+    }
+
+    /// The backend number that a packet went to; 0 when it went nowhere.
+    pub(super) fn number_of(&mut self, frame: &[u8]) -> u16 {
+        let packets = |world: &Self| -> Vec<u64> {
+            (0..16)
+                .map(|n| world.tables.counter(n).expect("a counter").packets)
+                .collect()
+        };
+        let before = packets(self);
+        self.send(frame);
+        let after = packets(self);
+        let mut went = (0u16..).zip(before.iter().zip(&after));
+        went.find(|(_, (a, b))| a != b).map_or(0, |(n, _)| n)
+    }
+}
+
+impl World {
+    /// Sends a packet that must go to the backend with this number.
+    pub(super) fn reaches(&mut self, what: &str, frame: &[u8], number: u16) {
+        let went = self.number_of(frame);
+        if went != number {
+            self.fail(format!("{what}: went to {went}, not {number}"));
+        }
+    }
+}
+
+pub(super) fn halves(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(a) => v4_halves(u32::from_ne_bytes(a.octets())),
+        IpAddr::V6(a) => {
+            let [a, b, c, d, e, f, g, h, rest @ ..] = a.octets();
+            [
+                u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+                u64::from_ne_bytes(rest),
+            ]
+        }
+    }
+}
