@@ -93,8 +93,15 @@ pub mod maps {
     pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     /// Array of [`crate::balance::FlowBucket`], mappable.
     pub const FLOWS: &str = "FLOWS";
-    /// Array of `u64`, mappable: see [`crate::balance::vip_bit`].
+    /// Array of `[u64; 2]`, mappable: bits of the addresses of services, and of those that
+    /// packets leave with by NAT; see [`crate::balance::vip_bit`].
     pub const VIPS: &str = "VIPS";
+    /// Array of [`crate::nat::Source`], mappable, by number.
+    pub const SOURCES: &str = "SOURCES";
+    /// Array of [`crate::nat::PortSlot`], mappable, index [`crate::nat::index`].
+    pub const PORTS_IN_USE: &str = "PORTS_IN_USE";
+    /// Per-CPU array of [`crate::nat::Signals`], by number of the backend.
+    pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
     /// Array of programs, index [`super::Stage`]. Each load has its own; what becomes
     /// of it when the daemon dies, see the pins.
     pub const STAGES: &str = "STAGES";
@@ -131,6 +138,9 @@ pub mod maps {
         BACKEND_COUNTERS,
         FLOWS,
         VIPS,
+        SOURCES,
+        PORTS_IN_USE,
+        BACKEND_SIGNALS,
     ];
 }
 
@@ -145,20 +155,23 @@ pub enum Stage {
     Defence = 0,
     /// The balancer.
     Balance = 1,
+    /// The balancer's NAT.
+    Nat = 2,
 }
 
 /// Entries of `STAGES`.
-pub const STAGES: u32 = 2;
+pub const STAGES: u32 = 3;
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; STAGES as usize] = [Self::Defence, Self::Balance];
+    pub const ALL: [Self; STAGES as usize] = [Self::Defence, Self::Balance, Self::Nat];
 
     /// Name of the program in the object.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Defence => "edge_defence",
             Self::Balance => "edge_balance",
+            Self::Nat => "edge_nat",
         }
     }
 
@@ -167,6 +180,7 @@ impl Stage {
         match self {
             Self::Defence => config.services | config.icmp_floods | config.hitters_mode != 0,
             Self::Balance => config.rings != 0,
+            Self::Nat => config.rings != 0 && config.snat != 0,
         }
     }
 }
@@ -410,6 +424,10 @@ pub struct Config {
     pub clamp_mss: u32,
     /// UDP port of GUE.
     pub gue_port: u32,
+    /// Entries of `SOURCES`; 0 turns NAT off.
+    pub snat: u32,
+    /// The most bytes of an IP packet on the way to clients, with NAT.
+    pub client_mtu: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
     /// Secret of the choice of backends, which a fleet may share.
@@ -417,7 +435,7 @@ pub struct Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 2 * 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 40 * 4
+    size_of::<Config>() == 2 * 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 42 * 4
 );
 
 /// Packets and bytes of one reason on one CPU.
@@ -476,11 +494,12 @@ pub enum TableStat {
     FlowHits = 6,
     /// Packets of flows that were not.
     FlowMisses = 7,
-    /// Flows that took a free place, or that of one that was over.
+    /// Flows that took a free place, or that of one that was over (with NAT: a port).
     FlowsInserted = 8,
     /// Flows that took the place of a younger one than an established one.
     FlowsReplaced = 9,
-    /// Flows that found no place, and are chosen for by the ring alone.
+    /// Flows that found no place, and are chosen for by the ring alone; those with NAT
+    /// found no port.
     FlowsRefused = 10,
 }
 
@@ -648,6 +667,8 @@ impl Config {
         drop_fragments: 0,
         clamp_mss: 0,
         gue_port: crate::balance::GUE_PORT,
+        snat: 0,
+        client_mtu: 1500,
         abi_version: ABI_VERSION,
         balance_seed: Seed::new([0; 4]),
     };

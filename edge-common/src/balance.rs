@@ -24,6 +24,8 @@ pub enum Forward {
     Gue = 1,
     /// By its MAC address alone.
     L2 = 2,
+    /// With both addresses translated, and the answers likewise ([`crate::nat`]).
+    Nat = 3,
 }
 
 /// What chooses the backend of a new flow.
@@ -165,6 +167,8 @@ pub struct BackendWord {
     pub mtu: u16,
     /// VLAN of the next hop, 0 for none.
     pub vlan: u16,
+    /// The port that packets go to with [`Forward::Nat`], 0 for that which they came to.
+    pub port: u16,
 }
 
 impl BackendWord {
@@ -173,7 +177,10 @@ impl BackendWord {
 
     /// The word.
     pub const fn word(self) -> u64 {
-        let mut word = self.generation as u64 | (self.mtu as u64) << 16 | (self.vlan as u64) << 32;
+        let mut word = self.generation as u64
+            | (self.mtu as u64) << 16
+            | (self.vlan as u64) << 32
+            | (self.port as u64) << 48;
         if self.alive {
             word |= Self::ALIVE;
         }
@@ -211,6 +218,12 @@ impl BackendWord {
     #[inline(always)]
     pub const fn vlan_of(word: u64) -> u16 {
         (word >> 32) as u16
+    }
+
+    /// The port that packets go to, 0 for that which they came to.
+    #[inline(always)]
+    pub const fn port_of(word: u64) -> u16 {
+        (word >> 48) as u16
     }
 }
 
@@ -318,6 +331,24 @@ impl FlowWord {
             | (seen as u64) << Self::SEEN
     }
 
+    /// Of a place that another CPU is filling for a flow.
+    #[inline(always)]
+    pub const fn claimed(now: u32) -> u64 {
+        3 << Self::STATE | (now as u64) << Self::SEEN
+    }
+
+    /// Whether it is that of [`FlowWord::claimed`].
+    #[inline(always)]
+    pub const fn is_claimed(word: u64) -> bool {
+        word >> Self::STATE & 3 == 3
+    }
+
+    /// Whether two words are of flows of the same backend.
+    #[inline(always)]
+    pub const fn is_alike(word: u64, other: u64) -> bool {
+        (word ^ other) & 0xff_ffff == 0
+    }
+
     /// The backend's number.
     #[inline(always)]
     pub const fn backend(word: u64) -> u16 {
@@ -346,6 +377,12 @@ impl FlowWord {
     #[inline(always)]
     pub const fn with(word: u64, state: FlowState, seen: u32) -> u64 {
         word & 0x00ff_ffff | (state as u64) << Self::STATE | (seen as u64) << Self::SEEN
+    }
+
+    /// The same flow in the same state, seen at another time.
+    #[inline(always)]
+    pub const fn seen_at(word: u64, seen: u32) -> u64 {
+        word & 0xffff_ffff | (seen as u64) << Self::SEEN
     }
 
     /// Steps since its last packet. Another CPU's clock may be a step ahead.
@@ -437,6 +474,7 @@ mod tests {
             generation: 9,
             mtu: 9000,
             vlan: 4094,
+            port: 8080,
         };
         let word = backend.word();
         assert!(BackendWord::is_alive(word) && BackendWord::is_v6(word));
@@ -445,6 +483,7 @@ mod tests {
             (BackendWord::mtu_of(word), BackendWord::vlan_of(word)),
             (9000, 4094)
         );
+        assert_eq!(BackendWord::port_of(word), 8080);
     }
 
     #[test]

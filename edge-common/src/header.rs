@@ -20,6 +20,30 @@ impl Sum {
         Self(self.0 + (word >> 32) + (word & 0xffff_ffff))
     }
 
+    /// Adds that one word was replaced by another, to a sum of such changes (RFC 1624).
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace(self, old: u32, new: u32) -> Self {
+        self.word(!old).word(new)
+    }
+
+    /// The same of a whole address. Families may differ: the mapped form of an IPv4
+    /// address adds up to the address alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn readdress(self, old: [u64; 2], new: [u64; 2]) -> Self {
+        self.double(!old[0])
+            .double(!old[1])
+            .double(new[0])
+            .double(new[1])
+    }
+
+    /// The checksum that a sum of changes makes of another one.
+    #[inline(always)]
+    pub const fn amend(self, check: u16) -> u16 {
+        self.word(!check as u32).checksum()
+    }
+
     /// Adds another sum.
     #[inline(always)]
     #[must_use]
@@ -89,9 +113,26 @@ pub const fn with_high_half(word: u32, half: u16) -> u32 {
 /// DSCP and ECN.
 #[inline(always)]
 pub const fn ipv4(source: u32, dest: u32, proto: u8, len: u32, ttl: u8, class: u8) -> [u32; 5] {
+    ipv4_with(source, dest, proto, len, ttl, class, DONT_FRAGMENT)
+}
+
+/// In the second word of an IPv4 header, host byte order: not to be fragmented.
+pub const DONT_FRAGMENT: u32 = 0x4000;
+
+/// The same with another second word (host byte order): identification and flags.
+#[inline(always)]
+pub const fn ipv4_with(
+    source: u32,
+    dest: u32,
+    proto: u8,
+    len: u32,
+    ttl: u8,
+    class: u8,
+    second: u32,
+) -> [u32; 5] {
     let words = [
         (0x4500_0000 + ((class as u32) << 16) + 20 + len).to_be(),
-        0x0000_4000u32.to_be(),
+        second.to_be(),
         ((ttl as u32) << 24 | (proto as u32) << 16).to_be(),
         source,
         dest,

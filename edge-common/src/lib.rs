@@ -18,6 +18,7 @@ pub mod defence;
 pub mod gcra;
 pub mod hash;
 pub mod header;
+pub mod nat;
 pub mod parse;
 pub mod reason;
 pub mod table;

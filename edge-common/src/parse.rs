@@ -74,6 +74,10 @@ pub mod ethertype {
     pub const IPV6: u16 = EtherType::Ipv6 as u16;
     /// A VLAN tag (IEEE 802.1Q).
     pub const VLAN: u16 = EtherType::Ieee8021q as u16;
+    /// A service's VLAN tag (IEEE 802.1ad).
+    pub const SERVICE_VLAN: u16 = EtherType::Ieee8021ad as u16;
+    /// One from before 802.1ad.
+    pub const OLD_SERVICE_VLAN: u16 = EtherType::Ieee8021QinQ1 as u16;
 }
 
 /// IP protocol numbers that matter here (IANA).
@@ -261,9 +265,6 @@ const IPV6_TCP: u64 = 6 << 60 | (proto::TCP as u64) << 8;
 const IPV6_UDP: u64 = 6 << 60 | (proto::UDP as u64) << 8;
 
 const ARP_TYPE: u16 = EtherType::Arp as u16;
-const ADTAG_TYPE: u16 = EtherType::Ieee8021ad as u16;
-/// QinQ before 802.1ad.
-const OLD_QINQ_TYPE: u16 = EtherType::Ieee8021QinQ1 as u16;
 
 /// Parses a whole frame.
 ///
@@ -307,7 +308,10 @@ pub fn link<S: PacketSource + ?Sized>(source: &S) -> Result<Link, Reason> {
 
 #[inline(always)]
 const fn is_tag(ether_type: u16) -> bool {
-    matches!(ether_type, ethertype::VLAN | ADTAG_TYPE | OLD_QINQ_TYPE)
+    matches!(
+        ether_type,
+        ethertype::VLAN | ethertype::SERVICE_VLAN | ethertype::OLD_SERVICE_VLAN
+    )
 }
 
 /// Parses ARP for IPv4 over Ethernet.

@@ -129,8 +129,12 @@ reasons! {
     BackendNoHop = "backend_no_hop", Drop, "There is no way to the backend: no route, or its neighbour does not answer.";
     ForwardTtl = "forward_ttl", Drop, "The TTL or hop limit of a packet for a backend is used up.";
     ForwardTooBig = "forward_too_big", Drop, "A packet is too big for the way to its backend, and must not be answered.";
-    ForwardFragment = "forward_fragment", Drop, "A fragment for a balanced service, and the policy drops them.";
+    ForwardFragment = "forward_fragment", Drop, "A fragment for a balanced service, and the policy or NAT drops them.";
     ForwardNoRoom = "forward_no_room", Drop, "The frame has no room for the headers that lead to the backend.";
+    NatNoPort = "nat_no_port", Drop, "A new flow finds no free port at a source address of the backend's family.";
+    NatNoFlow = "nat_no_flow", Drop, "The end of a flow, or an error about one, that is not in the table of NAT.";
+    NatFamily = "nat_family", Drop, "An ICMP error would have to be translated from one IP version into the other.";
+    NatChecksum = "nat_checksum", Drop, "A UDP packet has no checksum, which IPv6 demands, and is too long to be given one.";
 }
 
 impl Reason {

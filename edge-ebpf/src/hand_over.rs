@@ -55,6 +55,8 @@ impl Asks {
     pub const UDP: u32 = 32;
     /// Whether a service that is balanced has it.
     pub const BALANCE: u32 = 64;
+    /// Whether it is an answer to what left by NAT.
+    pub const NAT: u32 = 128;
 }
 
 /// A packet on its way to the stages.
@@ -78,6 +80,8 @@ pub struct HandOver {
     frame_len: u32,
     /// As [`Asks`].
     asks: u32,
+    /// How its service is balanced, once that is known.
+    balance: u64,
 }
 
 impl HandOver {
@@ -91,6 +95,7 @@ impl HandOver {
             marks,
             frame_len,
             asks,
+            ..
         } = unsafe { (&raw const (*scratch).hand_over).read() };
         let facts = Facts {
             ctx,
@@ -98,6 +103,25 @@ impl HandOver {
             frame_len,
         };
         Some((facts, marks, asks))
+    }
+
+    /// How the service of the packet is balanced, a [`edge_common::balance::Balance`] word;
+    /// 0 while nobody has asked.
+    #[inline(always)]
+    pub fn balance() -> u64 {
+        SCRATCH
+            .get_ptr_mut(0)
+            // SAFETY: a map value that belongs to this CPU.
+            .map_or(0, |scratch| unsafe { (*scratch).hand_over.balance })
+    }
+
+    /// Leaves that for the next program.
+    #[inline(always)]
+    pub fn set_balance(balance: u64) {
+        if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { (*scratch).hand_over.balance = balance };
+        }
     }
 }
 
@@ -116,6 +140,7 @@ pub fn to(candidate: Candidate<'_>, asks: u32, stage: Stage) {
             marks: candidate.marks,
             frame_len: facts.frame_len,
             asks,
+            balance: 0,
         });
     }
     go_on(facts, stage);

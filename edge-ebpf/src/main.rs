@@ -48,6 +48,14 @@ pub fn edge_balance(ctx: XdpContext) -> u32 {
     action(end.reason, end.to)
 }
 
+/// The balancer's NAT, both ways.
+#[xdp(frags)]
+#[inline(always)]
+pub fn edge_nat(ctx: XdpContext) -> u32 {
+    let end = balance::nat::run(&ctx);
+    action(end.reason, end.to)
+}
+
 /// What the kernel is to do with a packet; `to` is the interface that one goes to which
 /// is forwarded, 0 for that which it came from.
 #[inline(always)]

@@ -4,6 +4,7 @@
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
 use crate::{
+    balance::nat::Translation,
     defence::frame::Fields,
     hand_over::HandOver,
     source::hide,
@@ -22,6 +23,7 @@ use edge_common::{
     },
     gcra::Limit,
     hash::Seed,
+    nat,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
@@ -87,7 +89,13 @@ pub static BACKEND_COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entrie
 #[map]
 pub static FLOWS: Array<FlowBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static VIPS: Array<u64> = Array::with_max_entries(VIP_WORDS, BPF_F_MMAPABLE);
+pub static VIPS: Array<[u64; 2]> = Array::with_max_entries(VIP_WORDS, BPF_F_MMAPABLE);
+#[map]
+pub static SOURCES: Array<nat::Source> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static PORTS_IN_USE: Array<nat::PortSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static BACKEND_SIGNALS: PerCpuArray<nat::Signals> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
@@ -112,6 +120,8 @@ pub struct Scratch {
     pub tuple: [u32; 9],
     /// The segment to reply with.
     pub reply: Segment,
+    /// The flow at hand, and what becomes of its packet.
+    pub nat: Translation,
 }
 
 /// What [`crate::clock`] adds to the ticks, in nanoseconds. The only variable of

@@ -167,12 +167,17 @@ impl Packet {
         if defence::is_on() {
             asks = defence::asks(candidate);
         }
-        if balance::is_on() && balance::may_be_vip(dest) {
-            if asks == 0 {
-                hand_over::to(candidate, Asks::BALANCE, Stage::Balance);
+        if balance::is_on() {
+            let wanted = balance::asks(dest);
+            if asks == 0 && wanted == Asks::BALANCE {
+                hand_over::to(candidate, wanted, Stage::Balance);
                 return;
             }
-            asks |= Asks::BALANCE;
+            if asks == 0 && wanted == Asks::NAT {
+                hand_over::to(candidate, wanted, Stage::Nat);
+                return;
+            }
+            asks |= wanted;
         }
         if asks != 0 {
             hand_over::to(candidate, asks, Stage::Defence);

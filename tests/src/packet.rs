@@ -203,6 +203,15 @@ impl Ip {
         self.payload(proto, message)
     }
 
+    /// Other ports than those of [`Ip::tcp`] and [`Ip::udp`].
+    pub fn ports(mut self, source: u16, dest: u16) -> Self {
+        let ports = [source.to_be_bytes(), dest.to_be_bytes()].concat();
+        if let Some(place) = self.transport.get_mut(..4) {
+            place.copy_from_slice(&ports);
+        }
+        self
+    }
+
     /// Any bytes of any protocol.
     pub fn payload(mut self, proto: u8, bytes: impl Into<Vec<u8>>) -> Self {
         self.proto = proto;

@@ -316,6 +316,11 @@ pub const TARGET_FORWARDED: u8 = 1;
 /// All ports of an address that are of no service, under port 0: what belongs to
 /// no connection is dropped under attack.
 pub const TARGET_REST: u8 = 2;
+/// No service, but an address that packets leave with by NAT, under port 0 and
+/// [`SOURCE_PROTO`]: `service` is its number.
+pub const TARGET_SOURCE: u8 = 3;
+/// See [`TARGET_SOURCE`].
+pub const SOURCE_PROTO: u8 = 255;
 
 /// [`Target::wscale`] of a listener whose window scale is not known yet: its
 /// SYNs are left to the kernel.
@@ -331,7 +336,7 @@ pub struct Target {
     pub mss: u16,
     /// Window scale of the listener, 0 to 14, or [`WSCALE_UNKNOWN`].
     pub wscale: u8,
-    /// [`TARGET_LOCAL`], [`TARGET_FORWARDED`] or [`TARGET_REST`].
+    /// [`TARGET_LOCAL`], [`TARGET_FORWARDED`], [`TARGET_REST`] or [`TARGET_SOURCE`].
     pub kind: u8,
     /// Written by the program: when it last marked the listener, nanoseconds of its
     /// clock; 0: never.

@@ -155,7 +155,7 @@ fn first_word(chosen: Chosen, packet: Packet, now: u32) -> u64 {
 
 /// How far a flow has come with one packet more.
 #[inline(always)]
-fn next_state(word: u64, packet: Packet) -> FlowState {
+pub fn next_state(word: u64, packet: Packet) -> FlowState {
     if !packet.is_tcp {
         return FlowState::Established;
     }

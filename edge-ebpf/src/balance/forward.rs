@@ -10,21 +10,19 @@ use crate::{
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use edge_common::{
     balance::{BackendWord, Balance, Forward},
-    header::{self, replaced},
+    header::{self, DONT_FRAGMENT, replaced},
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
 };
 
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
+pub const IPV4_LEN: usize = 20;
+pub const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
 /// Bytes of both MAC addresses and the type, and of a VLAN tag.
-const ETHERNET_LEN: usize = 14;
+pub const ETHERNET_LEN: usize = 14;
 const TAG_LEN: usize = 4;
 /// TTL or hop limit of outer headers.
 const HOPS: u8 = 64;
-/// Set in the second word of an IPv4 header: not to be fragmented.
-const DONT_FRAGMENT: u32 = 0x4000;
 
 /// What is read of the IP header.
 #[derive(Clone, Copy)]
@@ -34,14 +32,14 @@ pub struct Head {
     /// DSCP and ECN.
     pub class: u8,
     /// TTL or hop limit.
-    hops: u8,
+    pub hops: u8,
     /// Whether a router may fragment it.
     pub may_fragment: bool,
 }
 
 impl Head {
     #[inline(always)]
-    fn read(source: &XdpSource<'_>, packet: Packet) -> Option<Self> {
+    pub fn read(source: &XdpSource<'_>, packet: Packet) -> Option<Self> {
         if packet.v6 {
             let [first, second] = source.words::<2>(packet.network)?;
             let second = u32::from_be(second);
@@ -111,7 +109,7 @@ pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End
     if !write(&frame, packet, head, balance, chosen, vlan, [macs, rest]) {
         return End::new(Reason::ForwardNoRoom);
     }
-    count(facts, chosen);
+    count(facts, chosen.number);
     // SAFETY: the context is the running program's.
     let came_from = unsafe { (*facts.ctx.ctx).ingress_ifindex };
     End {
@@ -227,8 +225,8 @@ fn write(
 }
 
 #[inline(always)]
-fn count(facts: Facts<'_>, chosen: Chosen) {
-    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(chosen.number as u32) {
+pub fn count(facts: Facts<'_>, number: u16) {
+    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(number as u32) {
         // SAFETY: the element belongs to this CPU.
         unsafe {
             (*counter).packets += 1;
@@ -240,7 +238,7 @@ fn count(facts: Facts<'_>, chosen: Chosen) {
 /// Makes the segment size that a SYN announces at most `most`, so that answers of that
 /// size find their way back, and what the client sends fits into the tunnel.
 #[inline(always)]
-fn clamp(facts: Facts<'_>, packet: Packet, most: u16) {
+pub fn clamp(facts: Facts<'_>, packet: Packet, most: u16) {
     let source = XdpSource::new(facts.ctx);
     let Some([control, _, first]) = source.words::<3>(packet.transport + 12) else {
         // No options, no size: the default is smaller than any that would not fit.

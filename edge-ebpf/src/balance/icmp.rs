@@ -1,6 +1,6 @@
 //! ICMP for the address of a service: pings, and errors about its flows.
 
-use super::{End, Packet, dest_port, find, flows, forward, may_send, word};
+use super::{End, Packet, dest_port, find, flows, forward, may_send, nat, word};
 use crate::{
     defence::{frame::Addresses, halves},
     emit::{self, Facts},
@@ -9,7 +9,7 @@ use crate::{
     source::XdpSource,
 };
 use edge_common::{
-    balance::{Balance, Flow},
+    balance::{Balance, Flow, Forward},
     defence::{DefenceWord, IcmpKind},
     header::{replaced, with_low_half},
     parse::{PacketSource as _, proto},
@@ -17,7 +17,7 @@ use edge_common::{
 };
 
 /// Bytes of an error before the packet that it is about.
-const ERROR_LEN: usize = 8;
+pub const ERROR_LEN: usize = 8;
 /// An answer to a ping.
 const V4_REPLY: u8 = 0;
 const V6_REPLY: u8 = 129;
@@ -42,37 +42,23 @@ pub fn judge(facts: Facts<'_>, packet: Packet, client: [u64; 2], vip: [u64; 2]) 
 #[inline(always)]
 fn error(facts: Facts<'_>, packet: Packet, vip: [u64; 2]) -> End {
     let source = XdpSource::new(facts.ctx);
-    let inner = packet.transport + ERROR_LEN;
-    let Some(sent) = Addresses::read_at(&source, packet.v6, inner) else {
-        return End::new(Reason::Pass);
-    };
-    // Extension headers of what a backend has sent are not followed: none sends any.
-    let (proto, header) = if packet.v6 {
-        (source.byte(inner + 6), 40)
-    } else {
-        let length = source.byte(inner).map_or(0, |b| (b & 0xf) as usize * 4);
-        (source.byte(inner + 9), length)
-    };
-    let (Some(proto), Some([ports])) = (proto, source.words::<1>(inner + header)) else {
+    let Some(flow) = embedded(&source, packet) else {
         return End::new(Reason::Pass);
     };
     // Who sent the packet gets the error.
-    if sent.source != vip || proto != proto::TCP && proto != proto::UDP {
+    if flow.vip != vip {
         return End::new(Reason::Pass);
     }
-    let flow = Flow {
-        client: sent.dest,
-        vip,
-        // As the client's packets have them.
-        ports: ports.rotate_left(16),
-        proto,
-    };
+    let proto = flow.proto;
     let Some(service) = find(vip, dest_port(flow.ports), proto) else {
         return End::new(Reason::Pass);
     };
     let balance = word(service);
     if !Balance::is_balanced(balance) {
         return End::new(Reason::Pass);
+    }
+    if Balance::is(balance, Forward::Nat) {
+        return nat::go_on(facts, balance);
     }
     let about = Packet {
         is_tcp: proto == proto::TCP,
@@ -89,6 +75,33 @@ fn error(facts: Facts<'_>, packet: Packet, vip: [u64; 2]) -> End {
         }
         None => End::new(Reason::BackendNone),
     }
+}
+
+/// Of an error, the flow that it is about: as the packets have it that go where the error
+/// goes. `None` when that is none of TCP or UDP.
+#[inline(always)]
+pub fn embedded(source: &XdpSource<'_>, packet: Packet) -> Option<Flow> {
+    let inner = packet.transport + ERROR_LEN;
+    let sent = Addresses::read_at(source, packet.v6, inner)?;
+    let proto = source.byte(inner + if packet.v6 { 6 } else { 9 })?;
+    let [ports] = source.words::<1>(inner + embedded_len(source, packet)?)?;
+    (proto == proto::TCP || proto == proto::UDP).then_some(Flow {
+        client: sent.dest,
+        vip: sent.source,
+        ports: ports.rotate_left(16),
+        proto,
+    })
+}
+
+/// Bytes of the IP header in an error. Extension headers of what we have let pass are not
+/// followed: hardly anybody sends any.
+#[inline(always)]
+pub fn embedded_len(source: &XdpSource<'_>, packet: Packet) -> Option<usize> {
+    if packet.v6 {
+        return Some(40);
+    }
+    let first = source.byte(packet.transport + ERROR_LEN)?;
+    Some((first & 0xf) as usize * 4)
 }
 
 /// Answers a ping, if the service does.

@@ -3,20 +3,21 @@
 mod flows;
 mod forward;
 mod icmp;
+pub mod nat;
 mod too_big;
 
 use crate::{
     atomic::compare_exchange,
     defence::frame::Addresses,
     emit::{self, Facts},
-    hand_over::{HandOver, Marks},
+    hand_over::{Asks, HandOver, Marks},
     maps::{self, BALANCES, DEFENCE, RINGS, TARGETS, VIPS, config},
     source::{XdpSource, hide},
 };
 use aya_ebpf::programs::XdpContext;
 use edge_common::{
     abi::Config,
-    balance::{Balance, Flow, ring_words, slot_at, slot_of, vip_bit},
+    balance::{Balance, Flow, Forward, ring_words, slot_at, slot_of, vip_bit},
     defence::{DefenceWord, TARGET_FORWARDED, TargetKey},
     gcra::{Limit, ticks},
     hash::Seed,
@@ -30,11 +31,23 @@ pub fn is_on() -> bool {
     config!(rings) != 0
 }
 
-/// Whether an address may be that of a service; most that are not are told here.
+/// What is to be asked of a packet to an address, of [`Asks`]; most that are of no service
+/// are told here.
 #[inline(always)]
-pub fn may_be_vip(address: [u64; 2]) -> bool {
+pub fn asks(address: [u64; 2]) -> u32 {
     let (word, bit) = vip_bit(maps::seed(), address);
-    VIPS.get(word).is_some_and(|bits| bits & bit != 0)
+    let Some(bits) = VIPS.get_ptr(word) else {
+        return 0;
+    };
+    // SAFETY: a map value; each word is read whole.
+    let [vips, sources] = unsafe { bits.read_volatile() };
+    if nat::is_on() && sources & bit != 0 {
+        Asks::NAT
+    } else if vips & bit != 0 {
+        Asks::BALANCE
+    } else {
+        0
+    }
 }
 
 /// The secret of the choice of backends.
@@ -73,6 +86,20 @@ struct Packet {
     is_tcp: bool,
 }
 
+impl Packet {
+    /// Of which the parser said `marks`.
+    #[inline(always)]
+    const fn new(marks: u64) -> Self {
+        Self {
+            network: (marks >> Marks::NETWORK & 0xff) as usize,
+            transport: (marks >> Marks::TRANSPORT & Marks::FAR) as usize,
+            v6: marks >> Marks::V6 & 1 != 0,
+            flags: marks as u8,
+            is_tcp: marks >> Marks::KIND & 0xf == Kind::Tcp as u64,
+        }
+    }
+}
+
 /// The program.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> End {
@@ -95,14 +122,7 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
         return End::new(Reason::Pass);
     };
     let kind = marks >> Marks::KIND & 0xf;
-    let is_tcp = kind == Kind::Tcp as u64;
-    let packet = Packet {
-        network: (marks >> Marks::NETWORK & 0xff) as usize,
-        transport: (marks >> Marks::TRANSPORT & Marks::FAR) as usize,
-        v6: marks >> Marks::V6 & 1 != 0,
-        flags: marks as u8,
-        is_tcp,
-    };
+    let packet = Packet::new(marks);
     let proto = (marks >> Marks::PROTO) as u8;
     if marks >> Marks::FRAGMENT & 1 != 0 {
         return fragment(facts, packet, client, vip, proto);
@@ -110,7 +130,7 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
     if kind == Kind::Icmp as u64 {
         return icmp::judge(facts, packet, client, vip);
     }
-    if !is_tcp && kind != Kind::Udp as u64 {
+    if !packet.is_tcp && kind != Kind::Udp as u64 {
         return End::new(Reason::Pass);
     }
     let Some([ports]) = source.words::<1>(packet.transport) else {
@@ -128,6 +148,9 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
     let balance = word(service);
     if !Balance::is_balanced(balance) {
         return End::new(Reason::Pass);
+    }
+    if Balance::is(balance, Forward::Nat) {
+        return nat::go_on(facts, balance);
     }
     match flows::choose(facts, packet, flow, balance) {
         Some(chosen) => forward::to(facts, packet, balance, chosen),
@@ -150,7 +173,8 @@ fn fragment(facts: Facts<'_>, packet: Packet, client: [u64; 2], vip: [u64; 2], p
     if !Balance::is_balanced(balance) {
         return End::new(Reason::Pass);
     }
-    if config!(drop_fragments) != 0 {
+    // NAT knows a flow by its ports, which only the first one has.
+    if config!(drop_fragments) != 0 || Balance::is(balance, Forward::Nat) {
         return End::new(Reason::ForwardFragment);
     }
     let flow = Flow {
@@ -184,7 +208,13 @@ fn find(vip: [u64; 2], port: u16, proto: u8) -> Option<u32> {
 }
 
 #[inline(always)]
-fn target([hi, lo]: [u64; 2], port: u16, proto: u8) -> Option<u32> {
+fn target(address: [u64; 2], port: u16, proto: u8) -> Option<u32> {
+    target_of(address, port, proto, TARGET_FORWARDED)
+}
+
+/// What an entry of a kind says, if there is one.
+#[inline(always)]
+fn target_of([hi, lo]: [u64; 2], port: u16, proto: u8, of: u8) -> Option<u32> {
     let [a, b] = port.to_ne_bytes();
     let end = u64::from_ne_bytes([a, b, proto, 0, 0, 0, 0, 0]);
     // SAFETY: a key is repr(C) without padding, and any bytes are one.
@@ -192,7 +222,7 @@ fn target([hi, lo]: [u64; 2], port: u16, proto: u8) -> Option<u32> {
     let target = TARGETS.get_ptr_mut(key)?;
     // SAFETY: a map value; the daemon replaces entries as a whole.
     let (service, kind) = unsafe { ((*target).service, (*target).kind) };
-    (kind == TARGET_FORWARDED).then_some(service)
+    (kind == of).then_some(service)
 }
 
 /// How a service is balanced, a [`Balance`] word.

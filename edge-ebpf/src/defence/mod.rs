@@ -52,8 +52,13 @@ pub fn run(ctx: &XdpContext) -> Reason {
     };
     let (facts, marks, asks) = packet;
     let reason = judge(facts, marks, asks);
-    if config!(rings) != 0 && reason == Reason::Pass && asks & Asks::BALANCE != 0 {
-        hand_over::go_on(facts, Stage::Balance);
+    if config!(rings) != 0 && reason == Reason::Pass {
+        if asks & Asks::BALANCE != 0 {
+            hand_over::go_on(facts, Stage::Balance);
+        }
+        if config!(snat) != 0 && asks & Asks::NAT != 0 {
+            hand_over::go_on(facts, Stage::Nat);
+        }
     }
     emit::ended(facts, reason);
     reason

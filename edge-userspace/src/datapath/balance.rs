@@ -10,8 +10,10 @@ use edge_common::{
     abi::{Counter, maps},
     balance::{
         Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowState, FlowWord, SLOTS_A_WORD,
-        ring_words,
+        ring_words, vip_bit,
     },
+    hash::Seed,
+    nat::{Ends, PORTS, PortSlot, Signals, Source},
 };
 
 use super::error::DatapathError;
@@ -19,8 +21,12 @@ use crate::memory::Region;
 
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 const SLOT_WORDS: usize = size_of::<FlowSlot>() / 8;
+const SOURCE_WORDS: usize = size_of::<Source>() / 8;
+const PORT_WORDS: usize = size_of::<PortSlot>() / 8;
 /// A [`Counter`]: a foreign type cannot have aya's marker of plain data.
 type CounterWords = [u64; size_of::<Counter>() / 8];
+/// [`Signals`], likewise.
+type SignalWords = [u64; size_of::<Signals>() / 8];
 
 /// Flows of the table at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +39,15 @@ pub struct FlowCount {
     pub established: Vec<u32>,
 }
 
+/// Ports of NAT in use at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortCount {
+    /// Ports with a flow that is not over, by the number of their source address.
+    pub live: Vec<u32>,
+    /// Those of them with an established flow, by the number of its backend.
+    pub established: Vec<u32>,
+}
+
 /// The tables, open for writing. There must be only one.
 pub struct BalanceTables {
     balances: Region,
@@ -40,7 +55,10 @@ pub struct BalanceTables {
     backends: Region,
     vips: Region,
     flows: Region,
+    sources: Region,
+    ports: Region,
     counters: PerCpuArray<MapData, CounterWords>,
+    signals: PerCpuArray<MapData, SignalWords>,
     slots: u32,
 }
 
@@ -58,9 +76,14 @@ impl BalanceTables {
             backends: region(maps::BACKENDS)?,
             vips: region(maps::VIPS)?,
             flows: region(maps::FLOWS)?,
+            sources: region(maps::SOURCES)?,
+            ports: region(maps::PORTS_IN_USE)?,
             counters: map(maps::BACKEND_COUNTERS)?
                 .try_into()
                 .map_err(|e| DatapathError::map_access(maps::BACKEND_COUNTERS, e))?,
+            signals: map(maps::BACKEND_SIGNALS)?
+                .try_into()
+                .map_err(|e| DatapathError::map_access(maps::BACKEND_SIGNALS, e))?,
             slots,
         })
     }
@@ -156,13 +179,114 @@ impl BalanceTables {
         self.backends.u64s().get(start..start + BACKEND_WORDS)
     }
 
-    /// Makes the filter of addresses exactly this.
+    /// Makes the filter of the addresses of services exactly this.
     pub fn set_vips(&self, bits: &[u64]) {
-        for (word, value) in self.vips.u64s().iter().zip(bits) {
-            if word.load(Relaxed) != *value {
-                word.store(*value, Relaxed);
+        self.set_filter(bits.iter().copied(), 0);
+    }
+
+    /// One of the two filters, which take turns word by word.
+    fn set_filter(&self, bits: impl Iterator<Item = u64>, which: usize) {
+        let words = self.vips.u64s().iter().skip(which).step_by(2);
+        for (word, value) in words.zip(bits) {
+            if word.load(Relaxed) != value {
+                word.store(value, Relaxed);
             }
         }
+    }
+
+    /// How many source addresses of each family NAT has room for.
+    pub fn sources(&self) -> usize {
+        self.ports.u64s().len() / PORT_WORDS / PORTS as usize
+    }
+
+    /// Makes the source addresses of NAT exactly these, by number; `seed` is that of the
+    /// tables. For each there must be a target of kind
+    /// [`TARGET_SOURCE`](edge_common::defence::TARGET_SOURCE), before packets
+    /// to them are looked at, and so before this is called. A flow keeps its number: with
+    /// another address there it is cut off.
+    pub fn set_sources(&self, seed: &Seed, sources: &[Source]) {
+        let mut bits = vec![0; self.vips.u64s().len() / 2];
+        let room = self.sources().min(sources.len());
+        let sources = sources.get(..room).unwrap_or(sources);
+        let addresses = sources.iter().flat_map(|source| [source.v4, source.v6]);
+        for address in addresses.filter(|address| *address != [0; 2]) {
+            let (word, bit) = vip_bit(seed, address);
+            if let Some(bits) = bits.get_mut(word as usize) {
+                *bits |= bit;
+            }
+        }
+        let wanted = sources
+            .iter()
+            .flat_map(|source| [source.v4, source.v6])
+            .flatten()
+            .chain(std::iter::repeat(0));
+        for (word, value) in self.sources.u64s().iter().zip(wanted) {
+            word.store(value, Relaxed);
+        }
+        self.set_filter(bits.into_iter(), 1);
+    }
+
+    /// The source addresses of NAT, by number.
+    pub fn source(&self, number: usize) -> Source {
+        let start = number * SOURCE_WORDS;
+        match self.sources.u64s().get(start..start + SOURCE_WORDS) {
+            Some([a, b, c, d]) => {
+                let [a, b, c, d] = [a, b, c, d].map(|word| word.load(Relaxed));
+                Source {
+                    v4: [a, b],
+                    v6: [c, d],
+                }
+            }
+            _ => Source::default(),
+        }
+    }
+
+    /// Counts the ports of NAT in use. `now` is in steps of
+    /// [`edge_common::balance::AGE_SHIFT`], `tcp_idle` and `udp_idle` as in the
+    /// [`Config`](edge_common::abi::Config).
+    pub fn count_ports(&self, now: u32, tcp_idle: u32, udp_idle: u32) -> PortCount {
+        let mut count = PortCount {
+            live: vec![0; self.sources()],
+            established: vec![0; self.room()],
+        };
+        let addresses = self.ports.u64s().chunks_exact(PORT_WORDS * PORTS as usize);
+        for (live, ports) in count.live.iter_mut().zip(addresses) {
+            for slot in ports.chunks_exact(PORT_WORDS) {
+                let [word, ends, ..] = slot else { continue };
+                let word = word.load(Relaxed);
+                let idle = if Ends::is_udp(ends.load(Relaxed)) {
+                    udp_idle
+                } else {
+                    tcp_idle
+                };
+                if word == 0 || FlowWord::is_claimed(word) || FlowWord::is_over(word, now, idle) {
+                    continue;
+                }
+                *live += 1;
+                if FlowWord::is(word, FlowState::Established)
+                    && let Some(n) = count.established.get_mut(FlowWord::backend(word) as usize)
+                {
+                    *n += 1;
+                }
+            }
+        }
+        count
+    }
+
+    /// What a backend said to SYNs by NAT.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn signals(&self, number: u16) -> Result<Signals, DatapathError> {
+        let failed = |e: MapError| DatapathError::map_access(maps::BACKEND_SIGNALS, e);
+        let mut sum = Signals::default();
+        let cpus = self.signals.get(&u32::from(number), 0).map_err(failed)?;
+        for [syns, syn_acks, resets] in cpus.iter() {
+            sum.syns = sum.syns.wrapping_add(*syns);
+            sum.syn_acks = sum.syn_acks.wrapping_add(*syn_acks);
+            sum.resets = sum.resets.wrapping_add(*resets);
+        }
+        Ok(sum)
     }
 
     /// Packets and bytes that went to a backend.

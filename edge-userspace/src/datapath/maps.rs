@@ -15,6 +15,7 @@ use edge_common::{
         ATTEMPTS, DEFENCE_WORDS, HANDSHAKES, PORT_WORDS, SKETCH_WORDS, Service, ServiceCounters,
         Target, TargetKey, tags::TagBucket,
     },
+    nat,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
@@ -98,6 +99,13 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
     // The tables of a defence that is off take no room.
     let when_on = |entries| if config.services == 0 { 1 } else { entries };
     let when_balanced = |entries: u32| if config.rings == 0 { 1 } else { entries.max(1) };
+    let when_nat = |entries| {
+        if config.snat == 0 {
+            1
+        } else {
+            when_balanced(entries)
+        }
+    };
     [
         Spec {
             kind: MapType::PerCpuArray,
@@ -209,7 +217,26 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
             size_of::<FlowBucket>(),
             when_balanced(config.flow_buckets),
         ),
-        Spec::table(maps::VIPS, word, VIP_WORDS),
+        Spec::table(maps::VIPS, 2 * word, VIP_WORDS),
+        Spec::table(
+            maps::SOURCES,
+            size_of::<nat::Source>(),
+            when_nat(config.snat),
+        ),
+        Spec::table(
+            maps::PORTS_IN_USE,
+            size_of::<nat::PortSlot>(),
+            when_nat(config.snat.saturating_mul(nat::PORTS)),
+        ),
+        Spec {
+            kind: MapType::PerCpuArray,
+            flags: 0,
+            ..Spec::table(
+                maps::BACKEND_SIGNALS,
+                size_of::<nat::Signals>(),
+                when_nat(config.backends),
+            )
+        },
     ]
 }
 

@@ -48,7 +48,7 @@ use netlink::Interface;
 use pins::Pins;
 
 pub use crate::services::watch::of as counter;
-pub use balance::{BalanceTables, FlowCount};
+pub use balance::{BalanceTables, FlowCount, PortCount};
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};

@@ -3,6 +3,7 @@
 mod expected;
 mod flows;
 mod icmp;
+mod nat;
 mod ways;
 mod world;
 
@@ -13,7 +14,7 @@ use super::TableReport;
 use world::*;
 
 /// The reasons that the packets here end with, and no row of a table does.
-pub const REASONS: [Reason; 9] = [
+pub const REASONS: [Reason; 13] = [
     Reason::Forwarded,
     Reason::ReplyEcho,
     Reason::ReplyTooBig,
@@ -23,6 +24,10 @@ pub const REASONS: [Reason; 9] = [
     Reason::ForwardTooBig,
     Reason::ForwardFragment,
     Reason::ForwardNoRoom,
+    Reason::NatNoPort,
+    Reason::NatNoFlow,
+    Reason::NatFamily,
+    Reason::NatChecksum,
 ];
 
 /// A test in a world of its own.
@@ -43,6 +48,7 @@ const UP: BackendWord = BackendWord {
     generation: 1,
     mtu: MTU,
     vlan: 0,
+    port: 0,
 };
 
 /// Runs everything.
@@ -69,6 +75,24 @@ pub(super) fn reports() -> Vec<TableReport> {
         |c| c.drop_fragments = 1,
         ways::no_fragments,
     ));
+    let nat: [(&str, Test); 11] = [
+        ("there and back", nat::both_ways::every_way),
+        ("options and extension headers", nat::both_ways::headers),
+        ("UDP without a checksum", nat::both_ways::no_checksum),
+        ("what cannot go on", nat::both_ways::stopped),
+        ("segment sizes", nat::both_ways::clamp),
+        ("flows stay", nat::flows::stay),
+        ("only the backend answers", nat::flows::strangers),
+        ("ports are used again", nat::flows::over),
+        ("ports run out", nat::flows::exhausted),
+        ("what backends say", nat::flows::signals),
+        ("errors about flows", nat::errors::both_ways),
+    ];
+    for (name, test) in nat {
+        let name = format!("NAT, {name}");
+        let two = |c: &mut Config| (c.snat, c.client_mtu) = (2, u32::from(MTU));
+        reports.push(report(&name, two, test));
+    }
     reports
 }
 

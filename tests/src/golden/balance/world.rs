@@ -7,8 +7,11 @@ use anyhow::Result;
 use edge_common::{
     abi::{Config, Mode},
     balance::{Backend, BackendWord, Balance, VIP_WORDS, hop, vip_bit},
-    defence::{TARGET_FORWARDED, Target, TargetKey, WSCALE_UNKNOWN, v4_halves},
+    defence::{
+        SOURCE_PROTO, TARGET_FORWARDED, TARGET_SOURCE, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
+    },
     hash::Seed,
+    nat::Source,
     reason::Reason,
 };
 use edge_userspace::datapath::{BalanceTables, ServiceTables};
@@ -21,7 +24,7 @@ use crate::{
 };
 
 /// The secret of the choice of backends.
-const BALANCE_SEED: Seed = Seed::new([
+pub(super) const BALANCE_SEED: Seed = Seed::new([
     0x7d3a_91c6_5e20_f48b,
     0xc2b7_0e95_6a1d_83f5,
     0x39e4_d06b_f172_8ac9,
@@ -124,6 +127,42 @@ impl World {
         self.services
             .set_targets(&self.targets, &[])
             .expect("room for targets");
+    }
+
+    /// Makes these the source addresses of NAT, by number.
+    pub(super) fn sources(&mut self, sources: &[(Option<&str>, Option<&str>)]) {
+        let parsed = |address: &Option<&str>| {
+            address.map_or([0; 2], |a| halves(a.parse().expect("an address")))
+        };
+        let sources: Vec<Source> = sources
+            .iter()
+            .map(|(v4, v6)| Source {
+                v4: parsed(v4),
+                v6: parsed(v6),
+            })
+            .collect();
+        for (number, source) in (0..).zip(&sources) {
+            for address in [source.v4, source.v6].into_iter().filter(|a| *a != [0; 2]) {
+                let key = TargetKey {
+                    address,
+                    port: 0,
+                    proto: SOURCE_PROTO,
+                    pad: [0; 5],
+                };
+                let target = Target {
+                    service: number,
+                    mss: 0,
+                    wscale: WSCALE_UNKNOWN,
+                    kind: TARGET_SOURCE,
+                    marked_at: 0,
+                };
+                self.targets.insert(key, target);
+            }
+        }
+        self.services
+            .set_targets(&self.targets, &[])
+            .expect("room for targets");
+        self.tables.set_sources(&SEED, &sources);
     }
 
     /// Balances a service over backends in turn, slot by slot.
