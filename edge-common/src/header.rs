@@ -113,26 +113,9 @@ pub const fn with_high_half(word: u32, half: u16) -> u32 {
 /// DSCP and ECN.
 #[inline(always)]
 pub const fn ipv4(source: u32, dest: u32, proto: u8, len: u32, ttl: u8, class: u8) -> [u32; 5] {
-    ipv4_with(source, dest, proto, len, ttl, class, DONT_FRAGMENT)
-}
-
-/// In the second word of an IPv4 header, host byte order: not to be fragmented.
-pub const DONT_FRAGMENT: u32 = 0x4000;
-
-/// The same with another second word (host byte order): identification and flags.
-#[inline(always)]
-pub const fn ipv4_with(
-    source: u32,
-    dest: u32,
-    proto: u8,
-    len: u32,
-    ttl: u8,
-    class: u8,
-    second: u32,
-) -> [u32; 5] {
     let words = [
         (0x4500_0000 + ((class as u32) << 16) + 20 + len).to_be(),
-        second.to_be(),
+        0x0000_4000u32.to_be(),
         ((ttl as u32) << 24 | (proto as u32) << 16).to_be(),
         source,
         dest,

@@ -288,7 +288,7 @@ mod tests {
     fn flows_find_ports_until_most_are_taken() {
         const SOURCES: u32 = 4;
         let now = 1000;
-        let word = FlowWord::new(1, 1, FlowState::Established, now);
+        let word = FlowWord::of(1, 1, FlowState::Established, now);
         let ports = SOURCES * (PORTS - FIRST_PORT);
         let mut table = vec![0u64; (SOURCES * PORTS) as usize];
         let mut random = 1u64;

@@ -46,7 +46,10 @@ pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
     let hops = config!(reply_ttl) as u8;
     let written = turn_round(&out)
         && if frame.is_v6() {
-            out.write(network, ipv6(ends.source, ends.dest, proto::TCP, tcp_len, hops, 0))
+            out.write(
+                network,
+                ipv6(ends.source, ends.dest, proto::TCP, tcp_len, hops, 0),
+            )
         } else {
             let (from, to) = (Frame::v4(ends.source), Frame::v4(ends.dest));
             out.write(network, ipv4(from, to, proto::TCP, tcp_len, hops, 0))

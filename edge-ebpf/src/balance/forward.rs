@@ -10,7 +10,7 @@ use crate::{
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use edge_common::{
     balance::{BackendWord, Balance, Forward},
-    header::{self, DONT_FRAGMENT, replaced},
+    header::{self, replaced},
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
 };
@@ -23,6 +23,8 @@ pub const ETHERNET_LEN: usize = 14;
 const TAG_LEN: usize = 4;
 /// TTL or hop limit of outer headers.
 const HOPS: u8 = 64;
+/// Set in the second word of an IPv4 header: not to be fragmented.
+pub const DONT_FRAGMENT: u32 = 0x4000;
 
 /// What is read of the IP header.
 #[derive(Clone, Copy)]

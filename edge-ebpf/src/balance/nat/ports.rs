@@ -3,7 +3,11 @@
 use super::{About, Translation, work};
 use crate::{
     atomic::compare_exchange,
-    balance::{by_ring, dest_port, flows::{next_state, usable}, forward, seed},
+    balance::{
+        by_ring, dest_port,
+        flows::{next_state, usable},
+        forward, seed,
+    },
     maps::{self, BACKEND_SIGNALS, BACKENDS, PORTS_IN_USE, SCRATCH, SOURCES, config},
     source::XdpSource,
 };
@@ -92,10 +96,11 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
             unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
         }
         follow(slot, hop, Ends::with_tags(ends, tags));
-        if packet.is_tcp && packet.flags & (flag::SYN | flag::ACK) == flag::SYN {
-            if let Some(signals) = signals(chosen.number) {
-                signals.syns += 1;
-            }
+        if packet.is_tcp
+            && packet.flags & (flag::SYN | flag::ACK) == flag::SYN
+            && let Some(signals) = signals(chosen.number)
+        {
+            signals.syns += 1;
         }
         forward::count(facts, chosen.number);
     }
@@ -358,7 +363,12 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
             return NO_PORT;
         };
         let (word, has) = (slot!(slot, word), slot!(slot, ends));
-        let is_its = is_of(slot, work!(work, client), work!(work, vip), work!(work, ends));
+        let is_its = is_of(
+            slot,
+            work!(work, client),
+            work!(work, vip),
+            work!(work, ends),
+        );
         if word != 0 && !FlowWord::is_claimed(word) && is_its {
             keep(at, u32::MAX, word);
             break;
@@ -380,7 +390,8 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
     if balance == 0 || is_end {
         return NO_FLOW;
     }
-    let Some(chosen) = by_ring(balance, hash, work!(work, client)).and_then(|number| usable(number, hash))
+    let Some(chosen) =
+        by_ring(balance, hash, work!(work, client)).and_then(|number| usable(number, hash))
     else {
         return NO_BACKEND;
     };
@@ -392,7 +403,7 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
         return NO_PORT;
     };
     let generation = BackendWord::generation_of(chosen.word);
-    let new = FlowWord::new(chosen.number, generation, FlowState::New, now);
+    let new = FlowWord::of(chosen.number, generation, FlowState::New, now);
     // SAFETY: a map value, 8 bytes aligned.
     let at = unsafe { &raw mut (*slot).word };
     // SAFETY: as above.

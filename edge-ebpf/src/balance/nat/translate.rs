@@ -5,7 +5,7 @@ use super::{Translation, work};
 use crate::{
     balance::{
         End, Packet,
-        forward::{self, ETHERNET_LEN, Head, IPV4_LEN, IPV6_LEN},
+        forward::{self, DONT_FRAGMENT, ETHERNET_LEN, Head, IPV4_LEN, IPV6_LEN},
         too_big,
     },
     defence::{frame::Addresses, halves},
@@ -19,7 +19,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_load_bytes},
 };
 use edge_common::{
-    header::{self, DONT_FRAGMENT, Sum},
+    header::{self, Sum},
     nat::Tags,
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
@@ -76,9 +76,7 @@ pub fn send(facts: Facts<'_>, packet: Packet, work: *const Translation, proto: u
         let Some([were]) = source.words::<1>(packet.transport) else {
             return End::new(Reason::Pass);
         };
-        let change = Sum::default()
-            .replace(were, ports)
-            .word(work!(work, diff));
+        let change = Sum::default().replace(were, ports).word(work!(work, diff));
         check = if proto == proto::TCP {
             change.amend(old)
         } else if old == 0 {
@@ -118,13 +116,16 @@ pub fn send(facts: Facts<'_>, packet: Packet, work: *const Translation, proto: u
             frame.write(link_len, header::ipv6(from, dest, proto, rest, hops, flow))
         } else {
             let ([_, from], [_, dest]) = (halves(from[1]), halves(dest[1]));
-            let second = if rest + IPV4_LEN as u32 > FRAGMENTABLE {
-                DONT_FRAGMENT
-            } else {
-                // Another one for each packet, as good as by chance.
-                (u16::from_be(check) as u32) << 16
-            };
-            let ip = header::ipv4_with(from, dest, proto, rest, hops, class, second);
+            let mut ip = header::ipv4(from, dest, proto, rest, hops, class);
+            if rest + IPV4_LEN as u32 <= FRAGMENTABLE {
+                // Told apart by a number as good as by chance, another one for each packet.
+                let id = (check as u32).to_le();
+                let [a, b, c, d] = ip[2].to_ne_bytes();
+                let sum = Sum::default().replace(DONT_FRAGMENT.to_be(), id);
+                let [c, d] = sum.amend(u16::from_ne_bytes([c, d])).to_ne_bytes();
+                ip[1] = id;
+                ip[2] = u32::from_ne_bytes([a, b, c, d]);
+            }
             frame.write(link_len, ip)
         }
     }) && write_link(&frame, link, tags, v6);
@@ -189,7 +190,11 @@ extern "C" fn edge_nat_sum(ctx: *mut xdp_md, at: u32, len: u32) -> u64 {
             break;
         }
         let left = len - done;
-        let wanted = if left < CHUNK as u32 { left } else { CHUNK as u32 };
+        let wanted = if left < CHUNK as u32 {
+            left
+        } else {
+            CHUNK as u32
+        };
         // From 1 to CHUNK, whatever comes in, by arithmetic that every verifier follows.
         let wanted = (hide(wanted as u64 - 1) & (CHUNK as u64 - 1)) as u32 + 1;
         let mut k = 0;

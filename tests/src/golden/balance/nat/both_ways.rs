@@ -5,8 +5,10 @@ use edge_common::{balance::BackendWord, reason::Reason};
 use super::{super::REDIRECT, *};
 use crate::packet::{ACK, Edit as _, Extension, SYN};
 
-/// What is sent both ways.
-const SHAPES: [(&str, u8, fn(Ip) -> Ip); 6] = [
+/// What is sent both ways: its name, its protocol, and the packet.
+type Shape = (&'static str, u8, fn(Ip) -> Ip);
+
+const SHAPES: [Shape; 6] = [
     ("syn", proto::TCP, |p| p.tcp(SYN)),
     ("ack", proto::TCP, |p| p.tcp_with(ACK, 12, 100)),
     ("odd", proto::TCP, |p| p.tcp_with(ACK, 0, 33)),
