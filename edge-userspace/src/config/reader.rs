@@ -99,6 +99,11 @@ pub(super) fn unknown_key(
         span: key.span(),
         key: join(section, name),
     };
+    // The nearest key costs a walk over all of them.
+    if report.is_full() {
+        report.problem_without_value(&place, "unknown key");
+        return;
+    }
     let elsewhere = || {
         let mut all = Vec::new();
         super::raw::Root::keys("", &mut all);
