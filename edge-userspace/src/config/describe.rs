@@ -154,6 +154,7 @@ fn floods(model: &Model) -> Vec<FloodDescription> {
 fn service(service: &Service) -> ServiceDescription {
     let ports = match &service.ports {
         Ports::Listening => "listening".to_owned(),
+        Ports::Any => "any".to_owned(),
         Ports::Rest => "all others, no SYNs".to_owned(),
         Ports::Listed(ranges) => {
             let shown = ranges.iter().take(SHOWN_PORTS).map(|r| {
@@ -177,7 +178,7 @@ fn service(service: &Service) -> ServiceDescription {
         forwarded: service.forwarded,
         addresses: match &service.addresses {
             Addresses::Local => "local".to_owned(),
-            Addresses::Listed(list) => list.len().to_string(),
+            Addresses::Listed(_) => service.listed_addresses().to_string(),
         },
         ports: format!("{} {ports}", service.protocol.name()),
         incomplete_per_second: service.incomplete.per_second(),
