@@ -39,8 +39,8 @@ use toml::de::DeTable;
 
 pub use cpus::possible_cpus;
 pub use describe::{
-    CheckMode, Description, FloodDescription, LimitDescription, Lists, MapMemory,
-    ServiceDescription, describe,
+    BalanceDescription, BalancingDescription, CheckMode, Description, FloodDescription,
+    LimitDescription, Lists, MapMemory, ServiceDescription, describe,
 };
 pub use load::load;
 pub use model::Model;

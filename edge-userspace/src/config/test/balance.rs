@@ -12,9 +12,11 @@ use crate::config::{
         Backend, Balance, Balancing, Forward, Fragments, HashBy, HealthCheck, HttpProbe, NextHop,
         Probe,
     },
+    describe,
     model::Model,
     services::{Addresses, Ports, Service},
 };
+use crate::tables::Geometry;
 
 /// A service with one backend, which `backend` and what follows it say more of.
 fn service(name: &str, keys: &str, backend: &str) -> String {
@@ -247,4 +249,39 @@ fn thousands_of_services_and_backends_are_checked_in_one_go() {
         "{}",
         got[0]
     );
+}
+
+#[test]
+fn balanced_services_are_told() {
+    let text = service(
+        "web",
+        "hash = 'source'\necho = true\nslow_start = '90s'\naddresses = ['203.0.113.10', '203.0.113.64/28']",
+        "",
+    ) + "[[service.backend]]\nname = 'b2'\naddress = '10.0.0.2'\nbackup = true\n[service.health]\nkind = 'http'\ninterval = '500ms'\n"
+        + &service(
+            "any",
+            "forward = 'nat'\nports = 'any'\nprotocol = 'udp'",
+            "",
+        )
+        + "[balance]\nsnat = ['192.0.2.1']\ntunnel_source = ['2001:db8::1']\nseed_file = '/etc/edge/fleet.seed'";
+    let model = model_of(&text);
+    let geometry = Geometry::for_capacity(&model.capacity);
+    let told = describe(&model, &geometry, 1).to_string();
+    for line in [
+        "web              auto                     1000    2000          17   tcp 443 (forwarded)",
+        "any              off                      1000    2000           1   udp any (forwarded)",
+        "web              ipip      source           2         1    25 %          90s   yes    http every 500ms\n",
+        "any              nat       5-tuple          1         0    25 %           0s   no     -\n",
+        "flows       room for 1000000, kept for 15m without packets (UDP 2m)\n",
+        "rings       65537 slots, seed in /etc/edge/fleet.seed\n",
+        "snat        192.0.2.1\n",
+        "tunnels     from 2001:db8::1\n",
+        "fragments   forward; segment size of SYNs: lowered to what fits\n",
+    ] {
+        assert!(told.contains(line), "{line} in\n{told}");
+    }
+    assert_eq!(describe(&model_of(""), &geometry, 1).balancing, None);
+    let json = serde_json::to_value(describe(&model, &geometry, 1)).unwrap();
+    assert_eq!(json["services"][0]["balance"]["health_interval_ms"], 500);
+    assert_eq!(json["balancing"]["tunnel_source"][0], "2001:db8::1");
 }
