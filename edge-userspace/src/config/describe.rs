@@ -1,5 +1,7 @@
 //! What a configuration turns on and what it takes, for `edge check`.
 
+mod balance;
+
 use std::fmt;
 
 use edge_common::{
@@ -10,6 +12,8 @@ use edge_common::{
     },
 };
 use serde::Serialize;
+
+pub use balance::{BalanceDescription, BalancingDescription};
 
 use super::{
     limits::{LimitSet, OverrideLimit, Rate},
@@ -41,6 +45,8 @@ pub struct Description {
     pub lists: Lists,
     /// The services, in the order of the file.
     pub services: Vec<ServiceDescription>,
+    /// What balanced services share; none without one.
+    pub balancing: Option<BalancingDescription>,
     /// The limits that are on against floods that are no SYNs.
     pub floods: Vec<FloodDescription>,
     /// The sysctls that the services need, and who sets them; none without need.
@@ -96,6 +102,8 @@ pub struct ServiceDescription {
     pub incomplete_per_second: u64,
     /// Incomplete handshakes at once.
     pub incomplete_burst: u64,
+    /// How it is balanced, if it is.
+    pub balance: Option<BalanceDescription>,
 }
 
 /// A limit on floods that are no SYNs.
@@ -154,6 +162,7 @@ fn floods(model: &Model) -> Vec<FloodDescription> {
 fn service(service: &Service) -> ServiceDescription {
     let ports = match &service.ports {
         Ports::Listening => "listening".to_owned(),
+        Ports::Any => "any".to_owned(),
         Ports::Rest => "all others, no SYNs".to_owned(),
         Ports::Listed(ranges) => {
             let shown = ranges.iter().take(SHOWN_PORTS).map(|r| {
@@ -177,11 +186,12 @@ fn service(service: &Service) -> ServiceDescription {
         forwarded: service.forwarded,
         addresses: match &service.addresses {
             Addresses::Local => "local".to_owned(),
-            Addresses::Listed(list) => list.len().to_string(),
+            Addresses::Listed(_) => service.listed_addresses().to_string(),
         },
         ports: format!("{} {ports}", service.protocol.name()),
         incomplete_per_second: service.incomplete.per_second(),
         incomplete_burst: service.incomplete.burst(),
+        balance: BalanceDescription::of(service),
     }
 }
 
@@ -298,6 +308,7 @@ pub fn describe(model: &Model, geometry: &Geometry, cpus: u32) -> Description {
             arp_bindings: model.arp_bindings.len(),
         },
         services: model.services.iter().map(service).collect(),
+        balancing: BalancingDescription::of(model),
         floods: floods(model),
         sysctls: sysctls(model),
         metrics_listen: model.metrics_listen.map(|l| l.to_string()),
@@ -365,6 +376,14 @@ impl fmt::Display for Description {
                 "{:16} {:7} {:>21} {:>7} {:>11}   {}{note}",
                 s.service, s.syn, s.incomplete_per_second, s.incomplete_burst, s.addresses, s.ports
             )?;
+        }
+        if let Some(balancing) = &self.balancing {
+            writeln!(f, "\n{}", balance::HEADER)?;
+            let services = self.services.iter();
+            for (name, b) in services.filter_map(|s| Some((&s.service, s.balance.as_ref()?))) {
+                writeln!(f, "{name:16} {b}")?;
+            }
+            writeln!(f, "\n{balancing}")?;
         }
         if !self.floods.is_empty() {
             writeln!(

@@ -101,7 +101,7 @@ mod tests {
             binary.to_string().contains("binary.toml:2: not UTF-8"),
             "{binary}"
         );
-        let large = vec![b'\n'; MAX_FILE_BYTES as usize + 1];
+        let large = vec![b'#'; MAX_FILE_BYTES as usize + 1];
         assert!(matches!(
             load(&file("l.toml", &large), TICK_NS),
             Err(ConfigError::TooLarge { .. })

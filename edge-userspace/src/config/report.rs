@@ -194,6 +194,11 @@ impl<'i> Report<'i> {
         !self.problems.is_empty()
     }
 
+    /// Whether further problems are only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() >= MAX_FINDINGS
+    }
+
     /// Whether something is wrong with a key or inside it: then it is there,
     /// and must not be called missing. Errs on that side after many problems.
     pub(super) fn has_problem_at(&self, key: &str) -> bool {
@@ -224,7 +229,7 @@ impl<'i> Report<'i> {
     }
 
     fn push(&mut self, place: &Place, value: Option<String>, message: impl fmt::Display) {
-        if self.problems.len() >= MAX_FINDINGS {
+        if self.is_full() {
             self.omitted += 1;
             return;
         }
