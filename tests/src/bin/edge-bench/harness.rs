@@ -25,6 +25,7 @@ use edge_common::{
         maps,
     },
     header::Sum,
+    parse::proto,
 };
 use edge_userspace::memory::Region;
 
