@@ -10,6 +10,7 @@ pub mod client;
 pub mod daemon;
 pub mod frames;
 pub mod golden;
+pub mod harness;
 pub mod lab;
 pub mod netns;
 pub mod packet;

@@ -30,8 +30,7 @@ fn spoofed(link: &Link, flags: u8, n: u32) -> Vec<Vec<u8>> {
 }
 
 /// A connection to nginx, and a request on it that is not finished.
-fn begin(link: &Link) -> TcpStream {
-    let to = SocketAddr::new(link.v4(1), 80);
+pub(super) fn begin(link: &Link, to: SocketAddr) -> TcpStream {
     let mut stream = link
         .outside
         .inside(|| TcpStream::connect_timeout(&to, wait::PATIENCE))
@@ -41,7 +40,7 @@ fn begin(link: &Link) -> TcpStream {
     stream
 }
 
-fn finish(mut stream: TcpStream) {
+pub(super) fn finish(mut stream: TcpStream) {
     stream.write_all(b"\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
@@ -55,12 +54,13 @@ fn segments_of_no_connection_reach_nobody_and_connections_live_on() {
     let link = lab.link();
     let _nginx = Nginx::start(&lab.host);
     // One that was there before the daemon.
-    let before = begin(link);
+    let nginx = SocketAddr::new(link.v4(1), 80);
+    let before = begin(link, nginx);
     let settings = "[[service]]\nname = \"web\"\nports = [80]\nsyn = \"always\"\n";
     let edge = Installation::new(&lab.host, &["eth0"], settings);
     let _daemon = edge.start();
     wait_ready(&edge, "web", 2, 2);
-    let through = begin(link);
+    let through = begin(link, nginx);
     let seen = Counter::new(&lab.host, "eth0", Which::From(SPOOFED.parse().unwrap()));
     let mut sent = 0;
     for flags in [ACK, ACK | 0x01, 0x04, SYN | ACK] {
@@ -202,7 +202,7 @@ fn flood_until(stop: &AtomicBool, link: &Link, frames: &[Vec<u8>]) -> u64 {
 }
 
 /// Ends the flood, however the test does.
-struct Stop<'a>(&'a AtomicBool);
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {

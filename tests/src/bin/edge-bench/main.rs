@@ -6,7 +6,6 @@ mod client;
 mod defence;
 mod edge;
 mod frame;
-mod harness;
 mod import;
 mod latency;
 mod lists;
@@ -27,7 +26,7 @@ use std::{panic, path::PathBuf, thread};
 use anyhow::Result;
 use clap::Parser;
 
-use harness::Effort;
+use edge_tests::harness::Effort;
 use packets::Bench;
 use report::Report;
 

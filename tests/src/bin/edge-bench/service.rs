@@ -20,8 +20,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use edge_common::{addr::Family, defence::When, reason::Verdict};
 use edge_tests::{
+    frames,
+    harness::{Flooded, Harness, Sources},
     lab::{LAST_ADDRESS, Lab, Link},
     netns::Namespace,
+    receiver::attach,
     server::Nginx,
     test_run,
     wait::{self, PATIENCE},
@@ -32,11 +35,8 @@ use crate::{
     client::{self, Load, Outcome},
     defence::{Defence, PORT, set_sysctls, sysctl, window_scale},
     edge::{CHECKS, Edge, capacity},
-    frame,
-    harness::{Flooded, Harness, Sources},
     lists, machine,
     packets::Bench,
-    pair::attach,
     report::{Report, Row, Target},
     syn::INCOMPLETE,
     syn_rates::{SYNPROXY, synproxy_rules},
@@ -284,9 +284,8 @@ impl Bench {
         time: Duration,
     ) -> Result<(Outcome, String)> {
         let mut harness = Harness::load(&self.objects.join("edge-bench.o"), 1, 1)?;
-        let mut syn = frame::linux_syn(lists::source(Family::V4, 0), host.ip());
-        let (from, to) = link.macs();
-        syn.splice(0..12, to.into_iter().chain(from));
+        let source = lists::source(Family::V4, 0);
+        let syn = frames::linux_syn(link.macs(), source, host.ip(), PORT);
         harness.put_syn(Family::V4, &syn)?;
         harness.start_over(Sources::Fresh(lists::space(Family::V4)));
         match cell.flood {

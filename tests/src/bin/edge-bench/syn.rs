@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use edge_common::{addr::Family, defence::When, reason::Verdict};
-use edge_tests::wait;
+use edge_tests::{
+    frames::CLIENT_PORT,
+    harness::{Harness, Putting, Samples, Sources},
+    wait,
+};
 use serde_json::json;
 
 use crate::{
@@ -19,7 +23,6 @@ use crate::{
     defence::{Defence, PORT, scale_of, set_sysctls},
     edge::{ALL_ON, CHECKS, Edge, capacity, family_name},
     frame::{self, Payload},
-    harness::{Harness, Putting, Sources},
     lists,
     packets::{BOTH, Bench},
     pair::call,
@@ -144,7 +147,7 @@ impl Host {
                 }
                 call("ip", &arguments, "")?;
             }
-            let from = SocketAddr::new(source, frame::CLIENT_PORT);
+            let from = SocketAddr::new(source, CLIENT_PORT);
             // A new address of IPv6 is not there at once.
             let connection = wait::until_some("a connection on lo", || {
                 client::connect_from(from, SocketAddr::new(host, PORT)).ok()
@@ -250,7 +253,7 @@ impl Bench {
         contenders.extend(fds.iter().map(AsFd::as_fd));
         contenders.extend(helpers.iter().map(AsFd::as_fd));
         let samples =
-            harness.measure_frame(family, putting, sources, &frame, &contenders, self.effort)?;
+            harness.measure(family, putting, sources, &frame, &contenders, self.effort)?;
         let [floor, ours, others @ ..] = samples.as_slice() else {
             return Ok(());
         };
@@ -269,7 +272,7 @@ impl Bench {
             row.name,
             share * 100.0
         );
-        let net = |s: &crate::harness::Samples| s.best() - floor.best();
+        let net = |s: &Samples| s.best() - floor.best();
         let mut note = format!("{:.1} % {what}", share * 100.0);
         let (others, helpers) = others.split_at(others.len() - helpers.len());
         match helpers {
@@ -333,7 +336,7 @@ impl Bench {
         let harmless = harness.contender("floor_pass")?;
         let (off_fd, on_fd) = (off.fd()?, on.fd()?);
         let contenders = [harmless.as_fd(), off_fd.as_fd(), on_fd.as_fd()];
-        let samples = harness.measure_frame(
+        let samples = harness.measure(
             family,
             Putting::Source,
             sources,
