@@ -233,7 +233,7 @@ impl Pinned {
     fn targets(&self) -> usize {
         let map = Map::HashMap(MapData::from_pin(&self.path).unwrap());
         let map: HashMap<MapData, [u64; 3], [u64; 2]> = map.try_into().unwrap();
-        map.keys().map(|key| key.unwrap()).count()
+        map.keys().collect::<Result<Vec<_>, _>>().unwrap().len()
     }
 }
 
