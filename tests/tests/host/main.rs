@@ -2,6 +2,7 @@
 
 mod attach;
 mod attacks;
+mod bound;
 mod bounded;
 mod challenge;
 mod cli;
