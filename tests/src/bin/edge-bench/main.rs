@@ -2,10 +2,12 @@
 //! against the obvious way to do the same. Figures to compare within one run;
 //! nothing is asserted.
 
+mod bulk;
 mod client;
 mod defence;
 mod edge;
 mod frame;
+mod idle;
 mod import;
 mod latency;
 mod lists;
@@ -89,7 +91,12 @@ fn main() -> Result<()> {
             bench.syn_rates()
         },
     )?;
+    apart(
+        || machine::withdraw().and_then(|()| machine::settle()),
+        || bench.idle(),
+    )?;
     apart(machine::hurry, || bench.service())?;
+    apart(machine::hurry, || bench.bulk())?;
     apart(machine::real_time, || bench.latencies())?;
     apart(machine::hurry, || {
         bench.imports()?;

@@ -95,6 +95,7 @@ impl Bench {
             incomplete: INCOMPLETE,
             wscale: WSCALE,
             addresses: BOTH.map(frame::host).to_vec(),
+            reflection: None,
         };
         let room = capacity(131_072, 65_536, 65_536);
         let mut edge = Edge::defending(CHECKS, room, None, &defence)?;
