@@ -6,9 +6,11 @@
 //! process holds them open, and so vanish with it however it ends. The BPF file system is a private
 //! mount in the namespace of the protected host, so pins vanish too.
 
+pub mod client;
 pub mod daemon;
 pub mod frames;
 pub mod golden;
+pub mod harness;
 pub mod lab;
 pub mod netns;
 pub mod packet;

@@ -53,6 +53,12 @@ pub fn v6() -> Ip {
     ip(V6, V6_DEST)
 }
 
+/// What becomes of SYN cookies as they age, on the kernel of this machine. It waits for the
+/// kernel's own count of minutes, so it is none of [`run_all`].
+pub fn cookies_age() -> TableReport {
+    defence::age_report()
+}
+
 /// Every table.
 pub fn tables() -> Vec<Table> {
     let mut all = Vec::new();

@@ -19,7 +19,7 @@ const SETTINGS: &str = "[[service]]\nname = \"web\"\naddresses = [\"10.77.1.2\",
                         ports = [80]\nforwarded = true\nsyn = \"always\"\n";
 
 /// A host that forwards between its two links.
-fn router() -> Lab {
+pub(super) fn router() -> Lab {
     let lab = Lab::new(2);
     for key in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
         lab.host
@@ -35,7 +35,7 @@ fn router() -> Lab {
 }
 
 /// Gets a page of the server behind, once.
-fn get(client: &Link, server: IpAddr, patience: Duration) -> io::Result<String> {
+pub(super) fn get(client: &Link, server: IpAddr, patience: Duration) -> io::Result<String> {
     let at = SocketAddr::new(server, 80);
     let mut stream = client
         .outside

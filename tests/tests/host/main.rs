@@ -2,6 +2,8 @@
 
 mod attach;
 mod attacks;
+mod bound;
+mod bounded;
 mod challenge;
 mod cli;
 mod flood;
