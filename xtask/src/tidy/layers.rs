@@ -51,15 +51,18 @@ const RIMS: [&str; 21] = [
 const FOUNDATIONS: [&str; 2] = ["clock", "memory"];
 
 /// What pure modules must not name: the path's beginning, and why.
-const IMPURE: [(&str, &str); 14] = [
+const IMPURE: [(&str, &str); 17] = [
     ("aya", "talks to the kernel"),
+    ("h2", "talks to the network"),
     ("hyper", "talks to the network"),
     ("hyper_util", "talks to the network"),
     ("indicatif", "draws on the terminal"),
     ("libc", "calls the system"),
     ("redb", "reads and writes files"),
     ("sd_notify", "talks to systemd"),
+    ("socket2", "opens sockets"),
     ("tokio", "runs tasks, sockets and timers"),
+    ("tokio_rustls", "talks to the network"),
     ("std::fs", "reads and writes files"),
     ("std::process", "starts and ends processes"),
     ("std::thread", "starts threads and waits"),
