@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod entry;
 pub mod feed;
+pub mod health;
 pub mod host;
 pub mod memory;
 pub mod metrics;
