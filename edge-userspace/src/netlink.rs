@@ -187,6 +187,7 @@ impl Subscription {
     }
 }
 
+/// The same descriptor as long as it lives.
 impl AsRawFd for Subscription {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
