@@ -2,8 +2,12 @@
 //! namespace of the calling thread.
 
 mod addresses;
+mod links;
 mod listeners;
+mod neighbours;
+pub mod next_hop;
 mod probe;
+mod routes;
 pub mod sysctl;
 
 pub use addresses::host;
