@@ -19,3 +19,4 @@ pub mod hash;
 pub mod parse;
 pub mod reason;
 pub mod table;
+pub mod tunnel;

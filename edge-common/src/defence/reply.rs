@@ -2,13 +2,22 @@
 //! the wire, checksums included (RFC 1071).
 
 use super::options::{HAS_ECN, HAS_SACK, HAS_TIMESTAMP, HAS_WSCALE, Offer};
-use crate::parse::{proto, tcp};
+use crate::{
+    parse::{proto, tcp},
+    tunnel,
+};
 
 /// A sum of 16-bit words in the making, one's complement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
 impl Sum {
+    /// Of nothing.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(0)
+    }
+
     /// Adds words.
     #[inline(always)]
     #[must_use]
@@ -71,15 +80,8 @@ pub const fn is_checksum_right(sum: Sum, pseudo: Sum, field: u16) -> bool {
     sum.fold() == 0xffff || field == pseudo.fold()
 }
 
-/// Puts a checksum where its word has a zero half: the lower 16 bits in network
-/// order are the second half in memory.
-#[inline(always)]
-const fn with_low_half(word: u32, half: u16) -> u32 {
-    let [a, b, _, _] = word.to_ne_bytes();
-    let [c, d] = half.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
-}
-
+/// Puts a checksum where its word has a zero half: the upper 16 bits in network order
+/// are the first half in memory.
 #[inline(always)]
 const fn with_high_half(word: u32, half: u16) -> u32 {
     let [_, _, c, d] = word.to_ne_bytes();
@@ -90,36 +92,13 @@ const fn with_high_half(word: u32, half: u16) -> u32 {
 /// An IPv4 header without options, not to be fragmented.
 #[inline(always)]
 pub const fn ipv4(source: u32, dest: u32, tcp_len: u32, ttl: u8) -> [u32; 5] {
-    let words = [
-        (0x4500_0000 + 20 + tcp_len).to_be(),
-        0x0000_4000u32.to_be(),
-        ((ttl as u32) << 24 | (proto::TCP as u32) << 16).to_be(),
-        source,
-        dest,
-    ];
-    let mut sum = Sum(0);
-    let mut i = 0;
-    while i < 5 {
-        sum = sum.word(words[i]);
-        i += 1;
-    }
-    [
-        words[0],
-        words[1],
-        with_low_half(words[2], sum.checksum()),
-        words[3],
-        words[4],
-    ]
+    tunnel::ipv4_outer(source, dest, proto::TCP, (20 + tcp_len) as u16, ttl, 0)
 }
 
 /// An IPv6 header.
 #[inline(always)]
 pub const fn ipv6(source: [u64; 2], dest: [u64; 2], tcp_len: u32, hop_limit: u8) -> [u64; 5] {
-    let head = 0x6000_0000u64 << 32
-        | (tcp_len as u64 & 0xffff) << 16
-        | (proto::TCP as u64) << 8
-        | hop_limit as u64;
-    [head.to_be(), source[0], source[1], dest[0], dest[1]]
+    tunnel::ipv6_outer(source, dest, proto::TCP, tcp_len as u16, hop_limit, 0, 0)
 }
 
 /// Words of the longest TCP header that is made here.
