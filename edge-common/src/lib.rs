@@ -12,6 +12,7 @@ extern crate std;
 pub mod abi;
 pub mod addr;
 pub mod bench;
+pub mod decap;
 pub mod decide;
 pub mod defence;
 pub mod gcra;

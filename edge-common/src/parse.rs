@@ -226,10 +226,13 @@ pub enum Packet {
 const ETH_LEN: usize = 14;
 const VLAN_LEN: usize = 4;
 const MAX_VLANS: usize = 2;
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_LEN: usize = 20;
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_LEN: usize = 40;
+/// Bytes of a UDP header.
+pub const UDP_LEN: usize = 8;
 const TCP_LEN: usize = 20;
-const UDP_LEN: usize = 8;
 const ICMP_LEN: usize = 8;
 const ICMPV6_LEN: usize = 4;
 const FRAGMENT_LEN: usize = 8;
@@ -243,8 +246,10 @@ const VERSION_AND_NEXT: u64 = 0xf000_0000_0000_ff00;
 const IPV6_TCP: u64 = 6 << 60 | (proto::TCP as u64) << 8;
 const IPV6_UDP: u64 = 6 << 60 | (proto::UDP as u64) << 8;
 
-const IPV4_TYPE: u16 = EtherType::Ipv4 as u16;
-const IPV6_TYPE: u16 = EtherType::Ipv6 as u16;
+/// EtherType of IPv4, byte order of the wire.
+pub const IPV4_TYPE: u16 = EtherType::Ipv4 as u16;
+/// EtherType of IPv6, likewise.
+pub const IPV6_TYPE: u16 = EtherType::Ipv6 as u16;
 const ARP_TYPE: u16 = EtherType::Arp as u16;
 const QTAG_TYPE: u16 = EtherType::Ieee8021q as u16;
 const ADTAG_TYPE: u16 = EtherType::Ieee8021ad as u16;

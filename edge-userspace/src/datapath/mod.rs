@@ -16,6 +16,7 @@ mod attach;
 mod commit;
 #[cfg(feature = "debug-log")]
 mod debug_log;
+mod decap;
 mod error;
 mod events;
 mod maps;
@@ -47,6 +48,7 @@ use netlink::Interface;
 use pins::Pins;
 
 pub use crate::services::watch::of as counter;
+pub use decap::Decap;
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};

@@ -1,6 +1,10 @@
 //! Addresses and MTUs, by rtnetlink(7).
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use crate::{
     netlink::{Attributes, Reply, push_attribute, request, text, u32_at},
@@ -44,10 +48,62 @@ pub fn host(protected: &[String]) -> io::Result<Host> {
     })
 }
 
+#[derive(Default)]
 struct Link {
     name: String,
     mtu: u32,
     loopback: bool,
+    /// The bridge or bond it is a part of.
+    master: Option<u32>,
+    /// What it stands on, when it takes frames from there: a VLAN, a macvlan.
+    lower: Option<u32>,
+}
+
+/// Interfaces, and what belongs to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stack {
+    /// Names: those asked for as far as they exist, the VLANs and macvlans on them, and
+    /// the bridges and bonds that they are parts of.
+    pub interfaces: BTreeSet<String>,
+    /// Addresses of all of these.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// Where what comes in on these interfaces arrives.
+///
+/// # Errors
+/// Whatever the kernel returns.
+pub fn stack(interfaces: &[String]) -> io::Result<Stack> {
+    let links = links()?;
+    let members = members(&links, interfaces);
+    let mut stack = Stack::default();
+    for index in &members {
+        stack
+            .interfaces
+            .extend(links.get(index).map(|l| l.name.clone()));
+    }
+    for message in dump(libc::RTM_GETADDR, &[0; IFADDR])? {
+        let found = parse_address(&message).filter(|(index, _)| members.contains(index));
+        stack.addresses.extend(found.map(|(_, address)| address));
+    }
+    Ok(stack)
+}
+
+/// Indices of the links with these names, and of all that stands on them.
+fn members(links: &BTreeMap<u32, Link>, names: &[String]) -> BTreeSet<u32> {
+    let named = links.iter().filter(|(_, l)| names.contains(&l.name));
+    let mut members: BTreeSet<u32> = named.map(|(index, _)| *index).collect();
+    loop {
+        let masters = members.iter().filter_map(|i| links.get(i)?.master);
+        let uppers = links
+            .iter()
+            .filter(|(_, l)| l.lower.is_some_and(|i| members.contains(&i)));
+        let more: BTreeSet<u32> = masters.chain(uppers.map(|(index, _)| *index)).collect();
+        if more.is_subset(&members) {
+            return members;
+        }
+        members.extend(more);
+    }
 }
 
 fn dump(kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
@@ -62,26 +118,38 @@ fn links() -> io::Result<BTreeMap<u32, Link>> {
     let mut body = vec![0; IFINFO];
     // RTEXT_FILTER_SKIP_STATS
     push_attribute(&mut body, libc::IFLA_EXT_MASK, &8u32.to_ne_bytes())?;
-    let parse = |message: &Vec<u8>| {
-        let (index, flags) = (u32_at(message, 4)?, u32_at(message, 8)?);
-        let (mut name, mut mtu) = (String::new(), 0);
-        for (kind, value) in Attributes(message.get(IFINFO..)?) {
-            match kind {
-                libc::IFLA_IFNAME => name = text(value),
-                libc::IFLA_MTU => mtu = u32_at(value, 0)?,
-                _ => {}
-            }
-        }
-        let loopback = flags & libc::IFF_LOOPBACK as u32 != 0;
-        let link = Link {
-            name,
-            mtu,
-            loopback,
-        };
-        Some((index, link))
-    };
     let messages = dump(libc::RTM_GETLINK, &body)?;
-    Ok(messages.iter().filter_map(parse).collect())
+    Ok(messages.iter().filter_map(|m| parse_link(m)).collect())
+}
+
+/// Index and what is known of a link.
+fn parse_link(message: &[u8]) -> Option<(u32, Link)> {
+    let (index, flags) = (u32_at(message, 4)?, u32_at(message, 8)?);
+    let mut link = Link {
+        loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
+        ..Link::default()
+    };
+    let (mut below, mut elsewhere, mut kind) = (None, false, String::new());
+    for (attribute, value) in Attributes(message.get(IFINFO..)?) {
+        match attribute {
+            libc::IFLA_IFNAME => link.name = text(value),
+            libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            libc::IFLA_MASTER => link.master = u32_at(value, 0),
+            libc::IFLA_LINK => below = u32_at(value, 0),
+            // The link below is in another network namespace, with an index of its own.
+            libc::IFLA_LINK_NETNSID => elsewhere = true,
+            libc::IFLA_LINKINFO => {
+                let found = Attributes(value).find(|(a, _)| *a == libc::IFLA_INFO_KIND);
+                kind = found.map(|(_, value)| text(value)).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    // Of a veth pair, for one, it is the other end.
+    if !elsewhere && ["vlan", "macvlan"].contains(&kind.as_str()) {
+        link.lower = below;
+    }
+    Some((index, link))
 }
 
 /// All addresses, sorted, each once: the same may be on several interfaces, and
@@ -186,6 +254,70 @@ mod tests {
         assert_eq!(lo.mtu, None);
         assert!(got.protected_mtu.is_some_and(|mtu| mtu >= 1280));
         assert_eq!(host(&[]).unwrap().protected_mtu, None);
+    }
+
+    /// A message about a link: its attributes, and its kind.
+    fn link(index: u32, attributes: &[(u16, &[u8])], kind: &str) -> Vec<u8> {
+        let mut message = vec![0; IFINFO];
+        message[4..8].copy_from_slice(&index.to_ne_bytes());
+        for (attribute, value) in attributes {
+            push_attribute(&mut message, *attribute, value).unwrap();
+        }
+        let mut info = Vec::new();
+        push_attribute(&mut info, libc::IFLA_INFO_KIND, kind.as_bytes()).unwrap();
+        push_attribute(&mut message, libc::IFLA_LINKINFO | 0x8000, &info).unwrap();
+        message
+    }
+
+    #[test]
+    fn what_stands_on_an_interface_belongs_to_it() {
+        let name = |name: &'static str| (libc::IFLA_IFNAME, name.as_bytes());
+        let on = |index: &'static [u8; 4]| (libc::IFLA_LINK, &index[..]);
+        let part_of = |index: &'static [u8; 4]| (libc::IFLA_MASTER, &index[..]);
+        let messages = [
+            link(
+                2,
+                &[name("eth0"), part_of(&[4, 0, 0, 0]), on(&[3, 0, 0, 0])],
+                "veth",
+            ),
+            link(3, &[name("peer"), on(&[2, 0, 0, 0])], "veth"),
+            link(4, &[name("bond0")], "bond"),
+            link(5, &[name("bond0.5"), on(&[4, 0, 0, 0])], "vlan"),
+            link(6, &[name("mv0"), on(&[5, 0, 0, 0])], "macvlan"),
+            link(7, &[name("vx0"), on(&[2, 0, 0, 0])], "vxlan"),
+            link(8, &[name("eth1")], "veth"),
+            // On a link in another namespace that has the same number.
+            link(
+                9,
+                &[
+                    name("moved"),
+                    on(&[4, 0, 0, 0]),
+                    (libc::IFLA_LINK_NETNSID, &[0; 4]),
+                ],
+                "vlan",
+            ),
+        ];
+        let links: BTreeMap<_, _> = messages.iter().filter_map(|m| parse_link(m)).collect();
+        let of = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|n| (*n).to_owned()).collect();
+            members(&links, &names)
+        };
+        assert_eq!(of(&["eth0"]), [2, 4, 5, 6].into());
+        assert_eq!(of(&["eth1", "bond0.5"]), [5, 6, 8].into());
+        assert_eq!(of(&["peer", "none"]), [3].into());
+        for message in messages {
+            for end in 0..message.len() {
+                let _ = parse_link(&message[..end]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_loopback_interface_has_its_addresses() {
+        let got = stack(&["lo".to_owned(), "no-such-if".to_owned()]).unwrap();
+        assert_eq!(got.interfaces, ["lo".to_owned()].into());
+        assert!(got.addresses.iter().all(|a| !a.is_unspecified()));
+        assert!(got.addresses.contains(&IpAddr::from([127, 0, 0, 1])));
     }
 
     #[test]

@@ -6,6 +6,6 @@ mod listeners;
 mod probe;
 pub mod sysctl;
 
-pub use addresses::host;
+pub use addresses::{Stack, host, stack};
 pub use listeners::listeners;
 pub use probe::window_scale;
