@@ -7,6 +7,7 @@
 //! mount in the namespace of the protected host, so pins vanish too.
 
 pub mod daemon;
+pub mod decap;
 pub mod frames;
 pub mod golden;
 pub mod lab;
@@ -17,4 +18,5 @@ pub mod raw;
 pub mod receiver;
 pub mod server;
 pub mod test_run;
+pub mod tunnel;
 pub mod wait;

@@ -350,7 +350,7 @@ impl Ip {
 }
 
 /// The Internet checksum (RFC 1071); every part but the last has even length.
-fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+pub(crate) fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let sum: u64 = parts
         .iter()
         .flat_map(|part| part.chunks(2))

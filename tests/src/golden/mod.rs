@@ -7,6 +7,7 @@
 //! sanity checks are run five times: as they are, with one and two VLAN tags in
 //! front of the packet, with every check in dry run, and with every check off.
 
+mod decap;
 mod defence;
 mod floods;
 mod fragments;

@@ -94,6 +94,7 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
     for of_table in super::defence::reports()
         .into_iter()
         .chain(super::floods::reports())
+        .chain(super::decap::reports())
     {
         done(&of_table);
         report.tables.push(of_table);

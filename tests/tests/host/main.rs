@@ -4,6 +4,7 @@ mod attach;
 mod attacks;
 mod challenge;
 mod cli;
+mod decap;
 mod flood;
 mod floods;
 mod import;
