@@ -3,6 +3,7 @@
 //! O(1) counts only, never a table from end to end.
 
 pub mod attack;
+pub mod decap;
 
 use std::collections::BTreeMap;
 

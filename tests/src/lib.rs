@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod decap;
 pub mod frames;
 pub mod golden;
 pub mod harness;
@@ -19,4 +20,5 @@ pub mod raw;
 pub mod receiver;
 pub mod server;
 pub mod test_run;
+pub mod tunnel;
 pub mod wait;

@@ -1,6 +1,10 @@
 //! The arguments.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand,
@@ -9,6 +13,7 @@ use clap::{
 use edge_common::{
     abi::{LimitKind, Mode},
     addr::Prefix,
+    tunnel::GUE_PORT,
 };
 
 use super::duration;
@@ -129,6 +134,18 @@ Not every packet is shown: at most `events.per_second` of each reason.")]
               value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RECENT_EVENTS)))]
         last: u32,
     },
+    /// Take packets out of tunnels on a backend of the load balancer; needs no daemon.
+    #[command(after_help = "\
+Examples:
+  edge decap --interface eth0 --source 10.0.0.0/24
+  edge decap --interface eth0 --interface eth1 --source 10.0.0.7 --source fd00:7::/64
+  edge decap --interface eth0 --source 10.0.0.0/24 --metrics 127.0.0.1:9101 --json
+
+Takes IPv4 and IPv6 packets out of IPIP, 6in4, 4in6, IP6IP6 and GUE (variant 1) and
+hands them to the kernel, whose own address they must be for: put the service's on
+the loopback interface (`ip addr add 203.0.113.80/32 dev lo`). Runs until SIGTERM or
+SIGINT, and takes packets in only as long as it runs.")]
+    Decap(DecapArgs),
     /// List all reasons a packet can end with; needs no daemon.
     #[command(after_help = "\
 Examples:
@@ -184,6 +201,34 @@ pub struct RunArgs {
     /// The configuration.
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
+    /// What is logged, such as debug or edge_userspace::datapath=debug; info by default.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    pub log: Option<String>,
+}
+
+/// What the decapsulator is started with.
+#[derive(Clone, Debug, Args)]
+pub struct DecapArgs {
+    /// An interface that tunnels come in on; may be given several times.
+    #[arg(long = "interface", required = true, value_name = "NAME")]
+    pub interfaces: Vec<String>,
+    /// Where tunnels may come from, an address or a prefix; may be given several times.
+    #[arg(long = "source", required = true, value_name = "PREFIX")]
+    pub sources: Vec<Prefix>,
+    /// An address that tunnels go to, instead of all of the interfaces; may be given
+    /// several times.
+    #[arg(long, value_name = "ADDRESS", value_parser = local)]
+    pub local: Vec<IpAddr>,
+    /// The UDP port of GUE.
+    #[arg(long, value_name = "PORT", default_value_t = GUE_PORT,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub gue_port: u16,
+    /// Run in the slower generic mode where a driver has no native XDP.
+    #[arg(long)]
+    pub allow_generic: bool,
+    /// Serve metrics at this address.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// What is logged, such as debug or edge_userspace::datapath=debug; info by default.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
     pub log: Option<String>,
@@ -377,6 +422,14 @@ fn kind(text: &str) -> Result<LimitKind, String> {
 
 fn mode(text: &str) -> Result<Mode, String> {
     Mode::of(text).ok_or_else(|| format!("expected {}", Mode::WHAT))
+}
+
+fn local(text: &str) -> Result<IpAddr, String> {
+    let address = text.parse::<IpAddr>().map_err(|e| e.to_string())?;
+    match address.to_canonical() {
+        a if a.is_unspecified() || a.is_multicast() => Err("no host has this address".to_owned()),
+        a => Ok(a),
+    }
 }
 
 fn origin(text: &str) -> Result<Origin, String> {
@@ -593,6 +646,20 @@ mod tests {
             ("events -n 5000", "1024"),
             ("lookup 10.0.0.0/8", "invalid"),
             ("run", "--config"),
+            ("decap --interface eth0", "--source"),
+            ("decap --source 10.0.0.1", "--interface"),
+            (
+                "decap --interface eth0 --source 10.0.0.1/8",
+                "did you mean 10.0.0.0/8",
+            ),
+            (
+                "decap --interface eth0 --source ::/0 --gue-port 0",
+                "1..=65535",
+            ),
+            (
+                "decap --interface eth0 --source ::/0 --local ff02::1",
+                "no host has this address",
+            ),
             ("frobnicate", "unrecognized"),
         ] {
             let e = parse(line).map(|_| ()).unwrap_err();

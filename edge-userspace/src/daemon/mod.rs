@@ -6,6 +6,7 @@
 //! signals. They meet in `facts`.
 
 mod backoff;
+pub mod decap;
 mod defence;
 mod engine;
 mod facts;

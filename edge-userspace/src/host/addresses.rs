@@ -40,6 +40,20 @@ pub fn host(protected: &[String]) -> io::Result<Host> {
     })
 }
 
+/// What the kernel says of all addresses, a message each.
+fn dump() -> io::Result<Vec<Vec<u8>>> {
+    let (kind, flags) = (libc::RTM_GETADDR, libc::NLM_F_DUMP);
+    match request(libc::NETLINK_ROUTE, kind, flags, &[0; IFADDR])? {
+        Reply::Messages(messages) => Ok(messages),
+        Reply::Error { code, .. } => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// The addresses of interfaces, with the indices of those.
+pub(super) fn by_interface() -> io::Result<impl Iterator<Item = (u32, IpAddr)>> {
+    Ok(dump()?.into_iter().filter_map(|m| parse_address(&m)))
+}
+
 /// All addresses, sorted, each once: the same may be on several interfaces, and
 /// then the smallest MTU counts.
 fn addresses(links: &BTreeMap<u32, Link>) -> io::Result<Vec<LocalAddress>> {

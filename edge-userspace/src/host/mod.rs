@@ -10,6 +10,6 @@ mod probe;
 mod routes;
 pub mod sysctl;
 
-pub use addresses::host;
+pub use addresses::{Stack, host, stack};
 pub use listeners::listeners;
 pub use probe::window_scale;

@@ -38,7 +38,7 @@ pub const SERVICE: &str = "service";
 pub const EVENT: &str = "event";
 /// Name of an interface.
 pub const INTERFACE: &str = "interface";
-/// [`edge_common::reason::Reason::name`].
+/// [`edge_common::reason::Reason::name`], or [`edge_common::decap::Outcome::name`].
 pub const REASON: &str = "reason";
 /// Key of a table under `[tables]` in the configuration.
 pub const TABLE: &str = "table";
@@ -71,7 +71,7 @@ pub const RING_BUFFER: &str = "ring_buffer";
 pub const FOLLOWER: &str = "follower";
 
 macro_rules! metrics {
-    ($( $const:ident = $kind:ident, $name:literal, [$($label:ident),*], $help:literal; )*) => {
+    ($(#[$doc:meta])* $list:ident: $( $const:ident = $kind:ident, $name:literal, [$($label:ident),*], $help:literal; )*) => {
         $(
             #[doc = $help]
             pub const $const: Metric = Metric {
@@ -82,12 +82,14 @@ macro_rules! metrics {
             };
         )*
 
-        /// All of them, in the order in which they are rendered.
-        pub const ALL: &[&Metric] = &[$(&$const),*];
+        $(#[$doc])*
+        pub const $list: &[&Metric] = &[$(&$const),*];
     };
 }
 
 metrics! {
+    /// Those of the daemon, in the order in which they are rendered.
+    ALL:
     BUILD_INFO = Gauge, "edge_build_info", [VERSION, ABI_VERSION],
         "Always 1; the labels say which daemon runs.";
     START_TIME = Gauge, "edge_start_time_seconds", [],
@@ -154,9 +156,18 @@ metrics! {
         "Requests on the control socket.";
 }
 
+metrics! {
+    /// Those of `edge decap`, likewise.
+    DECAP:
+    DECAP_PACKETS = Counter, "edge_decap_packets", [REASON],
+        "Packets by what became of them. Reasons that begin with pass or decap went to the kernel, all others were dropped.";
+    DECAP_INTERFACE_ATTACHED = Gauge, "edge_decap_interface_attached", [INTERFACE],
+        "1 while the decapsulator is on the interface, 0 while it is not, for instance because the interface is gone.";
+}
+
 /// The metric with this name (without `_total`), or `None` when there is none.
 pub fn find(name: &str) -> Option<&'static Metric> {
-    ALL.iter().copied().find(|m| m.name == name)
+    ALL.iter().chain(DECAP).copied().find(|m| m.name == name)
 }
 
 #[cfg(test)]
@@ -168,7 +179,7 @@ mod tests {
     #[test]
     fn names_keep_the_conventions_of_prometheus() {
         let mut seen = HashSet::new();
-        for m in ALL {
+        for m in ALL.iter().chain(DECAP) {
             assert!(seen.insert(m.sample_name()), "{} twice", m.name);
             assert!(m.name.starts_with("edge_"), "{}", m.name);
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
@@ -188,7 +199,7 @@ mod tests {
         for line in text.lines().filter(|line| line.starts_with("| `edge_")) {
             let mut cells = line.split('|').map(str::trim).skip(1);
             let name = cells.next().unwrap().trim_matches('`');
-            let metric = ALL.iter().find(|m| m.sample_name() == name);
+            let metric = ALL.iter().chain(DECAP).find(|m| m.sample_name() == name);
             let metric = metric.unwrap_or_else(|| panic!("{name} does not exist"));
             let kind = cells.next().unwrap();
             assert_eq!(kind, format!("{:?}", metric.kind).to_lowercase(), "{name}");
@@ -196,6 +207,6 @@ mod tests {
             assert_eq!(cells.next().unwrap(), labels.join(", "), "{name}");
             rows += 1;
         }
-        assert_eq!(rows, ALL.len());
+        assert_eq!(rows, ALL.len() + DECAP.len());
     }
 }

@@ -11,7 +11,10 @@ use prometheus_client::{
 };
 
 use super::names::{self, Kind, Metric};
-use crate::status::{InterfaceStatus, ServiceStatus, Status, Traffic};
+use crate::status::{
+    InterfaceStatus, ServiceStatus, Status, Traffic,
+    decap::{DecapInterface, Totals},
+};
 
 /// The two text formats that Prometheus reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,13 +35,29 @@ impl Format {
     }
 }
 
-/// Renders the facts.
+/// Renders the facts of the daemon.
 ///
 /// # Errors
 /// Those of the encoder, which writes to memory and has none of its own.
 pub fn render(status: Status, format: Format) -> Result<String, fmt::Error> {
+    render_all(Box::new(Facts(status)), format)
+}
+
+/// Renders those of `edge decap`.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_decap(
+    interfaces: Vec<DecapInterface>,
+    totals: Totals,
+    format: Format,
+) -> Result<String, fmt::Error> {
+    render_all(Box::new(DecapFacts { interfaces, totals }), format)
+}
+
+fn render_all(collector: Box<dyn Collector>, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Facts(status)));
+    registry.register_collector(collector);
     let mut openmetrics = String::new();
     text::encode(&mut openmetrics, &registry)?;
     Ok(match format {
@@ -78,6 +97,29 @@ impl Collector for Facts {
         self.services(&mut w)?;
         self.tables(&mut w)?;
         self.events_and_control(&mut w)
+    }
+}
+
+/// The same of `edge decap`.
+#[derive(Debug)]
+struct DecapFacts {
+    interfaces: Vec<DecapInterface>,
+    totals: Totals,
+}
+
+impl Collector for DecapFacts {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut w = Writer { encoder };
+        let packets = self.totals.packets.iter();
+        w.family(
+            &names::DECAP_PACKETS,
+            packets.map(|(reason, n)| ([*reason], Value::Int(*n))),
+        )?;
+        let attached = |i: &DecapInterface| u64::from(i.mode.is_some());
+        w.family(
+            &names::DECAP_INTERFACE_ATTACHED,
+            (self.interfaces.iter()).map(|i| ([i.name.as_str()], Value::Int(attached(i)))),
+        )
     }
 }
 
@@ -314,6 +356,8 @@ fn counters(interface: &InterfaceStatus, reason: Reason) -> (Traffic, Traffic) {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use edge_common::decap::Outcome;
+
     use super::*;
     use crate::{
         control::{protocol::List, stats::Stats},
@@ -518,6 +562,35 @@ mod tests {
             .filter(|r| r.verdict() != Verdict::Pass)
             .count();
         assert_eq!(of(32) - of(31), 2 * Reason::COUNT + 2 * drops + 2);
+    }
+
+    #[test]
+    fn the_decapsulator_has_all_outcomes_from_the_start() {
+        let mut packets = [0; Outcome::COUNT];
+        packets[Outcome::DecapGue as usize] = 7;
+        let interface = |name: &str, mode| DecapInterface {
+            name: name.to_owned(),
+            mode,
+        };
+        let interfaces = vec![
+            interface("eth0", Some(AttachMode::Native)),
+            interface("eth1", None),
+        ];
+        let text = render_decap(interfaces, packets.into(), Format::Prometheus).unwrap();
+        let samples = parse(&text);
+        let of = |reason| samples[&format!("edge_decap_packets_total{{reason=\"{reason}\"}}")];
+        for outcome in Outcome::ALL {
+            let expected = if outcome == Outcome::DecapGue {
+                7.0
+            } else {
+                0.0
+            };
+            assert_eq!(of(outcome.name()), expected);
+        }
+        let attached =
+            |name| samples[&format!("edge_decap_interface_attached{{interface=\"{name}\"}}")];
+        assert_eq!([attached("eth0"), attached("eth1")], [1.0, 0.0]);
+        assert_eq!(samples.len(), Outcome::COUNT + 2);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! front of the packet, with every check in dry run, and with every check off.
 
 mod balance;
+mod decap;
 mod defence;
 mod floods;
 mod fragments;

@@ -6,6 +6,7 @@ mod bound;
 mod bounded;
 mod challenge;
 mod cli;
+mod decap;
 mod flood;
 mod floods;
 mod import;
