@@ -10,9 +10,6 @@ use crate::hash::{Seed, hash, reduce};
 /// The most backends: their numbers have 16 bits, and 0 stands for none.
 pub const MAX_BACKENDS: u32 = 1 << 16;
 
-/// UDP port of GUE (IANA: `gue`).
-pub const GUE_PORT: u32 = 6080;
-
 /// How a packet reaches its backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
@@ -311,7 +308,7 @@ impl FlowWord {
 
     /// A flow of a backend with this number and generation.
     #[inline(always)]
-    pub const fn new(backend: u16, generation: u8, state: FlowState, seen: u32) -> u64 {
+    pub const fn of(backend: u16, generation: u8, state: FlowState, seen: u32) -> u64 {
         backend as u64
             | (generation as u64) << 16
             | (state as u64) << Self::STATE
@@ -464,7 +461,7 @@ mod tests {
     fn established_flows_are_not_evicted_before_they_are_over() {
         let slot = |state, seen| FlowSlot {
             tag: 1,
-            word: FlowWord::new(3, 4, state, seen),
+            word: FlowWord::of(3, 4, state, seen),
         };
         let (now, idle) = (100_000, 900);
         assert_eq!(worth(slot(FlowState::Established, now - 900), now, idle), 0);
@@ -478,7 +475,7 @@ mod tests {
     proptest! {
         #[test]
         fn flow_words_hold_all(backend: u16, generation: u8, seen: u32, later: u32) {
-            let word = FlowWord::new(backend, generation, FlowState::New, seen);
+            let word = FlowWord::of(backend, generation, FlowState::New, seen);
             let word = FlowWord::with(word, FlowState::Established, later);
             prop_assert_eq!(FlowWord::backend(word), backend);
             prop_assert_eq!(FlowWord::generation(word), generation);

@@ -8,9 +8,10 @@
 
 use crate::{
     addr::Family,
+    header::replaced,
     parse::{Fragment, IPV4_LEN, IPV6_LEN, Ip, PacketSource, UDP_LEN, proto},
     reason::Verdict,
-    tunnel::{PROTO_IPV4, PROTO_IPV6, changed_checksum, ecn},
+    tunnel::{PROTO_IPV4, PROTO_IPV6, ecn},
 };
 
 /// Name of the XDP program in the object.
@@ -262,7 +263,7 @@ pub fn open<S: PacketSource + ?Sized>(
         let marked = ecn::set(head, inner, after);
         Some(Mark {
             head: marked,
-            checksum: changed_checksum(checksum, head, marked),
+            checksum: replaced(checksum, head, marked),
         })
     };
     Ok(Inner {

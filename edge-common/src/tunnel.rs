@@ -11,7 +11,7 @@
 
 use crate::{
     addr::Family,
-    defence::reply::Sum,
+    header::Sum,
     parse::{V4, V6},
 };
 use network_types::ip::IpProto;
@@ -132,15 +132,6 @@ pub mod ecn {
             Family::V6 => 4,
         }
     }
-}
-
-/// A checksum after one of the 16-bit words that it is over has changed (RFC 1624, 3).
-/// All of them as read from memory.
-#[inline(always)]
-pub const fn changed_checksum(checksum: u16, before: u16, after: u16) -> u16 {
-    let sum = !checksum as u32 + !before as u32 + after as u32;
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[cfg(test)]
@@ -268,7 +259,7 @@ mod tests {
             let before = half(&header, 0);
             prop_assert_eq!(ecn::of(before, Family::V4), tos & 3);
             let after = ecn::set(before, Family::V4, field);
-            let sum = changed_checksum(half(&header, 10), before, after);
+            let sum = crate::header::replaced(half(&header, 10), before, after);
             header[..2].copy_from_slice(&after.to_ne_bytes());
             header[10..12].copy_from_slice(&sum.to_ne_bytes());
             prop_assert_eq!(header[1], tos & 0xfc | field);

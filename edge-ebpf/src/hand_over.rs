@@ -126,6 +126,6 @@ pub fn to(candidate: Candidate<'_>, asks: u32, stage: Stage) {
 pub fn go_on(facts: Facts<'_>, stage: Stage) {
     // SAFETY: the map holds programs of this type. Never to return, but for an array that
     // was emptied.
-    let _ = unsafe { STAGES.tail_call(facts.ctx, stage as u32) };
+    unsafe { STAGES.tail_call(facts.ctx, stage as u32) };
     maps::count(TableStat::StageMissing);
 }

@@ -3,18 +3,17 @@
 
 use core::{cell::UnsafeCell, mem::MaybeUninit};
 
-use crate::{
-    defence::frame::Fields,
-    hand_over::HandOver,
-    source::hide,
-};
+use crate::{defence::frame::Fields, hand_over::HandOver, source::hide};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use edge_common::{
-    abi::{self, Config, Counter, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile, TableStat},
+    abi::{
+        self, Config, Counter, CounterCell, LimiterBucket, MAX_PROFILES, MacAddr, Profile,
+        TableStat,
+    },
     balance::{Backend, FlowBucket, VIP_WORDS},
     defence::{
         DEFENCE_WORDS, PORT_WORDS, Service, ServiceCounters, Target, TargetKey, options::Walk,

@@ -1,10 +1,6 @@
 //! The options of a TCP header, walked one by one.
 
-use crate::{
-    emit::Facts,
-    maps::SCRATCH,
-    source::hide,
-};
+use crate::{emit::Facts, maps::SCRATCH, source::hide};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_xdp_load_bytes};
 use core::{ffi::c_void, ptr::null_mut};
 use edge_common::defence::options::{MAX_OPTIONS, Walk};

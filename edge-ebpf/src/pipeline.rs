@@ -1,8 +1,7 @@
 //! The stages in order. Each ends the packet with a reason or lets it go on.
 
 use crate::{
-    clock,
-    balance, defence,
+    balance, clock, defence,
     emit::{self, Facts},
     hand_over::{self, Asks, Candidate, Marks},
     limiter,

@@ -10,6 +10,7 @@ pub mod entry;
 pub mod feed;
 pub mod health;
 pub mod host;
+pub mod l4;
 pub mod memory;
 pub mod metrics;
 pub mod netlink;

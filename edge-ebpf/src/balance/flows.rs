@@ -98,7 +98,13 @@ pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Opt
     let chosen = usable(by_ring(balance, hash, flow.client)?, hash)?;
     // What has ended begins nothing.
     if packet.flags & (flag::FIN | flag::RST) == 0 || !packet.is_tcp {
-        insert(bucket, tag(hash), first_word(chosen, packet, now), now, idle);
+        insert(
+            bucket,
+            tag(hash),
+            first_word(chosen, packet, now),
+            now,
+            idle,
+        );
     }
     Some(chosen)
 }
@@ -150,7 +156,7 @@ fn first_word(chosen: Chosen, packet: Packet, now: u32) -> u64 {
     } else {
         FlowState::New
     };
-    FlowWord::new(chosen.number, generation, state, now)
+    FlowWord::of(chosen.number, generation, state, now)
 }
 
 /// How far a flow has come with one packet more.

@@ -10,9 +10,10 @@ use crate::{
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use edge_common::{
     balance::{BackendWord, Balance, Forward},
-    header::{self, replaced},
+    header::replaced,
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
+    tunnel::{ipv4_outer, ipv6_outer, udp},
 };
 
 const IPV4_LEN: usize = 20;
@@ -209,13 +210,15 @@ fn write(
     };
     // RFC 6040: ECN and DSCP of the packet go outside as well. The flow label spreads
     // flows over paths (RFC 6438).
-    let label = (head.class as u32) << 20 | (chosen.hash >> 12) as u32 & 0xf_ffff;
+    let label = (chosen.hash >> 12) as u32;
     let outer = if v6 {
-        frame.write(at, header::ipv6(from, dest, next, len, HOPS, label))
+        let outer = ipv6_outer(from, dest, next, len as u16, HOPS, head.class, label);
+        frame.write(at, outer)
     } else {
         let [_, from] = halves(from[1]);
         let [_, dest] = halves(dest[1]);
-        frame.write(at, header::ipv4(from, dest, next, len, HOPS, head.class))
+        let len = (len + IPV4_LEN as u32) as u16;
+        frame.write(at, ipv4_outer(from, dest, next, len, HOPS, head.class))
     };
     if !outer || !is_gue {
         return outer;
@@ -223,7 +226,14 @@ fn write(
     let at = at + if v6 { IPV6_LEN } else { IPV4_LEN };
     // From the dynamic range, by the flow.
     let port = 0xc000 | (chosen.hash >> 16) as u16 & 0x3fff;
-    frame.write(at, header::udp(port, config!(gue_port) as u16, head.len))
+    frame.write(
+        at,
+        udp(
+            port,
+            config!(gue_port) as u16,
+            (head.len + UDP_LEN as u32) as u16,
+        ),
+    )
 }
 
 #[inline(always)]

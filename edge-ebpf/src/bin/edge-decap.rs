@@ -20,7 +20,7 @@ use aya_ebpf::{
 use edge_common::{
     addr::Family,
     decap::{self, CHECKSUM_AT, Inner, MAX_LOCAL, Outcome},
-    parse::{self, IPV4_TYPE, IPV6_TYPE, Ip, Network, V4, V6},
+    parse::{self, Ip, Network, V4, V6, ethertype},
     reason::Verdict,
     tunnel,
 };
@@ -51,7 +51,7 @@ pub fn edge_decap(ctx: XdpContext) -> u32 {
     }
     match outcome.verdict() {
         Verdict::Drop => xdp_action::XDP_DROP,
-        Verdict::Pass | Verdict::Reply => xdp_action::XDP_PASS,
+        Verdict::Pass | Verdict::Reply | Verdict::Forward => xdp_action::XDP_PASS,
     }
 }
 
@@ -120,8 +120,8 @@ fn take_out(ctx: &XdpContext, network: usize, inner_at: usize, inner: &Inner) ->
     }
     let frame = XdpSource::new(ctx);
     let ether_type = match inner.family {
-        Family::V4 => IPV4_TYPE,
-        Family::V6 => IPV6_TYPE,
+        Family::V4 => ethertype::IPV4,
+        Family::V6 => ethertype::IPV6,
     };
     let written = frame.write(0, macs)
         && (network < 18 || frame.write(12, tags[0]))

@@ -4,14 +4,9 @@
 //! have filled; and what is read back from there the verifier knows nothing of,
 //! which keeps small what it has to follow.
 
-use crate::{
-    hand_over::Marks,maps::Scratch, source::XdpSource};
+use crate::{hand_over::Marks, maps::Scratch, source::XdpSource};
 use edge_common::{
-    defence::{
-        TargetKey,
-        reply::Ends,
-        v4_halves,
-    },
+    defence::{TargetKey, reply::Ends, v4_halves},
     hash::{Seed, hash},
     header::{Sum, is_checksum_right},
     parse::{PacketSource as _, proto, tcp as flag},

@@ -3,9 +3,9 @@
 
 use super::{AHEAD_NS, end, frame::Addresses, put_off};
 use crate::{
-    hand_over::Marks,
     atomic::compare_exchange,
     emit::Facts,
+    hand_over::Marks,
     maps::{SKETCH, config},
     source::XdpSource,
 };

@@ -6,9 +6,9 @@ use super::{
     socket::{self, Found},
 };
 use crate::{
-    hand_over::Marks,
     atomic::compare_exchange,
     emit::Facts,
+    hand_over::Marks,
     maps::{DEFENCE, SCRATCH, config},
     source::XdpSource,
 };

@@ -2,8 +2,8 @@
 
 use super::{end, frame::Addresses, is_in, pressure::Of};
 use crate::{
-    hand_over::Marks,
     emit::Facts,
+    hand_over::Marks,
     maps::{SERVICES, TARGETS, config},
     source::XdpSource,
 };

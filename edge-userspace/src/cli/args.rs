@@ -18,6 +18,7 @@ use edge_common::{
 
 use super::duration;
 use crate::{
+    config::balance::MAX_WEIGHT,
     config::model::SOCKET,
     control::{
         check,
@@ -94,6 +95,9 @@ one below the other elsewhere.")]
     /// The history of attacks on services.
     #[command(subcommand)]
     Attacks(AttacksCommand),
+    /// Backends of balanced services: how they are, drain, weights.
+    #[command(subcommand)]
+    Backend(BackendCommand),
     /// Put a changed configuration file into force, all of it or nothing.
     #[command(after_help = "\
 Examples:
@@ -157,6 +161,79 @@ Examples:
 /// The longest time between two looks of `status --watch`, seconds: well within what
 /// the daemon lets a connection be idle.
 const MAX_WATCH_S: u64 = 300;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendCommand {
+    /// List backends: their health, their share of new flows, and why.
+    #[command(after_help = "\
+Examples:
+  edge backend list
+  edge backend list --service web
+  edge backend list --json | jq '.backends[] | select(.weight == 0) | .name'")]
+    List {
+        /// Only backends of this service.
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+    /// Give a backend no new flows, and let those that it has end.
+    #[command(after_help = "\
+Examples:
+  edge backend drain web-1
+  edge backend drain web/web-1 --timeout 10m
+
+It is drained when no flow is left, or when the time is up: what is left then goes
+to other backends, which will not know it. The change outlasts a restart.")]
+    Drain {
+        /// Its name, or its service's and its own: web/web-1.
+        name: String,
+        /// How long flows may take to end [default: as long as they want]
+        #[arg(long = "timeout", value_name = "TIME", value_parser = duration::parse)]
+        timeout_s: Option<u64>,
+    },
+    /// Use a backend again that was drained.
+    #[command(after_help = "\
+Examples:
+  edge backend undrain web-1")]
+    Undrain {
+        /// Its name, or its service's and its own: web/web-1.
+        name: String,
+    },
+    /// Set the weight of a backend, until it is set back to that of the file.
+    #[command(after_help = "\
+Examples:
+  edge backend weight web-1 50
+  edge backend weight web-1 configured
+
+The change outlasts a restart. With 0 it gets no new flows.")]
+    Weight {
+        /// Its name, or its service's and its own: web/web-1.
+        name: String,
+        /// 0 to 1000, or \"configured\" for what the file says.
+        #[arg(value_parser = NewWeight::parse)]
+        weight: NewWeight,
+    },
+}
+
+/// A weight for a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NewWeight {
+    /// What the file says.
+    Configured,
+    /// This one.
+    Set(u32),
+}
+
+impl NewWeight {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "configured" {
+            return Ok(Self::Configured);
+        }
+        let weight = text.parse().ok().filter(|w| *w <= MAX_WEIGHT);
+        weight
+            .map(Self::Set)
+            .ok_or_else(|| format!("no weight; 0 to {MAX_WEIGHT}, or \"configured\""))
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AttacksCommand {

@@ -5,6 +5,7 @@
 
 mod args;
 mod attacks;
+mod backends;
 mod decap;
 mod duration;
 mod events;
@@ -189,6 +190,7 @@ fn execute<W: io::Write>(
             Some(seconds) => status::watch(Duration::from_secs(seconds), socket, out),
         },
         Command::Attacks(command) => attacks::execute(command, socket, out),
+        Command::Backend(command) => backends::execute(command, socket, out),
         Command::Reload => status::reload(socket, out),
         Command::Blacklist(command) => lists::execute(List::Black, command, socket, out),
         Command::Allow(command) => lists::execute(List::Allow, command, socket, out),

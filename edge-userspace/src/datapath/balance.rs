@@ -38,7 +38,6 @@ pub struct BalanceTables {
     balances: Region,
     rings: Region,
     backends: Region,
-    vips: Region,
     flows: Region,
     counters: PerCpuArray<MapData, CounterWords>,
     slots: u32,
@@ -56,7 +55,6 @@ impl BalanceTables {
             balances: region(maps::BALANCES)?,
             rings: region(maps::RINGS)?,
             backends: region(maps::BACKENDS)?,
-            vips: region(maps::VIPS)?,
             flows: region(maps::FLOWS)?,
             counters: map(maps::BACKEND_COUNTERS)?
                 .try_into()
@@ -154,15 +152,6 @@ impl BalanceTables {
     fn backend_words(&self, number: u16) -> Option<&[AtomicU64]> {
         let start = usize::from(number) * BACKEND_WORDS;
         self.backends.u64s().get(start..start + BACKEND_WORDS)
-    }
-
-    /// Makes the filter of addresses exactly this.
-    pub fn set_vips(&self, bits: &[u64]) {
-        for (word, value) in self.vips.u64s().iter().zip(bits) {
-            if word.load(Relaxed) != *value {
-                word.store(*value, Relaxed);
-            }
-        }
     }
 
     /// Packets and bytes that went to a backend.

@@ -154,8 +154,9 @@ impl Decap {
     /// Looks after interfaces that went away or came back, and attaches the latter
     /// anew. To be called about once a second.
     pub fn watch(&mut self) {
-        let Ok(program) = self.program_id() else {
-            return;
+        let program = match self.program_id() {
+            Ok(program) => program,
+            Err(e) => return warn!("{e}"),
         };
         for attached in &mut self.attached {
             let problem = match netlink::interface(&attached.name) {

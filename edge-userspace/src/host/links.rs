@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 use crate::netlink::{Attributes, Reply, Socket, push_attribute, request, text, u16_at, u32_at};
 
 /// `struct ifinfomsg`, bytes.
-const IFINFO: usize = 16;
+pub(super) const IFINFO: usize = 16;
 
 /// `linux/if_link.h`: what the kind `vlan` says of itself.
 const IFLA_VLAN_ID: u16 = 1;
@@ -31,6 +31,11 @@ pub(super) struct Link {
     pub kind: Option<String>,
     /// What it is as a VLAN device.
     pub vlan: Option<Vlan>,
+    /// Index of the bridge or bond that it is a part of.
+    pub master: Option<u32>,
+    /// Index of the interface that it stands on, when it takes frames from there: of a VLAN or
+    /// a macvlan, in this network namespace.
+    pub lower: Option<u32>,
 }
 
 /// A VLAN device.
@@ -88,7 +93,7 @@ fn question(index: u32) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-fn parse(message: &[u8]) -> Option<Link> {
+pub(super) fn parse(message: &[u8]) -> Option<Link> {
     let (hardware, index, flags) = (
         u16_at(message, 2)?,
         u32_at(message, 4)?,
@@ -102,6 +107,8 @@ fn parse(message: &[u8]) -> Option<Link> {
         mac: None,
         kind: None,
         vlan: None,
+        master: None,
+        lower: None,
     };
     let (mut below, mut elsewhere) = (None, false);
     for (kind, value) in Attributes(message.get(IFINFO..)?) {
@@ -111,14 +118,20 @@ fn parse(message: &[u8]) -> Option<Link> {
             libc::IFLA_ADDRESS if hardware == libc::ARPHRD_ETHER => {
                 link.mac = value.try_into().ok();
             }
+            libc::IFLA_MASTER => link.master = u32_at(value, 0),
             libc::IFLA_LINK => below = u32_at(value, 0),
             libc::IFLA_LINK_NETNSID => elsewhere = true,
             libc::IFLA_LINKINFO => (link.kind, link.vlan) = parse_info(value),
             _ => {}
         }
     }
+    let below = below.filter(|_| !elsewhere);
     if let Some(vlan) = &mut link.vlan {
-        vlan.parent = below.filter(|_| !elsewhere);
+        vlan.parent = below;
+    }
+    // Of a veth pair, for one, it is the other end.
+    if matches!(link.kind.as_deref(), Some("vlan" | "macvlan")) {
+        link.lower = below;
     }
     Some(link)
 }
@@ -196,6 +209,8 @@ pub(super) mod tests {
             mac: Some([2, 0xed, 0, 0, 0, 9]),
             kind: Some("vlan".to_owned()),
             vlan: Some(vlan),
+            master: None,
+            lower: Some(3),
         };
         assert_eq!(parse(&message), Some(link));
         let vlan = |message: &[u8]| parse(message).unwrap().vlan.unwrap();

@@ -8,8 +8,10 @@ mod neighbours;
 pub mod next_hop;
 mod probe;
 mod routes;
+mod stack;
 pub mod sysctl;
 
-pub use addresses::{Stack, host, stack};
+pub use addresses::host;
 pub use listeners::listeners;
 pub use probe::window_scale;
+pub use stack::{Stack, stack};

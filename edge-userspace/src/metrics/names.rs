@@ -61,6 +61,9 @@ pub const VERSION: &str = "version";
 /// Version of the table layouts.
 pub const ABI_VERSION: &str = "abi_version";
 
+/// Name of a backend within its service.
+pub const BACKEND: &str = "backend";
+
 /// Value of [`RESULT`].
 pub const SUCCESS: &str = "success";
 /// Value of [`RESULT`].
@@ -111,7 +114,7 @@ metrics! {
     INTERFACE_ATTACHED = Gauge, "edge_interface_attached", [INTERFACE],
         "1 while the XDP program is on the interface, 0 while it is not, for instance because the interface is gone.";
     PACKETS = Counter, "edge_packets", [INTERFACE, REASON],
-        "Packets by the reason they ended with. Reasons that begin with pass went to the kernel, all others were dropped.";
+        "Packets by the reason they ended with. Reasons that begin with pass went to the kernel, those with reply were answered, those with forwarded went to a backend; all others were dropped.";
     BYTES = Counter, "edge_bytes", [INTERFACE, REASON],
         "Bytes of whole frames by the reason they ended with.";
     WOULD_DROP_PACKETS = Counter, "edge_would_drop_packets", [INTERFACE, REASON],
@@ -146,6 +149,34 @@ metrics! {
         "Entries of the limiter taken from a source that was still active; its limit began anew.";
     LIMITER_CONTENDED = Counter, "edge_limiter_contended_packets", [],
         "Packets denied because other CPUs were updating the same source.";
+    BACKEND_UP = Gauge, "edge_backend_up", [SERVICE, BACKEND],
+        "1 while the backend gets new flows, 0 while it does not.";
+    BACKEND_WEIGHT = Gauge, "edge_backend_weight", [SERVICE, BACKEND],
+        "Weight of the backend in force; 0 when it gets no new flows.";
+    BACKEND_REACHABLE = Gauge, "edge_backend_reachable", [SERVICE, BACKEND],
+        "1 while there is a way to the backend (a route and a neighbour), 0 while there is none.";
+    BACKEND_FLOWS = Gauge, "edge_backend_flows", [SERVICE, BACKEND],
+        "Established flows of the backend.";
+    BACKEND_PACKETS = Counter, "edge_backend_packets", [SERVICE, BACKEND],
+        "Packets that went to the backend.";
+    BACKEND_BYTES = Counter, "edge_backend_bytes", [SERVICE, BACKEND],
+        "Bytes of frames that went to the backend, as they came.";
+    SERVICE_FAILED_OPEN = Gauge, "edge_service_failed_open", [SERVICE],
+        "1 while too few backends are healthy, so that all are used as if they were.";
+    FLOWS = Gauge, "edge_flows", [],
+        "Flows in the balancer's table.";
+    FLOWS_CAPACITY = Gauge, "edge_flows_capacity", [],
+        "Flows that the balancer's table has room for.";
+    FLOW_HITS = Counter, "edge_flow_hits", [],
+        "Packets of balanced services whose flow was in the table.";
+    FLOW_MISSES = Counter, "edge_flow_misses", [],
+        "Packets of balanced services whose flow was not in the table.";
+    FLOWS_INSERTED = Counter, "edge_flows_inserted", [],
+        "Flows that took a free place in the table.";
+    FLOWS_REPLACED = Counter, "edge_flows_replaced", [],
+        "Flows that took the place of one that was not established.";
+    FLOWS_REFUSED = Counter, "edge_flows_refused", [],
+        "Flows that found no place in the table, and are chosen for by the ring alone.";
     STAGE_MISSING = Counter, "edge_stage_missing_packets", [],
         "Packets that went on without the flood defence because its program was missing.";
     EVENTS = Counter, "edge_events", [],

@@ -13,6 +13,7 @@ use prometheus_client::{
 use super::names::{self, Kind, Metric};
 use crate::status::{
     InterfaceStatus, ServiceStatus, Status, Traffic,
+    balance::{BackendStatus, BalanceStatus},
     decap::{DecapInterface, Totals},
 };
 
@@ -95,6 +96,7 @@ impl Collector for Facts {
         self.daemon(&mut w)?;
         self.interfaces(&mut w)?;
         self.services(&mut w)?;
+        self.balance(&mut w)?;
         self.tables(&mut w)?;
         self.events_and_control(&mut w)
     }
@@ -287,6 +289,35 @@ impl Facts {
         w.family(&names::SERVICE_EVENTS, counters)
     }
 
+    fn balance(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let none = BalanceStatus::default();
+        let balance = self.0.balance.as_ref().unwrap_or(&none);
+        let mut each = |metric, value: fn(&BackendStatus) -> u64| {
+            let samples = balance.services.iter().flat_map(|s| {
+                let all = s.backends.iter();
+                all.map(|b| ([s.name.as_str(), b.name.as_str()], Value::Int(value(b))))
+            });
+            w.family(metric, samples)
+        };
+        each(&names::BACKEND_UP, |b| (b.weight > 0).into())?;
+        each(&names::BACKEND_WEIGHT, |b| b.weight.into())?;
+        each(&names::BACKEND_REACHABLE, |b| b.no_way.is_none().into())?;
+        each(&names::BACKEND_FLOWS, |b| b.flows.into())?;
+        each(&names::BACKEND_PACKETS, |b| b.packets)?;
+        each(&names::BACKEND_BYTES, |b| b.bytes)?;
+        let open = balance.services.iter();
+        let open = open.map(|s| ([s.name.as_str()], Value::Int(s.failed_open.into())));
+        w.family(&names::SERVICE_FAILED_OPEN, open)?;
+        let f = &balance.flows;
+        w.single(&names::FLOWS, Value::Int(f.live))?;
+        w.single(&names::FLOWS_CAPACITY, Value::Int(f.capacity))?;
+        w.single(&names::FLOW_HITS, Value::Int(f.hits))?;
+        w.single(&names::FLOW_MISSES, Value::Int(f.misses))?;
+        w.single(&names::FLOWS_INSERTED, Value::Int(f.inserted))?;
+        w.single(&names::FLOWS_REPLACED, Value::Int(f.replaced))?;
+        w.single(&names::FLOWS_REFUSED, Value::Int(f.refused))
+    }
+
     fn tables(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
         let s = &self.0;
         w.family(
@@ -434,6 +465,7 @@ mod tests {
             events: EventsStatus::default(),
             control: Stats::default().counts(),
             stage_missing: 0,
+            balance: None,
         }
     }
 

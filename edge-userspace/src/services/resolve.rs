@@ -1,7 +1,7 @@
 //! From services to exact targets.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
 };
 
@@ -209,6 +209,51 @@ impl Targets {
         };
         let planned = self.planned.iter();
         planned.map(|(key, p)| (*key, entry(p))).collect()
+    }
+
+    /// The entries of `TARGETS` by which pings and fragments for addresses of balanced
+    /// services are found. Fragments have no ports: where several services have an address
+    /// and a protocol, nobody knows whose they are.
+    pub fn of_addresses(&self, services: &[Service]) -> BTreeMap<TargetKey, Target> {
+        let mut entries: BTreeMap<TargetKey, Target> = BTreeMap::new();
+        let mut of_several = BTreeSet::new();
+        for (key, planned) in &self.planned {
+            let service = services
+                .get(planned.service)
+                .filter(|s| s.balance.is_some());
+            let Some(service) = service else { continue };
+            let target = Target {
+                service: planned.index,
+                mss: 0,
+                wscale: WSCALE_UNKNOWN,
+                kind: TARGET_FORWARDED,
+                marked_at: 0,
+            };
+            let ping = TargetKey {
+                port: 0,
+                proto: proto::ICMP,
+                ..*key
+            };
+            if service.echo {
+                entries.insert(ping, target);
+            } else {
+                entries.entry(ping).or_insert(target);
+            }
+            let piece = TargetKey {
+                port: u16::from(key.proto).to_be(),
+                proto: proto::FRAGMENT,
+                ..*key
+            };
+            if entries
+                .get(&piece)
+                .is_some_and(|t| t.service != planned.index)
+            {
+                of_several.insert(piece);
+            }
+            entries.insert(piece, target);
+        }
+        entries.retain(|key, _| !of_several.contains(key));
+        entries
     }
 
     /// Wherever each listener can be reached that `wants` to be known, by service.

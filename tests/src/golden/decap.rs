@@ -30,9 +30,12 @@ struct World {
     rows: usize,
 }
 
+/// A test in a world of its own.
+type Test = fn(&mut World);
+
 /// Runs everything; each table has a load of its own.
 pub(super) fn reports() -> Vec<TableReport> {
-    let tables: [(&str, fn(&mut World)); 8] = [
+    let tables: [(&str, Test); 8] = [
         ("every form", every_form),
         ("outer headers", outer_headers),
         ("what is inside", inner_packets),

@@ -2,6 +2,7 @@
 
 mod attach;
 mod attacks;
+mod balance;
 mod bound;
 mod bounded;
 mod challenge;

@@ -208,6 +208,8 @@ mod tests {
             mac: Some(MAC),
             kind: kind.map(str::to_owned),
             vlan: None,
+            master: None,
+            lower: None,
         }
     }
 

@@ -85,7 +85,7 @@ impl Defence {
                 targets.extend([self.target(*address, proto::UDP)]);
             }
         }
-        tables.set_targets(&targets, &REFLECTORS)?;
+        tables.set_targets(&targets, &REFLECTORS, &super::edge::SEED)?;
         Ok(())
     }
 

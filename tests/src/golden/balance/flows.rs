@@ -47,7 +47,7 @@ pub(super) fn stay(world: &mut World) {
     enter(world);
     let ports = 1000..1100;
     let mut first = Vec::new();
-    for port in ports.clone() {
+    for port in ports {
         let number = world.number_of(&segment(port, SYN));
         let udp = world.number_of(&datagram(port));
         world.reaches("the same flow", &datagram(port), udp);

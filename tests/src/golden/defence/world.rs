@@ -26,7 +26,7 @@ use edge_userspace::{
 use super::super::{V4_DEST, V6_DEST, table::START};
 use crate::{
     packet::proto,
-    program::{Moved, Rig, Settings},
+    program::{Moved, Rig, SEED, Settings},
     test_run::Run,
 };
 
@@ -155,7 +155,7 @@ impl World {
             };
             targets.insert(key(address.parse()?, proto::UDP, UDP), udp);
         }
-        services.set_targets(&targets, &[53, 123])?;
+        services.set_targets(&targets, &[53, 123], &SEED)?;
         Ok(Self {
             rig,
             services,
