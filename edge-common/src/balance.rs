@@ -296,8 +296,9 @@ pub enum FlowState {
 pub const AGE_SHIFT: u32 = 30;
 /// Steps that a flow of one packet is kept.
 pub const NEW_AGE: u32 = 10;
-/// Steps that one that has ended is kept: what is on its way may still come.
-pub const CLOSING_AGE: u32 = 30;
+/// Steps without a packet that one is kept which has ended, by what was seen of it: half
+/// of it may go on, or somebody has made the end up.
+pub const CLOSING_AGE: u32 = 60;
 
 /// What is known of a flow, as one word.
 pub struct FlowWord;
@@ -377,12 +378,10 @@ pub const fn worth(slot: FlowSlot, now: u32, idle: u32) -> u32 {
     let age = if age > 0xffff { 0xffff } else { age };
     if FlowWord::is_over(slot.word, now, idle) {
         1 << 20 | age
-    } else if FlowWord::is(slot.word, FlowState::Established) {
-        0
-    } else if FlowWord::is(slot.word, FlowState::Closing) {
-        1 + age
-    } else {
+    } else if FlowWord::is(slot.word, FlowState::New) {
         1 << 18 | age
+    } else {
+        0
     }
 }
 
@@ -469,7 +468,8 @@ mod tests {
         let new = worth(slot(FlowState::New, now), now, idle);
         let closing = worth(slot(FlowState::Closing, now - 10), now, idle);
         let free = worth(FlowSlot::default(), now, idle);
-        assert!(free > over && over > new && new > closing && closing > 0);
+        assert!(free > over && over > new && new > 0);
+        assert_eq!(closing, 0);
     }
 
     proptest! {

@@ -147,6 +147,27 @@ impl Packet {
         }
     }
 
+    #[inline(always)]
+    fn candidate<'a>(&self, facts: Facts<'a>, hash: u64) -> Candidate<'a> {
+        let marks = self.marks as u64
+            | (self.place as u64) << 32
+            | ((self.fragment <= 1) as u64) << Marks::WHOLE;
+        Candidate {
+            facts,
+            marks: maps::forget(facts.now, marks),
+            hash,
+        }
+    }
+
+    /// Hands it over to the balancer if it is for a service there: also who is on no list
+    /// that drops, and in no need of any other stage, has to get to the backends.
+    #[inline(always)]
+    fn balance(&self, facts: Facts<'_>, dest: [u64; 2]) {
+        if balance::is_on() && balance::may_be_vip(dest) {
+            hand_over::to(self.candidate(facts, 0), Asks::BALANCE, Stage::Balance);
+        }
+    }
+
     /// Hands it over to the stages that have to be asked, from where it does not come back.
     /// `hash` is a keyed one of the source.
     #[inline(always)]
@@ -154,14 +175,7 @@ impl Packet {
         if !defence::is_on() && !balance::is_on() {
             return;
         }
-        let marks = self.marks as u64
-            | (self.place as u64) << 32
-            | ((self.fragment <= 1) as u64) << Marks::WHOLE;
-        let candidate = Candidate {
-            facts,
-            marks: maps::forget(facts.now, marks),
-            hash,
-        };
+        let candidate = self.candidate(facts, hash);
         let mut asks = 0;
         if defence::is_on() {
             asks = defence::asks(candidate);
@@ -239,6 +253,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
     let host = hash64(maps::seed(), ip.source as u64);
     let policy = policy::v4(ip.source, host, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, false, &packet)? {
+        packet.balance(facts, v4_halves(ip.dest));
         return Ok(pass);
     }
     sanity(facts, &packet, ip.source == ip.dest)?;
@@ -268,6 +283,7 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
     let [hi, lo] = ip.source.map(u64::from_be);
     let policy = policy::v6(maps::seed(), hi, lo, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, hi | lo == 0, &packet)? {
+        packet.balance(facts, ip.dest);
         return Ok(pass);
     }
     sanity(facts, &packet, ip.source == ip.dest)?;

@@ -24,6 +24,8 @@ const ETHERNET_LEN: usize = 14;
 const TAG_LEN: usize = 4;
 /// TTL or hop limit of outer headers.
 const HOPS: u8 = 64;
+/// The smallest packet that every way carries, bytes.
+const LEAST: u32 = 68;
 /// Set in the second word of an IPv4 header: not to be fragmented.
 const DONT_FRAGMENT: u32 = 0x4000;
 
@@ -80,6 +82,10 @@ pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End
     };
     let outer = outer_len(balance, chosen.word);
     let most = BackendWord::mtu_of(chosen.word).saturating_sub(outer as u32);
+    // Less than any way must carry (RFC 791): it was found only this moment.
+    if most < LEAST {
+        return End::new(Reason::BackendNoHop);
+    }
     if head.len > most {
         return too_big::answer(facts, packet, head, most);
     }
@@ -210,7 +216,7 @@ fn write(
     };
     // RFC 6040: ECN and DSCP of the packet go outside as well. The flow label spreads
     // flows over paths (RFC 6438).
-    let label = (chosen.hash >> 12) as u32;
+    let label = (chosen.hash >> 44) as u32;
     let outer = if v6 {
         let outer = ipv6_outer(from, dest, next, len as u16, HOPS, head.class, label);
         frame.write(at, outer)
@@ -225,7 +231,7 @@ fn write(
     }
     let at = at + if v6 { IPV6_LEN } else { IPV4_LEN };
     // From the dynamic range, by the flow.
-    let port = 0xc000 | (chosen.hash >> 16) as u16 & 0x3fff;
+    let port = 0xc000 | (chosen.hash >> 48) as u16 & 0x3fff;
     frame.write(
         at,
         udp(
@@ -247,8 +253,9 @@ fn count(facts: Facts<'_>, chosen: Chosen) {
     }
 }
 
-/// Makes the segment size that a SYN announces at most `most`, so that answers of that
-/// size find their way back, and what the client sends fits into the tunnel.
+/// Makes the segment size that a SYN announces at most `most`: what the backend answers
+/// then fits into whatever is as narrow as the tunnel on its way back. What the client
+/// sends is limited by the backend's own answer, which does not come by here.
 #[inline(always)]
 fn clamp(facts: Facts<'_>, packet: Packet, most: u16) {
     let source = XdpSource::new(facts.ctx);

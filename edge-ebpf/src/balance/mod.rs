@@ -71,6 +71,8 @@ struct Packet {
     flags: u8,
     /// Whether it is a TCP segment, with a header.
     is_tcp: bool,
+    /// Whether it is an ICMP error, which is never answered (RFC 1122, 3.2.2).
+    is_error: bool,
 }
 
 /// The program.
@@ -102,6 +104,7 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
         v6: marks >> Marks::V6 & 1 != 0,
         flags: marks as u8,
         is_tcp,
+        is_error: false,
     };
     let proto = (marks >> Marks::PROTO) as u8;
     if marks >> Marks::FRAGMENT & 1 != 0 {

@@ -29,7 +29,7 @@ const V6_TOO_BIG: u32 = 0x0200_0000;
 pub fn answer(facts: Facts<'_>, packet: Packet, head: Head, most: u32) -> End {
     let source = XdpSource::new(facts.ctx);
     // A fragment, and what may be fragmented, has no use for the answer.
-    if head.may_fragment || !may_send(DefenceWord::TooBig, facts.now) {
+    if packet.is_error || head.may_fragment || !may_send(DefenceWord::TooBig, facts.now) {
         return End::new(Reason::ForwardTooBig);
     }
     let (Some(addresses), Some(quoted)) = (

@@ -5,7 +5,8 @@ mod balance;
 use std::fmt;
 
 use edge_common::{
-    abi::{LimitKind, Mode, maps},
+    abi::{Counter, LimitKind, Mode, maps},
+    balance::{Backend, FLOW_WAYS, FlowBucket, MAX_BACKENDS, ring_words},
     defence::{
         ATTEMPTS, HANDSHAKES, Hitter, IcmpKind, SKETCH_WORDS, Service as AbiService,
         ServiceCounters, tags::TagBucket,
@@ -219,8 +220,27 @@ fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
     if slots == 0 {
         return memory;
     }
+    let rings = model.rings();
+    // Of a balanced service each address has up to three more.
+    let targets = model
+        .flood
+        .targets
+        .saturating_mul(if rings == 0 { 1 } else { 4 });
+    if rings != 0 {
+        let ring = of(ring_words(model.balancing.slots), 8);
+        let flows = model.balancing.flows.div_ceil(FLOW_WAYS as u32);
+        memory.extend([
+            (maps::RINGS, u64::from(rings).saturating_mul(ring)),
+            (maps::BACKENDS, of(MAX_BACKENDS, size_of::<Backend>())),
+            (
+                maps::BACKEND_COUNTERS,
+                of(MAX_BACKENDS, size_of::<Counter>()).saturating_mul(cpus.into()),
+            ),
+            (maps::FLOWS, of(flows, size_of::<FlowBucket>())),
+        ]);
+    }
     memory.extend([
-        (maps::TARGETS, of(model.flood.targets, TARGET_BYTES)),
+        (maps::TARGETS, of(targets, TARGET_BYTES)),
         (maps::SERVICES, of(slots, size_of::<AbiService>())),
         (
             maps::SERVICE_COUNTERS,

@@ -106,7 +106,7 @@ impl Model {
 
     /// Rings in `RINGS`: some more than there are balanced services, so that rings can change
     /// and a reload that adds a service need not make them all anew.
-    fn rings(&self) -> u32 {
+    pub(super) fn rings(&self) -> u32 {
         let balanced = self.services.iter().filter(|s| s.balance.is_some()).count();
         match u32::try_from(balanced).unwrap_or(u32::MAX) {
             0 => 0,

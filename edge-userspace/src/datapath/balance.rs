@@ -9,8 +9,7 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use edge_common::{
     abi::{Counter, maps},
     balance::{
-        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowState, FlowWord, SLOTS_A_WORD,
-        ring_words,
+        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowWord, SLOTS_A_WORD, ring_words,
     },
 };
 
@@ -29,8 +28,8 @@ pub struct FlowCount {
     pub capacity: u64,
     /// Slots with a flow that is not over.
     pub live: u64,
-    /// Those of them that go on, by the number of their backend.
-    pub established: Vec<u32>,
+    /// Those of them, by the number of their backend.
+    pub of_backends: Vec<u32>,
 }
 
 /// The tables, open for writing. There must be only one.
@@ -117,6 +116,14 @@ impl BalanceTables {
         let Some(words) = self.backend_words(number) else {
             return;
         };
+        // Another backend takes nothing of the one that had the number.
+        let is_another = |word: &AtomicU64| {
+            let present = BackendWord::generation_of(word.load(Relaxed));
+            present != BackendWord::generation_of(backend.word)
+        };
+        if let Some(word) = words.get(WORD).filter(|word| is_another(word)) {
+            word.store(0, Release);
+        }
         let [address, source, hop] = [backend.address, backend.source, backend.hop];
         let values = address.into_iter().chain(source).chain(hop);
         for (word, value) in words.iter().zip(values) {
@@ -128,6 +135,17 @@ impl BalanceTables {
             && word.load(Relaxed) != backend.word
         {
             word.store(backend.word, Release);
+        }
+    }
+
+    /// The backend with a number takes packets no longer.
+    pub fn end_backend(&self, number: u16) {
+        if let Some(word) = self.backend_words(number).and_then(|words| words.get(WORD)) {
+            // Its generation stays: who has the number next is another one.
+            word.store(
+                u64::from(BackendWord::generation_of(word.load(Relaxed))),
+                Release,
+            );
         }
     }
 
@@ -170,13 +188,16 @@ impl BalanceTables {
     }
 
     /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`], and `idle`
-    /// the longest that an established flow is kept.
+    /// the longest that an established flow is kept, of whatever protocol.
     pub fn count_flows(&self, now: u32, idle: u32) -> FlowCount {
         let words = self.flows.u64s();
+        let generations: Vec<u8> = (0..self.room())
+            .map(|n| self.generation(u16::try_from(n).unwrap_or_default()))
+            .collect();
         let mut count = FlowCount {
             capacity: (words.len() / SLOT_WORDS) as u64,
             live: 0,
-            established: vec![0; self.room()],
+            of_backends: vec![0; self.room()],
         };
         for slot in words.chunks_exact(SLOT_WORDS) {
             let [tag, word] = slot else { continue };
@@ -188,8 +209,10 @@ impl BalanceTables {
                 continue;
             }
             count.live += 1;
-            if FlowWord::is(word, FlowState::Established)
-                && let Some(n) = count.established.get_mut(FlowWord::backend(word) as usize)
+            let number = usize::from(FlowWord::backend(word));
+            // Of one that had the number before it has nothing.
+            if generations.get(number) == Some(&FlowWord::generation(word))
+                && let Some(n) = count.of_backends.get_mut(number)
             {
                 *n += 1;
             }

@@ -395,6 +395,7 @@ mod tests {
         status::{
             AttachMode, ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus,
             ListCount, ReasonCount, Reloads, ServiceTargets, TableStatus,
+            balance::{AdminState, BalancedService, FlowTable},
         },
     };
 
@@ -465,7 +466,35 @@ mod tests {
             events: EventsStatus::default(),
             control: Stats::default().counts(),
             stage_missing: 0,
-            balance: None,
+            balance: Some(BalanceStatus {
+                services: vec![BalancedService {
+                    name: "web".to_owned(),
+                    forward: "l2".to_owned(),
+                    hash: "5-tuple".to_owned(),
+                    failed_open: false,
+                    backends: vec![BackendStatus {
+                        name: "web-1".to_owned(),
+                        address: [10, 0, 0, 11].into(),
+                        port: None,
+                        backup: false,
+                        number: 1,
+                        configured_weight: 100,
+                        set_weight: None,
+                        weight: 100,
+                        share: 1.0,
+                        admin: AdminState::Active,
+                        health: None,
+                        health_since_unix_ms: None,
+                        why: String::new(),
+                        error: None,
+                        no_way: None,
+                        flows: 3,
+                        packets: 4,
+                        bytes: 5,
+                    }],
+                }],
+                flows: FlowTable::default(),
+            }),
         }
     }
 

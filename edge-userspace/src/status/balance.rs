@@ -85,7 +85,7 @@ pub struct BackendStatus {
     pub error: Option<String>,
     /// Why packets cannot reach it.
     pub no_way: Option<String>,
-    /// Established flows, as counted a moment ago.
+    /// Flows, as counted a moment ago.
     pub flows: u32,
     /// Packets that went to it.
     pub packets: u64,

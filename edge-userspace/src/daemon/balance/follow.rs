@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -20,11 +21,13 @@ use crate::{
     clock::Now,
     daemon::facts::Shared,
     health::runner::{Changes, Runner},
-    host::next_hop::{Change, Resolver, Watch},
+    host::next_hop::{Answer, Change, Resolver, Watch, given as given_hop},
 };
 
 /// The longest without a look.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(200);
+/// Between two tellings of how things are, if there is no news: nanoseconds.
+const TELL_EVERY_NS: u64 = 200_000_000;
 /// Between two looks at the kernel when it does not answer.
 const BACKOFF: Duration = Duration::from_secs(1);
 
@@ -80,6 +83,7 @@ impl Follower {
                     shared,
                     resolver,
                     watch,
+                    told_ns: 0,
                 };
                 following.run(changes, stopped).await;
                 if checks.await.is_err() {
@@ -127,6 +131,8 @@ struct Following {
     shared: Arc<Shared>,
     resolver: Resolver,
     watch: AsyncFd<WatchFd>,
+    /// When it was last told how things are, nanoseconds of `CLOCK_MONOTONIC`.
+    told_ns: u64,
 }
 
 impl Following {
@@ -182,16 +188,40 @@ impl Following {
     fn look(&mut self, changes: &[Change]) {
         let now = Now::read();
         self.resolver.want(self.balancer.lock().addresses());
-        let answers = match self.resolver.resolve(now.mono_ns, changes) {
+        let mut answers = match self.resolver.resolve(now.mono_ns, changes) {
             Ok(answers) => answers,
             Err(e) => {
                 warn!("the kernel cannot be asked for the way to backends: {e}");
                 Vec::new()
             }
         };
+        let is_due = now.mono_ns.saturating_sub(self.told_ns) >= TELL_EVERY_NS;
+        if is_due {
+            answers.extend(self.given());
+        }
         let mut balancer = self.balancer.lock();
-        balancer.learn(answers);
+        let answers = balancer.news(answers);
+        let is_news = !answers.is_empty();
+        balancer.learn(answers, now);
         balancer.tick(now);
-        self.shared.publish_balance(&balancer, now);
+        if is_due || is_news {
+            self.told_ns = now.mono_ns;
+            self.shared.publish_balance(&balancer, now);
+        }
+    }
+
+    /// The next hops that the configuration gives.
+    fn given(&self) -> Vec<(IpAddr, Answer)> {
+        let given = self.balancer.lock().given();
+        let answers = given.into_iter().filter_map(|(address, hop)| {
+            match given_hop(address, &hop.interface, hop.mac) {
+                Ok(answer) => Some((address, answer)),
+                Err(e) => {
+                    warn!("the kernel cannot be asked for {}: {e}", hop.interface);
+                    None
+                }
+            }
+        });
+        answers.collect()
     }
 }

@@ -148,7 +148,8 @@ impl Memory {
     /// When the disk does not take it; what was there before is there still.
     pub(super) fn save(&self) -> io::Result<()> {
         if !self.writable {
-            return Ok(());
+            let text = format!("{} could not be read at the start", self.path.display());
+            return Err(io::Error::other(text));
         }
         let known = |retired| {
             move |(key, number): (&BackendKey, u16)| Known {

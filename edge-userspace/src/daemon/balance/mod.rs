@@ -31,7 +31,7 @@ use crate::{
     clock::Now,
     config::{
         Model,
-        balance::{Balance, Forward, HashBy},
+        balance::{self as configured, Balance, Forward, HashBy},
         services::Service,
     },
     datapath::{BalanceTables, DatapathError, FlowCount},
@@ -40,7 +40,7 @@ use crate::{
     l4::{
         BackendKey, Endpoint,
         maglev::{self, Candidate},
-        numbers::TooMany,
+        numbers::{Numbers, TooMany},
         plan::{Admin, BackendState, Health, Plan, Standing, States, plan},
     },
     services::slots::Slot,
@@ -88,13 +88,17 @@ struct Force {
     rings: Rings,
     /// By number: which of those that had it.
     generations: BTreeMap<u16, u8>,
+    /// Numbers of backends that are no longer configured, and until when their flows may go
+    /// on, nanoseconds of `CLOCK_MONOTONIC`.
+    leaving: Vec<(u64, u16)>,
 }
 
 /// The balancer.
 pub(super) struct Balancer {
     force: Option<Force>,
-    /// What was in force before a change that is under way.
+    /// What was in force before a change that is under way, and the numbers then.
     former: Option<Option<Force>>,
+    former_numbers: Numbers,
     memory: Memory,
     checks: Checks,
     hops: BTreeMap<IpAddr, Answer>,
@@ -110,6 +114,7 @@ impl Balancer {
         Self {
             force: None,
             former: None,
+            former_numbers: Numbers::default(),
             memory: Memory::open(state_dir),
             checks,
             hops: BTreeMap::new(),
@@ -132,6 +137,7 @@ impl Balancer {
         now: Now,
     ) -> Result<(), FillError> {
         self.former = Some(self.force.take());
+        self.former_numbers = self.memory.numbers().clone();
         if !model.has_balanced() {
             return Ok(());
         }
@@ -145,12 +151,14 @@ impl Balancer {
             })
             .collect();
         let numbers = self.memory.numbers().assign(&wanted)?;
+        let had: BTreeSet<(&BackendKey, u16)> = { self.former_numbers.live().iter() }
+            .map(|(key, number)| (key, *number))
+            .chain(self.former_numbers.retired())
+            .collect();
         let mut generations = BTreeMap::new();
         for (key, &number) in numbers.live() {
             let present = tables.generation(number);
-            let had = self.memory.numbers();
-            let same =
-                had.get(key) == Some(number) || had.retired().any(|(k, n)| k == key && n == number);
+            let same = had.contains(&(key, number));
             // 0 is that of an empty table.
             let generation = match (same, present) {
                 (true, 1..) => present,
@@ -158,6 +166,14 @@ impl Balancer {
             };
             generations.insert(number, generation);
         }
+        let leaves_ns = now
+            .mono_ns
+            .saturating_add(span_ns(model.balancing.tcp_idle));
+        let leaving = numbers
+            .retired()
+            .map(|(_, number)| (leaves_ns, number))
+            .collect();
+        drop(had);
         self.memory.set_numbers(numbers);
         if let Err(e) = self.memory.save() {
             warn!(
@@ -167,7 +183,15 @@ impl Balancer {
         let at = |position: usize| slots.get(position).map_or(0, |s| s.index as usize);
         let used: BTreeSet<u32> = (0..tables.services()).map(|i| tables.ring_of(i)).collect();
         let mut force = Force {
-            rings: Rings::new(tables.rings(), &used),
+            rings: Rings::new(
+                tables.rings(),
+                &used,
+                self.former
+                    .as_ref()
+                    .and_then(Option::as_ref)
+                    .map(|f| &f.rings),
+            ),
+            leaving,
             model: model.clone(),
             seed,
             services: Vec::new(),
@@ -183,13 +207,14 @@ impl Balancer {
                 let state = self.state(&force, service, backend);
                 states.insert(Endpoint::of(backend), state);
             }
+            let ring = force.tables.ring_of(index);
             force.services.push(Balanced {
                 position,
                 index,
                 plan: plan(balance, &states, now.mono_ns),
                 states,
-                candidates: Vec::new(),
-                ring: force.tables.ring_of(index),
+                candidates: self.ring_in_force(&force, service, index, ring),
+                ring,
                 waits: false,
             });
         }
@@ -203,6 +228,28 @@ impl Balancer {
         Ok(())
     }
 
+    /// Whose ring a service has already, if a change leaves it as it is; else nobody's.
+    fn ring_in_force(
+        &self,
+        force: &Force,
+        service: &Service,
+        index: usize,
+        ring: u32,
+    ) -> Vec<Candidate> {
+        let former = self.former.as_ref().and_then(Option::as_ref);
+        let same =
+            former.filter(|f| (f.seed, f.tables.slots()) == (force.seed, force.tables.slots()));
+        let found = same.and_then(|f| {
+            f.services.iter().find(|b| {
+                let named = f.model.services.get(b.position);
+                named.is_some_and(|s| s.name == service.name)
+                    && (b.index, b.ring) == (index, ring)
+                    && ring != 0
+            })
+        });
+        found.map(|b| b.candidates.clone()).unwrap_or_default()
+    }
+
     /// What was filled is in force.
     pub(super) fn keep(&mut self) {
         self.former = None;
@@ -212,15 +259,34 @@ impl Balancer {
 
     /// What was filled does not come into force: what was before does.
     pub(super) fn restore(&mut self, now: Now) {
-        if let Some(former) = self.former.take() {
-            self.force = former;
-            if let Some(force) = &mut self.force {
-                for service in &mut force.services {
-                    service.candidates.clear();
-                }
-            }
-            self.apply_all(now);
+        let Some(former) = self.former.take() else {
+            return;
+        };
+        let rings = self.force.take().map(|f| f.rings);
+        self.memory
+            .set_numbers(std::mem::take(&mut self.former_numbers));
+        if let Err(e) = self.memory.save() {
+            warn!("which backend has which number cannot be kept: {e}");
         }
+        let Some(mut force) = former else {
+            return;
+        };
+        // What was filled may have been written into the same tables.
+        let tables = &force.tables;
+        let used: BTreeSet<u32> = (0..tables.services()).map(|i| tables.ring_of(i)).collect();
+        force.rings = Rings::new(tables.rings(), &used, rings.as_ref());
+        let mut states = Vec::with_capacity(force.services.len());
+        for (_, service, balance) in balanced(&force.model) {
+            let of = |backend| (Endpoint::of(backend), self.state(&force, service, backend));
+            states.push(balance.backends.iter().map(of).collect());
+        }
+        for (service, states) in force.services.iter_mut().zip(states) {
+            service.ring = force.tables.ring_of(service.index);
+            service.candidates.clear();
+            service.states = states;
+        }
+        self.force = Some(force);
+        self.apply_all(now);
     }
 
     /// Whom to check.
@@ -270,6 +336,9 @@ impl Balancer {
             weight_override: said.weight,
             ..BackendState::default()
         };
+        if service.balance.as_ref().is_none_or(|b| b.health.is_none()) {
+            return state;
+        }
         match self.checks.state(&health_key(service, &backend.name)) {
             Some(known) if known.health() != health::Health::Unknown => {
                 state.health = health_of(known.health());
@@ -328,7 +397,7 @@ impl Balancer {
     }
 
     /// Takes in what is known of next hops.
-    fn learn(&mut self, answers: Vec<(IpAddr, Answer)>) {
+    fn learn(&mut self, answers: Vec<(IpAddr, Answer)>, now: Now) {
         if answers.is_empty() {
             return;
         }
@@ -341,13 +410,18 @@ impl Balancer {
             changed.insert(address);
             self.hops.insert(address, answer);
         }
-        let Some(force) = &self.force else { return };
-        for balanced in &force.services {
-            for standing in &balanced.plan.standings {
-                if changed.contains(&standing.endpoint.address) {
-                    self.write(force, balanced, standing, !standing.why.ends_flows());
-                }
-            }
+        let Some(force) = &self.force else {
+            return;
+        };
+        let has_changed = |b: &Balanced| {
+            let mut all = b.plan.standings.iter();
+            all.any(|s| changed.contains(&s.endpoint.address))
+        };
+        let touched: Vec<usize> = (0..force.services.len())
+            .filter(|&i| force.services.get(i).is_some_and(has_changed))
+            .collect();
+        for at in touched {
+            self.apply(at, now);
         }
     }
 
@@ -363,6 +437,26 @@ impl Balancer {
             .collect()
     }
 
+    /// The next hops that the configuration gives, by the address of the backend.
+    fn given(&self) -> Vec<(IpAddr, configured::NextHop)> {
+        let Some(force) = &self.force else {
+            return Vec::new();
+        };
+        let all = balanced(&force.model).flat_map(|(_, _, b)| &b.backends);
+        let addresses: BTreeSet<IpAddr> = all.map(|b| b.address).collect();
+        let given = force.model.balancing.next_hops.iter();
+        given
+            .filter(|(address, _)| addresses.contains(address))
+            .map(|(address, hop)| (*address, hop.clone()))
+            .collect()
+    }
+
+    /// What of these answers is news.
+    fn news(&self, answers: Vec<(IpAddr, Answer)>) -> Vec<(IpAddr, Answer)> {
+        let is_news = |(address, answer): &(IpAddr, Answer)| self.hops.get(address) != Some(answer);
+        answers.into_iter().filter(is_news).collect()
+    }
+
     /// Does what is due.
     fn tick(&mut self, now: Now) {
         let Some(force) = &self.force else {
@@ -375,6 +469,15 @@ impl Balancer {
             .collect();
         for at in due {
             self.apply(at, now);
+        }
+        if let Some(force) = &mut self.force {
+            let all = std::mem::take(&mut force.leaving);
+            let (over, stay) = all.into_iter().partition(|(at, _)| *at <= now.mono_ns);
+            force.leaving = stay;
+            let over: Vec<(u64, u16)> = over;
+            for (_, number) in over {
+                force.tables.end_backend(number);
+            }
         }
         if now.mono_ns.saturating_sub(self.counted_ns) >= COUNT_EVERY_NS {
             self.counted_ns = now.mono_ns;
@@ -489,7 +592,7 @@ impl Balancer {
 
     fn flows_of(&self, service: &Service, endpoint: Endpoint) -> u32 {
         let number = self.memory.numbers().get(&key(service, endpoint));
-        let flows = number.and_then(|n| self.flows.established.get(usize::from(n)));
+        let flows = number.and_then(|n| self.flows.of_backends.get(usize::from(n)));
         flows.copied().unwrap_or(0)
     }
 
@@ -516,7 +619,8 @@ impl Balancer {
         let Some((service, balance)) = service_at(&force.model, balanced.position) else {
             return;
         };
-        let new = plan(balance, &balanced.states, now.mono_ns);
+        let states = self.reachable(force, service, &balanced.states);
+        let new = plan(balance, &states, now.mono_ns);
         if new.failed_open && !balanced.plan.failed_open {
             warn!(
                 service = service.name,
@@ -580,6 +684,21 @@ impl Balancer {
         balanced.plan = new;
     }
 
+    /// The states, but that a backend to which there is no way is as good as down.
+    fn reachable(&self, force: &Force, service: &Service, states: &States) -> States {
+        let judge = |(endpoint, state): (&Endpoint, &BackendState)| {
+            let has_way = match self.hops.get(&endpoint.address) {
+                Some(answer) => answer.is_ok(),
+                // Not asked yet: as a former daemon knew it.
+                None => force.tables.backend(self.number(service, *endpoint)).hop != [0; 2],
+            };
+            let health = if has_way { state.health } else { Health::Down };
+            (*endpoint, BackendState { health, ..*state })
+        };
+        states.iter().map(judge).collect()
+    }
+
+    /// The number of a backend; 0, which nobody has, of one that is not in force.
     fn number(&self, service: &Service, endpoint: Endpoint) -> u16 {
         let number = self.memory.numbers().get(&key(service, endpoint));
         number.unwrap_or_default()
@@ -587,19 +706,22 @@ impl Balancer {
 
     /// Writes a backend into the tables.
     fn write(&self, force: &Force, balanced: &Balanced, standing: &Standing, alive: bool) {
-        let Some((service, _)) = service_at(&force.model, balanced.position) else {
+        let Some((service, balance)) = service_at(&force.model, balanced.position) else {
             return;
         };
         let address = standing.endpoint.address;
         let number = self.number(service, standing.endpoint);
-        let way = self.way(force, address);
+        let way = self.way(address);
         let balancing = &force.model.balancing;
         let source = match address {
             IpAddr::V4(_) => balancing.tunnel_source_v4.map(IpAddr::V4),
             IpAddr::V6(_) => balancing.tunnel_source_v6.map(IpAddr::V6),
         };
         let source = source.or(way.map(|w| w.source));
-        let backend = AbiBackend {
+        // Without a source there is no tunnel.
+        let is_tunnel = balance.forward != Forward::L2;
+        let way = way.filter(|_| !is_tunnel || source.is_some_and(|s| !s.is_unspecified()));
+        let mut backend = AbiBackend {
             address: halves(address),
             source: source.map_or([0; 2], halves),
             hop: way.map_or([0; 2], |w| hop(w.dest_mac, w.source_mac, w.ifindex)),
@@ -613,11 +735,29 @@ impl Balancer {
             .word(),
             pad: 0,
         };
+        if number == 0 {
+            return;
+        }
+        let present = force.tables.backend(number);
+        if !self.hops.contains_key(&address) && present.address == backend.address {
+            // Not asked yet: what a former daemon knew is better than nothing.
+            backend.hop = present.hop;
+            backend.source = present.source;
+            let word = present.word;
+            backend.word = BackendWord {
+                alive,
+                v6: address.is_ipv6(),
+                generation: BackendWord::generation_of(backend.word),
+                mtu: u16::try_from(BackendWord::mtu_of(word)).unwrap_or(u16::MAX),
+                vlan: BackendWord::vlan_of(word),
+            }
+            .word();
+        }
         force.tables.set_backend(number, &backend);
     }
 
     /// The way to an address, if there is one.
-    fn way(&self, _force: &Force, address: IpAddr) -> Option<NextHop> {
+    fn way(&self, address: IpAddr) -> Option<NextHop> {
         match self.hops.get(&address) {
             Some(Ok(hop)) => Some(*hop),
             Some(Err(_)) | None => None,
@@ -676,8 +816,11 @@ fn halves(address: IpAddr) -> [u64; 2] {
     }
 }
 
+fn span_ns(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A span in steps of a flow's age.
 fn steps(span: Duration) -> u32 {
-    let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-    u32::try_from((ns >> AGE_SHIFT).saturating_add(1)).unwrap_or(u32::MAX)
+    u32::try_from((span_ns(span) >> AGE_SHIFT).saturating_add(1)).unwrap_or(u32::MAX)
 }

@@ -15,11 +15,18 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    /// Of `total` rings, all but those in use.
-    pub(super) fn new(total: u32, used: &BTreeSet<u32>) -> Self {
+    /// Of `total` rings, all but those in use. What `former` has left alone still is.
+    pub(super) fn new(total: u32, used: &BTreeSet<u32>, former: Option<&Self>) -> Self {
+        let retired: VecDeque<(u64, u32)> = former
+            .map(|f| f.retired.iter().copied())
+            .into_iter()
+            .flatten()
+            .filter(|(_, ring)| *ring <= total && !used.contains(ring))
+            .collect();
+        let is_free = |ring: &u32| !used.contains(ring) && !retired.iter().any(|(_, r)| r == ring);
         Self {
-            free: (1..=total).rev().filter(|r| !used.contains(r)).collect(),
-            retired: VecDeque::new(),
+            free: (1..=total).rev().filter(is_free).collect(),
+            retired,
         }
     }
 
@@ -53,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_ring_is_not_written_before_its_last_packets_are_through() {
-        let mut rings = Rings::new(3, &BTreeSet::from([2]));
+        let mut rings = Rings::new(3, &BTreeSet::from([2]), None);
         assert_eq!(
             (rings.take(0), rings.take(0), rings.take(0)),
             (Some(1), Some(3), None)
@@ -63,6 +70,8 @@ mod tests {
         rings.retire(2, 100);
         assert_eq!(rings.take(100 + GRACE_NS - 1), None);
         assert_eq!(rings.free_at_ns(), Some(100 + GRACE_NS));
+        let mut next = Rings::new(3, &BTreeSet::from([1]), Some(&rings));
+        assert_eq!((next.take(101), next.take(101)), (Some(3), None));
         assert_eq!(rings.take(100 + GRACE_NS), Some(2));
         assert_eq!(rings.take(u64::MAX), None);
     }

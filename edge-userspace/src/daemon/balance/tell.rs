@@ -41,7 +41,10 @@ impl Balancer {
                     },
                     health: known.as_ref().map(|k| k.health().name().to_owned()),
                     health_since_unix_ms: known.as_ref().map(|k| now.unix_ms_of(k.since_ns())),
-                    why: standing.why.to_string(),
+                    why: match self.no_way(backend.address) {
+                        Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
+                        _ => standing.why.to_string(),
+                    },
                     error: known.as_ref().and_then(|k| {
                         let error = k.last_error()?;
                         (k.health() != Health::Up).then(|| error.text.clone())

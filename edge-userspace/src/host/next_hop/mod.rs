@@ -13,9 +13,15 @@ mod tests;
 mod watch;
 mod way;
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use super::neighbours::{provoke, resolution};
+use super::{
+    links::links,
+    neighbours::{provoke, resolution},
+};
 use crate::netlink::Socket;
 use schedule::Task;
 use state::State;
@@ -80,6 +86,42 @@ pub fn next_hop(address: IpAddr) -> io::Result<Answer> {
     };
     let found = resolution(&mut socket, path.via)?;
     Ok(way::join(&path, &device, found.mac))
+}
+
+/// The next hop of an address that frames reach by an interface and a MAC address that are
+/// given, in the calling thread's network namespace. Where the kernel knows no way to the
+/// address, there is no source: it is unspecified.
+///
+/// # Errors
+/// Whatever the kernel returns for the questions.
+pub fn given(address: IpAddr, interface: &str, dest_mac: [u8; 6]) -> io::Result<Answer> {
+    let mut socket = Socket::open(libc::NETLINK_ROUTE)?;
+    let found = links()?.into_values().find(|link| link.name == interface);
+    let Some(link) = found else {
+        return Ok(Err(NoNextHop::Unsuitable(format!(
+            "there is no interface {interface}: balance.next_hop names it"
+        ))));
+    };
+    let device = match way::device(&mut socket, link.index)? {
+        Ok(device) => device,
+        Err(none) => return Ok(Err(none)),
+    };
+    let path = way::path(&mut socket, address)?;
+    let source = path.map_or(
+        match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        },
+        |path| path.source,
+    );
+    Ok(Ok(NextHop {
+        ifindex: device.ifindex,
+        vlan: device.vlan,
+        dest_mac,
+        source_mac: device.mac,
+        mtu: device.mtu,
+        source,
+    }))
 }
 
 /// Knows the next hops of many addresses, and keeps up with the kernel.
