@@ -298,7 +298,7 @@ pub const AGE_SHIFT: u32 = 30;
 pub const NEW_AGE: u32 = 10;
 /// Steps without a packet that one is kept which has ended, by what was seen of it: half
 /// of it may go on, or somebody has made the end up.
-pub const CLOSING_AGE: u32 = 60;
+pub const CLOSING_AGE: u32 = 15;
 
 /// What is known of a flow, as one word.
 pub struct FlowWord;
@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(worth(slot(FlowState::Established, now - 900), now, idle), 0);
         let over = worth(slot(FlowState::Established, now - 901), now, idle);
         let new = worth(slot(FlowState::New, now), now, idle);
-        let closing = worth(slot(FlowState::Closing, now - 10), now, idle);
+        let closing = worth(slot(FlowState::Closing, now - CLOSING_AGE), now, idle);
         let free = worth(FlowSlot::default(), now, idle);
         assert!(free > over && over > new && new > 0);
         assert_eq!(closing, 0);
