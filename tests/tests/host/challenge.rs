@@ -130,7 +130,11 @@ fn spoofed_sources_do_not_reach_the_server() {
     wait::until("all were challenged", || {
         counter(&edge, "web", "challenges") >= spoofed.len() as u64
     });
-    let page = get(near, far.v4(2), wait::PATIENCE).unwrap();
+    // Where so many others are remembered, the first connection may be the one that verifies the
+    // client and is reset.
+    let page = get(near, far.v4(2), wait::PATIENCE)
+        .or_else(|_| get(near, far.v4(2), wait::PATIENCE))
+        .unwrap();
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     assert_eq!(seen.packets(), 0);
     wait::until("the client alone was verified", || {
