@@ -1,9 +1,10 @@
-//! Puts the eBPF object where the datapath module embeds it from: `$OUT_DIR/edge.o`.
+//! Puts the eBPF objects where the datapath module embeds them from: `$OUT_DIR/edge.o` and
+//! `$OUT_DIR/edge-decap.o`.
 //!
-//! The object is built by `cargo xtask build` (this script does not run a second cargo: it would
-//! need another toolchain and a linker, which only xtask finds). It is looked for at
+//! The objects are built by `cargo xtask build` (this script does not run a second cargo: it would
+//! need another toolchain and a linker, which only xtask finds). The first is looked for at
 //! `EDGE_BPF_OBJECT`, else as `bpf/edge.o` in the target directory that this build uses, else in
-//! `target` of the workspace.
+//! `target` of the workspace; the second lies beside it.
 
 use std::env;
 use std::error::Error;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 const OBJECT_VAR: &str = "EDGE_BPF_OBJECT";
 const IN_TARGET: &str = "bpf/edge.o";
+const DECAP: &str = "edge-decap.o";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed={OBJECT_VAR}");
@@ -25,9 +27,16 @@ fn main() -> Result<(), Box<dyn Error>> {
              fetches the toolchain for it), then build again",
         )?,
     };
-    println!("cargo::rerun-if-changed={}", object.display());
-    fs::copy(&object, out_dir.join("edge.o"))
-        .map_err(|error| format!("cannot read the eBPF object {}: {error}", object.display()))?;
+    let beside = object.with_file_name(DECAP);
+    for (name, file) in [("edge.o", object), (DECAP, beside)] {
+        println!("cargo::rerun-if-changed={}", file.display());
+        fs::copy(&file, out_dir.join(name)).map_err(|error| {
+            format!(
+                "cannot read the eBPF object {}: {error}; `cargo xtask build --ebpf-only` makes it",
+                file.display()
+            )
+        })?;
+    }
     Ok(())
 }
 

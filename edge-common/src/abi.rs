@@ -666,7 +666,7 @@ impl Config {
         udp_idle: 0,
         drop_fragments: 0,
         clamp_mss: 0,
-        gue_port: crate::balance::GUE_PORT,
+        gue_port: crate::tunnel::GUE_PORT as u32,
         snat: 0,
         client_mtu: 1500,
         abi_version: ABI_VERSION,

@@ -149,6 +149,15 @@ impl Prefix {
         self.bits | !mask128(self.len)
     }
 
+    /// All its addresses, in order.
+    pub fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        let family = self.family();
+        (self.bits..=self.last_bits()).map(move |bits| match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from_bits(bits)),
+        })
+    }
+
     /// Whether this is a single address.
     pub const fn is_host(self) -> bool {
         self.len == 128
@@ -319,6 +328,17 @@ mod tests {
             n += 1;
         }
         assert_eq!((n, at), (32, p("0.0.0.0/0")));
+    }
+
+    #[test]
+    fn addresses_are_all_inside() {
+        let all =
+            |s: &str| -> std::vec::Vec<_> { p(s).addresses().map(|a| a.to_string()).collect() };
+        assert_eq!(all("192.0.2.6/31"), ["192.0.2.6", "192.0.2.7"]);
+        assert_eq!(all("2001:db8::"), ["2001:db8::"]);
+        assert_eq!(p("255.255.252.0/22").addresses().count(), 1024);
+        let last = p("2001:db8::/112").addresses().last();
+        assert_eq!(last, "2001:db8::ffff".parse().ok());
     }
 
     #[test]

@@ -10,9 +10,6 @@ use crate::hash::{Seed, hash, reduce};
 /// The most backends: their numbers have 16 bits, and 0 stands for none.
 pub const MAX_BACKENDS: u32 = 1 << 16;
 
-/// UDP port of GUE (IANA: `gue`).
-pub const GUE_PORT: u32 = 6080;
-
 /// How a packet reaches its backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
@@ -312,8 +309,9 @@ pub enum FlowState {
 pub const AGE_SHIFT: u32 = 30;
 /// Steps that a flow of one packet is kept.
 pub const NEW_AGE: u32 = 10;
-/// Steps that one that has ended is kept: what is on its way may still come.
-pub const CLOSING_AGE: u32 = 30;
+/// Steps without a packet that one is kept which has ended, by what was seen of it: half
+/// of it may go on, or somebody has made the end up.
+pub const CLOSING_AGE: u32 = 15;
 
 /// What is known of a flow, as one word.
 pub struct FlowWord;
@@ -417,12 +415,10 @@ pub const fn worth(slot: FlowSlot, now: u32, idle: u32) -> u32 {
     let age = if age > 0xffff { 0xffff } else { age };
     if FlowWord::is_over(slot.word, now, idle) {
         1 << 20 | age
-    } else if FlowWord::is(slot.word, FlowState::Established) {
-        0
-    } else if FlowWord::is(slot.word, FlowState::Closing) {
-        1 + age
-    } else {
+    } else if FlowWord::is(slot.word, FlowState::New) {
         1 << 18 | age
+    } else {
+        0
     }
 }
 
@@ -509,9 +505,10 @@ mod tests {
         assert_eq!(worth(slot(FlowState::Established, now - 900), now, idle), 0);
         let over = worth(slot(FlowState::Established, now - 901), now, idle);
         let new = worth(slot(FlowState::New, now), now, idle);
-        let closing = worth(slot(FlowState::Closing, now - 10), now, idle);
+        let closing = worth(slot(FlowState::Closing, now - CLOSING_AGE), now, idle);
         let free = worth(FlowSlot::default(), now, idle);
-        assert!(free > over && over > new && new > closing && closing > 0);
+        assert!(free > over && over > new && new > 0);
+        assert_eq!(closing, 0);
     }
 
     proptest! {

@@ -247,10 +247,13 @@ pub enum Packet {
 const ETH_LEN: usize = 14;
 const VLAN_LEN: usize = 4;
 const MAX_VLANS: usize = 2;
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_LEN: usize = 20;
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_LEN: usize = 40;
+/// Bytes of a UDP header.
+pub const UDP_LEN: usize = 8;
 const TCP_LEN: usize = 20;
-const UDP_LEN: usize = 8;
 const ICMP_LEN: usize = 8;
 const ICMPV6_LEN: usize = 4;
 const FRAGMENT_LEN: usize = 8;

@@ -147,6 +147,27 @@ impl Packet {
         }
     }
 
+    #[inline(always)]
+    fn candidate<'a>(&self, facts: Facts<'a>, hash: u64) -> Candidate<'a> {
+        let marks = self.marks as u64
+            | (self.place as u64) << 32
+            | ((self.fragment <= 1) as u64) << Marks::WHOLE;
+        Candidate {
+            facts,
+            marks: maps::forget(facts.now, marks),
+            hash,
+        }
+    }
+
+    /// Hands it over to the balancer if it is for a service there: also who is on no list
+    /// that drops, and in no need of any other stage, has to get to the backends.
+    #[inline(always)]
+    fn balance(&self, facts: Facts<'_>, dest: [u64; 2]) {
+        if balance::is_on() {
+            to_balancer(self.candidate(facts, 0), balance::asks(dest));
+        }
+    }
+
     /// Hands it over to the stages that have to be asked, from where it does not come back.
     /// `hash` is a keyed one of the source.
     #[inline(always)]
@@ -154,26 +175,15 @@ impl Packet {
         if !defence::is_on() && !balance::is_on() {
             return;
         }
-        let marks = self.marks as u64
-            | (self.place as u64) << 32
-            | ((self.fragment <= 1) as u64) << Marks::WHOLE;
-        let candidate = Candidate {
-            facts,
-            marks: maps::forget(facts.now, marks),
-            hash,
-        };
+        let candidate = self.candidate(facts, hash);
         let mut asks = 0;
         if defence::is_on() {
             asks = defence::asks(candidate);
         }
         if balance::is_on() {
             let wanted = balance::asks(dest);
-            if asks == 0 && wanted == Asks::BALANCE {
-                hand_over::to(candidate, wanted, Stage::Balance);
-                return;
-            }
-            if asks == 0 && wanted == Asks::NAT {
-                hand_over::to(candidate, wanted, Stage::Nat);
+            if asks == 0 {
+                to_balancer(candidate, wanted);
                 return;
             }
             asks |= wanted;
@@ -237,6 +247,16 @@ impl Packet {
     }
 }
 
+/// Hands a packet over to the part of the balancer that it is for, if there is one.
+#[inline(always)]
+fn to_balancer(candidate: Candidate<'_>, wanted: u32) {
+    if wanted == Asks::BALANCE {
+        hand_over::to(candidate, wanted, Stage::Balance);
+    } else if wanted == Asks::NAT {
+        hand_over::to(candidate, wanted, Stage::Nat);
+    }
+}
+
 #[inline(always)]
 fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reason> {
     let packet = Packet::new(ip, network, false, facts.now);
@@ -244,6 +264,7 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
     let host = hash64(maps::seed(), ip.source as u64);
     let policy = policy::v4(ip.source, host, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, false, &packet)? {
+        packet.balance(facts, v4_halves(ip.dest));
         return Ok(pass);
     }
     sanity(facts, &packet, ip.source == ip.dest)?;
@@ -273,6 +294,7 @@ fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reas
     let [hi, lo] = ip.source.map(u64::from_be);
     let policy = policy::v6(maps::seed(), hi, lo, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, hi | lo == 0, &packet)? {
+        packet.balance(facts, ip.dest);
         return Ok(pass);
     }
     sanity(facts, &packet, ip.source == ip.dest)?;

@@ -4,8 +4,8 @@ use crate::{defence::frame::Frame, emit::Facts, maps::config, source::XdpSource}
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
 use edge_common::{
     defence::reply::TCP_WORDS,
-    header::{ipv4, ipv6},
     parse::proto,
+    tunnel::{ipv4_outer, ipv6_outer},
 };
 
 /// Bytes of the fixed headers.
@@ -48,11 +48,22 @@ pub fn reply(facts: Facts<'_>, frame: Frame) -> bool {
         && if frame.is_v6() {
             out.write(
                 network,
-                ipv6(ends.source, ends.dest, proto::TCP, tcp_len, hops, 0),
+                ipv6_outer(
+                    ends.source,
+                    ends.dest,
+                    proto::TCP,
+                    tcp_len as u16,
+                    hops,
+                    0,
+                    0,
+                ),
             )
         } else {
             let (from, to) = (Frame::v4(ends.source), Frame::v4(ends.dest));
-            out.write(network, ipv4(from, to, proto::TCP, tcp_len, hops, 0))
+            out.write(
+                network,
+                ipv4_outer(from, to, proto::TCP, (tcp_len + 20) as u16, hops, 0),
+            )
         };
     let at = network + ip_len;
     let [a, b, c, d, e, f, g, h, i, j] = segment.words;

@@ -5,7 +5,8 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    net::IpAddr,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
 /// `linux/netlink.h`: error replies carry attributes behind the request's header.
@@ -20,6 +21,12 @@ const HEADER: usize = 16;
 /// The most bytes of a reply: many thousand interfaces, addresses or listeners.
 const MAX_REPLY: usize = 16 << 20;
 
+/// The most bytes of a datagram: a dump's are up to 32 KiB.
+const DATAGRAM: usize = 64 << 10;
+
+/// Bytes of messages that a [`Subscription`] holds until they are taken: some thousand.
+const SUBSCRIPTION_BUFFER: libc::c_int = 2 << 20;
+
 /// What came back.
 pub enum Reply {
     /// The payloads of all messages; none for a plain acknowledgement.
@@ -33,88 +40,202 @@ pub enum Reply {
     },
 }
 
-/// Of the request, and of its replies.
-const SEQUENCE: u32 = 1;
-
 /// How often a dump is asked for in which something changed meanwhile.
 const TRIES: u32 = 4;
 
-/// Sends a request of a protocol (`NETLINK_*`) in the calling thread's network
-/// namespace, and takes in the whole answer: to a dump all messages, else the first.
-/// A dump in which something changed meanwhile is asked for again.
+/// Sends one request of a protocol (`NETLINK_*`) in the calling thread's network
+/// namespace; see [`Socket::request`].
 ///
 /// # Errors
-/// Whatever the socket returns, `InvalidData` for a reply that makes no sense, and
-/// `Interrupted` when something changed in each of the dumps.
+/// As there.
 pub fn request(
     protocol: libc::c_int,
     kind: u16,
     flags: libc::c_int,
     body: &[u8],
 ) -> io::Result<Reply> {
-    let mut tries = 1;
-    loop {
-        match ask(protocol, kind, flags, body) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted && tries < TRIES => tries += 1,
-            answer => return answer,
+    Socket::open(protocol)?.request(kind, flags, body)
+}
+
+/// A socket for many requests: opening one costs more than a small request.
+#[derive(Debug)]
+pub struct Socket {
+    socket: OwnedFd,
+    /// Of the last request, and of its replies.
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens one for a protocol (`NETLINK_*`), which asks in the network namespace of
+    /// the thread that calls now.
+    ///
+    /// # Errors
+    /// Whatever the kernel returns.
+    pub fn open(protocol: libc::c_int) -> io::Result<Self> {
+        let socket = open(protocol, 0)?;
+        // Old kernels know neither of the two; replies are then only less talkative.
+        for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
+            let on: libc::c_int = 1;
+            let _ = set_option(&socket, libc::SOL_NETLINK, option, &on);
+        }
+        let wait = libc::timeval {
+            tv_sec: 5,
+            tv_usec: 0,
+        };
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &wait)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            buffer: vec![0; DATAGRAM],
+        })
+    }
+
+    /// Sends a request, and takes in the whole answer: to a dump all messages, else the
+    /// first. A dump in which something changed meanwhile is asked for again.
+    ///
+    /// # Errors
+    /// Whatever the socket returns, `InvalidData` for a reply that makes no sense, and
+    /// `Interrupted` when something changed in each of the dumps.
+    pub fn request(&mut self, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Reply> {
+        let mut tries = 1;
+        loop {
+            match self.ask(kind, flags, body) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted && tries < TRIES => tries += 1,
+                answer => return answer,
+            }
+        }
+    }
+
+    fn ask(&mut self, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Reply> {
+        // What is left of an answer that was given up has another number.
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut packet = Vec::with_capacity(HEADER + body.len());
+        let length = u32::try_from(HEADER + body.len()).map_err(|_| bad("request"))?;
+        packet.extend_from_slice(&length.to_ne_bytes());
+        packet.extend_from_slice(&kind.to_ne_bytes());
+        packet.extend_from_slice(&((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
+        packet.extend_from_slice(&self.sequence.to_ne_bytes());
+        packet.extend_from_slice(&0u32.to_ne_bytes());
+        packet.extend_from_slice(body);
+        let (pointer, length) = (packet.as_ptr().cast(), packet.len());
+        // SAFETY: the pointer and length are those of a live buffer.
+        let sent = unsafe { libc::send(self.socket.as_raw_fd(), pointer, length, 0) };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let dump = flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
+        let mut answer = Answer::new(self.sequence, dump);
+        loop {
+            if let Some(reply) = answer.take(receive(&self.socket, &mut self.buffer)?)? {
+                return Ok(reply);
+            }
         }
     }
 }
 
-fn ask(protocol: libc::c_int, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Reply> {
-    let socket = open(protocol)?;
-    let mut packet = Vec::with_capacity(HEADER + body.len());
-    let length = u32::try_from(HEADER + body.len()).map_err(|_| bad("request"))?;
-    packet.extend_from_slice(&length.to_ne_bytes());
-    packet.extend_from_slice(&kind.to_ne_bytes());
-    packet.extend_from_slice(&((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    packet.extend_from_slice(&SEQUENCE.to_ne_bytes());
-    packet.extend_from_slice(&0u32.to_ne_bytes());
-    packet.extend_from_slice(body);
-    // SAFETY: the pointer and length are those of a live buffer.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
+/// What the kernel tells unasked, of some groups of a protocol.
+#[derive(Debug)]
+pub struct Subscription {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Subscription {
+    /// Subscribes to groups of a protocol (`NETLINK_*`) in the calling thread's network
+    /// namespace: bit n-1 of `groups` is group n.
+    ///
+    /// # Errors
+    /// Whatever the kernel returns.
+    pub fn open(protocol: libc::c_int, groups: u32) -> io::Result<Self> {
+        let socket = open(protocol, libc::SOCK_NONBLOCK)?;
+        // Beyond the limit of ordinary sockets, where that is allowed; else what is lost
+        // is lost sooner, and said.
+        let _ = set_option(
+            &socket,
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            &SUBSCRIPTION_BUFFER,
+        );
+        // SAFETY: all zeros is a valid sockaddr_nl.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as u16;
+        address.nl_groups = groups;
+        let length = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the pointer and length are those of a live address.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            socket,
+            buffer: vec![0; DATAGRAM],
+        })
     }
-    let mut answer = Answer {
-        dump: flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP,
-        found: Vec::new(),
-        total: 0,
-    };
-    let mut buffer = vec![0; 64 << 10];
-    loop {
+
+    /// The next messages; `None` when there are none now.
+    ///
+    /// # Errors
+    /// `ENOBUFS` when some were lost, for which there was no room; and whatever else the
+    /// socket returns.
+    pub fn next_messages(&mut self) -> io::Result<Option<Messages<'_>>> {
+        match receive(&self.socket, &mut self.buffer) {
+            Ok(datagram) => Ok(Some(Messages(datagram))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// The same descriptor as long as it lives.
+impl AsRawFd for Subscription {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// The next datagram.
+fn receive<'a>(socket: &OwnedFd, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
+    let got = loop {
         // SAFETY: the pointer and length are those of a live, writable buffer.
-        let got = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
-        };
-        if got < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
+        let got = unsafe { libc::recv(socket.as_raw_fd(), pointer.cast(), length, 0) };
+        match usize::try_from(got) {
+            Ok(got) => break got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
             }
-            return Err(error);
         }
-        let datagram = buffer.get(..got as usize).ok_or_else(|| bad("reply"))?;
-        if let Some(reply) = answer.take(datagram)? {
-            return Ok(reply);
-        }
-    }
+    };
+    buffer.get(..got).ok_or_else(|| bad("reply"))
 }
 
 /// An answer that is coming in.
 struct Answer {
+    sequence: u32,
     dump: bool,
     found: Vec<Vec<u8>>,
     /// Bytes up to now.
     total: usize,
+    /// Whether something changed meanwhile. It is taken in to its end all the same: a
+    /// socket has one dump at a time.
+    interrupted: bool,
 }
 
 impl Answer {
+    const fn new(sequence: u32, dump: bool) -> Self {
+        Self {
+            sequence,
+            dump,
+            found: Vec::new(),
+            total: 0,
+            interrupted: false,
+        }
+    }
+
     /// Takes in a datagram; the reply, once it is complete.
     fn take(&mut self, datagram: &[u8]) -> io::Result<Option<Reply>> {
         self.total += datagram.len();
@@ -123,14 +244,17 @@ impl Answer {
         }
         for message in Messages(datagram) {
             let message = message.ok_or_else(|| bad("reply"))?;
-            if message.sequence != SEQUENCE {
+            if message.sequence != self.sequence {
                 continue;
             }
             if libc::c_int::from(message.flags) & libc::NLM_F_DUMP_INTR != 0 {
-                let text = "netlink: what is asked for changes faster than it can be told";
-                return Err(io::Error::new(io::ErrorKind::Interrupted, text));
+                self.interrupted = true;
             }
             match libc::c_int::from(message.kind) {
+                libc::NLMSG_DONE if self.interrupted => {
+                    let text = "netlink: what is asked for changes faster than it can be told";
+                    return Err(io::Error::new(io::ErrorKind::Interrupted, text));
+                }
                 libc::NLMSG_DONE => {
                     // A dump that failed half-way says so here (netlink_dump_done).
                     let status = u32_at(message.payload, 0).map_or(0, |word| word as i32);
@@ -161,31 +285,15 @@ impl Answer {
     }
 }
 
-fn open(protocol: libc::c_int) -> io::Result<OwnedFd> {
+fn open(protocol: libc::c_int, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags;
     // SAFETY: no pointers are passed.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            protocol,
-        )
-    };
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and nobody else has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Old kernels know neither of the two; replies are then only less talkative.
-    for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
-        let on: libc::c_int = 1;
-        let _ = set_option(&socket, libc::SOL_NETLINK, option, &on);
-    }
-    let wait = libc::timeval {
-        tv_sec: 5,
-        tv_usec: 0,
-    };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &wait)?;
-    Ok(socket)
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn set_option<T>(
@@ -232,15 +340,18 @@ pub fn push_attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) -> io::Result<(
     Ok(())
 }
 
-struct Message<'a> {
-    kind: u16,
+/// A message.
+pub struct Message<'a> {
+    /// What it is (`RTM_*` and the like).
+    pub kind: u16,
     flags: u16,
     sequence: u32,
-    payload: &'a [u8],
+    /// What follows its header.
+    pub payload: &'a [u8],
 }
 
 /// The messages of a datagram; `None` once where a length is impossible.
-struct Messages<'a>(&'a [u8]);
+pub struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Option<Message<'a>>;
@@ -305,6 +416,33 @@ pub fn text(value: &[u8]) -> String {
         .collect()
 }
 
+/// The family (`AF_*`) of an address, as messages name it.
+pub const fn family(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => libc::AF_INET as u8,
+        IpAddr::V6(_) => libc::AF_INET6 as u8,
+    }
+}
+
+/// Appends an address as an attribute.
+///
+/// # Errors
+/// As [`push_attribute`].
+pub fn push_address(to: &mut Vec<u8>, kind: u16, address: IpAddr) -> io::Result<()> {
+    match address {
+        IpAddr::V4(a) => push_attribute(to, kind, &a.octets()),
+        IpAddr::V6(a) => push_attribute(to, kind, &a.octets()),
+    }
+}
+
+/// An address out of an attribute.
+pub fn address(value: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(value) {
+        return Some(IpAddr::from(octets));
+    }
+    <[u8; 16]>::try_from(value).ok().map(IpAddr::from)
+}
+
 /// A 16-bit word in native order.
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let (word, _) = bytes.get(at..)?.split_first_chunk::<2>()?;
@@ -342,18 +480,14 @@ mod tests {
         let mut m = ((HEADER + payload.len()) as u32).to_ne_bytes().to_vec();
         m.extend_from_slice(&(kind as u16).to_ne_bytes());
         m.extend_from_slice(&(flags as u16).to_ne_bytes());
-        m.extend_from_slice(&SEQUENCE.to_ne_bytes());
+        m.extend_from_slice(&1u32.to_ne_bytes());
         m.extend_from_slice(&[0; 4]);
         m.extend_from_slice(payload);
         m
     }
 
     fn dump() -> Answer {
-        Answer {
-            dump: true,
-            found: Vec::new(),
-            total: 0,
-        }
+        Answer::new(1, true)
     }
 
     #[test]
@@ -381,10 +515,42 @@ mod tests {
     #[test]
     fn a_dump_that_something_changed_in_is_no_answer() {
         let flags = libc::NLM_F_MULTI | libc::NLM_F_DUMP_INTR;
-        for kind in [20, libc::NLMSG_DONE] {
-            let error = dump().take(&message(kind, flags, &[0; 4])).err().unwrap();
-            assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        let done = |flags| message(libc::NLMSG_DONE, flags, &[0; 4]);
+        let error = dump().take(&done(flags)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        let mut answer = dump();
+        assert!(answer.take(&message(20, flags, &[])).unwrap().is_none());
+        let error = answer.take(&done(libc::NLM_F_MULTI)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn a_socket_that_gave_up_an_answer_takes_the_next() {
+        let mut socket = Socket::open(libc::NETLINK_ROUTE).unwrap();
+        let links = |socket: &mut Socket| {
+            let all = socket.request(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; 16]);
+            match all.unwrap() {
+                Reply::Messages(all) => all.len(),
+                Reply::Error { code, .. } => panic!("{code}"),
+            }
+        };
+        let count = links(&mut socket);
+        assert!(count > 0);
+        // Answers that nobody waits for.
+        let mut lo = vec![0; 16];
+        lo[4] = 1;
+        for _ in 0..2 {
+            let old = message(
+                libc::c_int::from(libc::RTM_GETLINK),
+                libc::NLM_F_REQUEST,
+                &lo,
+            );
+            let (pointer, length) = (old.as_ptr().cast(), old.len());
+            // SAFETY: the pointer and length are those of a live buffer.
+            let sent = unsafe { libc::send(socket.socket.as_raw_fd(), pointer, length, 0) };
+            assert_eq!(usize::try_from(sent), Ok(length));
         }
+        assert_eq!(links(&mut socket), count);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! O(1) counts only, never a table from end to end.
 
 pub mod attack;
+pub mod balance;
+pub mod decap;
 
 use std::collections::BTreeMap;
 
@@ -53,6 +55,9 @@ pub struct Status {
     /// Packets that went on without the flood defence because its program was missing.
     #[serde(default)]
     pub stage_missing: u64,
+    /// The balancer; absent without balanced services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<balance::BalanceStatus>,
 }
 
 /// The configuration in force.

@@ -411,14 +411,14 @@ pub struct Daemon {
 
 /// The service manager's end of a daemon's notifications. It takes them at once, as a real one does.
 #[derive(Debug)]
-struct Manager {
+pub(crate) struct Manager {
     told: Arc<Mutex<String>>,
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Manager {
-    fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).expect("a notification socket");
         socket
             .set_read_timeout(Some(Duration::from_millis(50)))
@@ -442,6 +442,12 @@ impl Manager {
             reader: Some(reader),
         }
     }
+
+    /// What it was told up to now.
+    pub(crate) fn told(&self) -> String {
+        let told = self.told.lock();
+        told.unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Drop for Manager {
@@ -457,8 +463,7 @@ impl Daemon {
     /// What it told the service manager up to now.
     #[must_use]
     pub fn told(&self) -> String {
-        let told = self.manager.told.lock();
-        told.unwrap_or_else(PoisonError::into_inner).clone()
+        self.manager.told()
     }
 
     /// How often it told the service manager that it is alive.

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::packet;
+
 /// A MAC address.
 pub type Mac = [u8; 6];
 
@@ -15,6 +17,9 @@ pub enum Payload {
     /// An ICMP or ICMPv6 echo request.
     Echo,
 }
+
+/// The port that UDP packets and TCP segments come from.
+pub const CLIENT_PORT: u16 = 40_000;
 
 /// TCP's SYN flag.
 pub const SYN: u8 = 0x02;
@@ -45,15 +50,16 @@ pub fn sized(
     payload: Payload,
     data: usize,
 ) -> Vec<u8> {
+    let [p, q] = CLIENT_PORT.to_be_bytes();
     let (mut transport, protocol) = match (payload, source) {
         (Payload::Udp(port), _) => {
             let length = u16::try_from(8 + data).expect("short enough");
             let [a, b] = port.to_be_bytes();
             let [c, d] = length.to_be_bytes();
-            (vec![0x9c, 0x40, a, b, c, d, 0, 0], 17)
+            (vec![p, q, a, b, c, d, 0, 0], 17)
         }
         (Payload::Tcp(flags), _) => {
-            let mut t = vec![0x9c, 0x40, 0, 80];
+            let mut t = vec![p, q, 0, 80];
             t.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
             (t, 6)
         }
@@ -106,6 +112,56 @@ pub fn sized(
     transport[at..at + 2].copy_from_slice(&sum);
     out.extend(transport);
     out
+}
+
+/// A SYN to a port with the options of Linux, in its order: MSS, SACK permitted, timestamps,
+/// window scale.
+///
+/// # Panics
+/// When the addresses are of different families.
+#[must_use]
+pub fn linux_syn(macs: (Mac, Mac), source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
+    let mss = match destination {
+        IpAddr::V4(_) => 1460u16,
+        IpAddr::V6(_) => 1440,
+    };
+    let [a, b] = mss.to_be_bytes();
+    let options = [2, 4, a, b, 4, 2, 8, 10, 0, 0, 0, 7, 0, 0, 0, 0, 1, 3, 3, 7];
+    segment(macs, source, destination, port, SYN, &options)
+}
+
+/// An acknowledgement to a port, without data, of a number that no cookie has but by chance.
+///
+/// # Panics
+/// When the addresses are of different families.
+#[must_use]
+pub fn guess(macs: (Mac, Mac), source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
+    let options = [1, 1, 8, 10, 0, 0, 0, 7, 0, 0, 0, 7];
+    segment(macs, source, destination, port, ACK, &options)
+}
+
+/// A TCP segment without data.
+fn segment(
+    (from, to): (Mac, Mac),
+    source: IpAddr,
+    destination: IpAddr,
+    port: u16,
+    flags: u8,
+    options: &[u8],
+) -> Vec<u8> {
+    let mut segment = Vec::from(CLIENT_PORT.to_be_bytes());
+    segment.extend(port.to_be_bytes());
+    let acknowledged = if flags & ACK == 0 { 0 } else { 0x1234_5678u32 };
+    segment.extend([0, 0, 0, 1]);
+    segment.extend(acknowledged.to_be_bytes());
+    let words = u8::try_from(5 + options.len() / 4).unwrap_or(5);
+    segment.extend([words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(options);
+    let mut frame = packet::ip(&source.to_string(), &destination.to_string())
+        .payload(packet::proto::TCP, segment)
+        .build();
+    frame.splice(..12, to.into_iter().chain(from));
+    frame
 }
 
 /// The frame inside an IEEE 802.1Q tag.

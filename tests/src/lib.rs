@@ -6,9 +6,12 @@
 //! process holds them open, and so vanish with it however it ends. The BPF file system is a private
 //! mount in the namespace of the protected host, so pins vanish too.
 
+pub mod client;
 pub mod daemon;
+pub mod decap;
 pub mod frames;
 pub mod golden;
+pub mod harness;
 pub mod lab;
 pub mod netns;
 pub mod packet;
@@ -17,4 +20,5 @@ pub mod raw;
 pub mod receiver;
 pub mod server;
 pub mod test_run;
+pub mod tunnel;
 pub mod wait;

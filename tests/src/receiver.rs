@@ -3,7 +3,7 @@
 //! if it has a program (`veth_xdp_flush`).
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use crate::netns::Namespace;
 
@@ -68,18 +68,26 @@ impl Receiver {
             attach_type: ATTACH_TYPE_XDP,
             ..Load::default()
         };
-        let attached = namespace.inside(|| {
-            let program = bpf(PROG_LOAD, &load)?;
-            let link = Link {
-                program: program.as_raw_fd() as u32,
-                ifindex,
-                attach_type: ATTACH_TYPE_XDP,
-                flags: IN_DRIVER,
-            };
-            bpf(LINK_CREATE, &link)
-        });
+        let attached = namespace.inside(|| attach(bpf(PROG_LOAD, &load)?.as_fd(), ifindex));
         Self(attached.unwrap_or_else(|e| panic!("no program on {interface}: {e}")))
     }
+}
+
+/// Attaches a program that is already loaded to an interface (its index) of the calling
+/// thread's network namespace, in its driver, until the link is closed. (aya attaches only what
+/// it loaded itself.)
+///
+/// # Errors
+/// What the kernel says: `EBUSY` when the interface has one.
+pub fn attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let link = Link {
+        program: program.as_raw_fd() as u32,
+        ifindex,
+        attach_type: ATTACH_TYPE_XDP,
+        flags: IN_DRIVER,
+    };
+    bpf(LINK_CREATE, &link)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot attach a program: {e}")))
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {

@@ -25,3 +25,11 @@ fn every_reason_has_a_packet() {
     let missing: Vec<_> = Reason::ALL.iter().filter(|r| !ends.contains(r)).collect();
     assert!(missing.is_empty(), "no golden packet ends with {missing:?}");
 }
+
+/// Asleep most of its two minutes or less.
+#[test]
+fn cookies_that_are_too_old_are_refused() {
+    let report = golden::cookies_age();
+    println!("{report}");
+    assert!(report.failures.is_empty());
+}

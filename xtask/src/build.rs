@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the eBPF objects, then the daemon that embeds one of them.
+//! `cargo xtask build`: the eBPF objects, then the daemon that embeds those it loads.
 
 use std::env;
 use std::ffi::OsStr;

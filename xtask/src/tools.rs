@@ -20,7 +20,7 @@ pub(crate) struct Tool {
 }
 
 /// All of them.
-pub(crate) const TOOLS: [Tool; 6] = [
+pub(crate) const TOOLS: [Tool; 7] = [
     Tool {
         command: "ip",
         package: "iproute2",
@@ -50,6 +50,11 @@ pub(crate) const TOOLS: [Tool; 6] = [
         command: "promtool",
         package: "prometheus",
         purpose: "checks the metrics",
+    },
+    Tool {
+        command: "tcpdump",
+        package: "tcpdump",
+        purpose: "reads the packets of an attack",
     },
 ];
 

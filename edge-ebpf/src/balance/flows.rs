@@ -32,6 +32,10 @@ pub struct Chosen {
 /// The backend with a number, if it takes packets.
 #[inline(always)]
 pub fn usable(number: u16, hash: u64) -> Option<Chosen> {
+    // Nobody's number: a ring that is not there, or a slot of none.
+    if number == 0 {
+        return None;
+    }
     let backend = BACKENDS.get_ptr(number as u32)?;
     // SAFETY: a map value, read whole.
     let word = unsafe { (&raw const (*backend).word).read_volatile() };
@@ -77,7 +81,10 @@ pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Opt
     if let Some(slot) = find(bucket, tag(hash)) {
         // SAFETY: a map value, read whole.
         let word = unsafe { (&raw const (*slot).word).read_volatile() };
-        if let Some(chosen) = kept(word, now, idle, hash) {
+        // A connection that begins where one has ended may go elsewhere.
+        let begins = packet.is_tcp && packet.flags & (flag::SYN | flag::ACK) == flag::SYN;
+        let is_another = begins && FlowWord::is(word, FlowState::Closing);
+        if !is_another && let Some(chosen) = kept(word, now, idle, hash) {
             maps::count(TableStat::FlowHits);
             let state = next_state(word, packet);
             let new = FlowWord::with(word, state, now);
@@ -169,13 +176,9 @@ pub fn next_state(word: u64, packet: Packet) -> FlowState {
         return FlowState::Closing;
     }
     let is_new = FlowWord::is(word, FlowState::New);
-    if packet.flags & flag::SYN != 0 {
-        // Its first SYN again, or another connection of the same ends.
-        return if is_new || FlowWord::is(word, FlowState::Closing) {
-            FlowState::New
-        } else {
-            FlowState::Established
-        };
+    if packet.flags & flag::SYN != 0 && is_new {
+        // Its first SYN again.
+        return FlowState::New;
     }
     if FlowWord::is(word, FlowState::Closing) {
         FlowState::Closing

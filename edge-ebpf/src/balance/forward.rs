@@ -10,9 +10,10 @@ use crate::{
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use edge_common::{
     balance::{BackendWord, Balance, Forward},
-    header::{self, replaced},
+    header::replaced,
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
+    tunnel::{ipv4_outer, ipv6_outer, udp},
 };
 
 pub const IPV4_LEN: usize = 20;
@@ -23,6 +24,8 @@ pub const ETHERNET_LEN: usize = 14;
 const TAG_LEN: usize = 4;
 /// TTL or hop limit of outer headers.
 const HOPS: u8 = 64;
+/// The smallest packet that every way carries, bytes.
+const LEAST: u32 = 68;
 /// Set in the second word of an IPv4 header: not to be fragmented.
 pub const DONT_FRAGMENT: u32 = 0x4000;
 
@@ -79,6 +82,10 @@ pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End
     };
     let outer = outer_len(balance, chosen.word);
     let most = BackendWord::mtu_of(chosen.word).saturating_sub(outer as u32);
+    // Less than any way must carry (RFC 791): it was found only this moment.
+    if most < LEAST {
+        return End::new(Reason::BackendNoHop);
+    }
     if head.len > most {
         return too_big::answer(facts, packet, head, most);
     }
@@ -209,21 +216,30 @@ fn write(
     };
     // RFC 6040: ECN and DSCP of the packet go outside as well. The flow label spreads
     // flows over paths (RFC 6438).
-    let label = (head.class as u32) << 20 | (chosen.hash >> 12) as u32 & 0xf_ffff;
+    let label = (chosen.hash >> 44) as u32;
     let outer = if v6 {
-        frame.write(at, header::ipv6(from, dest, next, len, HOPS, label))
+        let outer = ipv6_outer(from, dest, next, len as u16, HOPS, head.class, label);
+        frame.write(at, outer)
     } else {
         let [_, from] = halves(from[1]);
         let [_, dest] = halves(dest[1]);
-        frame.write(at, header::ipv4(from, dest, next, len, HOPS, head.class))
+        let len = (len + IPV4_LEN as u32) as u16;
+        frame.write(at, ipv4_outer(from, dest, next, len, HOPS, head.class))
     };
     if !outer || !is_gue {
         return outer;
     }
     let at = at + if v6 { IPV6_LEN } else { IPV4_LEN };
     // From the dynamic range, by the flow.
-    let port = 0xc000 | (chosen.hash >> 16) as u16 & 0x3fff;
-    frame.write(at, header::udp(port, config!(gue_port) as u16, head.len))
+    let port = 0xc000 | (chosen.hash >> 48) as u16 & 0x3fff;
+    frame.write(
+        at,
+        udp(
+            port,
+            config!(gue_port) as u16,
+            (head.len + UDP_LEN as u32) as u16,
+        ),
+    )
 }
 
 #[inline(always)]
@@ -237,8 +253,9 @@ pub fn count(facts: Facts<'_>, number: u16) {
     }
 }
 
-/// Makes the segment size that a SYN announces at most `most`, so that answers of that
-/// size find their way back, and what the client sends fits into the tunnel.
+/// Makes the segment size that a SYN announces at most `most`: what the backend answers
+/// then fits into whatever is as narrow as the tunnel on its way back. What the client
+/// sends is limited by the backend's own answer, which does not come by here.
 #[inline(always)]
 pub fn clamp(facts: Facts<'_>, packet: Packet, most: u16) {
     let source = XdpSource::new(facts.ctx);

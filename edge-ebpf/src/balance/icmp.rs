@@ -69,6 +69,7 @@ fn error(facts: Facts<'_>, packet: Packet, vip: [u64; 2]) -> End {
             let packet = Packet {
                 flags: 0,
                 is_tcp: false,
+                is_error: true,
                 ..packet
             };
             forward::to(facts, packet, balance, chosen)

@@ -84,6 +84,9 @@ struct Packet {
     flags: u8,
     /// Whether it is a TCP segment, with a header.
     is_tcp: bool,
+    /// Whether it is an ICMP error, which is never answered (RFC 1122, 3.2.2), and changes
+    /// nothing of the flow that it is about.
+    is_error: bool,
 }
 
 impl Packet {
@@ -96,6 +99,7 @@ impl Packet {
             v6: marks >> Marks::V6 & 1 != 0,
             flags: marks as u8,
             is_tcp: marks >> Marks::KIND & 0xf == Kind::Tcp as u64,
+            is_error: false,
         }
     }
 }

@@ -13,9 +13,10 @@ use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use edge_common::{
     balance::QUOTED,
     defence::DefenceWord,
-    header::{self, Sum},
+    header::{Sum, with_low_half},
     parse::{PacketSource as _, proto},
     reason::Reason,
+    tunnel::{ipv4_outer, ipv6_outer},
 };
 
 const ICMP_LEN: usize = 8;
@@ -28,7 +29,7 @@ const V6_TOO_BIG: u32 = 0x0200_0000;
 pub fn answer(facts: Facts<'_>, packet: Packet, head: Head, most: u32) -> End {
     let source = XdpSource::new(facts.ctx);
     // A fragment, and what may be fragmented, has no use for the answer.
-    if head.may_fragment || !may_send(DefenceWord::TooBig, facts.now) {
+    if packet.is_error || head.may_fragment || !may_send(DefenceWord::TooBig, facts.now) {
         return End::new(Reason::ForwardTooBig);
     }
     let (Some(addresses), Some(quoted)) = (
@@ -49,7 +50,7 @@ pub fn answer(facts: Facts<'_>, packet: Packet, head: Head, most: u32) -> End {
         sum = sum.word(quoted[i]);
         i += 1;
     }
-    let first = header::with_low_half(kind, sum.checksum());
+    let first = with_low_half(kind, sum.checksum());
     let ip_len = if packet.v6 { 40 } else { 20 };
     let new_len = (packet.network + ip_len) as u32 + len;
     emit::sample_reply(facts, Reason::ReplyTooBig);
@@ -65,11 +66,11 @@ pub fn answer(facts: Facts<'_>, packet: Packet, head: Head, most: u32) -> End {
     let hops = config!(reply_ttl) as u8;
     let written = turn_round(&out)
         && if packet.v6 {
-            let ip = header::ipv6(from, dest, proto::ICMPV6, len, hops, 0);
+            let ip = ipv6_outer(from, dest, proto::ICMPV6, len as u16, hops, 0, 0);
             out.write(packet.network, ip)
         } else {
             let ([_, from], [_, dest]) = (halves(from[1]), halves(dest[1]));
-            let ip = header::ipv4(from, dest, proto::ICMP, len, hops, 0);
+            let ip = ipv4_outer(from, dest, proto::ICMP, (len + 20) as u16, hops, 0);
             out.write(packet.network, ip)
         }
         && out.write(packet.network + ip_len, [first, most.to_be()])

@@ -1,6 +1,10 @@
 //! The arguments.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand,
@@ -9,10 +13,12 @@ use clap::{
 use edge_common::{
     abi::{LimitKind, Mode},
     addr::Prefix,
+    tunnel::GUE_PORT,
 };
 
 use super::duration;
 use crate::{
+    config::balance::MAX_WEIGHT,
     config::model::SOCKET,
     control::{
         check,
@@ -89,6 +95,9 @@ one below the other elsewhere.")]
     /// The history of attacks on services.
     #[command(subcommand)]
     Attacks(AttacksCommand),
+    /// Backends of balanced services: how they are, drain, weights.
+    #[command(subcommand)]
+    Backend(BackendCommand),
     /// Put a changed configuration file into force, all of it or nothing.
     #[command(after_help = "\
 Examples:
@@ -129,6 +138,18 @@ Not every packet is shown: at most `events.per_second` of each reason.")]
               value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RECENT_EVENTS)))]
         last: u32,
     },
+    /// Take packets out of tunnels on a backend of the load balancer; needs no daemon.
+    #[command(after_help = "\
+Examples:
+  edge decap --interface eth0 --source 10.0.0.0/24
+  edge decap --interface eth0 --interface eth1 --source 10.0.0.7 --source fd00:7::/64
+  edge decap --interface eth0 --source 10.0.0.0/24 --metrics 127.0.0.1:9101 --json
+
+Takes IPv4 and IPv6 packets out of IPIP, 6in4, 4in6, IP6IP6 and GUE (variant 1) and
+hands them to the kernel, whose own address they must be for: put the service's on
+the loopback interface (`ip addr add 203.0.113.80/32 dev lo`). Runs until SIGTERM or
+SIGINT, and takes packets in only as long as it runs.")]
+    Decap(DecapArgs),
     /// List all reasons a packet can end with; needs no daemon.
     #[command(after_help = "\
 Examples:
@@ -140,6 +161,79 @@ Examples:
 /// The longest time between two looks of `status --watch`, seconds: well within what
 /// the daemon lets a connection be idle.
 const MAX_WATCH_S: u64 = 300;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendCommand {
+    /// List backends: their health, their share of new flows, and why.
+    #[command(after_help = "\
+Examples:
+  edge backend list
+  edge backend list --service web
+  edge backend list --json | jq '.backends[] | select(.weight == 0) | .name'")]
+    List {
+        /// Only backends of this service.
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+    /// Give a backend no new flows, and let those that it has end.
+    #[command(after_help = "\
+Examples:
+  edge backend drain web-1
+  edge backend drain web/web-1 --timeout 10m
+
+It is drained when no flow is left, or when the time is up: what is left then goes
+to other backends, which will not know it. The change outlasts a restart.")]
+    Drain {
+        /// Its name, or its service's and its own: web/web-1.
+        name: String,
+        /// How long flows may take to end [default: as long as they want]
+        #[arg(long = "timeout", value_name = "TIME", value_parser = duration::parse)]
+        timeout_s: Option<u64>,
+    },
+    /// Use a backend again that was drained.
+    #[command(after_help = "\
+Examples:
+  edge backend undrain web-1")]
+    Undrain {
+        /// Its name, or its service's and its own: web/web-1.
+        name: String,
+    },
+    /// Set the weight of a backend, until it is set back to that of the file.
+    #[command(after_help = "\
+Examples:
+  edge backend weight web-1 50
+  edge backend weight web-1 configured
+
+The change outlasts a restart. With 0 it gets no new flows.")]
+    Weight {
+        /// Its name, or its service's and its own: web/web-1.
+        name: String,
+        /// 0 to 1000, or \"configured\" for what the file says.
+        #[arg(value_parser = NewWeight::parse)]
+        weight: NewWeight,
+    },
+}
+
+/// A weight for a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NewWeight {
+    /// What the file says.
+    Configured,
+    /// This one.
+    Set(u32),
+}
+
+impl NewWeight {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "configured" {
+            return Ok(Self::Configured);
+        }
+        let weight = text.parse().ok().filter(|w| *w <= MAX_WEIGHT);
+        weight
+            .map(Self::Set)
+            .ok_or_else(|| format!("no weight; 0 to {MAX_WEIGHT}, or \"configured\""))
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AttacksCommand {
@@ -184,6 +278,34 @@ pub struct RunArgs {
     /// The configuration.
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
+    /// What is logged, such as debug or edge_userspace::datapath=debug; info by default.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    pub log: Option<String>,
+}
+
+/// What the decapsulator is started with.
+#[derive(Clone, Debug, Args)]
+pub struct DecapArgs {
+    /// An interface that tunnels come in on; may be given several times.
+    #[arg(long = "interface", required = true, value_name = "NAME")]
+    pub interfaces: Vec<String>,
+    /// Where tunnels may come from, an address or a prefix; may be given several times.
+    #[arg(long = "source", required = true, value_name = "PREFIX")]
+    pub sources: Vec<Prefix>,
+    /// An address that tunnels go to, instead of all of the interfaces; may be given
+    /// several times.
+    #[arg(long, value_name = "ADDRESS", value_parser = local)]
+    pub local: Vec<IpAddr>,
+    /// The UDP port of GUE.
+    #[arg(long, value_name = "PORT", default_value_t = GUE_PORT,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub gue_port: u16,
+    /// Run in the slower generic mode where a driver has no native XDP.
+    #[arg(long)]
+    pub allow_generic: bool,
+    /// Serve metrics at this address.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// What is logged, such as debug or edge_userspace::datapath=debug; info by default.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
     pub log: Option<String>,
@@ -377,6 +499,14 @@ fn kind(text: &str) -> Result<LimitKind, String> {
 
 fn mode(text: &str) -> Result<Mode, String> {
     Mode::of(text).ok_or_else(|| format!("expected {}", Mode::WHAT))
+}
+
+fn local(text: &str) -> Result<IpAddr, String> {
+    let address = text.parse::<IpAddr>().map_err(|e| e.to_string())?;
+    match address.to_canonical() {
+        a if a.is_unspecified() || a.is_multicast() => Err("no host has this address".to_owned()),
+        a => Ok(a),
+    }
 }
 
 fn origin(text: &str) -> Result<Origin, String> {
@@ -593,6 +723,20 @@ mod tests {
             ("events -n 5000", "1024"),
             ("lookup 10.0.0.0/8", "invalid"),
             ("run", "--config"),
+            ("decap --interface eth0", "--source"),
+            ("decap --source 10.0.0.1", "--interface"),
+            (
+                "decap --interface eth0 --source 10.0.0.1/8",
+                "did you mean 10.0.0.0/8",
+            ),
+            (
+                "decap --interface eth0 --source ::/0 --gue-port 0",
+                "1..=65535",
+            ),
+            (
+                "decap --interface eth0 --source ::/0 --local ff02::1",
+                "no host has this address",
+            ),
             ("frobnicate", "unrecognized"),
         ] {
             let e = parse(line).map(|_| ()).unwrap_err();

@@ -5,6 +5,8 @@
 
 mod args;
 mod attacks;
+mod backends;
+mod decap;
 mod duration;
 mod events;
 mod import;
@@ -30,9 +32,10 @@ use crate::{
         protocol::{FailureKind, Request, Response},
     },
     entry::List,
+    status::decap::News,
 };
 use args::Command;
-pub use args::RunArgs;
+pub use args::{DecapArgs, RunArgs};
 use output::Out;
 
 /// How a command ends. The numbers are documented and do not change.
@@ -134,13 +137,16 @@ impl Error {
     }
 }
 
-/// Reads the command line and does what it says. `run` is the daemon, which
-/// comes back when it ends.
-pub fn main(run: impl FnOnce(RunArgs) -> anyhow::Result<()>) -> ExitCode {
+/// Reads the command line and does what it says. `run` is the daemon and `decapsulate`
+/// the decapsulator, which come back when they end; the latter has news to print.
+pub fn main(
+    run: impl FnOnce(RunArgs) -> anyhow::Result<()>,
+    decapsulate: impl FnOnce(DecapArgs, &mut dyn FnMut(&News) -> io::Result<()>) -> anyhow::Result<()>,
+) -> ExitCode {
     let cli = args::parse();
     let json = cli.global.json;
     let mut out = Out::new(io::stdout().lock(), json);
-    let result = execute(cli.command, run, &cli.global.socket, &mut out)
+    let result = execute(cli.command, run, decapsulate, &cli.global.socket, &mut out)
         .and_then(|()| out.flush().map_err(Error::Output));
     let Err(error) = result else {
         return ExitCode::SUCCESS;
@@ -166,6 +172,7 @@ pub fn main(run: impl FnOnce(RunArgs) -> anyhow::Result<()>) -> ExitCode {
 fn execute<W: io::Write>(
     command: Command,
     run: impl FnOnce(RunArgs) -> anyhow::Result<()>,
+    decapsulate: impl FnOnce(DecapArgs, &mut dyn FnMut(&News) -> io::Result<()>) -> anyhow::Result<()>,
     socket: &Path,
     out: &mut Out<W>,
 ) -> Result<(), Error> {
@@ -174,6 +181,8 @@ fn execute<W: io::Write>(
             Ok(e) => e.into(),
             Err(e) => Error::Failed(format!("{e:#}")),
         }),
+        Command::Decap(args) => decapsulate(args, &mut |news| decap::tell(news, out))
+            .map_err(|e| Error::Failed(format!("{e:#}"))),
         Command::Check { config } => offline::check(&config, out),
         Command::Reasons => offline::reasons(out),
         Command::Status { watch } => match watch {
@@ -181,6 +190,7 @@ fn execute<W: io::Write>(
             Some(seconds) => status::watch(Duration::from_secs(seconds), socket, out),
         },
         Command::Attacks(command) => attacks::execute(command, socket, out),
+        Command::Backend(command) => backends::execute(command, socket, out),
         Command::Reload => status::reload(socket, out),
         Command::Blacklist(command) => lists::execute(List::Black, command, socket, out),
         Command::Allow(command) => lists::execute(List::Allow, command, socket, out),

@@ -434,6 +434,19 @@ fn tables(t: &mut String, s: &Status) {
             ""
         }
     );
+    if let Some(balance) = &s.balance {
+        let f = &balance.flows;
+        let _ = write!(
+            t,
+            "\nbackends\n{}flows: {} of {}; {} packets of known flows, {} of others; {} refused\n",
+            super::backends::text(balance),
+            count(f.live),
+            count(f.capacity),
+            count(f.hits),
+            count(f.misses),
+            count(f.refused)
+        );
+    }
     if s.stage_missing > 0 {
         let _ = writeln!(
             t,
@@ -543,6 +556,7 @@ mod tests {
             },
             control: vec![],
             stage_missing: 0,
+            balance: None,
         }
     }
 

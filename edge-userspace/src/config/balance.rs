@@ -1,6 +1,11 @@
 //! Backends of a service, and how its packets reach them.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// The most backends of all services together: they have numbers of 16 bits.
 pub const MAX_BACKENDS: usize = 65_535;
@@ -14,6 +19,102 @@ pub const WEIGHT: u32 = 100;
 /// Default of [`Balance::floor_per_cent`].
 pub const FLOOR_PER_CENT: u32 = 25;
 
+/// The smallest and the largest ring, slots.
+pub const SLOTS: (u32, u32) = (251, 655_373);
+/// The fewest and the most flows that there can be room for.
+pub const FLOWS: (u32, u32) = (1024, 1 << 25);
+/// The most source addresses towards backends of [`Forward::Nat`].
+pub const MAX_SNAT: usize = 64;
+/// The shortest prefixes of a balanced service, IPv4 and IPv6: each of their addresses
+/// takes room in the tables.
+pub const MIN_PREFIX: (u8, u8) = (22, 112);
+/// The longest text in a health check, bytes: path, body, what is sent and expected, an
+/// argument.
+pub const MAX_TEXT: usize = 1024;
+/// The most arguments of a health check's program.
+pub const MAX_ARGUMENTS: usize = 64;
+
+/// What all balanced services share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balancing {
+    /// Room in the flow table: [`FLOWS`].
+    pub flows: u32,
+    /// How long an established TCP flow is kept without packets: 10 seconds to a day.
+    pub tcp_idle: Duration,
+    /// How long a UDP flow is kept likewise: a second to an hour.
+    pub udp_idle: Duration,
+    /// Slots of a ring: a prime within [`SLOTS`], and no fewer than the backends of any
+    /// service.
+    pub slots: u32,
+    /// File of the seed that a fleet shares, an absolute path: 64 hexadecimal digits, which
+    /// nobody but its owner may read. `None`: the installation's own secret.
+    pub seed_file: Option<PathBuf>,
+    /// Source addresses towards backends of [`Forward::Nat`], at most [`MAX_SNAT`]; one at
+    /// least of each family that such a backend has, none of them a service's or a
+    /// backend's.
+    pub snat: BTreeSet<IpAddr>,
+    /// Outer IPv4 source of [`Forward::Ipip`] and [`Forward::Gue`]; `None`: as the route says.
+    pub tunnel_source_v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub tunnel_source_v6: Option<Ipv6Addr>,
+    /// What becomes of fragments.
+    pub fragments: Fragments,
+    /// Whether the segment size that a SYN announces is lowered to what fits on its way.
+    pub mss_clamp: bool,
+    /// Next hops of backends by their address, instead of the kernel's routes and neighbours.
+    pub next_hops: BTreeMap<IpAddr, NextHop>,
+}
+
+impl Default for Balancing {
+    fn default() -> Self {
+        Self {
+            flows: 1_000_000,
+            tcp_idle: Duration::from_secs(15 * 60),
+            udp_idle: Duration::from_secs(2 * 60),
+            slots: 65_537,
+            seed_file: None,
+            snat: BTreeSet::new(),
+            tunnel_source_v4: None,
+            tunnel_source_v6: None,
+            fragments: Fragments::default(),
+            mss_clamp: true,
+            next_hops: BTreeMap::new(),
+        }
+    }
+}
+
+/// What becomes of fragments of balanced services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragments {
+    /// The first and the rest reach the same backend.
+    #[default]
+    Forward,
+    /// They are dropped.
+    Drop,
+}
+
+impl Fragments {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Forward, Self::Drop];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+/// Where frames for a backend go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Name of the interface.
+    pub interface: String,
+    /// Destination MAC address.
+    pub mac: [u8; 6],
+}
+
 /// How a service is balanced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balance {
@@ -21,8 +122,9 @@ pub struct Balance {
     pub forward: Forward,
     /// What of a packet chooses the backend.
     pub hash: HashBy,
-    /// The backends in the order of the file: at least one, no name twice, no
-    /// address and port twice.
+    /// The backends in the order of the file: 1 to [`MAX_SERVICE_BACKENDS`], no name twice,
+    /// no address and port twice; among those that are no backups, one at least has a
+    /// weight.
     pub backends: Vec<Backend>,
     /// Of a hundred parts of the weight, so many must be healthy: below that all
     /// backends are used as if they were (it fails open). 0: never.
@@ -128,6 +230,19 @@ pub struct HealthCheck {
     pub fall: u32,
     /// How much of the interval chance adds or takes away, per cent: 0 to 50.
     pub jitter_per_cent: u32,
+}
+
+impl HealthCheck {
+    /// Default of [`HealthCheck::interval`].
+    pub const INTERVAL: Duration = Duration::from_secs(2);
+    /// Default of [`HealthCheck::timeout`], but no more than half the interval.
+    pub const TIMEOUT: Duration = Duration::from_secs(1);
+    /// Default of [`HealthCheck::rise`].
+    pub const RISE: u32 = 2;
+    /// Default of [`HealthCheck::fall`].
+    pub const FALL: u32 = 3;
+    /// Default of [`HealthCheck::jitter_per_cent`].
+    pub const JITTER_PER_CENT: u32 = 10;
 }
 
 /// What a health check asks.

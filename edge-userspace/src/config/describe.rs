@@ -1,15 +1,20 @@
 //! What a configuration turns on and what it takes, for `edge check`.
 
+mod balance;
+
 use std::fmt;
 
 use edge_common::{
-    abi::{LimitKind, Mode, maps},
+    abi::{Counter, LimitKind, Mode, maps},
+    balance::{Backend, FLOW_WAYS, FlowBucket, MAX_BACKENDS, ring_words},
     defence::{
         ATTEMPTS, HANDSHAKES, Hitter, IcmpKind, SKETCH_WORDS, Service as AbiService,
         ServiceCounters, tags::TagBucket,
     },
 };
 use serde::Serialize;
+
+pub use balance::{BalanceDescription, BalancingDescription};
 
 use super::{
     limits::{LimitSet, OverrideLimit, Rate},
@@ -41,6 +46,8 @@ pub struct Description {
     pub lists: Lists,
     /// The services, in the order of the file.
     pub services: Vec<ServiceDescription>,
+    /// What balanced services share; none without one.
+    pub balancing: Option<BalancingDescription>,
     /// The limits that are on against floods that are no SYNs.
     pub floods: Vec<FloodDescription>,
     /// The sysctls that the services need, and who sets them; none without need.
@@ -96,6 +103,8 @@ pub struct ServiceDescription {
     pub incomplete_per_second: u64,
     /// Incomplete handshakes at once.
     pub incomplete_burst: u64,
+    /// How it is balanced, if it is.
+    pub balance: Option<BalanceDescription>,
 }
 
 /// A limit on floods that are no SYNs.
@@ -154,6 +163,7 @@ fn floods(model: &Model) -> Vec<FloodDescription> {
 fn service(service: &Service) -> ServiceDescription {
     let ports = match &service.ports {
         Ports::Listening => "listening".to_owned(),
+        Ports::Any => "any".to_owned(),
         Ports::Rest => "all others, no SYNs".to_owned(),
         Ports::Listed(ranges) => {
             let shown = ranges.iter().take(SHOWN_PORTS).map(|r| {
@@ -177,11 +187,12 @@ fn service(service: &Service) -> ServiceDescription {
         forwarded: service.forwarded,
         addresses: match &service.addresses {
             Addresses::Local => "local".to_owned(),
-            Addresses::Listed(list) => list.len().to_string(),
+            Addresses::Listed(_) => service.listed_addresses().to_string(),
         },
         ports: format!("{} {ports}", service.protocol.name()),
         incomplete_per_second: service.incomplete.per_second(),
         incomplete_burst: service.incomplete.burst(),
+        balance: BalanceDescription::of(service),
     }
 }
 
@@ -209,8 +220,27 @@ fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
     if slots == 0 {
         return memory;
     }
+    let rings = model.rings();
+    // Of a balanced service each address has up to three more.
+    let targets = model
+        .flood
+        .targets
+        .saturating_mul(if rings == 0 { 1 } else { 4 });
+    if rings != 0 {
+        let ring = of(ring_words(model.balancing.slots), 8);
+        let flows = model.balancing.flows.div_ceil(FLOW_WAYS as u32);
+        memory.extend([
+            (maps::RINGS, u64::from(rings).saturating_mul(ring)),
+            (maps::BACKENDS, of(MAX_BACKENDS, size_of::<Backend>())),
+            (
+                maps::BACKEND_COUNTERS,
+                of(MAX_BACKENDS, size_of::<Counter>()).saturating_mul(cpus.into()),
+            ),
+            (maps::FLOWS, of(flows, size_of::<FlowBucket>())),
+        ]);
+    }
     memory.extend([
-        (maps::TARGETS, of(model.flood.targets, TARGET_BYTES)),
+        (maps::TARGETS, of(targets, TARGET_BYTES)),
         (maps::SERVICES, of(slots, size_of::<AbiService>())),
         (
             maps::SERVICE_COUNTERS,
@@ -298,6 +328,7 @@ pub fn describe(model: &Model, geometry: &Geometry, cpus: u32) -> Description {
             arp_bindings: model.arp_bindings.len(),
         },
         services: model.services.iter().map(service).collect(),
+        balancing: BalancingDescription::of(model),
         floods: floods(model),
         sysctls: sysctls(model),
         metrics_listen: model.metrics_listen.map(|l| l.to_string()),
@@ -365,6 +396,14 @@ impl fmt::Display for Description {
                 "{:16} {:7} {:>21} {:>7} {:>11}   {}{note}",
                 s.service, s.syn, s.incomplete_per_second, s.incomplete_burst, s.addresses, s.ports
             )?;
+        }
+        if let Some(balancing) = &self.balancing {
+            writeln!(f, "\n{}", balance::HEADER)?;
+            let services = self.services.iter();
+            for (name, b) in services.filter_map(|s| Some((&s.service, s.balance.as_ref()?))) {
+                writeln!(f, "{name:16} {b}")?;
+            }
+            writeln!(f, "\n{balancing}")?;
         }
         if !self.floods.is_empty() {
             writeln!(

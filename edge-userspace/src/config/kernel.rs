@@ -1,18 +1,23 @@
 //! The configuration in the form in which the XDP program reads it.
 
+use std::time::Duration;
+
 use edge_common::{
     abi::{ABI_VERSION, Config, LimitKind},
+    balance::{AGE_SHIFT, FLOW_WAYS, MAX_BACKENDS},
     defence::{
         MAX_SERVICES, When,
         tags::{VERIFIED_SHIFT, WAYS},
     },
     gcra::Limit,
-    hash::Seed,
+    hash::{Seed, hash},
 };
 
 use super::{
+    balance::Fragments,
     limits::{Profiles, Rate, TooManyProfiles},
     model::Model,
+    services::{Ports, Service},
 };
 use crate::tables::Geometry;
 
@@ -70,8 +75,17 @@ impl Model {
             hitters_mode: self.floods.prefixes.effective_mode() as u32,
             hitters: (self.floods.prefixes.rates).map(|r| r.map_or(Limit::NONE, Rate::limit)),
             reflection: self.reflection_mode() as u32,
-            rest: u32::from(self.has_rest()),
+            rest: u32::from(self.has_rest() || self.defends_any_port()),
             abi_version: ABI_VERSION,
+            rings: self.rings(),
+            slots: self.balancing.slots,
+            backends: MAX_BACKENDS,
+            flow_buckets: self.balancing.flows.div_ceil(FLOW_WAYS as u32),
+            tcp_idle: age(self.balancing.tcp_idle),
+            udp_idle: age(self.balancing.udp_idle),
+            drop_fragments: u32::from(self.balancing.fragments == Fragments::Drop),
+            clamp_mss: u32::from(self.balancing.mss_clamp),
+            balance_seed: derived(&seed),
             ..Config::OFF
         };
         LimitKind::ALL.into_iter().fold(config, |config, kind| {
@@ -88,6 +102,25 @@ impl Model {
             n => (n.saturating_add(1).checked_next_power_of_two())
                 .map_or(MAX_SERVICES, |slots| slots.clamp(16, MAX_SERVICES)),
         }
+    }
+
+    /// Rings in `RINGS`: some more than there are balanced services, so that rings can change
+    /// and a reload that adds a service need not make them all anew.
+    pub(super) fn rings(&self) -> u32 {
+        let balanced = self.services.iter().filter(|s| s.balance.is_some()).count();
+        match u32::try_from(balanced).unwrap_or(u32::MAX) {
+            0 => 0,
+            n => n
+                .saturating_add(n / 8)
+                .saturating_add(4)
+                .next_multiple_of(8),
+        }
+    }
+
+    /// Whether a service of all ports is defended against SYN floods.
+    fn defends_any_port(&self) -> bool {
+        let any = |s: &Service| s.ports == Ports::Any && s.syn != When::Off;
+        self.services.iter().any(any)
     }
 
     /// Entries of `VERIFIED`, which only forwarded services use.
@@ -112,6 +145,19 @@ impl Model {
     pub fn profiles(&self) -> Result<Profiles, TooManyProfiles> {
         self.limits.profiles()
     }
+}
+
+/// A span in steps of a flow's age, at least one.
+fn age(span: Duration) -> u32 {
+    let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    u32::try_from(ns >> AGE_SHIFT).map_or(u32::MAX, |steps| steps.saturating_add(1))
+}
+
+/// The secret of the choice of backends of an installation that shares none: another one
+/// than that of the tables, so that neither tells of the other.
+fn derived(seed: &Seed) -> Seed {
+    const TAG: u32 = 0x2030;
+    Seed::new([0, 1, 2, 3].map(|n| hash(seed, n, !n, TAG)))
 }
 
 fn leading_ones_32(n: u8) -> u32 {

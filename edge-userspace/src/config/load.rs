@@ -7,7 +7,11 @@ use std::{
     path::Path,
 };
 
-use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, parse};
+use super::{
+    Checked, ConfigError, Finding, MAX_FILE_BYTES,
+    balance::{Forward, HashBy},
+    parse,
+};
 
 /// Reads a file and checks it, as [`parse`] does.
 ///
@@ -16,6 +20,21 @@ use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, parse};
 pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
     let (text, mode) = read(path)?;
     let mut checked = parse(&text, path, tick_ns)?;
+    for service in &checked.model.services {
+        let Some(balance) = &service.balance else {
+            continue;
+        };
+        let key = match (balance.forward, balance.hash) {
+            (Forward::Nat, _) => "forward = \"nat\"",
+            (_, HashBy::Quic) => "hash = \"quic\"",
+            _ => continue,
+        };
+        return Err(ConfigError::NotBuilt {
+            path: path.to_path_buf(),
+            service: service.name.clone(),
+            key,
+        });
+    }
     if mode & 0o002 != 0 {
         let warning = Finding {
             file: path.display().to_string().into(),
@@ -87,6 +106,14 @@ mod tests {
             writable.to_string().contains("good.toml:1: every user"),
             "{writable}"
         );
+        let balanced = "interfaces = ['eth0']\n[[service]]\nname = 'web'\naddresses = ['203.0.113.1']\n\
+                        ports = [80]\nforward = 'nat'\n[[service.backend]]\nname = 'a'\n\
+                        address = '10.0.0.1'\n[balance]\nsnat = ['192.0.2.1']\n";
+        let refused = load(&file("nat.toml", balanced.as_bytes()), TICK_NS).unwrap_err();
+        assert!(
+            refused.to_string().contains("is not built yet"),
+            "{refused}"
+        );
         let missing = load(&dir.path().join("missing.toml"), TICK_NS).unwrap_err();
         assert!(
             missing.to_string().contains("missing.toml: cannot read"),
@@ -101,7 +128,7 @@ mod tests {
             binary.to_string().contains("binary.toml:2: not UTF-8"),
             "{binary}"
         );
-        let large = vec![b'\n'; MAX_FILE_BYTES as usize + 1];
+        let large = vec![b'#'; MAX_FILE_BYTES as usize + 1];
         assert!(matches!(
             load(&file("l.toml", &large), TICK_NS),
             Err(ConfigError::TooLarge { .. })

@@ -3,7 +3,7 @@
 //! * `raw` (with `reader`, `quantity`, `report`): what the file says, typed,
 //!   every key known, every value with its place;
 //! * `validate`: what it means, and whether that can be;
-//! * [`model`], [`limits`], [`services`], [`floods`], [`bogons`]: the
+//! * [`model`], [`limits`], [`services`], [`balance`], [`floods`], [`bogons`]: the
 //!   result;
 //! * `kernel`, [`reload`], `describe`: what the program reads of it, what a
 //!   change of it takes, and what it is in words.
@@ -39,8 +39,8 @@ use toml::de::DeTable;
 
 pub use cpus::possible_cpus;
 pub use describe::{
-    CheckMode, Description, FloodDescription, LimitDescription, Lists, MapMemory,
-    ServiceDescription, describe,
+    BalanceDescription, BalancingDescription, CheckMode, Description, FloodDescription,
+    LimitDescription, Lists, MapMemory, ServiceDescription, describe,
 };
 pub use load::load;
 pub use model::Model;
@@ -48,8 +48,8 @@ pub use report::{ConfigError, Finding, Findings, MAX_FINDINGS};
 
 use report::{Place, Report};
 
-/// The largest configuration file, bytes.
-pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// The largest configuration file, bytes: all backends that there can be, and as much again.
+pub const MAX_FILE_BYTES: u64 = 1 << 24;
 
 /// A configuration that can be put into force.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use edge_common::{
 };
 
 use super::{
+    balance::Balancing,
     floods::Floods,
     limits::Limits,
     services::{Flood, Ports, Protocol, Service},
@@ -73,7 +74,9 @@ pub struct Model {
     pub flood: Flood,
     /// Floods that are no SYNs.
     pub floods: Floods,
-    /// What is protected against floods, in the order of the file; no name twice.
+    /// What all balanced services share.
+    pub balancing: Balancing,
+    /// What is protected against floods, or balanced, in the order of the file; no name twice.
     /// Last, if it is on, all ports of this host that are of no other.
     pub services: Vec<Service>,
 }
@@ -91,6 +94,11 @@ impl Model {
     /// Whether this host's own TCP must take SYN cookies, and so needs its sysctls.
     pub fn needs_cookies(&self) -> bool {
         self.services.iter().any(Service::needs_cookies)
+    }
+
+    /// Whether any service is balanced.
+    pub fn has_balanced(&self) -> bool {
+        self.services.iter().any(|s| s.balance.is_some())
     }
 
     /// Whether segments to ports of no service are judged.

@@ -5,7 +5,9 @@
 //! powers of 1000, `Ki`, `Mi` and `Gi` powers of 1024. Bytes and bits are never
 //! guessed: text must say `B` or `bit`, and a `b` alone is refused.
 //!
-//! Spans of time have units of their own: [`seconds`].
+//! Spans of time have units of their own: [`seconds`], [`duration`].
+
+use std::time::Duration;
 
 use super::{
     reader::{FromToml, Node, parsed, place, wrong_type},
@@ -200,34 +202,59 @@ amounts! {
     ByteRate, ByteRate;
 }
 
-/// Units of time and their seconds, the largest first.
-const TIME_UNITS: [(char, u64); 5] = [
-    ('w', 7 * 24 * 60 * 60),
-    ('d', 24 * 60 * 60),
-    ('h', 60 * 60),
-    ('m', 60),
-    ('s', 1),
+/// Units of time and their milliseconds, the largest first.
+const TIME_UNITS: [(&str, u64); 6] = [
+    ("w", 7 * 24 * 60 * 60 * 1000),
+    ("d", 24 * 60 * 60 * 1000),
+    ("h", 60 * 60 * 1000),
+    ("m", 60 * 1000),
+    ("s", 1000),
+    ("ms", 1),
 ];
 
 /// The seconds that a span such as `90s` or `1h30m` stands for: numbers with
 /// units, the larger first. `None` when it is none, or does not fit 64 bits.
 pub fn seconds(text: &str) -> Option<u64> {
+    span(text, 1000)
+}
+
+/// The span of time that a text such as `500ms` or `1m30s` stands for, likewise.
+pub fn duration(text: &str) -> Option<Duration> {
+    span(text, 1).map(Duration::from_millis)
+}
+
+/// A span of whole milliseconds as [`duration`] reads it, in the largest unit that needs no
+/// other one beside it.
+pub fn spelt(span: Duration) -> String {
+    let ms = span.as_millis();
+    let units = TIME_UNITS
+        .into_iter()
+        .map(|(unit, ms)| (unit, u128::from(ms)));
+    match units.into_iter().find(|&(_, unit)| ms.is_multiple_of(unit)) {
+        Some((name, unit)) if ms > 0 => format!("{}{name}", ms / unit),
+        _ => "0s".to_owned(),
+    }
+}
+
+/// A span of time in steps of so many milliseconds, which no unit may be shorter than.
+fn span(text: &str, step: u64) -> Option<u64> {
     let (mut rest, mut total, mut largest) = (text, 0u64, u64::MAX);
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, after) = rest.split_at_checked(digits)?;
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
         let number: u64 = number.parse().ok()?;
-        let (unit, seconds) = TIME_UNITS
+        let end = after.find(|c: char| c.is_ascii_digit());
+        let (name, after) = after.split_at(end.unwrap_or(after.len()));
+        let (_, unit) = TIME_UNITS
             .into_iter()
-            .find(|(unit, seconds)| after.starts_with(*unit) && *seconds < largest)?;
-        largest = seconds;
-        total = total.checked_add(number.checked_mul(seconds)?)?;
-        rest = after.strip_prefix(unit)?;
+            .find(|&(unit, ms)| unit == name && (step..largest).contains(&ms))?;
+        largest = unit;
+        total = total.checked_add(number.checked_mul(unit / step)?)?;
+        rest = after;
     }
     (!text.is_empty()).then_some(total)
 }
 
-/// A span of time.
+/// A span of whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seconds(pub(super) u64);
 
@@ -238,6 +265,15 @@ impl FromToml for Seconds {
             seconds(text)
                 .map(Self)
                 .ok_or_else(|| format!("no span of time; expected {EXPECTED}"))
+        })
+    }
+}
+
+impl FromToml for Duration {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "a span of time such as \"500ms\", \"2s\" or \"1h30m\"";
+        parsed(node, key, EXPECTED, report, |text| {
+            duration(text).ok_or_else(|| format!("no span of time; expected {EXPECTED}"))
         })
     }
 }
@@ -267,6 +303,38 @@ mod tests {
         ] {
             assert_eq!(parse(text, unit), Ok(want), "{text}");
         }
+    }
+
+    #[test]
+    fn spans_have_units_the_larger_first() {
+        for (text, ms) in [
+            ("100ms", 100),
+            ("1s500ms", 1500),
+            ("1m1ms", 60_001),
+            ("0s", 0),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in [
+            "", "1", "ms", "1ms1s", "1s1s", "1.5s", "1us", "-1s", "1 s", "1é",
+        ] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+        for (text, want) in [
+            ("0ms", "0s"),
+            ("1ms", "1ms"),
+            ("1s500ms", "1500ms"),
+            ("90s", "90s"),
+            ("60m", "1h"),
+            ("36h", "36h"),
+            ("48h", "2d"),
+        ] {
+            assert_eq!(spelt(duration(text).unwrap()), want);
+        }
+        assert_eq!((seconds("1m1s"), seconds("1m500ms")), (Some(61), None));
+        let most = format!("{}s", u64::MAX);
+        assert_eq!((seconds(&most), duration(&most)), (Some(u64::MAX), None));
     }
 
     #[test]

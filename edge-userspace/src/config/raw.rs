@@ -1,18 +1,24 @@
 //! The file as written: every key it may have, typed, with its place.
 //! Nothing here is checked against anything else; that is `validate`'s work.
 
+mod balance;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
+    time::Duration,
 };
 
 use edge_common::{
     abi::{FragmentPolicy, Mode},
-    addr::Prefix,
+    addr::{Prefix, PrefixError},
     defence::When,
 };
 
+pub(super) use balance::{Backend, Balance, Forwarding, HealthCheck, ProbeKind};
+
 use super::{
+    balance::HashBy,
     model::OnExit,
     quantity::{ByteRate, Bytes, Count, CountRate, Seconds},
     reader::{FromToml, Node, choice, parsed, section, wrong_type},
@@ -35,6 +41,7 @@ section! {
         limits = "limits": Limits,
         flood = "flood": Flood,
         services = "service": Vec<Service>,
+        balance = "balance": Balance,
         events = "events": Events,
     }
 }
@@ -217,6 +224,13 @@ section! {
         ports = "ports": At<Ports>,
         protocol = "protocol": At<Protocol>,
         forwarded = "forwarded": At<bool>,
+        forward = "forward": At<Forwarding>,
+        hash = "hash": At<HashBy>,
+        floor = "floor": At<Count>,
+        slow_start = "slow_start": At<Duration>,
+        echo = "echo": At<bool>,
+        backends = "backend": Vec<Backend>,
+        health = "health": HealthCheck,
         syn = "syn": When,
         dry_run = "dry_run": bool,
         incomplete = "incomplete": PacketRate,
@@ -253,8 +267,8 @@ section! {
 pub(super) enum ServiceAddress {
     /// The word "local".
     Local,
-    /// An address.
-    Address(IpAddr),
+    /// An address, or several.
+    Within(Prefix),
 }
 
 impl FromToml for ServiceAddress {
@@ -262,10 +276,10 @@ impl FromToml for ServiceAddress {
         const EXPECTED: &str = "\"local\" or an address such as \"203.0.113.7\"";
         parsed(node, key, EXPECTED, report, |text| match text {
             "local" => Ok(Self::Local),
-            text => text
-                .parse()
-                .map(Self::Address)
-                .map_err(|_| format!("no address; expected {EXPECTED}")),
+            text => text.parse().map(Self::Within).map_err(|e| match e {
+                PrefixError::Address => format!("no address; expected {EXPECTED}"),
+                e => e.to_string(),
+            }),
         })
     }
 }
@@ -285,21 +299,26 @@ impl FromToml for Rest {
 pub(super) enum Ports {
     /// The word "listening".
     Listening,
+    /// The word "any".
+    Any,
     /// Ports and ranges.
     Listed(Vec<At<PortRange>>),
 }
 
 impl FromToml for Ports {
     fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
-        if node.get_ref().as_str() == Some("listening") {
+        let word = node.get_ref().as_str();
+        if word == Some("listening") {
             Some(Self::Listening)
+        } else if word == Some("any") {
+            Some(Self::Any)
         } else if node.get_ref().as_array().is_some() {
             Vec::from_toml(node, key, report).map(Self::Listed)
         } else {
             wrong_type(
                 node,
                 key,
-                "a list such as [443, \"8000-8010\"], or \"listening\"",
+                "a list such as [443, \"8000-8010\"], \"listening\" or \"any\"",
                 report,
             );
             None
@@ -314,33 +333,50 @@ pub(super) struct PortRange(pub(super) RangeInclusive<u16>);
 impl FromToml for PortRange {
     fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
         const EXPECTED: &str = "a port from 1 to 65535, or a range such as \"8000-8010\"";
-        let value = node.get_ref();
-        let read = match (value.as_integer(), value.as_str()) {
-            (Some(n), _) if n.radix() == 10 => port_range(n.as_str()),
-            (_, Some(text)) => port_range(text),
-            (Some(_), None) => None,
-            (None, None) => {
-                wrong_type(node, key, EXPECTED, report);
-                return None;
-            }
-        };
-        if read.is_none() {
-            let place = super::reader::place(node, key);
-            report.problem(&place, format_args!("no port; expected {EXPECTED}"));
-        }
-        read
+        let wrong = format!("no port; expected {EXPECTED}");
+        written(node, key, EXPECTED, &wrong, report, port_range)
     }
 }
 
+/// Reads an integer, in decimal, or a string, as it is written.
+fn written<T>(
+    node: &Node<'_>,
+    key: &str,
+    expected: &str,
+    wrong: &str,
+    report: &mut Report<'_>,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Option<T> {
+    let value = node.get_ref();
+    let read = match (value.as_integer(), value.as_str()) {
+        (Some(n), _) if n.radix() == 10 => read(n.as_str()),
+        (_, Some(text)) => read(text),
+        (Some(_), None) => None,
+        (None, None) => {
+            wrong_type(node, key, expected, report);
+            return None;
+        }
+    };
+    if read.is_none() {
+        report.problem(&super::reader::place(node, key), wrong);
+    }
+    read
+}
+
 fn port_range(text: &str) -> Option<PortRange> {
-    let port = |text: &str| {
+    let range = range(text)?;
+    (*range.start() > 0).then_some(PortRange(range))
+}
+
+/// A decimal number, or two that ascend, with a `-` between them.
+fn range(text: &str) -> Option<RangeInclusive<u16>> {
+    let number = |text: &str| {
         let digits = text.bytes().all(|b| b.is_ascii_digit());
-        let port = text.parse::<u16>().ok().filter(|_| digits)?;
-        (port > 0).then_some(port)
+        text.parse::<u16>().ok().filter(|_| digits)
     };
     let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (port(first)?, port(last)?);
-    (first <= last).then_some(PortRange(first..=last))
+    let (first, last) = (number(first)?, number(last)?);
+    (first <= last).then_some(first..=last)
 }
 
 /// A limit in an override.
@@ -417,6 +453,16 @@ impl FromToml for Ipv4Addr {
         parsed(node, key, EXPECTED, report, |text| {
             text.parse()
                 .map_err(|_| format!("no IPv4 address; expected {EXPECTED}"))
+        })
+    }
+}
+
+impl FromToml for IpAddr {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "an address such as \"192.0.2.1\" or \"2001:db8::1\"";
+        parsed(node, key, EXPECTED, report, |text| {
+            text.parse()
+                .map_err(|_| format!("no address; expected {EXPECTED}"))
         })
     }
 }

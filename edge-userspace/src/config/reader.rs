@@ -99,6 +99,11 @@ pub(super) fn unknown_key(
         span: key.span(),
         key: join(section, name),
     };
+    // The nearest key costs a walk over all of them.
+    if report.is_full() {
+        report.problem_without_value(&place, "unknown key");
+        return;
+    }
     let elsewhere = || {
         let mut all = Vec::new();
         super::raw::Root::keys("", &mut all);
@@ -259,15 +264,15 @@ macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $( $(#[$field_doc:meta])* $field:ident = $key:literal: $type:ty, )* }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
-        pub(super) struct $name {
+        pub(in crate::config) struct $name {
             /// Where the section stands.
-            pub(super) place: $crate::config::report::Place,
-            $( $(#[$field_doc])* pub(super) $field: Option<$type>, )*
+            pub(in crate::config) place: $crate::config::report::Place,
+            $( $(#[$field_doc])* pub(in crate::config) $field: Option<$type>, )*
         }
 
         impl $name {
             /// Reads the keys of an open table.
-            pub(super) fn from_table(
+            pub(in crate::config) fn from_table(
                 table: &toml::de::DeTable<'_>,
                 place: $crate::config::report::Place,
                 report: &mut $crate::config::report::Report<'_>,

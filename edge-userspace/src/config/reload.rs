@@ -70,6 +70,16 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
         m.metrics_listen
             .map_or_else(|| "none".into(), |l| l.to_string())
     };
+    // Without balanced services there is no table of flows, and no ring.
+    let balanced = old.has_balanced() && new.has_balanced();
+    let size = |n: u32| {
+        if balanced {
+            n.to_string()
+        } else {
+            String::new()
+        }
+    };
+    let (balancing, next) = (&old.balancing, &new.balancing);
     let fixed = [
         (
             "paths.state_dir",
@@ -88,6 +98,8 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
             old.events_buffer.to_string(),
             new.events_buffer.to_string(),
         ),
+        ("balance.flows", size(balancing.flows), size(next.flows)),
+        ("balance.slots", size(balancing.slots), size(next.slots)),
     ];
     let keys: Vec<Immutable> = fixed
         .into_iter()
@@ -183,6 +195,25 @@ mod tests {
             text.contains("/var/lib/edge is in force, the file says /srv/a"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn sizes_of_balancing_are_fixed_once_there_is_some() {
+        let service = "[[service]]\nname = 'a'\naddresses = ['203.0.113.1']\nports = [1]\nforward = 'l2'\n[[service.backend]]\nname = 'a'\naddress = '10.0.0.1'\n";
+        let of = |sizes: &str, service: &str| model_of(&format!("{sizes}\n{service}"));
+        let sizes = "balance.flows = 2000\nbalance.slots = 251";
+        let error = changes(&of("", service), &of(sizes, service)).unwrap_err();
+        let keys: Vec<&str> = error.keys.iter().map(|k| k.key).collect();
+        assert_eq!(keys, ["balance.flows", "balance.slots"]);
+        let told = error.to_string();
+        assert!(
+            told.contains("1000000 is in force, the file says 2000"),
+            "{told}"
+        );
+        assert!(changes(&of("", ""), &of(sizes, service)).is_ok());
+        assert!(changes(&of("", service), &of(sizes, "")).is_ok());
+        let idle = "balance.tcp_idle = '1h'\nbalance.seed_file = '/a'";
+        assert!(changes(&of("", service), &of(idle, service)).unwrap().any);
     }
 
     #[test]

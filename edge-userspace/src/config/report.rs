@@ -68,6 +68,20 @@ pub enum ConfigError {
         /// The most bytes a configuration may have.
         limit: u64,
     },
+    /// It asks for what this version cannot do yet.
+    #[error(
+        "{}: service {service}: {key} is not built yet; choose \"ipip\", \"gue\" or \"l2\", and \
+         \"5-tuple\" or \"source\"",
+        path.display()
+    )]
+    NotBuilt {
+        /// The file.
+        path: PathBuf,
+        /// Name of the service.
+        service: String,
+        /// What it asks for.
+        key: &'static str,
+    },
     /// The file holds bytes that are no UTF-8.
     #[error("{}:{line}: not UTF-8 text; save the file as UTF-8", path.display())]
     NotText {
@@ -194,6 +208,11 @@ impl<'i> Report<'i> {
         !self.problems.is_empty()
     }
 
+    /// Whether further problems are only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() >= MAX_FINDINGS
+    }
+
     /// Whether something is wrong with a key or inside it: then it is there,
     /// and must not be called missing. Errs on that side after many problems.
     pub(super) fn has_problem_at(&self, key: &str) -> bool {
@@ -224,7 +243,7 @@ impl<'i> Report<'i> {
     }
 
     fn push(&mut self, place: &Place, value: Option<String>, message: impl fmt::Display) {
-        if self.problems.len() >= MAX_FINDINGS {
+        if self.is_full() {
             self.omitted += 1;
             return;
         }

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
-use edge_common::defence::When;
+use edge_common::{addr::Prefix, defence::When};
 
-use super::limits::Rate;
+use super::{
+    balance::{Backend, Balance},
+    limits::Rate,
+};
 
 /// The longest name of a service, bytes.
 pub const MAX_NAME: usize = 63;
@@ -23,12 +26,21 @@ pub struct Service {
     pub name: String,
     /// Where it is reached.
     pub addresses: Addresses,
+    /// And at each address of these, but for those that another service has by itself, with
+    /// the same port and protocol; only if it is balanced. Sorted, no single addresses.
+    pub prefixes: BTreeSet<Prefix>,
     /// On which ports.
     pub ports: Ports,
     /// Over which protocol.
     pub protocol: Protocol,
-    /// Whether another host answers, and its answers do not come by here.
+    /// Whether another host answers: always, if it is balanced. Then its answers do not come
+    /// by here, unless they are translated ([`super::balance::Forward::Nat`]).
     pub forwarded: bool,
+    /// Its backends, if it is balanced here.
+    pub balance: Option<Balance>,
+    /// Whether ICMP echo requests to its addresses are answered here; only if it is balanced.
+    /// An address is answered for if one of its services says so.
+    pub echo: bool,
     /// When it is defended against SYN floods; never if it is not TCP.
     pub syn: When,
     /// Whether it is only counted what the defence would do.
@@ -46,14 +58,36 @@ impl Service {
         Self {
             name: HOST.to_owned(),
             addresses: Addresses::Local,
+            prefixes: BTreeSet::new(),
             ports: Ports::Rest,
             protocol: Protocol::Tcp,
             forwarded: false,
+            balance: None,
+            echo: false,
             syn: When::Auto,
             dry_run,
             incomplete,
             reflection: Rate::REFLECTION,
         }
+    }
+
+    /// Which port of a backend its health check asks: that of the check, or that which the
+    /// backend listens on. `None` without a check; else there is one, or the file was
+    /// refused.
+    pub fn check_port(&self, backend: &Backend) -> Option<u16> {
+        let check = self.balance.as_ref()?.health.as_ref()?;
+        check.port.or(backend.port).or(self.ports.single())
+    }
+
+    /// How many addresses the file says it has; 0 for those of this host.
+    pub fn listed_addresses(&self) -> u64 {
+        let single = match &self.addresses {
+            Addresses::Local => 0,
+            Addresses::Listed(list) => list.len() as u64,
+        };
+        let size = |p: &Prefix| (p.last_bits() - p.bits()).saturating_add(1);
+        let within: u128 = self.prefixes.iter().map(size).sum();
+        single.saturating_add(u64::try_from(within).unwrap_or(u64::MAX))
     }
 
     /// Whether this host's own TCP must take cookies for it.
@@ -67,18 +101,9 @@ impl Service {
 pub enum Addresses {
     /// Those of this host, as they come and go.
     Local,
-    /// These: those of them that this host has, unless the service is forwarded.
+    /// These: those of them that this host has, unless the service is forwarded. None, where
+    /// there are only [`Service::prefixes`].
     Listed(BTreeSet<IpAddr>),
-}
-
-impl Addresses {
-    /// Whether some address may be among both.
-    pub fn overlap(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Listed(a), Self::Listed(b)) => !a.is_disjoint(b),
-            _ => true,
-        }
-    }
 }
 
 /// The ports of a service.
@@ -89,19 +114,35 @@ pub enum Ports {
     Listening,
     /// These: sorted, apart from each other.
     Listed(Vec<RangeInclusive<u16>>),
+    /// All, but for those that another service lists on the same address and protocol: only
+    /// of a balanced one.
+    Any,
     /// All that are of no other service.
     Rest,
 }
 
 impl Ports {
-    /// How many are listed.
-    pub fn listed(&self) -> u32 {
+    /// The ports of its targets, of each address, by what the file says. [`Ports::Any`] is
+    /// one target, under port 0.
+    pub const fn targets(&self) -> &[RangeInclusive<u16>] {
         match self {
-            Self::Listening | Self::Rest => 0,
-            Self::Listed(ranges) => ranges
-                .iter()
-                .map(|r| u32::from(*r.end()) - u32::from(*r.start()) + 1)
-                .sum(),
+            Self::Listening | Self::Rest => &[],
+            Self::Any => const { &[0..=0] },
+            Self::Listed(ranges) => ranges.as_slice(),
+        }
+    }
+
+    /// How many targets each address has, likewise.
+    pub fn listed(&self) -> u32 {
+        let count = |r: &RangeInclusive<u16>| u32::from(*r.end()) - u32::from(*r.start()) + 1;
+        self.targets().iter().map(count).sum()
+    }
+
+    /// The port, if it is only one.
+    pub fn single(&self) -> Option<u16> {
+        match self {
+            Self::Listed(ranges) if self.listed() == 1 => ranges.first().map(|r| *r.start()),
+            _ => None,
         }
     }
 }

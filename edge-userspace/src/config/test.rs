@@ -1,5 +1,6 @@
 //! The configuration as a whole: files in, models or messages out.
 
+mod balance;
 mod floods;
 mod services;
 
@@ -13,6 +14,7 @@ use proptest::prelude::*;
 
 use super::{
     Checked, ConfigError, Finding, MAX_FINDINGS,
+    balance::Balancing,
     bogons::{DEFAULT, default_prefixes},
     floods::{Floods, Prefixes, REFLECTORS},
     limits::OverrideLimit,
@@ -251,6 +253,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((m.limits.v4_prefix, m.limits.v6_prefix), (32, 64));
     assert_eq!((m.flood, m.services), (Flood::default(), Vec::new()));
     assert_eq!(m.floods, Floods::default());
+    assert_eq!(m.balancing, Balancing::default());
     let off = (Mode::Off, Mode::Off, Mode::Off);
     let Floods {
         icmp,
@@ -681,6 +684,8 @@ fn configuration() -> impl Strategy<Value = String> {
                 .to_owned()
         ),
         Just("[{ name = 'a', ports = ['1-9', 5], addresses = ['192.0.2.1'] }]".to_owned()),
+        Just("[{ name = 'a', ports = 'any', addresses = ['192.0.2.0/28'], forward = 'nat', backend = [{ name = 'b', address = '10.0.0.1', port = 5 }], health = { kind = 'tcp' } }]".to_owned()),
+        Just("'500ms'".to_owned()),
         Just("[{ address = '192.0.2.1', mac = '02:00:00:00:00:01' }]".to_owned()),
         "\\PC{0,8}",
     ];

@@ -27,6 +27,7 @@ use crate::{
     status::{
         Status,
         attack::{Attack, Notice},
+        balance::BackendStatus,
     },
     wire,
 };
@@ -206,6 +207,13 @@ pub enum Request {
         #[serde(with = "wire::text_option")]
         prefix: Option<Prefix>,
     },
+    /// Changes what holds for a backend; the change outlasts a restart. [`Response::Backend`].
+    Backend {
+        /// Its name, or its service's and its own, such as `web/web-1`.
+        name: String,
+        /// The change.
+        change: BackendChange,
+    },
     /// The attacks that are remembered. [`Response::Attacks`]. Answered without the
     /// engine, which may be busy.
     Attacks {},
@@ -245,6 +253,24 @@ pub enum LimitValue {
         per_second: u64,
         /// Packets or bytes at once, at least 1.
         burst: u64,
+    },
+}
+
+/// A change of what holds for a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BackendChange {
+    /// It gets no new flows; those that it has live on.
+    Drain {
+        /// For so long, seconds; without it, until they end by themselves.
+        timeout_s: Option<u64>,
+    },
+    /// It is used again.
+    Undrain {},
+    /// It has another weight than the configured one.
+    Weight {
+        /// Which; without it, the configured one again.
+        weight: Option<u32>,
     },
 }
 
@@ -295,6 +321,8 @@ pub enum Response {
     Lookup(Lookup),
     /// The limits in force.
     Limits(Limits),
+    /// The backend as it is now.
+    Backend(Box<BackendStatus>),
     /// The attacks, the newest first.
     Attacks(Vec<Attack>),
     /// An attack.
@@ -553,6 +581,8 @@ pub enum Command {
     Attacks,
     /// [`Request::Attack`].
     Attack,
+    /// [`Request::Backend`].
+    Backend,
     /// An import, from begin to commit.
     Import,
     /// [`ClientMessage::Events`].
@@ -563,7 +593,7 @@ pub enum Command {
 
 impl Command {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Status,
         Self::Reload,
         Self::Add,
@@ -576,6 +606,7 @@ impl Command {
         Self::ResetLimits,
         Self::Attacks,
         Self::Attack,
+        Self::Backend,
         Self::Import,
         Self::Events,
         Self::Malformed,
@@ -596,6 +627,7 @@ impl Command {
             Self::ResetLimits => "reset_limits",
             Self::Attacks => "attacks",
             Self::Attack => "attack",
+            Self::Backend => "backend",
             Self::Import => "import",
             Self::Events => "events",
             Self::Malformed => "malformed",
@@ -619,6 +651,7 @@ impl Request {
             Self::ResetLimits { .. } => Command::ResetLimits,
             Self::Attacks {} => Command::Attacks,
             Self::Attack { .. } => Command::Attack,
+            Self::Backend { .. } => Command::Backend,
         }
     }
 }

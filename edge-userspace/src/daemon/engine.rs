@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::{
     backoff::Backoff,
+    balance::{self, seed::SeedError},
     defence::{
         Defence, FillError, Unmet,
         follow::{Follower, Handle},
@@ -40,6 +41,7 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
+    health::runner::{Changes as HealthChanges, Runner},
     policy::{ClockJump, Policy, PolicyError, SystemEntries},
     tables::{Capacity, Geometry, Regions},
 };
@@ -66,6 +68,9 @@ pub(super) struct Engine {
     pub(super) policy: Policy,
     pub(super) datapath: Datapath,
     pub(super) defence: Handle,
+    pub(super) balancer: balance::follow::Handle,
+    /// What the balancer's thread starts with.
+    pub(super) checks: Option<(Runner, HealthChanges)>,
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: Inbox,
     /// Where a new ring buffer of events goes.
@@ -96,6 +101,12 @@ pub(super) enum ForceError {
     /// The tables of services cannot be filled.
     #[error(transparent)]
     Fill(#[from] FillError),
+    /// The tables of the balancer cannot be filled.
+    #[error(transparent)]
+    Balance(#[from] balance::FillError),
+    /// The seed of the fleet is not there.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
     /// The kernel does not take it.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
@@ -110,6 +121,14 @@ impl Engine {
     pub(super) fn run(mut self) -> Result<()> {
         let follower = Follower::start(self.defence.clone(), self.shared.clone());
         let follower = follower.context("cannot start a thread")?;
+        let (runner, changes) = self.checks.take().context("started twice")?;
+        let balancing = balance::follow::Follower::start(
+            self.balancer.clone(),
+            self.shared.clone(),
+            runner,
+            changes,
+        );
+        let balancing = balancing.context("cannot start the thread of the balancer")?;
         let mut next = Instant::now() + TICK;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
@@ -124,7 +143,7 @@ impl Engine {
                     self.replan();
                 }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    drop(follower);
+                    drop((follower, balancing));
                     return self.stop();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -141,6 +160,12 @@ impl Engine {
                 bail!(
                     "the thread that follows services has panicked (see above); the programs in \
                      the kernel go on, and a restart follows services again"
+                );
+            }
+            if balancing.is_dead() {
+                bail!(
+                    "the thread of the balancer has panicked (see above); the programs in the \
+                     kernel go on, and a restart checks backends again"
                 );
             }
             if Instant::now() >= next {
@@ -343,9 +368,13 @@ impl Engine {
         let forced = self.force_with(model, &mut defence);
         if forced.is_ok() {
             defence.keep();
-        } else if let Err(e) = defence.restore() {
-            error!("cannot undo a failed change of services: {e}");
-            self.broken = true;
+            self.balancer.lock().keep();
+        } else {
+            if let Err(e) = defence.restore() {
+                error!("cannot undo a failed change of services: {e}");
+                self.broken = true;
+            }
+            self.balancer.lock().restore(Now::read());
         }
         forced
     }
@@ -365,8 +394,10 @@ impl Engine {
             self.seed,
             coarse_tick_ns(),
             features,
+            fleet_seed(&model)?,
             &self.profiles,
         )?;
+        let balance_seed = settings.program.config.balance_seed;
         let now = Now::read();
         let profiles = settings.program.profiles.clone();
         let prepared = self.datapath.prepare(settings)?;
@@ -386,9 +417,11 @@ impl Engine {
             self.extend_system(&system, now)
         };
         let filled = filled.map_err(ForceError::from).and_then(|()| {
-            defence
-                .fill(&model, || prepared.services())
-                .map_err(ForceError::from)
+            defence.fill(&model, self.seed, || prepared.services())?;
+            let tables = || prepared.balance();
+            let mut balancer = self.balancer.lock();
+            balancer.fill(&model, defence.slots(), balance_seed, tables, now)?;
+            Ok(())
         });
         let done = match filled {
             Ok(()) => self.datapath.commit(prepared).map_err(ForceError::from),
@@ -471,6 +504,16 @@ impl Engine {
     }
 }
 
+/// The secret that a fleet shares, if there is one.
+///
+/// # Errors
+/// When its file cannot be read, or holds none.
+pub(super) fn fleet_seed(model: &Model) -> Result<Option<Seed>, SeedError> {
+    let file = model.balancing.seed_file.as_deref();
+    let file = file.filter(|_| model.has_balanced());
+    file.map(balance::seed::read).transpose()
+}
+
 /// What two files say together; of two limits for a prefix, the new one.
 fn both(old: &SystemEntries, new: &SystemEntries) -> SystemEntries {
     SystemEntries {
@@ -501,10 +544,15 @@ pub(super) fn failure(error: ForceError) -> Failure {
     match error {
         ForceError::Profiles(_) => Failure::new(FailureKind::Config, text),
         ForceError::Policy(e) => super::requests::policy_failure(&e),
-        ForceError::Defence(Unmet::Wrong { .. }) => Failure::new(FailureKind::Config, text),
-        ForceError::Defence(_) | ForceError::Fill(_) | ForceError::Datapath(_) => {
-            Failure::new(FailureKind::Kernel, text)
+        ForceError::Defence(Unmet::Wrong { .. })
+        | ForceError::Seed(_)
+        | ForceError::Balance(balance::FillError::TooMany(_)) => {
+            Failure::new(FailureKind::Config, text)
         }
+        ForceError::Defence(_)
+        | ForceError::Fill(_)
+        | ForceError::Balance(_)
+        | ForceError::Datapath(_) => Failure::new(FailureKind::Kernel, text),
     }
 }
 

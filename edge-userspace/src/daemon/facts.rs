@@ -17,7 +17,10 @@ use edge_common::{
 };
 use tracing::warn;
 
-use super::defence::{Defence, journal::Journal};
+use super::{
+    balance::Balancer,
+    defence::{Defence, journal::Journal},
+};
 use crate::{
     clock::Now,
     control::{
@@ -32,6 +35,7 @@ use crate::{
     status::{
         ConfigStatus, EntryKind, EventsStatus, FamilyName, InterfaceStatus, LimiterStatus,
         ListCount, ReasonCount, Reloads, ServiceStatus, Source, Status, TableStatus, Traffic,
+        balance::{BalanceStatus, FlowTable},
     },
     tables::Capacity,
 };
@@ -70,6 +74,8 @@ pub(super) struct Facts {
     pub(super) services: Vec<ServiceStatus>,
     /// Addresses and ports of services that there is room for.
     pub(super) service_targets: u64,
+    /// How the balancer is; `None` without balanced services.
+    pub(super) balance: Option<BalanceStatus>,
     /// What had passed and what had been dropped when the interface was put
     /// into force first by this daemon.
     pub(super) at_start: BTreeMap<String, (Traffic, Traffic)>,
@@ -122,6 +128,12 @@ impl Shared {
         let mut facts = self.facts();
         facts.services = statuses;
         facts.service_targets = defence.room();
+    }
+
+    /// Publishes how the balancer is.
+    pub(super) fn publish_balance(&self, balancer: &Balancer, now: Now) {
+        let status = balancer.status(now);
+        self.facts().balance = status;
     }
 
     /// Asks the engine to load the programs anew, unless it has not come to the last
@@ -218,6 +230,17 @@ impl Source for Shared {
             },
             control: self.stats.counts(),
             stage_missing: stat(TableStat::StageMissing),
+            balance: facts.balance.map(|balance| BalanceStatus {
+                flows: FlowTable {
+                    hits: stat(TableStat::FlowHits),
+                    misses: stat(TableStat::FlowMisses),
+                    inserted: stat(TableStat::FlowsInserted),
+                    replaced: stat(TableStat::FlowsReplaced),
+                    refused: stat(TableStat::FlowsRefused),
+                    ..balance.flows
+                },
+                ..balance
+            }),
             config: facts.config,
             reloads: facts.reloads,
         }

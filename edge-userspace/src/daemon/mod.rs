@@ -1,11 +1,14 @@
 //! The daemon: puts the parts together, starts and ends them.
 //!
-//! Three threads. The engine owns lists and datapath and does all that changes
+//! Four threads. The engine owns lists and datapath and does all that changes
 //! them. One follows the host for services, and what the program finds of them
-//! (`defence`). The other one runs tokio: control socket, metrics, events,
+//! (`defence`); one checks backends and finds the way to them (`balance`). The other one
+//! runs tokio: control socket, metrics, events,
 //! signals. They meet in `facts`.
 
 mod backoff;
+mod balance;
+pub mod decap;
 mod defence;
 mod engine;
 mod facts;

@@ -24,7 +24,8 @@ pub(super) struct Plan {
 }
 
 /// The plan of a configuration. `tick_ns` is the resolution of the programs'
-/// clock, `tcp_features` what the host's TCP grants. `previous` are the limit profiles in force, so
+/// clock, `tcp_features` what the host's TCP grants, `fleet` the secret of the choice of
+/// backends, if others share it. `previous` are the limit profiles in force, so
 /// that a set of limits that stays keeps its number: the tables are written
 /// before the programs are replaced, and the old program must find under each
 /// number what it knew there.
@@ -36,6 +37,7 @@ pub(super) fn plan(
     seed: Seed,
     tick_ns: u64,
     tcp_features: u32,
+    fleet: Option<Seed>,
     previous: &[Profile; MAX_PROFILES],
 ) -> Result<Plan, TooManyProfiles> {
     let geometry = Geometry::for_capacity(&model.capacity);
@@ -44,13 +46,17 @@ pub(super) fn plan(
         Mode::Off => Vec::new(),
         Mode::DryRun | Mode::Enforce => model.bogon_prefixes.clone(),
     };
+    let mut config = model.abi_config(&geometry, seed, tick_ns, tcp_features, 0);
+    if let Some(fleet) = fleet {
+        config.balance_seed = fleet;
+    }
     Ok(Plan {
         geometry,
         settings: Settings {
             interfaces: model.interfaces.clone(),
             allow_generic: model.allow_generic,
             program: Program {
-                config: model.abi_config(&geometry, seed, tick_ns, tcp_features, 0),
+                config,
                 profiles: Box::new(profiles.table),
                 events_buffer: model.events_buffer,
                 targets: model.flood.targets,

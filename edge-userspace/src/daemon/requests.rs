@@ -92,6 +92,11 @@ impl Engine {
                     .map_err(|e| change_failure(&e))
                     .and_then(|()| self.change_limits(changes))
             }
+            Request::Backend { name, change } => self
+                .balancer
+                .lock()
+                .change(&name, &change, now)
+                .map(|status| Response::Backend(Box::new(status))),
             Request::ResetLimits { kind, prefix } => {
                 let mut changes = self.changes.clone();
                 changes.reset(kind, prefix);

@@ -14,8 +14,9 @@ use tracing::{info, warn};
 
 use super::{
     backoff::Backoff,
+    balance::{self, Balancer},
     defence::{Defence, follow::Handle},
-    engine::{Engine, LIMITS_SETTING},
+    engine::{Engine, LIMITS_SETTING, fleet_seed},
     facts::Shared,
     inbox::Inbox,
     limits::Changes,
@@ -26,6 +27,7 @@ use crate::{
     clock::{Now, coarse_tick_ns},
     config::{self, Model},
     datapath::{Datapath, EventRing, InterfaceState},
+    health::runner::{CONCURRENT, runner},
     policy::Policy,
     status::AttachMode,
     store::Store,
@@ -71,6 +73,8 @@ pub(super) fn engine(
     shared.attacks.open(&file.state_dir);
     let defence = Handle::new(Defence::new(&file.state_dir));
     let undo = GiveUp(Some(defence.clone()));
+    let (asks, checks, changed) = runner(CONCURRENT);
+    let balancer = balance::follow::Handle::new(Balancer::new(&file.state_dir, checks));
     let datapath = Datapath::open(&file.bpffs_dir)?;
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
@@ -80,7 +84,15 @@ pub(super) fn engine(
         geometry,
         settings,
         system,
-    } = plan(&model, seed, coarse_tick_ns(), features, &none)?;
+    } = plan(
+        &model,
+        seed,
+        coarse_tick_ns(),
+        features,
+        fleet_seed(&model)?,
+        &none,
+    )?;
+    let balance_seed = settings.program.config.balance_seed;
     let profiles = settings.program.profiles.clone();
     let prepared = datapath.prepare(settings)?;
     for note in prepared.notes() {
@@ -118,7 +130,12 @@ pub(super) fn engine(
              when the clock is set"
         );
     }
-    defence.lock().fill(&model, || prepared.services())?;
+    defence.lock().fill(&model, seed, || prepared.services())?;
+    let slots = defence.lock().slots().to_vec();
+    let tables = || prepared.balance();
+    balancer
+        .lock()
+        .fill(&model, &slots, balance_seed, tables, now)?;
     let mut engine = Engine {
         path: path.to_path_buf(),
         seed,
@@ -131,6 +148,8 @@ pub(super) fn engine(
         policy,
         datapath,
         defence,
+        balancer,
+        checks: Some((asks, changed)),
         shared,
         inbox,
         rings,
@@ -143,6 +162,7 @@ pub(super) fn engine(
     engine.datapath.commit(prepared)?;
     undo.disarm();
     engine.defence.lock().keep();
+    engine.balancer.lock().keep();
     engine.send_ring();
     engine.publish_generation(now);
     if let Some(view) = engine.datapath.view() {

@@ -98,19 +98,39 @@ pub(super) fn program_of(pin: &Path) -> Option<u32> {
 /// Attaches `program` to an interface that has none, and pins the link at `pin`.
 ///
 /// # Errors
-/// When the hook is taken, when the driver refuses and generic mode is not
-/// allowed, or when the link cannot be pinned. The hook is then as before.
+/// As [`attach_unpinned`], and when the link cannot be pinned. The hook is then as
+/// before.
 pub(super) fn attach(
     program: &mut Xdp,
     interface: &Interface,
     allow_generic: bool,
     pin: &Path,
 ) -> Result<AttachMode, DatapathError> {
+    let (link, mode) = attach_unpinned(program, interface, allow_generic)?;
+    pins::unlink(pin)?;
+    // Dropping the link when it cannot be pinned detaches it.
+    link.pin(pin).map_err(|e| DatapathError::Attach {
+        interface: interface.name.clone(),
+        why: format!("cannot pin the link at {}: {}", pin.display(), chain(&e)),
+    })?;
+    Ok(mode)
+}
+
+/// Attaches `program` to an interface that has none, until the link is dropped.
+///
+/// # Errors
+/// When the hook is taken, or when the driver refuses and generic mode is not allowed.
+/// The hook is then as before.
+pub(super) fn attach_unpinned(
+    program: &mut Xdp,
+    interface: &Interface,
+    allow_generic: bool,
+) -> Result<(FdLink, AttachMode), DatapathError> {
     if let Some(hook) = interface.hook {
         return Err(held(&interface.name, hook));
     }
-    let (link, mode) = match link(program, interface.index, HookMode::Native) {
-        Ok(link) => (link, AttachMode::Native),
+    match link(program, interface.index, HookMode::Native) {
+        Ok(link) => Ok((link, AttachMode::Native)),
         Err(error) => {
             // Somebody may have been quicker.
             if let Ok(Some(Interface { hook: Some(h), .. })) = netlink::interface(&interface.name) {
@@ -133,16 +153,9 @@ pub(super) fn attach(
                     why: format!("generic mode: {why}"),
                 }
             })?;
-            (link, AttachMode::Generic)
+            Ok((link, AttachMode::Generic))
         }
-    };
-    pins::unlink(pin)?;
-    // Dropping the link when it cannot be pinned detaches it.
-    link.pin(pin).map_err(|e| DatapathError::Attach {
-        interface: interface.name.clone(),
-        why: format!("cannot pin the link at {}: {}", pin.display(), chain(&e)),
-    })?;
-    Ok(mode)
+    }
 }
 
 /// A new link on a hook; the error is for a person.

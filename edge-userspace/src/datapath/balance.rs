@@ -9,10 +9,8 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use edge_common::{
     abi::{Counter, maps},
     balance::{
-        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowState, FlowWord, SLOTS_A_WORD,
-        ring_words, vip_bit,
+        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowWord, SLOTS_A_WORD, ring_words,
     },
-    hash::Seed,
     nat::{Ends, PORTS, PortSlot, Signals, Source},
 };
 
@@ -35,8 +33,8 @@ pub struct FlowCount {
     pub capacity: u64,
     /// Slots with a flow that is not over.
     pub live: u64,
-    /// Those of them that go on, by the number of their backend.
-    pub established: Vec<u32>,
+    /// Those of them, by the number of their backend.
+    pub of_backends: Vec<u32>,
 }
 
 /// Ports of NAT in use at a moment.
@@ -44,8 +42,8 @@ pub struct FlowCount {
 pub struct PortCount {
     /// Ports with a flow that is not over, by the number of their source address.
     pub live: Vec<u32>,
-    /// Those of them with an established flow, by the number of its backend.
-    pub established: Vec<u32>,
+    /// Those of them, by the number of the flow's backend.
+    pub of_backends: Vec<u32>,
 }
 
 /// The tables, open for writing. There must be only one.
@@ -53,7 +51,6 @@ pub struct BalanceTables {
     balances: Region,
     rings: Region,
     backends: Region,
-    vips: Region,
     flows: Region,
     sources: Region,
     ports: Region,
@@ -74,7 +71,6 @@ impl BalanceTables {
             balances: region(maps::BALANCES)?,
             rings: region(maps::RINGS)?,
             backends: region(maps::BACKENDS)?,
-            vips: region(maps::VIPS)?,
             flows: region(maps::FLOWS)?,
             sources: region(maps::SOURCES)?,
             ports: region(maps::PORTS_IN_USE)?,
@@ -142,6 +138,14 @@ impl BalanceTables {
         let Some(words) = self.backend_words(number) else {
             return;
         };
+        // Another backend takes nothing of the one that had the number.
+        let is_another = |word: &AtomicU64| {
+            let present = BackendWord::generation_of(word.load(Relaxed));
+            present != BackendWord::generation_of(backend.word)
+        };
+        if let Some(word) = words.get(WORD).filter(|word| is_another(word)) {
+            word.store(0, Release);
+        }
         let [address, source, hop] = [backend.address, backend.source, backend.hop];
         let values = address.into_iter().chain(source).chain(hop);
         for (word, value) in words.iter().zip(values) {
@@ -153,6 +157,17 @@ impl BalanceTables {
             && word.load(Relaxed) != backend.word
         {
             word.store(backend.word, Release);
+        }
+    }
+
+    /// The backend with a number takes packets no longer.
+    pub fn end_backend(&self, number: u16) {
+        if let Some(word) = self.backend_words(number).and_then(|words| words.get(WORD)) {
+            // Its generation stays: who has the number next is another one.
+            word.store(
+                u64::from(BackendWord::generation_of(word.load(Relaxed))),
+                Release,
+            );
         }
     }
 
@@ -179,51 +194,25 @@ impl BalanceTables {
         self.backends.u64s().get(start..start + BACKEND_WORDS)
     }
 
-    /// Makes the filter of the addresses of services exactly this.
-    pub fn set_vips(&self, bits: &[u64]) {
-        self.set_filter(bits.iter().copied(), 0);
-    }
-
-    /// One of the two filters, which take turns word by word.
-    fn set_filter(&self, bits: impl Iterator<Item = u64>, which: usize) {
-        let words = self.vips.u64s().iter().skip(which).step_by(2);
-        for (word, value) in words.zip(bits) {
-            if word.load(Relaxed) != value {
-                word.store(value, Relaxed);
-            }
-        }
-    }
-
     /// How many source addresses of each family NAT has room for.
     pub fn sources(&self) -> usize {
         self.ports.u64s().len() / PORT_WORDS / PORTS as usize
     }
 
-    /// Makes the source addresses of NAT exactly these, by number; `seed` is that of the
-    /// tables. For each there must be a target of kind
-    /// [`TARGET_SOURCE`](edge_common::defence::TARGET_SOURCE), before packets
-    /// to them are looked at, and so before this is called. A flow keeps its number: with
-    /// another address there it is cut off.
-    pub fn set_sources(&self, seed: &Seed, sources: &[Source]) {
-        let mut bits = vec![0; self.vips.u64s().len() / 2];
-        let room = self.sources().min(sources.len());
-        let sources = sources.get(..room).unwrap_or(sources);
-        let addresses = sources.iter().flat_map(|source| [source.v4, source.v6]);
-        for address in addresses.filter(|address| *address != [0; 2]) {
-            let (word, bit) = vip_bit(seed, address);
-            if let Some(bits) = bits.get_mut(word as usize) {
-                *bits |= bit;
-            }
-        }
+    /// Makes the source addresses of NAT exactly these, by number. For each there must be a
+    /// target of kind [`TARGET_SOURCE`](edge_common::defence::TARGET_SOURCE), or answers
+    /// are not known. A flow keeps its number: with another address there it is cut off.
+    pub fn set_sources(&self, sources: &[Source]) {
         let wanted = sources
             .iter()
             .flat_map(|source| [source.v4, source.v6])
             .flatten()
             .chain(std::iter::repeat(0));
         for (word, value) in self.sources.u64s().iter().zip(wanted) {
-            word.store(value, Relaxed);
+            if word.load(Relaxed) != value {
+                word.store(value, Relaxed);
+            }
         }
-        self.set_filter(bits.into_iter(), 1);
     }
 
     /// The source addresses of NAT, by number.
@@ -247,7 +236,7 @@ impl BalanceTables {
     pub fn count_ports(&self, now: u32, tcp_idle: u32, udp_idle: u32) -> PortCount {
         let mut count = PortCount {
             live: vec![0; self.sources()],
-            established: vec![0; self.room()],
+            of_backends: vec![0; self.room()],
         };
         let addresses = self.ports.u64s().chunks_exact(PORT_WORDS * PORTS as usize);
         for (live, ports) in count.live.iter_mut().zip(addresses) {
@@ -263,9 +252,7 @@ impl BalanceTables {
                     continue;
                 }
                 *live += 1;
-                if FlowWord::is(word, FlowState::Established)
-                    && let Some(n) = count.established.get_mut(FlowWord::backend(word) as usize)
-                {
+                if let Some(n) = count.of_backends.get_mut(FlowWord::backend(word) as usize) {
                     *n += 1;
                 }
             }
@@ -305,13 +292,16 @@ impl BalanceTables {
     }
 
     /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`], and `idle`
-    /// the longest that an established flow is kept.
+    /// the longest that an established flow is kept, of whatever protocol.
     pub fn count_flows(&self, now: u32, idle: u32) -> FlowCount {
         let words = self.flows.u64s();
+        let generations: Vec<u8> = (0..self.room())
+            .map(|n| self.generation(u16::try_from(n).unwrap_or_default()))
+            .collect();
         let mut count = FlowCount {
             capacity: (words.len() / SLOT_WORDS) as u64,
             live: 0,
-            established: vec![0; self.room()],
+            of_backends: vec![0; self.room()],
         };
         for slot in words.chunks_exact(SLOT_WORDS) {
             let [tag, word] = slot else { continue };
@@ -323,8 +313,10 @@ impl BalanceTables {
                 continue;
             }
             count.live += 1;
-            if FlowWord::is(word, FlowState::Established)
-                && let Some(n) = count.established.get_mut(FlowWord::backend(word) as usize)
+            let number = usize::from(FlowWord::backend(word));
+            // Of one that had the number before it has nothing.
+            if generations.get(number) == Some(&FlowWord::generation(word))
+                && let Some(n) = count.of_backends.get_mut(number)
             {
                 *n += 1;
             }

@@ -64,10 +64,7 @@ pub enum DatapathError {
     },
 
     /// A configured interface does not exist.
-    #[error(
-        "interface '{name}' in `interfaces` does not exist in this network namespace; there are: \
-         {known}"
-    )]
+    #[error("interface '{name}' does not exist in this network namespace; there are: {known}")]
     UnknownInterface {
         /// The name as configured.
         name: String,
@@ -88,8 +85,8 @@ pub enum DatapathError {
 
     /// The driver takes no program, and generic mode is not allowed.
     #[error(
-        "{interface}: the driver takes no native XDP program: {why}; change that, or set \
-         `xdp.allow_generic = true` to run in the slower generic mode"
+        "{interface}: the driver takes no native XDP program: {why}; change that, or allow the \
+         slower generic mode with `xdp.allow_generic = true` (`edge decap`: `--allow-generic`)"
     )]
     NoNative {
         /// The interface.

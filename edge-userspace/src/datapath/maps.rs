@@ -162,7 +162,11 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
             kind: MapType::Hash,
             key: size_of::<TargetKey>() as u32,
             value: size_of::<Target>() as u32,
-            entries: when_on(targets.max(1)),
+            // Of a balanced service each address has up to three more.
+            entries: when_on(match config.rings {
+                0 => targets.max(1),
+                _ => targets.max(1).saturating_mul(4),
+            }),
             flags: 0,
         },
         Spec::table(maps::SERVICES, size_of::<Service>(), config.services.max(1)),

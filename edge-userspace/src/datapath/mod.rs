@@ -17,6 +17,7 @@ mod balance;
 mod commit;
 #[cfg(feature = "debug-log")]
 mod debug_log;
+mod decap;
 mod error;
 mod events;
 mod maps;
@@ -49,6 +50,7 @@ use pins::Pins;
 
 pub use crate::services::watch::of as counter;
 pub use balance::{BalanceTables, FlowCount, PortCount};
+pub use decap::Decap;
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
 pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};
@@ -288,6 +290,11 @@ impl Datapath {
             for spec in policy() {
                 kept.remove(spec.name);
             }
+        }
+        // A service names its ring.
+        let of_rings = [abi::maps::BALANCES, abi::maps::RINGS];
+        if !of_rings.iter().all(|name| kept.contains(name)) {
+            kept.retain(|name| !of_rings.contains(name));
         }
         (kept, notes)
     }

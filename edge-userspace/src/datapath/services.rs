@@ -8,9 +8,12 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use edge_common::{
     abi::maps,
+    balance::{VIP_WORDS, vip_bit},
     defence::{
-        PORT_WORDS, Ports, SERVICE_COUNTERS, Service, Target, TargetKey, WSCALE_UNKNOWN, port_bit,
+        PORT_WORDS, Ports, SERVICE_COUNTERS, Service, TARGET_FORWARDED, TARGET_SOURCE, Target,
+        TargetKey, WSCALE_UNKNOWN, port_bit,
     },
+    hash::Seed,
     parse::proto,
 };
 
@@ -41,6 +44,7 @@ pub struct ServiceState {
 pub struct ServiceTables {
     services: Region,
     ports: Region,
+    vips: Region,
     targets: HashMap<MapData, KeyWords, TargetWords>,
     counters: PerCpuArray<MapData, [u64; SERVICE_COUNTERS]>,
 }
@@ -54,6 +58,7 @@ impl ServiceTables {
         Ok(Self {
             services: region(maps::SERVICES)?,
             ports: region(maps::PORTS)?,
+            vips: region(maps::VIPS)?,
             targets: map(maps::TARGETS)?
                 .try_into()
                 .map_err(|e| DatapathError::map_access(maps::TARGETS, e))?,
@@ -119,7 +124,9 @@ impl ServiceTables {
     }
 
     /// Makes the targets, and the ports of reflectors (host byte order), exactly
-    /// these; targets that stay keep what the program wrote in them.
+    /// these; targets that stay keep what the program wrote in them. With the secret of the
+    /// hashes the filter is made of the addresses of balanced services, which have a target
+    /// of ICMP, and of those that NAT sends from.
     ///
     /// # Errors
     /// When the kernel refuses, for instance for want of room.
@@ -127,6 +134,7 @@ impl ServiceTables {
         &mut self,
         wanted: &BTreeMap<TargetKey, Target>,
         reflectors: &[u16],
+        seed: &Seed,
     ) -> Result<(), DatapathError> {
         let failed = |e| DatapathError::map_access(maps::TARGETS, e);
         let mut present = BTreeMap::new();
@@ -146,18 +154,39 @@ impl ServiceTables {
                 self.targets.insert(key, [head, 0], 0).map_err(failed)?;
             }
         }
+        let mut vips = vec![[0u64; 2]; VIP_WORDS as usize];
+        for (key, target) in wanted {
+            let (word, bit) = vip_bit(seed, key.address);
+            let Some([services, sources]) = vips.get_mut(word as usize) else {
+                continue;
+            };
+            if target.kind == TARGET_SOURCE {
+                *sources |= bit;
+            } else if key.proto == proto::ICMP {
+                *services |= bit;
+            }
+        }
+        for (word, value) in self.vips.u64s().iter().zip(vips.into_iter().flatten()) {
+            if word.load(Relaxed) != value {
+                word.store(value, Relaxed);
+            }
+        }
         // A bit that is set leads to a look-up that finds what there is.
         let mut bits = vec![0u64; PORT_WORDS as usize];
-        for key in wanted.keys() {
-            let (word, bit) = port_bit(
-                if key.proto == proto::UDP {
-                    Ports::Udp
-                } else {
-                    Ports::Tcp
-                },
-                u16::from_be(key.port),
-            );
-            if let Some(word) = bits.get_mut(word as usize) {
+        for (key, target) in wanted {
+            let set = match key.proto {
+                proto::TCP => Ports::Tcp,
+                proto::UDP => Ports::Udp,
+                _ => continue,
+            };
+            let port = u16::from_be(key.port);
+            let (word, bit) = port_bit(set, port);
+            if port == 0 && target.kind == TARGET_FORWARDED {
+                // All of them.
+                let (last, _) = port_bit(set, u16::MAX);
+                let all = bits.get_mut(word as usize..=last as usize);
+                all.unwrap_or_default().fill(u64::MAX);
+            } else if let Some(word) = bits.get_mut(word as usize) {
                 *word |= bit;
             }
         }

@@ -2,24 +2,20 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
+use super::{
+    links::{Link, links},
+    routes::{Route, route},
+};
 use crate::{
-    netlink::{Attributes, Reply, push_attribute, request, text, u32_at},
+    netlink::{Attributes, Reply, Socket, address, request, u32_at},
     services::facts::{Host, LocalAddress},
 };
 
-/// `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`, bytes.
-const IFINFO: usize = 16;
+/// `struct ifaddrmsg`, bytes.
 const IFADDR: usize = 8;
-const ROUTE: usize = 12;
 
 /// `linux/if_addr.h`: all flags of an address, of which the header has eight bits.
 const IFA_FLAGS: u16 = 8;
-
-/// `linux/rtnetlink.h`: attributes and metrics of a route.
-const RTA_DST: u16 = 1;
-const RTA_METRICS: u16 = 8;
-const RTAX_MTU: u16 = 2;
-const RTAX_ADVMSS: u16 = 8;
 
 /// Addresses for documentation (RFC 5737, RFC 3849): the way to them is the way
 /// to the Internet.
@@ -44,51 +40,30 @@ pub fn host(protected: &[String]) -> io::Result<Host> {
     })
 }
 
-struct Link {
-    name: String,
-    mtu: u32,
-    loopback: bool,
-}
-
-fn dump(kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-    match request(libc::NETLINK_ROUTE, kind, libc::NLM_F_DUMP, body)? {
+/// What the kernel says of all addresses, a message each.
+fn dump() -> io::Result<Vec<Vec<u8>>> {
+    let (kind, flags) = (libc::RTM_GETADDR, libc::NLM_F_DUMP);
+    match request(libc::NETLINK_ROUTE, kind, flags, &[0; IFADDR])? {
         Reply::Messages(messages) => Ok(messages),
         Reply::Error { code, .. } => Err(io::Error::from_raw_os_error(code)),
     }
 }
 
-/// The interfaces by index.
-fn links() -> io::Result<BTreeMap<u32, Link>> {
-    let mut body = vec![0; IFINFO];
-    // RTEXT_FILTER_SKIP_STATS
-    push_attribute(&mut body, libc::IFLA_EXT_MASK, &8u32.to_ne_bytes())?;
-    let parse = |message: &Vec<u8>| {
-        let (index, flags) = (u32_at(message, 4)?, u32_at(message, 8)?);
-        let (mut name, mut mtu) = (String::new(), 0);
-        for (kind, value) in Attributes(message.get(IFINFO..)?) {
-            match kind {
-                libc::IFLA_IFNAME => name = text(value),
-                libc::IFLA_MTU => mtu = u32_at(value, 0)?,
-                _ => {}
-            }
-        }
-        let loopback = flags & libc::IFF_LOOPBACK as u32 != 0;
-        let link = Link {
-            name,
-            mtu,
-            loopback,
-        };
-        Some((index, link))
-    };
-    let messages = dump(libc::RTM_GETLINK, &body)?;
-    Ok(messages.iter().filter_map(parse).collect())
+/// The addresses of interfaces, with the indices of those.
+pub(super) fn by_interface() -> io::Result<impl Iterator<Item = (u32, IpAddr)>> {
+    Ok(dump()?.into_iter().filter_map(|m| parse_address(&m)))
 }
 
 /// All addresses, sorted, each once: the same may be on several interfaces, and
 /// then the smallest MTU counts.
 fn addresses(links: &BTreeMap<u32, Link>) -> io::Result<Vec<LocalAddress>> {
     let mut all: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
-    for message in dump(libc::RTM_GETADDR, &[0; IFADDR])? {
+    let (kind, flags) = (libc::RTM_GETADDR, libc::NLM_F_DUMP);
+    let messages = match request(libc::NETLINK_ROUTE, kind, flags, &[0; IFADDR])? {
+        Reply::Messages(messages) => messages,
+        Reply::Error { code, .. } => return Err(io::Error::from_raw_os_error(code)),
+    };
+    for message in messages {
         let Some((index, address)) = parse_address(&message) else {
             continue;
         };
@@ -132,48 +107,24 @@ fn parse_address(message: &[u8]) -> Option<(u32, IpAddr)> {
     own.or(other).map(|address| (index, address))
 }
 
-fn address(value: &[u8]) -> Option<IpAddr> {
-    if let Ok(octets) = <[u8; 4]>::try_from(value) {
-        return Some(IpAddr::from(octets));
-    }
-    <[u8; 16]>::try_from(value).ok().map(IpAddr::from)
-}
-
 /// What the route to an address says of its MTU; `None` when it says nothing, or
 /// there is none.
 fn route_mtu(to: &str) -> Option<u32> {
     let to: IpAddr = to.parse().ok()?;
-    let mut body = vec![0; ROUTE];
-    let (family, octets, headers) = match to {
-        IpAddr::V4(a) => (libc::AF_INET, a.octets().to_vec(), 40),
-        IpAddr::V6(a) => (libc::AF_INET6, a.octets().to_vec(), 60),
-    };
-    if let [first, length, ..] = &mut body[..] {
-        *first = family as u8;
-        *length = (octets.len() * 8) as u8;
-    }
-    push_attribute(&mut body, RTA_DST, &octets).ok()?;
-    let Ok(Reply::Messages(found)) = request(libc::NETLINK_ROUTE, libc::RTM_GETROUTE, 0, &body)
-    else {
-        return None;
-    };
-    parse_route_mtu(found.first()?, headers)
+    let mut socket = Socket::open(libc::NETLINK_ROUTE).ok()?;
+    let headers = if to.is_ipv4() { 40 } else { 60 };
+    tighter_mtu(&route(&mut socket, to).ok()?.ok()?, headers)
 }
 
-fn parse_route_mtu(message: &[u8], headers: u32) -> Option<u32> {
-    let mut attributes = Attributes(message.get(ROUTE..)?);
-    let (_, metrics) = attributes.find(|(kind, _)| *kind == RTA_METRICS)?;
-    let of = |metric| {
-        let (_, value) = Attributes(metrics).find(|(kind, _)| *kind == metric)?;
-        u32_at(value, 0).filter(|&n| n > 0)
-    };
-    let advmss = of(RTAX_ADVMSS).map(|mss| mss.saturating_add(headers));
-    of(RTAX_MTU).into_iter().chain(advmss).min()
+fn tighter_mtu(route: &Route, headers: u32) -> Option<u32> {
+    let advmss = route.advmss.map(|mss| mss.saturating_add(headers));
+    route.mtu.into_iter().chain(advmss).min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::push_attribute;
 
     #[test]
     fn the_loopback_addresses_are_found() {
@@ -228,17 +179,16 @@ mod tests {
 
     #[test]
     fn the_tighter_metric_of_a_route_counts() {
-        let route = |metrics: &[(u16, u32)]| {
-            let mut inner = Vec::new();
-            for (kind, value) in metrics {
-                push_attribute(&mut inner, *kind, &value.to_ne_bytes()).unwrap();
-            }
-            let mut message = vec![0; ROUTE];
-            push_attribute(&mut message, RTA_METRICS, &inner).unwrap();
-            parse_route_mtu(&message, 40)
+        let tighter = |mtu, advmss| {
+            let route = Route {
+                mtu,
+                advmss,
+                ..Route::default()
+            };
+            tighter_mtu(&route, 40)
         };
-        assert_eq!(route(&[]), None);
-        assert_eq!(route(&[(RTAX_MTU, 1400)]), Some(1400));
-        assert_eq!(route(&[(RTAX_MTU, 1400), (RTAX_ADVMSS, 1300)]), Some(1340));
+        assert_eq!(tighter(None, None), None);
+        assert_eq!(tighter(Some(1400), None), Some(1400));
+        assert_eq!(tighter(Some(1400), Some(1300)), Some(1340));
     }
 }

@@ -2,10 +2,16 @@
 //! namespace of the calling thread.
 
 mod addresses;
+mod links;
 mod listeners;
+mod neighbours;
+pub mod next_hop;
 mod probe;
+mod routes;
+mod stack;
 pub mod sysctl;
 
 pub use addresses::host;
 pub use listeners::listeners;
 pub use probe::window_scale;
+pub use stack::{Stack, stack};

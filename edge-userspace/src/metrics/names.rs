@@ -38,7 +38,7 @@ pub const SERVICE: &str = "service";
 pub const EVENT: &str = "event";
 /// Name of an interface.
 pub const INTERFACE: &str = "interface";
-/// [`edge_common::reason::Reason::name`].
+/// [`edge_common::reason::Reason::name`], or [`edge_common::decap::Outcome::name`].
 pub const REASON: &str = "reason";
 /// Key of a table under `[tables]` in the configuration.
 pub const TABLE: &str = "table";
@@ -61,6 +61,9 @@ pub const VERSION: &str = "version";
 /// Version of the table layouts.
 pub const ABI_VERSION: &str = "abi_version";
 
+/// Name of a backend within its service.
+pub const BACKEND: &str = "backend";
+
 /// Value of [`RESULT`].
 pub const SUCCESS: &str = "success";
 /// Value of [`RESULT`].
@@ -71,7 +74,7 @@ pub const RING_BUFFER: &str = "ring_buffer";
 pub const FOLLOWER: &str = "follower";
 
 macro_rules! metrics {
-    ($( $const:ident = $kind:ident, $name:literal, [$($label:ident),*], $help:literal; )*) => {
+    ($(#[$doc:meta])* $list:ident: $( $const:ident = $kind:ident, $name:literal, [$($label:ident),*], $help:literal; )*) => {
         $(
             #[doc = $help]
             pub const $const: Metric = Metric {
@@ -82,12 +85,14 @@ macro_rules! metrics {
             };
         )*
 
-        /// All of them, in the order in which they are rendered.
-        pub const ALL: &[&Metric] = &[$(&$const),*];
+        $(#[$doc])*
+        pub const $list: &[&Metric] = &[$(&$const),*];
     };
 }
 
 metrics! {
+    /// Those of the daemon, in the order in which they are rendered.
+    ALL:
     BUILD_INFO = Gauge, "edge_build_info", [VERSION, ABI_VERSION],
         "Always 1; the labels say which daemon runs.";
     START_TIME = Gauge, "edge_start_time_seconds", [],
@@ -109,7 +114,7 @@ metrics! {
     INTERFACE_ATTACHED = Gauge, "edge_interface_attached", [INTERFACE],
         "1 while the XDP program is on the interface, 0 while it is not, for instance because the interface is gone.";
     PACKETS = Counter, "edge_packets", [INTERFACE, REASON],
-        "Packets by the reason they ended with. Reasons that begin with pass went to the kernel, all others were dropped.";
+        "Packets by the reason they ended with. Reasons that begin with pass went to the kernel, those with reply were answered, those with forwarded went to a backend; all others were dropped.";
     BYTES = Counter, "edge_bytes", [INTERFACE, REASON],
         "Bytes of whole frames by the reason they ended with.";
     WOULD_DROP_PACKETS = Counter, "edge_would_drop_packets", [INTERFACE, REASON],
@@ -144,6 +149,34 @@ metrics! {
         "Entries of the limiter taken from a source that was still active; its limit began anew.";
     LIMITER_CONTENDED = Counter, "edge_limiter_contended_packets", [],
         "Packets denied because other CPUs were updating the same source.";
+    BACKEND_UP = Gauge, "edge_backend_up", [SERVICE, BACKEND],
+        "1 while the backend gets new flows, 0 while it does not.";
+    BACKEND_WEIGHT = Gauge, "edge_backend_weight", [SERVICE, BACKEND],
+        "Weight of the backend in force; 0 when it gets no new flows.";
+    BACKEND_REACHABLE = Gauge, "edge_backend_reachable", [SERVICE, BACKEND],
+        "1 while there is a way to the backend (a route and a neighbour), 0 while there is none.";
+    BACKEND_FLOWS = Gauge, "edge_backend_flows", [SERVICE, BACKEND],
+        "Established flows of the backend.";
+    BACKEND_PACKETS = Counter, "edge_backend_packets", [SERVICE, BACKEND],
+        "Packets that went to the backend.";
+    BACKEND_BYTES = Counter, "edge_backend_bytes", [SERVICE, BACKEND],
+        "Bytes of frames that went to the backend, as they came.";
+    SERVICE_FAILED_OPEN = Gauge, "edge_service_failed_open", [SERVICE],
+        "1 while too few backends are healthy, so that all are used as if they were.";
+    FLOWS = Gauge, "edge_flows", [],
+        "Flows in the balancer's table.";
+    FLOWS_CAPACITY = Gauge, "edge_flows_capacity", [],
+        "Flows that the balancer's table has room for.";
+    FLOW_HITS = Counter, "edge_flow_hits", [],
+        "Packets of balanced services whose flow was in the table.";
+    FLOW_MISSES = Counter, "edge_flow_misses", [],
+        "Packets of balanced services whose flow was not in the table.";
+    FLOWS_INSERTED = Counter, "edge_flows_inserted", [],
+        "Flows that took a free place in the table.";
+    FLOWS_REPLACED = Counter, "edge_flows_replaced", [],
+        "Flows that took the place of one that was not established.";
+    FLOWS_REFUSED = Counter, "edge_flows_refused", [],
+        "Flows that found no place in the table, and are chosen for by the ring alone.";
     STAGE_MISSING = Counter, "edge_stage_missing_packets", [],
         "Packets that went on without the flood defence because its program was missing.";
     EVENTS = Counter, "edge_events", [],
@@ -154,9 +187,18 @@ metrics! {
         "Requests on the control socket.";
 }
 
+metrics! {
+    /// Those of `edge decap`, likewise.
+    DECAP:
+    DECAP_PACKETS = Counter, "edge_decap_packets", [REASON],
+        "Packets by what became of them. Reasons that begin with pass or decap went to the kernel, all others were dropped.";
+    DECAP_INTERFACE_ATTACHED = Gauge, "edge_decap_interface_attached", [INTERFACE],
+        "1 while the decapsulator is on the interface, 0 while it is not, for instance because the interface is gone.";
+}
+
 /// The metric with this name (without `_total`), or `None` when there is none.
 pub fn find(name: &str) -> Option<&'static Metric> {
-    ALL.iter().copied().find(|m| m.name == name)
+    ALL.iter().chain(DECAP).copied().find(|m| m.name == name)
 }
 
 #[cfg(test)]
@@ -168,7 +210,7 @@ mod tests {
     #[test]
     fn names_keep_the_conventions_of_prometheus() {
         let mut seen = HashSet::new();
-        for m in ALL {
+        for m in ALL.iter().chain(DECAP) {
             assert!(seen.insert(m.sample_name()), "{} twice", m.name);
             assert!(m.name.starts_with("edge_"), "{}", m.name);
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
@@ -188,7 +230,7 @@ mod tests {
         for line in text.lines().filter(|line| line.starts_with("| `edge_")) {
             let mut cells = line.split('|').map(str::trim).skip(1);
             let name = cells.next().unwrap().trim_matches('`');
-            let metric = ALL.iter().find(|m| m.sample_name() == name);
+            let metric = ALL.iter().chain(DECAP).find(|m| m.sample_name() == name);
             let metric = metric.unwrap_or_else(|| panic!("{name} does not exist"));
             let kind = cells.next().unwrap();
             assert_eq!(kind, format!("{:?}", metric.kind).to_lowercase(), "{name}");
@@ -196,6 +238,6 @@ mod tests {
             assert_eq!(cells.next().unwrap(), labels.join(", "), "{name}");
             rows += 1;
         }
-        assert_eq!(rows, ALL.len());
+        assert_eq!(rows, ALL.len() + DECAP.len());
     }
 }

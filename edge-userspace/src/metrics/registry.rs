@@ -11,7 +11,11 @@ use prometheus_client::{
 };
 
 use super::names::{self, Kind, Metric};
-use crate::status::{InterfaceStatus, ServiceStatus, Status, Traffic};
+use crate::status::{
+    InterfaceStatus, ServiceStatus, Status, Traffic,
+    balance::{BackendStatus, BalanceStatus},
+    decap::{DecapInterface, Totals},
+};
 
 /// The two text formats that Prometheus reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,13 +36,29 @@ impl Format {
     }
 }
 
-/// Renders the facts.
+/// Renders the facts of the daemon.
 ///
 /// # Errors
 /// Those of the encoder, which writes to memory and has none of its own.
 pub fn render(status: Status, format: Format) -> Result<String, fmt::Error> {
+    render_all(Box::new(Facts(status)), format)
+}
+
+/// Renders those of `edge decap`.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_decap(
+    interfaces: Vec<DecapInterface>,
+    totals: Totals,
+    format: Format,
+) -> Result<String, fmt::Error> {
+    render_all(Box::new(DecapFacts { interfaces, totals }), format)
+}
+
+fn render_all(collector: Box<dyn Collector>, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Facts(status)));
+    registry.register_collector(collector);
     let mut openmetrics = String::new();
     text::encode(&mut openmetrics, &registry)?;
     Ok(match format {
@@ -76,8 +96,32 @@ impl Collector for Facts {
         self.daemon(&mut w)?;
         self.interfaces(&mut w)?;
         self.services(&mut w)?;
+        self.balance(&mut w)?;
         self.tables(&mut w)?;
         self.events_and_control(&mut w)
+    }
+}
+
+/// The same of `edge decap`.
+#[derive(Debug)]
+struct DecapFacts {
+    interfaces: Vec<DecapInterface>,
+    totals: Totals,
+}
+
+impl Collector for DecapFacts {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut w = Writer { encoder };
+        let packets = self.totals.packets.iter();
+        w.family(
+            &names::DECAP_PACKETS,
+            packets.map(|(reason, n)| ([*reason], Value::Int(*n))),
+        )?;
+        let attached = |i: &DecapInterface| u64::from(i.mode.is_some());
+        w.family(
+            &names::DECAP_INTERFACE_ATTACHED,
+            (self.interfaces.iter()).map(|i| ([i.name.as_str()], Value::Int(attached(i)))),
+        )
     }
 }
 
@@ -245,6 +289,35 @@ impl Facts {
         w.family(&names::SERVICE_EVENTS, counters)
     }
 
+    fn balance(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
+        let none = BalanceStatus::default();
+        let balance = self.0.balance.as_ref().unwrap_or(&none);
+        let mut each = |metric, value: fn(&BackendStatus) -> u64| {
+            let samples = balance.services.iter().flat_map(|s| {
+                let all = s.backends.iter();
+                all.map(|b| ([s.name.as_str(), b.name.as_str()], Value::Int(value(b))))
+            });
+            w.family(metric, samples)
+        };
+        each(&names::BACKEND_UP, |b| (b.weight > 0).into())?;
+        each(&names::BACKEND_WEIGHT, |b| b.weight.into())?;
+        each(&names::BACKEND_REACHABLE, |b| b.no_way.is_none().into())?;
+        each(&names::BACKEND_FLOWS, |b| b.flows.into())?;
+        each(&names::BACKEND_PACKETS, |b| b.packets)?;
+        each(&names::BACKEND_BYTES, |b| b.bytes)?;
+        let open = balance.services.iter();
+        let open = open.map(|s| ([s.name.as_str()], Value::Int(s.failed_open.into())));
+        w.family(&names::SERVICE_FAILED_OPEN, open)?;
+        let f = &balance.flows;
+        w.single(&names::FLOWS, Value::Int(f.live))?;
+        w.single(&names::FLOWS_CAPACITY, Value::Int(f.capacity))?;
+        w.single(&names::FLOW_HITS, Value::Int(f.hits))?;
+        w.single(&names::FLOW_MISSES, Value::Int(f.misses))?;
+        w.single(&names::FLOWS_INSERTED, Value::Int(f.inserted))?;
+        w.single(&names::FLOWS_REPLACED, Value::Int(f.replaced))?;
+        w.single(&names::FLOWS_REFUSED, Value::Int(f.refused))
+    }
+
     fn tables(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
         let s = &self.0;
         w.family(
@@ -314,12 +387,15 @@ fn counters(interface: &InterfaceStatus, reason: Reason) -> (Traffic, Traffic) {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use edge_common::decap::Outcome;
+
     use super::*;
     use crate::{
         control::{protocol::List, stats::Stats},
         status::{
             AttachMode, ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus,
             ListCount, ReasonCount, Reloads, ServiceTargets, TableStatus,
+            balance::{AdminState, BalancedService, FlowTable},
         },
     };
 
@@ -390,6 +466,35 @@ mod tests {
             events: EventsStatus::default(),
             control: Stats::default().counts(),
             stage_missing: 0,
+            balance: Some(BalanceStatus {
+                services: vec![BalancedService {
+                    name: "web".to_owned(),
+                    forward: "l2".to_owned(),
+                    hash: "5-tuple".to_owned(),
+                    failed_open: false,
+                    backends: vec![BackendStatus {
+                        name: "web-1".to_owned(),
+                        address: [10, 0, 0, 11].into(),
+                        port: None,
+                        backup: false,
+                        number: 1,
+                        configured_weight: 100,
+                        set_weight: None,
+                        weight: 100,
+                        share: 1.0,
+                        admin: AdminState::Active,
+                        health: None,
+                        health_since_unix_ms: None,
+                        why: String::new(),
+                        error: None,
+                        no_way: None,
+                        flows: 3,
+                        packets: 4,
+                        bytes: 5,
+                    }],
+                }],
+                flows: FlowTable::default(),
+            }),
         }
     }
 
@@ -518,6 +623,35 @@ mod tests {
             .filter(|r| r.verdict() != Verdict::Pass)
             .count();
         assert_eq!(of(32) - of(31), 2 * Reason::COUNT + 2 * drops + 2);
+    }
+
+    #[test]
+    fn the_decapsulator_has_all_outcomes_from_the_start() {
+        let mut packets = [0; Outcome::COUNT];
+        packets[Outcome::DecapGue as usize] = 7;
+        let interface = |name: &str, mode| DecapInterface {
+            name: name.to_owned(),
+            mode,
+        };
+        let interfaces = vec![
+            interface("eth0", Some(AttachMode::Native)),
+            interface("eth1", None),
+        ];
+        let text = render_decap(interfaces, packets.into(), Format::Prometheus).unwrap();
+        let samples = parse(&text);
+        let of = |reason| samples[&format!("edge_decap_packets_total{{reason=\"{reason}\"}}")];
+        for outcome in Outcome::ALL {
+            let expected = if outcome == Outcome::DecapGue {
+                7.0
+            } else {
+                0.0
+            };
+            assert_eq!(of(outcome.name()), expected);
+        }
+        let attached =
+            |name| samples[&format!("edge_decap_interface_attached{{interface=\"{name}\"}}")];
+        assert_eq!([attached("eth0"), attached("eth1")], [1.0, 0.0]);
+        assert_eq!(samples.len(), Outcome::COUNT + 2);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! a connection, everything bounded. Who may reach it is decided by the
 //! address it listens on.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -38,6 +38,21 @@ struct Patience {
     whole: Duration,
 }
 
+/// What is scraped.
+pub trait Scraped: Send + Sync + 'static {
+    /// The metrics of this moment. Called from a thread that may block for a short time.
+    ///
+    /// # Errors
+    /// When they cannot be rendered.
+    fn scrape(&self, format: Format) -> Result<String, fmt::Error>;
+}
+
+impl<S: Source> Scraped for S {
+    fn scrape(&self, format: Format) -> Result<String, fmt::Error> {
+        render(self.status(), format)
+    }
+}
+
 /// The server of the endpoint.
 #[derive(Debug)]
 pub struct Server {
@@ -61,7 +76,9 @@ impl Server {
             }),
             Err(e) => Err(io::Error::new(
                 e.kind(),
-                format!("{address}: cannot listen for scrapes (`metrics.listen`): {e}"),
+                format!(
+                    "{address}: cannot listen for scrapes (`metrics.listen`, `--metrics`): {e}"
+                ),
             )),
         }
     }
@@ -75,7 +92,7 @@ impl Server {
     }
 
     /// Serves until `stop` becomes true (or its sender is gone).
-    pub async fn run(self, source: Arc<dyn Source>, mut stop: watch::Receiver<bool>) {
+    pub async fn run(self, source: Arc<dyn Scraped>, mut stop: watch::Receiver<bool>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         // Dropped at the end, which ends what is still being served.
         let mut connections = JoinSet::new();
@@ -108,7 +125,7 @@ impl Server {
 
 async fn connection(
     stream: TcpStream,
-    source: Arc<dyn Source>,
+    source: Arc<dyn Scraped>,
     patience: Patience,
     _place: OwnedSemaphorePermit,
 ) {
@@ -130,7 +147,7 @@ async fn connection(
     }
 }
 
-async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, source: Arc<dyn Scraped>) -> Response<Full<Bytes>> {
     let reading = request.method() == Method::GET || request.method() == Method::HEAD;
     match request.uri().path() {
         "/metrics" | "/healthz" if !reading => {
@@ -143,8 +160,7 @@ async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Respons
         "/metrics" => {
             let format = accepted(request);
             // Reading the counters of every CPU takes system calls.
-            let rendered =
-                tokio::task::spawn_blocking(move || render(source.status(), format)).await;
+            let rendered = tokio::task::spawn_blocking(move || source.scrape(format)).await;
             match rendered {
                 Ok(Ok(body)) => typed(StatusCode::OK, format.content_type(), body.into()),
                 Ok(Err(_)) | Err(_) => {

@@ -1,7 +1,7 @@
 //! From services to exact targets.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
 };
 
@@ -25,7 +25,8 @@ pub struct Planned {
     pub service: usize,
     /// Index of the service in the tables.
     pub index: u32,
-    /// Where it is.
+    /// Where it is; port 0 for all that are of no other service ([`Ports::Any`],
+    /// [`Ports::Rest`]).
     pub at: SocketAddr,
     /// Segment size to announce.
     pub mss: u16,
@@ -51,7 +52,8 @@ impl Targets {
     }
 }
 
-/// Resolves services, in `slots` of the tables, to at most `room` targets.
+/// Resolves services, in `slots` of the tables, to at most `room` targets. A prefix becomes
+/// its addresses.
 pub fn resolve(
     services: &[Service],
     slots: &[Slot],
@@ -83,16 +85,24 @@ pub fn resolve(
             }
         };
     let all = services.iter().enumerate();
-    for (i, service) in all.clone() {
-        let Ports::Listed(ranges) = &service.ports else {
+    // Who has an address by itself comes before who has it within a prefix.
+    let single = all
+        .clone()
+        .map(|(i, service)| (i, service, addresses(service, host)));
+    let within = all
+        .clone()
+        .map(|(i, service)| (i, service, addresses_within(service, host)));
+    for (i, service, addresses) in single.chain(within) {
+        let ports = service.ports.targets();
+        if ports.is_empty() {
             continue;
-        };
-        for (address, mss) in addresses(service, host) {
+        }
+        for (address, mss) in addresses {
             // What finds no room is counted without a walk: of all ports of many
             // addresses there are millions.
             let free = room - targets.planned.len().min(room);
             targets.left_out += (service.ports.listed() as usize).saturating_sub(free);
-            for port in ranges.iter().cloned().flatten().take(free) {
+            for port in ports.iter().cloned().flatten().take(free) {
                 let listener = match service.protocol {
                     Protocol::Tcp if !service.forwarded => listeners.find(address, port),
                     _ => None,
@@ -130,11 +140,17 @@ fn kind(service: &Service) -> u8 {
     }
 }
 
-/// The addresses of a service with the segment sizes to announce there.
-fn addresses<'a>(
-    service: &'a Service,
-    host: &'a Host,
-) -> Box<dyn Iterator<Item = (IpAddr, u16)> + 'a> {
+/// Addresses of a service with the segment sizes to announce there.
+type AddressesOf<'a> = Box<dyn Iterator<Item = (IpAddr, u16)> + 'a>;
+
+/// Those of its prefixes.
+fn addresses_within<'a>(service: &'a Service, host: &'a Host) -> AddressesOf<'a> {
+    let all = service.prefixes.iter().flat_map(|p| p.addresses());
+    Box::new(all.map(|a| (a, host.mss(a, None))))
+}
+
+/// The others.
+fn addresses<'a>(service: &'a Service, host: &'a Host) -> AddressesOf<'a> {
     let local = host
         .addresses
         .iter()
@@ -193,6 +209,51 @@ impl Targets {
         };
         let planned = self.planned.iter();
         planned.map(|(key, p)| (*key, entry(p))).collect()
+    }
+
+    /// The entries of `TARGETS` by which pings and fragments for addresses of balanced
+    /// services are found. Fragments have no ports: where several services have an address
+    /// and a protocol, nobody knows whose they are.
+    pub fn of_addresses(&self, services: &[Service]) -> BTreeMap<TargetKey, Target> {
+        let mut entries: BTreeMap<TargetKey, Target> = BTreeMap::new();
+        let mut of_several = BTreeSet::new();
+        for (key, planned) in &self.planned {
+            let service = services
+                .get(planned.service)
+                .filter(|s| s.balance.is_some());
+            let Some(service) = service else { continue };
+            let target = Target {
+                service: planned.index,
+                mss: 0,
+                wscale: WSCALE_UNKNOWN,
+                kind: TARGET_FORWARDED,
+                marked_at: 0,
+            };
+            let ping = TargetKey {
+                port: 0,
+                proto: proto::ICMP,
+                ..*key
+            };
+            if service.echo {
+                entries.insert(ping, target);
+            } else {
+                entries.entry(ping).or_insert(target);
+            }
+            let piece = TargetKey {
+                port: u16::from(key.proto).to_be(),
+                proto: proto::FRAGMENT,
+                ..*key
+            };
+            if entries
+                .get(&piece)
+                .is_some_and(|t| t.service != planned.index)
+            {
+                of_several.insert(piece);
+            }
+            entries.insert(piece, target);
+        }
+        entries.retain(|key, _| !of_several.contains(key));
+        entries
     }
 
     /// Wherever each listener can be reached that `wants` to be known, by service.
@@ -317,6 +378,37 @@ mod tests {
         let asked: Vec<String> = asked.values().map(|at| format!("{at:?}")).collect();
         let want = ["[192.0.2.1:22, 192.0.2.2:22]", "[192.0.2.2:25]"];
         assert_eq!(asked, want);
+    }
+
+    #[test]
+    fn balanced_services_have_prefixes_and_all_ports() {
+        let service = |name: &str, rest: &str| {
+            format!(
+                "[[service]]\nname = '{name}'\nforward = 'ipip'\n{rest}\n[[service.backend]]\nname = 'a'\naddress = '10.0.0.1'\n"
+            )
+        };
+        let text = service("all", "ports = 'any'\naddresses = ['203.0.113.0/30']")
+            + &service("one", "ports = 'any'\naddresses = ['203.0.113.1']")
+            + &service(
+                "web",
+                "ports = [80]\naddresses = ['203.0.113.2/31', '2001:db8::/127']",
+            );
+        // That this host has some of them changes nothing.
+        let got = resolved(&text, &host(&["203.0.113.1"]), vec![listener("::", 80, 1)]);
+        let want = [
+            "203.0.113.0:0 0 -",
+            "203.0.113.1:0 1 -",
+            "203.0.113.2:0 0 -",
+            "203.0.113.2:80 2 -",
+            "203.0.113.3:0 0 -",
+            "203.0.113.3:80 2 -",
+            "[2001:db8::1]:80 2 -",
+            "[2001:db8::]:80 2 -",
+        ];
+        assert_eq!(told(&got), want);
+        let entries = got.entries(|_| Some(7));
+        assert!(entries.values().all(|t| t.kind == TARGET_FORWARDED));
+        assert_eq!(got.left_out, 0);
     }
 
     #[test]

@@ -144,6 +144,12 @@ impl Lists {
                     "there is no such attack",
                 ));
             }
+            Request::Backend { .. } => {
+                return Err(Failure::new(
+                    FailureKind::Invalid,
+                    "there is no such backend",
+                ));
+            }
             Request::SetLimit(set) => {
                 self.set.lock().unwrap().push(set);
                 Response::Limits(limits())

@@ -8,6 +8,7 @@
 //! front of the packet, with every check in dry run, and with every check off.
 
 mod balance;
+mod decap;
 mod defence;
 mod floods;
 mod fragments;
@@ -51,6 +52,12 @@ pub fn v4() -> Ip {
 /// An IPv6 packet from [`V6`].
 pub fn v6() -> Ip {
     ip(V6, V6_DEST)
+}
+
+/// What becomes of SYN cookies as they age, on the kernel of this machine. It waits for the
+/// kernel's own count of minutes, so it is none of [`run_all`].
+pub fn cookies_age() -> TableReport {
+    defence::age_report()
 }
 
 /// Every table.

@@ -95,6 +95,7 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
         .into_iter()
         .chain(super::floods::reports())
         .chain(super::balance::reports())
+        .chain(super::decap::reports())
     {
         done(&of_table);
         report.tables.push(of_table);

@@ -1,10 +1,12 @@
 //! Floods of a service on this host, with real clients beside them.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use edge_tests::client;
 use edge_tests::daemon::Installation;
 use edge_tests::frames::{self, ACK, Payload, SYN};
 use edge_tests::lab::{Lab, Link};
@@ -28,8 +30,7 @@ fn spoofed(link: &Link, flags: u8, n: u32) -> Vec<Vec<u8>> {
 }
 
 /// A connection to nginx, and a request on it that is not finished.
-fn begin(link: &Link) -> TcpStream {
-    let to = SocketAddr::new(link.v4(1), 80);
+pub(super) fn begin(link: &Link, to: SocketAddr) -> TcpStream {
     let mut stream = link
         .outside
         .inside(|| TcpStream::connect_timeout(&to, wait::PATIENCE))
@@ -39,7 +40,7 @@ fn begin(link: &Link) -> TcpStream {
     stream
 }
 
-fn finish(mut stream: TcpStream) {
+pub(super) fn finish(mut stream: TcpStream) {
     stream.write_all(b"\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
@@ -53,12 +54,13 @@ fn segments_of_no_connection_reach_nobody_and_connections_live_on() {
     let link = lab.link();
     let _nginx = Nginx::start(&lab.host);
     // One that was there before the daemon.
-    let before = begin(link);
+    let nginx = SocketAddr::new(link.v4(1), 80);
+    let before = begin(link, nginx);
     let settings = "[[service]]\nname = \"web\"\nports = [80]\nsyn = \"always\"\n";
     let edge = Installation::new(&lab.host, &["eth0"], settings);
     let _daemon = edge.start();
     wait_ready(&edge, "web", 2, 2);
-    let through = begin(link);
+    let through = begin(link, nginx);
     let seen = Counter::new(&lab.host, "eth0", Which::From(SPOOFED.parse().unwrap()));
     let mut sent = 0;
     for flags in [ACK, ACK | 0x01, 0x04, SYN | ACK] {
@@ -94,13 +96,7 @@ fn clients_connect_beside_a_flood_and_while_the_daemon_is_dead() {
         }
     };
     thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                for batch in flood.chunks(64) {
-                    link.sender.send_all(batch);
-                }
-            }
-        });
+        scope.spawn(|| flood_until(&stop, link, &flood));
         // Also when a client of these fails: the flood ends with the scope.
         let stops = Stop(&stop);
         wait::until("an attack is seen", || {
@@ -119,8 +115,97 @@ fn clients_connect_beside_a_flood_and_while_the_daemon_is_dead() {
     });
 }
 
+/// Gets a page once from each of so many addresses of either family, some at a time; with each
+/// goes a part of the flood. Returns how much of that the interface took.
+fn get_from_all(link: &Link, each: u32, flood: &[Vec<u8>]) -> u64 {
+    const AT_ONCE: usize = 128;
+    let networks: [(IpAddr, IpAddr); 2] = [
+        ("10.200.0.1".parse().unwrap(), link.v4(1)),
+        ("fd88::1".parse().unwrap(), link.v6(1)),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let turn = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let mut flood = flood.chunks(FLOOD_EACH).cycle();
+    let mut sent = 0;
+    runtime.block_on(async {
+        let mut clients = tokio::task::JoinSet::new();
+        for n in 0..each {
+            for (base, host) in networks {
+                let from = frames::nth(base, n);
+                let turn = turn.clone().acquire_owned().await.unwrap();
+                sent += link.sender.send_all(flood.next().unwrap()) as u64;
+                clients.spawn(async move {
+                    let got = client::get(Some(from), SocketAddr::new(host, 80));
+                    let got = tokio::time::timeout(wait::PATIENCE, got).await;
+                    drop(turn);
+                    assert!(matches!(got, Ok(Ok(true))), "{from}: {got:?}");
+                });
+                while let Some(done) = clients.try_join_next() {
+                    done.unwrap();
+                }
+            }
+        }
+        clients.join_all().await;
+    });
+    sent
+}
+
+/// Spoofed SYNs for each client.
+const FLOOD_EACH: usize = 20;
+
+#[test]
+fn a_hundred_thousand_sources_connect_beside_a_flood() {
+    const EACH: u32 = 50_000;
+    let lab = Lab::new(1);
+    let link = lab.link();
+    // Addresses of the client's own, by a route instead of one by one.
+    for (network, family, gateway) in [
+        ("10.200.0.0/16", "-4", link.v4(2)),
+        ("fd88::/64", "-6", link.v6(2)),
+    ] {
+        let outside = format!("{family} route add local {network} dev lo");
+        link.outside.ip(&outside);
+        let host = format!("{family} route add {network} via {gateway}");
+        lab.host.ip(&host);
+    }
+    let nonlocal = "net.ipv6.ip_nonlocal_bind=1";
+    link.outside.run("sysctl", &["-q", "-w", nonlocal]);
+    let _nginx = Nginx::start(&lab.host);
+    let settings = "[[service]]\nname = \"web\"\nports = [80]\nsyn = \"always\"\n";
+    let edge = Installation::new(&lab.host, &["eth0"], settings);
+    let _daemon = edge.start();
+    wait_ready(&edge, "web", 2, 2);
+    let flood = spoofed(link, SYN, 500 * FLOOD_EACH as u32);
+    let seen = Counter::new(&lab.host, "eth0", Which::From(SPOOFED.parse().unwrap()));
+    let sent = link.outside.inside(|| get_from_all(link, EACH, &flood));
+    let clients = u64::from(2 * EACH);
+    wait::until("all came through cookies", || {
+        counter(&edge, "web", "cookies_valid") >= clients
+    });
+    assert!(sent > 10 * clients, "{sent} are no flood");
+    // The status is read a few times a second only.
+    wait::until("a cookie for each SYN", || {
+        counter(&edge, "web", "cookies_sent") >= sent + clients
+    });
+    assert_eq!(seen.packets(), 0);
+}
+
+/// Sends frames over and over; returns how many the interface took.
+fn flood_until(stop: &AtomicBool, link: &Link, frames: &[Vec<u8>]) -> u64 {
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for batch in frames.chunks(64) {
+            sent += link.sender.send_all(batch) as u64;
+        }
+    }
+    sent
+}
+
 /// Ends the flood, however the test does.
-struct Stop<'a>(&'a AtomicBool);
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {

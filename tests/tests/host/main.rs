@@ -2,8 +2,12 @@
 
 mod attach;
 mod attacks;
+mod balance;
+mod bound;
+mod bounded;
 mod challenge;
 mod cli;
+mod decap;
 mod flood;
 mod floods;
 mod import;

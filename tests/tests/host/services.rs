@@ -3,7 +3,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use edge_tests::daemon::{Daemon, Installation};
@@ -13,6 +13,7 @@ use edge_tests::netns::Namespace;
 use edge_tests::server::Nginx;
 use edge_tests::wait;
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 const COOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 const TIMESTAMPS: &str = "/proc/sys/net/ipv4/tcp_timestamps";
@@ -42,7 +43,7 @@ pub(crate) fn wait_ready(edge: &Installation<'_>, name: &str, total: u64, ready:
 
 /// What TCP says of a connection.
 #[derive(Debug, PartialEq, Eq)]
-struct Info {
+pub(super) struct Info {
     /// Timestamps, SACK, window scaling, ECN (`TCPI_OPT_*`).
     options: u8,
     /// Window scales: the other end's and the own one.
@@ -73,52 +74,36 @@ fn info(stream: &TcpStream) -> Info {
 }
 
 /// A listener on the host, with a receive buffer of its own if one is asked for.
-pub(super) fn listen(host: &Namespace, at: SocketAddr, rcvbuf: Option<i32>) -> TcpListener {
-    host.inside(|| -> io::Result<TcpListener> {
-        let Some(bytes) = rcvbuf else {
-            return TcpListener::bind(at);
-        };
-        let family = if at.is_ipv4() {
-            libc::AF_INET
-        } else {
-            libc::AF_INET6
-        };
-        // SAFETY: no pointers.
-        let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-        assert!(fd >= 0);
-        // SAFETY: the descriptor is new and nobody else has it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let SocketAddr::V4(at) = at else {
-            panic!("IPv4 only")
-        };
-        let address = libc::sockaddr_in {
-            sin_family: libc::AF_INET as libc::sa_family_t,
-            sin_port: at.port().to_be(),
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes(at.ip().octets()),
-            },
-            sin_zero: [0; 8],
-        };
-        // SAFETY: all pointers are to live values of the sizes that are given.
-        let done = unsafe {
-            libc::setsockopt(
-                fd,
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUF,
-                (&raw const bytes).cast(),
-                size_of::<i32>() as libc::socklen_t,
-            ) == 0
-                && libc::bind(
-                    fd,
-                    (&raw const address).cast(),
-                    size_of::<libc::sockaddr_in>() as libc::socklen_t,
-                ) == 0
-                && libc::listen(fd, 128) == 0
-        };
-        assert!(done, "{}", io::Error::last_os_error());
-        Ok(socket.into())
+pub(super) fn listen(host: &Namespace, at: SocketAddr, rcvbuf: Option<u32>) -> TcpListener {
+    listen_with(host, at, |socket| {
+        rcvbuf.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes))
     })
-    .expect("a listener")
+}
+
+/// A listener on the host whose socket is prepared before it is bound.
+pub(super) fn listen_with(
+    host: &Namespace,
+    at: SocketAddr,
+    prepare: impl FnOnce(&TcpSocket) -> io::Result<()> + Send,
+) -> TcpListener {
+    let listen = async || {
+        let socket = match at {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        prepare(&socket)?;
+        socket.bind(at)?;
+        let listener = socket.listen(128)?.into_std()?;
+        listener.set_nonblocking(false)?;
+        io::Result::Ok(listener)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .expect("a runtime");
+    host.inside(|| runtime.block_on(listen()))
+        .expect("a listener")
 }
 
 pub(super) fn connect(link: &Link, to: SocketAddr) -> io::Result<TcpStream> {
@@ -131,7 +116,7 @@ pub(super) fn connect(link: &Link, to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Both ends of a connection, as each end sees it.
-fn ends(link: &Link, listener: &TcpListener, to: SocketAddr) -> (Info, Info) {
+pub(super) fn ends(link: &Link, listener: &TcpListener, to: SocketAddr) -> (Info, Info) {
     let client = connect(link, to).unwrap();
     let (server, _) = listener.accept().unwrap();
     exchange(client.try_clone().unwrap(), server.try_clone().unwrap());
@@ -393,7 +378,7 @@ fn sysctls_that_somebody_changes_are_set_again_or_told() {
 }
 
 /// Floods port 80 of the host with SYNs from addresses that do not exist until `done`.
-fn flood(link: &Link, mut done: impl FnMut() -> bool) {
+pub(super) fn flood(link: &Link, mut done: impl FnMut() -> bool) {
     let syn = |last| link.frame([10, 88, 1, last].into(), Payload::Tcp(frames::SYN));
     let frames: Vec<Vec<u8>> = (0..=255).map(syn).collect();
     wait::until("the flood shows", || {

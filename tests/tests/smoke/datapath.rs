@@ -322,10 +322,7 @@ fn a_replacement_that_fails_is_rolled_back_on_the_others() {
         // By the time of the change b0 is gone; a0 was replaced before it.
         ip("link del b0");
         let error = edge.commit(prepared).unwrap_err().to_string();
-        assert!(
-            error.contains("'b0' in `interfaces` does not exist"),
-            "{error}"
-        );
+        assert!(error.contains("interface 'b0' does not exist"), "{error}");
         assert_eq!(program("a0"), a);
         assert_ne!(a, b);
         let view = edge.view().unwrap();

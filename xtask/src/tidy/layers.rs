@@ -1,7 +1,7 @@
 //! Who may know whom in `edge-userspace`: dependencies point downward only.
 //!
 //! - Components (the first part of a module's name) form no circle.
-//! - Only `main` knows `cli` and `daemon`; `cli` knows of ours only what the table says.
+//! - Only `main` knows `cli` and `daemon`; `cli` and `l4` know of ours only what the table says.
 //! - Pure modules import no module and no library that does I/O, starts threads or reads clocks:
 //!   time and facts are arguments. A module is pure unless it is listed here as a rim.
 //! - Only `datapath` knows aya; `anyhow` stays where errors meet a person.
@@ -22,7 +22,7 @@ const SOURCE_DIR: &str = "edge-userspace/src";
 const LIBRARY: &str = "edge_userspace";
 
 /// Modules that do I/O, each with all below it. Everything else is pure.
-const RIMS: [&str; 21] = [
+const RIMS: [&str; 22] = [
     "main",
     "cli",
     "daemon",
@@ -37,6 +37,7 @@ const RIMS: [&str; 21] = [
     "control::server",
     "control::socket",
     "health::probe",
+    "health::runner",
     "host",
     "l7::listener",
     "l7::proxy",
@@ -51,15 +52,18 @@ const RIMS: [&str; 21] = [
 const FOUNDATIONS: [&str; 2] = ["clock", "memory"];
 
 /// What pure modules must not name: the path's beginning, and why.
-const IMPURE: [(&str, &str); 14] = [
+const IMPURE: [(&str, &str); 17] = [
     ("aya", "talks to the kernel"),
+    ("h2", "talks to the network"),
     ("hyper", "talks to the network"),
     ("hyper_util", "talks to the network"),
     ("indicatif", "draws on the terminal"),
     ("libc", "calls the system"),
     ("redb", "reads and writes files"),
     ("sd_notify", "talks to systemd"),
+    ("socket2", "opens sockets"),
     ("tokio", "runs tasks, sockets and timers"),
+    ("tokio_rustls", "talks to the network"),
     ("std::fs", "reads and writes files"),
     ("std::process", "starts and ends processes"),
     ("std::thread", "starts threads and waits"),
@@ -74,10 +78,22 @@ const IMPURE: [(&str, &str); 14] = [
     ),
 ];
 
-/// What `cli` may know of ours: what it says to the daemon, and what needs no daemon (checking a
-/// configuration, reading a feed).
-const CLI_MAY_USE: [&str; 9] = [
-    "cli", "clock", "config", "control", "entry", "feed", "status", "tables", "wire",
+/// Components that may know of ours only what stands here, besides themselves, and why.
+const MAY_USE: [(&str, &[&str], &str); 2] = [
+    // What it says to the daemon, and what needs no daemon: checking a configuration, reading
+    // a feed.
+    (
+        "cli",
+        &[
+            "clock", "config", "control", "entry", "feed", "status", "tables", "wire",
+        ],
+        "let the daemon do it and answer",
+    ),
+    (
+        "l4",
+        &["config::balance", "config::services"],
+        "facts are arguments",
+    ),
 ];
 
 /// Where errors meet a person and may be of any type.
@@ -242,12 +258,6 @@ fn forbidden_module(from: &str, to: &str) -> Option<String> {
     if top(to) && from != "main" && from != "lib" && !is_within(from, to.split("::").next()?) {
         return Some(format!("only main may use {to}"));
     }
-    if is_within(from, "cli") && to != "lib" && !CLI_MAY_USE.iter().any(|may| is_within(to, may)) {
-        return Some(format!(
-            "cli may use only {} of ours, not {to}: let the daemon do it and answer",
-            CLI_MAY_USE.join(", ")
-        ));
-    }
     let sibling = |name: &str| {
         name.strip_prefix("l7::")
             .map(|rest| rest.split("::").next().unwrap_or(rest).to_owned())
@@ -265,6 +275,15 @@ fn forbidden_module(from: &str, to: &str) -> Option<String> {
         return Some(format!(
             "{from} is pure and must not use {to}, which does I/O"
         ));
+    }
+    for (component, may_use, remedy) in MAY_USE {
+        let may = |to| is_within(to, component) || may_use.iter().any(|may| is_within(to, may));
+        if is_within(from, component) && to != "lib" && !may(to) {
+            return Some(format!(
+                "{component} may use only {} of ours, not {to}: {remedy}",
+                may_use.join(", ")
+            ));
+        }
     }
     None
 }
@@ -433,6 +452,24 @@ mod tests {
         assert!(found[0].starts_with("cli may use only"));
         assert_eq!(found[1], "only main may use cli");
         assert_eq!(found[2], "only main may use daemon");
+    }
+
+    #[test]
+    fn the_balancers_choices_know_their_configuration_only() {
+        assert_eq!(
+            messages(&[
+                (
+                    "l4/plan.rs",
+                    "use crate::{clock::Now, config::balance::Balance}; use super::maglev::ring;"
+                ),
+                ("l4/maglev.rs", ""),
+                ("clock.rs", ""),
+                ("config/balance.rs", ""),
+            ]),
+            [
+                "l4 may use only config::balance, config::services of ours, not clock: facts are arguments"
+            ]
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::cpio::Archive;
-use super::kernels::{Kernel, MODULE};
+use super::kernels::Kernel;
 use crate::apt;
 use crate::exec;
 use crate::workspace::Workspace;
@@ -43,9 +43,10 @@ pub(crate) fn build(tools: &Tools, kernel: &Kernel, steps: &[Step]) -> Result<Ve
     archive.device("dev/console", 5, 1)?;
     archive.file("init", INIT.as_bytes().to_vec(), 0o755)?;
     archive.file("bin/busybox", read(&tools.busybox)?, 0o755)?;
-    if let Some(module) = &kernel.module {
+    for (at, module) in kernel.modules.iter().enumerate() {
         let bytes = decompressed(&tools.busybox, module)?;
-        archive.file(&format!("modules/{MODULE}.ko"), bytes, 0o644)?;
+        // The guest loads them by name.
+        archive.file(&format!("modules/{at:02}.ko"), bytes, 0o644)?;
     }
     let mut libraries = BTreeMap::new();
     archive.file("bin/ip", read(&tools.ip)?, 0o755)?;

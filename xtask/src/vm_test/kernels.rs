@@ -10,10 +10,11 @@ use crate::apt::{self, Apt};
 use crate::exec;
 use crate::workspace::Workspace;
 
-/// The module that the guest needs and that no Debian kernel has built in.
-pub(crate) const MODULE: &str = "veth";
+/// The modules that the guest needs and that no Debian kernel has built in, each behind those
+/// that it needs itself: links, and VLAN devices on them.
+const MODULES: [&str; 6] = ["veth", "llc", "stp", "garp", "mrp", "8021q"];
 
-/// Names the packages of the kernel; written last.
+/// Names the packages of the kernel, and the modules that were looked for in them; written last.
 const COMPLETE: &str = "complete";
 
 /// What the kernels of the `cloud` flavour are called: the smallest ones that have all we need.
@@ -63,8 +64,9 @@ pub(crate) static TRACKS: [Track; 3] = [
 pub(crate) struct Kernel {
     /// The compressed image.
     pub(crate) image: PathBuf,
-    /// [`MODULE`], as it is in the package; `None` when it is taken to be built in.
-    pub(crate) module: Option<PathBuf>,
+    /// Those of [`MODULES`] that are in the package, in that order; others are taken to be built
+    /// in.
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 /// The newest kernel of `track`: the one fetched before unless `refresh`, else from the machine's
@@ -72,7 +74,7 @@ pub(crate) struct Kernel {
 pub(crate) fn fetch(workspace: &Workspace, track: &Track, refresh: bool) -> Result<Kernel> {
     let dir = apt::group_dir(workspace, &format!("kernel-{}", track.name));
     let _lock = workspace.lock_tools()?;
-    if !refresh && dir.join(COMPLETE).is_file() {
+    if !refresh && is_complete(&dir) {
         return find(&dir);
     }
     if std::env::consts::ARCH != "x86_64" {
@@ -99,6 +101,12 @@ pub(crate) fn fetch(workspace: &Workspace, track: &Track, refresh: bool) -> Resu
     };
     unpack(&apt, &packages, &dir)?;
     find(&dir)
+}
+
+/// Whether a kernel was unpacked here to the end, with the modules that are needed now.
+fn is_complete(dir: &Path) -> bool {
+    fs::read_to_string(dir.join(COMPLETE))
+        .is_ok_and(|text| text.lines().next_back() == Some(&MODULES.join(" ")))
 }
 
 fn keyring() -> Result<&'static str> {
@@ -157,8 +165,8 @@ fn version(release: &str) -> Vec<u32> {
         .collect()
 }
 
-/// Downloads and unpacks `packages` into `dir`, of which only image and module are kept: a
-/// package is a hundred megabytes, those two are ten.
+/// Downloads and unpacks `packages` into `dir`, of which only image and modules are kept: a
+/// package is a hundred megabytes, those are ten.
 fn unpack(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
@@ -180,7 +188,7 @@ fn unpack(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
         )?;
     }
     let found = find(&root)?;
-    for file in [Some(found.image), found.module].into_iter().flatten() {
+    for file in found.modules.into_iter().chain([found.image]) {
         let name = file.file_name().context("a file without a name")?;
         fs::rename(&file, dir.join(name))
             .with_context(|| format!("cannot move {}", file.display()))?;
@@ -188,17 +196,17 @@ fn unpack(apt: &Apt, packages: &[String], dir: &Path) -> Result<()> {
     for path in [&debs, &root] {
         fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    fs::write(dir.join(COMPLETE), packages.join("\n"))
+    let complete = format!("{}\n{}\n", packages.join("\n"), MODULES.join(" "));
+    fs::write(dir.join(COMPLETE), complete)
         .with_context(|| format!("cannot write in {}", dir.display()))
 }
 
 /// The kernel in a directory into which its packages were unpacked, or at a path of its image.
 pub(crate) fn find(path: &Path) -> Result<Kernel> {
     if path.is_file() {
-        let near = modules_of(path);
         return Ok(Kernel {
             image: path.to_path_buf(),
-            module: near.and_then(|dir| search(&dir, &is_module)),
+            modules: modules_of(path).map_or_else(Vec::new, |dir| modules(&dir)),
         });
     }
     if !path.is_dir() {
@@ -209,13 +217,19 @@ pub(crate) fn find(path: &Path) -> Result<Kernel> {
     }
     let image = search(path, &|name| name.starts_with("vmlinuz"))
         .with_context(|| format!("{} holds no vmlinuz", path.display()))?;
-    let module = search(path, &is_module);
-    Ok(Kernel { image, module })
+    let modules = modules(path);
+    Ok(Kernel { image, modules })
 }
 
-fn is_module(name: &str) -> bool {
+/// Those of [`MODULES`] that are somewhere below `dir`.
+fn modules(dir: &Path) -> Vec<PathBuf> {
+    let find = |module| search(dir, &|name| is_module(name, module));
+    MODULES.into_iter().filter_map(find).collect()
+}
+
+fn is_module(name: &str, module: &str) -> bool {
     let compressed = name
-        .strip_prefix(MODULE)
+        .strip_prefix(module)
         .and_then(|rest| rest.strip_prefix(".ko"));
     compressed.is_some_and(|rest| matches!(rest, "" | ".xz" | ".gz"))
 }
@@ -225,11 +239,12 @@ fn is_module(name: &str) -> bool {
 fn modules_of(image: &Path) -> Option<PathBuf> {
     let dir = image.parent()?;
     let release = image.file_name()?.to_str()?.strip_prefix("vmlinuz-");
+    let is_first = |name: &str| is_module(name, MODULES[0]);
     let installed = release.map(|release| dir.join("../lib/modules").join(release));
     installed
         .into_iter()
         .chain([dir.to_path_buf()])
-        .find(|dir| dir.join("kernel").is_dir() || search_here(dir, &is_module).is_some())
+        .find(|dir| dir.join("kernel").is_dir() || search_here(dir, &is_first).is_some())
 }
 
 /// The first file below `dir` whose name fits, without following links.
@@ -333,19 +348,32 @@ mod tests {
         };
         assert!(find(dir.path()).is_err());
         let image = file("boot/vmlinuz-6.1");
-        assert_eq!(find(&image).unwrap().module, None);
-        let module = file("lib/modules/6.1/kernel/drivers/net/veth.ko.xz");
+        assert_eq!(find(&image).unwrap().modules, [] as [PathBuf; 0]);
+        let vlan = file("lib/modules/6.1/kernel/net/8021q/8021q.ko");
+        let veth = file("lib/modules/6.1/kernel/drivers/net/veth.ko.xz");
         file("lib/modules/6.1/kernel/drivers/net/veth.ko.zst");
         let expected = Kernel {
             image: image.clone(),
-            module: Some(module),
+            modules: vec![veth, vlan],
         };
         assert_eq!(find(dir.path()).unwrap(), expected);
+        let same = |modules: Vec<PathBuf>| {
+            let whole = modules.iter().map(|file| file.canonicalize().unwrap());
+            whole.collect::<Vec<_>>()
+        };
         let found = find(&image).unwrap();
-        assert_eq!(
-            found.module.unwrap().canonicalize().unwrap(),
-            expected.module.unwrap().canonicalize().unwrap()
-        );
+        assert_eq!(same(found.modules), same(expected.modules));
         assert!(find(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn a_kernel_that_was_fetched_for_other_modules_is_fetched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_complete(dir.path()));
+        let file = dir.path().join(COMPLETE);
+        fs::write(&file, "linux-image-6.1").unwrap();
+        assert!(!is_complete(dir.path()));
+        fs::write(&file, format!("linux-image-6.1\n{}\n", MODULES.join(" "))).unwrap();
+        assert!(is_complete(dir.path()));
     }
 }

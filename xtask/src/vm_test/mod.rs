@@ -4,6 +4,7 @@
 //! fetched and booted with a file system that holds nothing but the tests: the program is loaded
 //! with everything off, in dry run and enforced, all golden packets go through it (a load for each
 //! of their configurations), and it is attached to interfaces, native and generic, with traffic.
+//! What these kernels say of routes and neighbours is read as well, over VLAN devices, too.
 //! Neither root nor anything on the machine is needed or changed.
 
 use std::fs;
@@ -182,6 +183,12 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
         // Those of the datapath alone: the daemon's are about the daemon. One after the other: the
         // emulated machine is slow enough for one.
         step("attach", "smoke", &["datapath::", "--test-threads=1"])?,
+        // But for what needs more modules.
+        step(
+            "next-hop",
+            "smoke",
+            &["next_hop::", "--skip", "bridge", "--test-threads=1"],
+        )?,
     ])
 }
 

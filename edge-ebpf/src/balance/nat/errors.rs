@@ -20,11 +20,14 @@ pub fn rewrite(facts: Facts<'_>, packet: Packet, work: *const Translation) -> Re
     let source = XdpSource::new(facts.ctx);
     let inner = packet.transport + icmp::ERROR_LEN;
     let at_check = packet.transport + 2;
-    let (Some(sent), Some(header), Some(check)) = (
-        Addresses::read_at(&source, packet.v6, inner),
-        icmp::embedded_len(&source, packet),
-        source.half(at_check),
-    ) else {
+    // One by one: of a tuple of options LLVM makes registers that the verifier finds unset.
+    let Some(sent) = Addresses::read_at(&source, packet.v6, inner) else {
+        return Reason::Pass;
+    };
+    let Some(header) = icmp::embedded_len(&source, packet) else {
+        return Reason::Pass;
+    };
+    let Some(check) = source.half(at_check) else {
         return Reason::Pass;
     };
     let at_ports = inner + header;

@@ -107,8 +107,12 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
     };
     // SAFETY: a map value that belongs to this CPU.
     let work = unsafe { &raw mut (*scratch).nat };
-    let packet = Packet::new(marks);
     let kind = marks >> Marks::KIND & 0xf;
+    let is_error = kind == Kind::Icmp as u64;
+    let packet = Packet {
+        is_error,
+        ..Packet::new(marks)
+    };
     let balance = HandOver::balance();
     let mut number = 0;
     if balance == 0 {
@@ -122,7 +126,6 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
         }
         number = found;
     }
-    let is_error = kind == Kind::Icmp as u64;
     let flow = if is_error {
         let is_one = source
             .byte(packet.transport)
@@ -150,7 +153,6 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
         packet,
         addresses,
         flow,
-        is_error,
     };
     let found = if balance == 0 {
         ports::back(&about, number, work)
@@ -177,6 +179,4 @@ struct About<'a> {
     addresses: Addresses,
     /// As packets have it that go the same way.
     flow: Flow,
-    /// Whether it is an error about the flow, which changes nothing of it.
-    is_error: bool,
 }

@@ -56,7 +56,7 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
             (&raw mut (*work).hop).write_volatile(hop);
             (&raw mut (*work).ends).write_volatile(Ends::with_tags(ends, tags));
         }
-        let balance = if about.is_error { 0 } else { balance };
+        let balance = if packet.is_error { 0 } else { balance };
         let flags = packet.flags as u32 | if packet.is_tcp { IS_TCP } else { 0 };
         let said = edge_nat_port(facts.now, balance, hash, flags);
         if said >> 32 != 0 {
@@ -88,7 +88,7 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
     if link[1] >> 32 == 0 {
         return Reason::BackendNoHop;
     }
-    if !about.is_error {
+    if !packet.is_error {
         let new = FlowWord::with(word, next_state(word, packet), now);
         if new != word {
             // SAFETY: a map value, 8 bytes aligned. Whoever loses the race has the same to
@@ -167,7 +167,7 @@ pub fn back(about: &About<'_>, number: u32, work: *mut Translation) -> Reason {
     if FlowWord::is_claimed(after) || !FlowWord::is_alike(word, after) {
         return Reason::Pass;
     }
-    if !about.is_error {
+    if !packet.is_error {
         let is_over = packet.is_tcp && packet.flags & (flag::FIN | flag::RST) != 0;
         let new = if is_over {
             FlowWord::with(word, FlowState::Closing, now)

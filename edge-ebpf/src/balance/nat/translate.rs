@@ -19,10 +19,11 @@ use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_load_bytes},
 };
 use edge_common::{
-    header::{self, Sum},
+    header::Sum,
     nat::Tags,
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
+    tunnel::{ipv4_outer, ipv6_outer},
 };
 
 /// Bytes that are summed at a time.
@@ -112,12 +113,13 @@ pub fn send(facts: Facts<'_>, packet: Packet, work: *const Translation, proto: u
         let rest = head.len.wrapping_sub(ip_len as u32);
         let (hops, class) = (head.hops - 1, head.class);
         if v6 {
-            let flow = (class as u32) << 20;
-            frame.write(link_len, header::ipv6(from, dest, proto, rest, hops, flow))
+            let ip = ipv6_outer(from, dest, proto, rest as u16, hops, class, 0);
+            frame.write(link_len, ip)
         } else {
             let ([_, from], [_, dest]) = (halves(from[1]), halves(dest[1]));
-            let mut ip = header::ipv4(from, dest, proto, rest, hops, class);
-            if rest + IPV4_LEN as u32 <= FRAGMENTABLE {
+            let len = rest + IPV4_LEN as u32;
+            let mut ip = ipv4_outer(from, dest, proto, len as u16, hops, class);
+            if len <= FRAGMENTABLE {
                 // Told apart by a number as good as by chance, another one for each packet.
                 let id = (check as u32).to_le();
                 let [a, b, c, d] = ip[2].to_ne_bytes();

@@ -149,7 +149,7 @@ fn services_that_make_no_sense_are_refused() {
         ),
         (
             service("a", "ports = [1]\naddresses = ['::ffff:192.0.2.1']"),
-            "packets of others",
+            "an IPv4-mapped IPv6 address; write it as plain IPv4",
         ),
         (
             service("a", "ports = [1]\naddresses = ['local', '192.0.2.1']"),

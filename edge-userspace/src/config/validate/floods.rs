@@ -109,7 +109,9 @@ pub(super) fn check_effect(model: &Model, raw: &raw::Root, report: &mut Report<'
     for service in raw.services.as_deref().unwrap_or(&[]) {
         let protocol = service.protocol.as_ref();
         let udp = protocol.filter(|p| p.value == Protocol::Udp);
+        let forward = service.forward.as_ref().map(|f| f.value);
         if let Some(protocol) = udp
+            && !matches!(forward, Some(raw::Forwarding::Balanced(_)))
             && floods.reflection.mode == Mode::Off
         {
             report.warn(

@@ -2,15 +2,21 @@
 //! to another value. A section that is wrong is reported and replaced by its
 //! default, so that the rest is checked as well.
 
+mod backends;
+mod balance;
+mod balancing;
 mod floods;
+mod health;
 mod limits;
 mod lists;
 mod services;
+mod targets;
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use edge_common::{
@@ -21,7 +27,7 @@ use edge_common::{
 use super::{
     limits::Limits,
     model::{BPFFS_DIR, Checks, EVENTS_BUFFER, EVENTS_PER_SECOND, Model, SOCKET, STATE_DIR},
-    quantity::Count,
+    quantity::{Count, spelt},
     raw,
     report::{At, Place, Report},
 };
@@ -60,7 +66,8 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         .map_or_else(Limits::default, |l| limits::limits(l, report, tick_ns));
     let flood = services::flood(raw.flood.as_ref(), raw.tables.as_ref(), report);
     let floods = floods::floods(raw.flood.as_ref(), report, tick_ns);
-    let services = services::services(raw, &flood, report, tick_ns);
+    let balancing = balancing::balancing(raw.balance.as_ref(), report);
+    let services = services::services(raw, &flood, &balancing, report, tick_ns);
     let none = raw::Lists::default();
     let raw_lists = raw.lists.as_ref().unwrap_or(&none);
     let model = Model {
@@ -87,6 +94,7 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         limits,
         flood,
         floods,
+        balancing,
         services,
     };
     lists::check_room(&model, raw, report);
@@ -123,17 +131,11 @@ fn interfaces(raw: &raw::Root, report: &mut Report<'_>) -> Vec<String> {
         );
     }
     let mut names: Vec<String> = Vec::new();
-    for At { value: name, place } in list.value.iter().take(MAX_INTERFACES as usize) {
+    for at in list.value.iter().take(MAX_INTERFACES as usize) {
+        let At { value: name, place } = at;
         if names.contains(name) {
             report.problem(place, "named twice; remove one");
-        } else if !is_interface_name(name) {
-            report.problem(
-                place,
-                format_args!(
-                    "no name of an interface (1 to {MAX_INTERFACE_NAME} bytes without blanks, '/' and ':'); see `ip link`"
-                ),
-            );
-        } else {
+        } else if check_interface(at, report) {
             if name == "lo" {
                 report.warn(
                     place,
@@ -144,6 +146,20 @@ fn interfaces(raw: &raw::Root, report: &mut Report<'_>) -> Vec<String> {
         }
     }
     names
+}
+
+/// Whether an interface can have a name.
+fn check_interface(At { value: name, place }: &At<String>, report: &mut Report<'_>) -> bool {
+    let is_name = is_interface_name(name);
+    if !is_name {
+        report.problem(
+            place,
+            format_args!(
+                "no name of an interface (1 to {MAX_INTERFACE_NAME} bytes without blanks, '/' and ':'); see `ip link`"
+            ),
+        );
+    }
+    is_name
 }
 
 /// As the kernel's `dev_valid_name`, and without control characters.
@@ -283,6 +299,31 @@ fn number(
     }
 }
 
+/// A span of time between bounds, both included.
+fn span(
+    at: Option<&At<Duration>>,
+    default: Duration,
+    (min, max): (Duration, Duration),
+    report: &mut Report<'_>,
+) -> Duration {
+    let Some(At { value, place }) = at else {
+        return default;
+    };
+    if (min..=max).contains(value) {
+        return *value;
+    }
+    report.problem(
+        place,
+        format_args!(
+            "out of range; choose a span from {} to {} (default {})",
+            spelt(min),
+            spelt(max),
+            spelt(default)
+        ),
+    );
+    default
+}
+
 fn events(raw: Option<&raw::Events>, report: &mut Report<'_>) -> (u32, u32) {
     let Some(raw) = raw else {
         return (EVENTS_BUFFER, EVENTS_PER_SECOND);
@@ -357,13 +398,7 @@ fn arp_bindings(raw: &[raw::ArpBinding], report: &mut Report<'_>) -> Vec<(Ipv4Ad
                 "no address of a host; name the address to protect",
             );
         }
-        let [first, ..] = mac.value.0;
-        if first & 1 != 0 || mac.value.0 == [0; 6] {
-            report.problem(
-                &mac.place,
-                "a group address or zero, which no host has; see `ip neigh` or `ip link`",
-            );
-        }
+        check_mac(mac, report);
         if bindings.insert(ip, mac.value.0).is_some() {
             report.problem(
                 &address.place,
@@ -372,6 +407,42 @@ fn arp_bindings(raw: &[raw::ArpBinding], report: &mut Report<'_>) -> Vec<(Ipv4Ad
         }
     }
     bindings.into_iter().collect()
+}
+
+/// Refuses a MAC address that is none of a host.
+fn check_mac(At { value, place }: &At<raw::Mac>, report: &mut Report<'_>) {
+    let raw::Mac(octets @ [first, ..]) = *value;
+    if first & 1 != 0 || octets == [0; 6] {
+        report.problem(
+            place,
+            "a group address or zero, which no host has; see `ip neigh` or `ip link`",
+        );
+    }
+}
+
+/// Whether an address can be that of one host, beyond the host itself.
+fn is_host(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(a) if a.is_broadcast());
+    !is_broadcast && !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
+}
+
+/// Whether packets for an address reach one host, wherever they are sent.
+fn check_unicast(address: IpAddr, place: &Place, remedy: &str, report: &mut Report<'_>) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    let why = if matches!(address, IpAddr::V6(a) if a.to_ipv4_mapped().is_some()) {
+        "an IPv4-mapped IPv6 address; write it as plain IPv4"
+    } else if is_link_local {
+        "a link-local address, which may stand for another host on each link"
+    } else if !is_host(address) {
+        "no address of a host that packets are sent to"
+    } else {
+        return true;
+    };
+    report.problem(place, format_args!("{why}; {remedy}"));
+    false
 }
 
 /// Warns of what is on without effect, and of the operator who is not spared.

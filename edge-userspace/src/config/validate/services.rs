@@ -1,18 +1,16 @@
 //! Services and the flood section.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    ops::RangeInclusive,
-};
+use std::{collections::BTreeSet, net::IpAddr, ops::RangeInclusive};
 
 use edge_common::{
     abi::{LimitKind, Mode},
+    addr::Prefix,
     defence::{MAX_SERVICES, SEGMENT_SAMPLE, When},
 };
 
-use super::{floods, limits::Amounts, number};
+use super::{balance, floods, is_host, limits::Amounts, number, targets};
 use crate::config::{
+    balance::Balancing,
     limits::Rate,
     model::Model,
     quantity::Seconds,
@@ -94,6 +92,7 @@ fn span(at: Option<&At<Seconds>>, default: u64, max: u64, report: &mut Report<'_
 pub(super) fn services(
     raw: &raw::Root,
     flood: &Flood,
+    balancing: &Balancing,
     report: &mut Report<'_>,
     tick_ns: u64,
 ) -> Vec<Service> {
@@ -101,6 +100,7 @@ pub(super) fn services(
     let defaults = raw.flood.as_ref().unwrap_or(&none);
     let fallback = incomplete(defaults.incomplete.as_ref(), None, report, tick_ns);
     let list = raw.services.as_deref().unwrap_or(&[]);
+    let shared = raw.balance.as_ref();
     let reflection = floods::reflection(raw.flood.as_ref(), report, tick_ns);
     // One for the ports of no service.
     let most = MAX_SERVICES as usize - 1;
@@ -115,23 +115,41 @@ pub(super) fn services(
     let mut services = Vec::new();
     for raw in list {
         let protocol = raw.protocol.as_ref().map_or(Protocol::Tcp, |p| p.value);
-        let forwarded = raw.forwarded.as_ref().is_some_and(|f| f.value);
-        let (Some(name), Some(addresses), Some(ports)) = (
-            name(raw, &mut names, report),
-            addresses(raw, forwarded, report),
-            ports(raw, forwarded, report),
-        ) else {
+        let forward = balance::forward(raw, report);
+        let who = match (forward, &raw.forwarded) {
+            (Some(_), _) => Who::Backends,
+            (None, Some(At { value: true, .. })) => Who::Others,
+            (None, _) => Who::Host,
+        };
+        let name = name(raw, &mut names, report);
+        let addresses = addresses(raw, who, report);
+        let ports = ports(raw, who, report);
+        let balance = match forward {
+            Some(way) => balance::balance(raw, way, protocol, ports.as_ref(), report),
+            None => {
+                balance::refuse(raw, report);
+                None
+            }
+        };
+        let (Some(name), Some((addresses, prefixes)), Some(ports)) = (name, addresses, ports)
+        else {
             continue;
         };
+        if forward.is_some() && balance.is_none() {
+            continue;
+        }
         let syn = raw.syn.or(defaults.syn).unwrap_or(When::Auto);
         services.push((
             raw,
             Service {
                 name,
                 addresses,
+                prefixes,
                 ports,
                 protocol,
-                forwarded,
+                forwarded: who != Who::Host,
+                echo: balance.is_some() && raw.echo.as_ref().is_some_and(|e| e.value),
+                balance,
                 syn: match protocol {
                     Protocol::Tcp => syn,
                     Protocol::Udp => When::Off,
@@ -149,12 +167,24 @@ pub(super) fn services(
             },
         ));
     }
-    check_targets(&services, flood, report);
+    targets::check(&services, flood.targets, report);
+    balance::check(&services, shared, balancing, report);
     let dry_run = defaults.dry_run.unwrap_or(false);
     let rest = matches!(defaults.rest, Some(raw::Rest(When::Auto)));
     let rest = rest.then(|| Service::rest(dry_run, fallback));
     let services = services.into_iter().map(|(_, service)| service);
     services.chain(rest).collect()
+}
+
+/// Who answers for a service.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// This host.
+    Host,
+    /// Other hosts, by ways that are not known here.
+    Others,
+    /// Its backends.
+    Backends,
 }
 
 /// A key that a service cannot do without.
@@ -163,6 +193,15 @@ fn missing(raw: &raw::Service, key: &str, what: &str, report: &mut Report<'_>) {
     if !report.has_problem_at(&place.key) {
         report.problem_without_value(&place, what);
     }
+}
+
+/// What is said of a name that is none.
+pub(super) const NAME_REMEDY: &str = "no name; write 1 to 63 of a-z, 0-9, '.', '_' and '-'";
+
+/// Whether a service or a backend can have a name.
+pub(super) fn is_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain)
 }
 
 fn name(
@@ -179,12 +218,8 @@ fn name(
         );
         return None;
     };
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-    if value.is_empty() || value.len() > MAX_NAME || !value.bytes().all(plain) {
-        report.problem(
-            place,
-            format_args!("no name; write 1 to {MAX_NAME} of a-z, 0-9, '.', '_' and '-'"),
-        );
+    if !is_name(value) {
+        report.problem(place, NAME_REMEDY);
         return None;
     }
     if value == HOST {
@@ -204,18 +239,23 @@ fn name(
     Some(value.clone())
 }
 
-fn addresses(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option<Addresses> {
+/// Single addresses and prefixes.
+fn addresses(
+    raw: &raw::Service,
+    who: Who,
+    report: &mut Report<'_>,
+) -> Option<(Addresses, BTreeSet<Prefix>)> {
     let Some(At { value: list, place }) = &raw.addresses else {
-        if forwarded {
-            missing(
-                raw,
-                "addresses",
-                "missing; a forwarded service needs its addresses, such as addresses = [\"203.0.113.7\"]",
-                report,
-            );
-            return None;
+        if who == Who::Host {
+            return Some((Addresses::Local, BTreeSet::new()));
         }
-        return Some(Addresses::Local);
+        missing(
+            raw,
+            "addresses",
+            "missing; a forwarded service needs its addresses, such as addresses = [\"203.0.113.7\"]",
+            report,
+        );
+        return None;
     };
     if list.is_empty() {
         missing_in(
@@ -225,22 +265,37 @@ fn addresses(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Op
         );
         return None;
     }
-    let (mut local, mut listed, mut right) = (None, BTreeSet::new(), true);
+    let (mut local, mut right) = (None, true);
+    let (mut listed, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
     for At { value, place } in list {
         let repeated = match value {
             raw::ServiceAddress::Local => local.replace(place).is_some(),
-            raw::ServiceAddress::Address(address) => {
-                right &= check_address(*address, place, report);
-                !listed.insert(*address)
+            raw::ServiceAddress::Within(prefix) => {
+                right &= (prefix.is_host() || check_prefix(*prefix, who, place, report))
+                    && check_addresses(*prefix, place, report);
+                match prefix.is_host() {
+                    true => !listed.insert(prefix.addr()),
+                    false => !prefixes.insert(*prefix),
+                }
             }
         };
         if repeated {
             report.warn(place, "named twice");
         }
     }
+    // In order, each before those that lie in it.
+    let mut around: Option<Prefix> = None;
+    prefixes.retain(|&prefix| {
+        let within = around.filter(|a| a.contains(prefix));
+        match within {
+            Some(a) => report.warn_without_value(place, format_args!("{prefix} lies in {a}")),
+            None => around = Some(prefix),
+        }
+        within.is_none()
+    });
     match local {
         _ if !right => None,
-        Some(place) if forwarded => {
+        Some(place) if who != Who::Host => {
             report.problem(
                 place,
                 "a forwarded service is on other hosts; name its addresses",
@@ -254,25 +309,36 @@ fn addresses(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Op
             );
             None
         }
-        Some(_) => Some(Addresses::Local),
-        None => Some(Addresses::Listed(listed)),
+        Some(_) => Some((Addresses::Local, prefixes)),
+        None => Some((Addresses::Listed(listed), prefixes)),
     }
 }
 
-/// Whether an address can be that of a service.
-fn check_address(address: IpAddr, place: &Place, report: &mut Report<'_>) -> bool {
-    let group = match address {
-        IpAddr::V4(a) => a.is_broadcast(),
-        IpAddr::V6(a) => a.to_ipv4_mapped().is_some(),
-    };
-    if group || address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+/// Whether a service can have a prefix.
+fn check_prefix(prefix: Prefix, who: Who, place: &Place, report: &mut Report<'_>) -> bool {
+    if who == Who::Backends {
+        return balance::check_prefix(prefix, place, report);
+    }
+    report.problem(
+        place,
+        "only balanced services (forward = \"ipip\", \"gue\", \"l2\" or \"nat\") can have prefixes; name single addresses",
+    );
+    false
+}
+
+/// Whether the first and the last address can be those of a service: of prefixes so long
+/// that may be one, what lies between them can be as well.
+fn check_addresses(prefix: Prefix, place: &Place, report: &mut Report<'_>) -> bool {
+    let ends = [prefix.addr(), prefix.last().addr()];
+    if !ends.into_iter().all(is_host) {
         report.problem(
             place,
             "no address at which packets of others arrive; name the one that clients connect to",
         );
         return false;
     }
-    if matches!(address, IpAddr::V6(a) if a.is_unicast_link_local()) {
+    let is_link_local = |a| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local());
+    if ends.into_iter().any(is_link_local) {
         report.problem(
             place,
             "a link-local address, which may stand for another host on each link; leave it out",
@@ -288,7 +354,7 @@ fn missing_in(place: &Place, what: &str, report: &mut Report<'_>) {
     }
 }
 
-fn ports(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option<Ports> {
+fn ports(raw: &raw::Service, who: Who, report: &mut Report<'_>) -> Option<Ports> {
     let Some(At { value, place }) = &raw.ports else {
         missing(
             raw,
@@ -299,7 +365,15 @@ fn ports(raw: &raw::Service, forwarded: bool, report: &mut Report<'_>) -> Option
         return None;
     };
     let list = match value {
-        raw::Ports::Listening if forwarded => {
+        raw::Ports::Any if who == Who::Backends => return Some(Ports::Any),
+        raw::Ports::Any => {
+            report.problem(
+                place,
+                "only for balanced services (forward = \"ipip\", \"gue\", \"l2\" or \"nat\"); name the ports",
+            );
+            return None;
+        }
+        raw::Ports::Listening if who != Who::Host => {
             report.problem(
                 place,
                 "who listens on another host is not known here; name the ports",
@@ -367,100 +441,6 @@ fn incomplete(
         })
     });
     given.or(fallback).unwrap_or(Rate::INCOMPLETE)
-}
-
-/// Checks that the addresses and ports fit the table, and belong to one service each.
-fn check_targets(services: &[(&raw::Service, Service)], flood: &Flood, report: &mut Report<'_>) {
-    // Of local addresses there is one at least.
-    let of = |s: &Service| match &s.addresses {
-        Addresses::Local => u64::from(s.ports.listed()),
-        Addresses::Listed(list) => list.len() as u64 * u64::from(s.ports.listed()),
-    };
-    let mut need = 0;
-    for (raw, service) in services {
-        need += of(service);
-        if need > u64::from(flood.targets) {
-            report.problem_without_value(
-                &raw.place,
-                format_args!(
-                    "up to here services have {need} addresses and ports or more, and there is room for {}; raise tables.service_targets, which counts each port of each address",
-                    flood.targets
-                ),
-            );
-            return;
-        }
-    }
-    let mut owners: BTreeMap<(Protocol, Option<IpAddr>, u16), usize> = BTreeMap::new();
-    let mut reported = BTreeSet::new();
-    for (i, (raw, service)) in services.iter().enumerate() {
-        let mut clash = |other: usize, at: &dyn std::fmt::Display| {
-            if let Some((_, before)) = services.get(other)
-                && other != i
-                && reported.insert((other, i))
-            {
-                report.problem_without_value(
-                    &raw.place,
-                    format_args!(
-                        "{:?} has {at} in common with {:?}; an address and port belong to one service, take it out of one of them",
-                        service.name, before.name
-                    ),
-                );
-            }
-        };
-        let Ports::Listed(ranges) = &service.ports else {
-            let others = services.iter().enumerate().take(i);
-            for (other, (_, before)) in others {
-                if before.ports == Ports::Listening && service.addresses.overlap(&before.addresses)
-                {
-                    clash(other, &"what listens");
-                }
-            }
-            continue;
-        };
-        let addresses: Vec<Option<IpAddr>> = match &service.addresses {
-            Addresses::Local => vec![None],
-            Addresses::Listed(list) => list.iter().copied().map(Some).collect(),
-        };
-        for port in ranges.iter().cloned().flatten() {
-            for address in &addresses {
-                let key = (service.protocol, *address, port);
-                let at = format_args!("port {port}");
-                if let Some(&other) = owners.get(&key) {
-                    clash(other, &at);
-                } else {
-                    owners.insert(key, i);
-                }
-            }
-        }
-    }
-    // A listed address that this host has is among its local ones.
-    let local = owners
-        .iter()
-        .filter(|((_, address, _), _)| address.is_none());
-    let local: BTreeMap<(Protocol, u16), usize> = local
-        .map(|((protocol, _, port), &i)| ((*protocol, *port), i))
-        .collect();
-    for ((protocol, address, port), &i) in &owners {
-        let Some((raw, service)) = services.get(i) else {
-            continue;
-        };
-        if address.is_none() || service.forwarded {
-            continue;
-        }
-        let other = local.get(&(*protocol, *port)).copied();
-        let Some((other, (_, before))) = other.and_then(|o| Some((o, services.get(o)?))) else {
-            continue;
-        };
-        if reported.insert((other.min(i), other.max(i))) {
-            report.problem_without_value(
-                &raw.place,
-                format_args!(
-                    "{:?} has port {port} in common with {:?}, which has it on all addresses of this host; take it out of one of them",
-                    service.name, before.name
-                ),
-            );
-        }
-    }
 }
 
 /// The port whose connections are commonly signed (RFC 4271, RFC 2385, RFC 5925).

@@ -21,6 +21,7 @@ use std::{
 use edge_common::{
     abi::Mode,
     defence::{TARGET_LOCAL, TargetKey, When},
+    hash::Seed,
     parse::proto,
 };
 use tracing::warn;
@@ -55,6 +56,7 @@ const ALL_PATIENCE_NS: u64 = 50_000_000;
 /// Services in force, or coming into force.
 struct Services {
     model: Model,
+    seed: Seed,
     tables: ServiceTables,
     slots: Vec<Slot>,
     targets: Targets,
@@ -138,6 +140,7 @@ impl Defence {
     pub(super) fn fill(
         &mut self,
         model: &Model,
+        seed: Seed,
         tables: impl FnOnce() -> Result<ServiceTables, DatapathError>,
     ) -> Result<(), FillError> {
         let former = self.services.take();
@@ -155,6 +158,7 @@ impl Defence {
         let entries = slots::entries(model, &slots);
         self.services = Some(Services {
             model: model.clone(),
+            seed,
             tables,
             slots,
             targets: Targets::default(),
@@ -350,15 +354,21 @@ impl Defence {
         let Some(s) = &mut self.services else {
             return Ok(());
         };
-        let entries = s.targets.entries(|place| self.scales.get(place));
+        let mut entries = s.targets.entries(|place| self.scales.get(place));
+        entries.extend(s.targets.of_addresses(&s.model.services));
         let reflection = &s.model.floods.reflection;
         let reflectors: Vec<u16> = match s.model.reflection_mode() {
             Mode::Off => Vec::new(),
             _ => reflection.ports.iter().cloned().flatten().collect(),
         };
-        s.tables.set_targets(&entries, &reflectors)?;
+        s.tables.set_targets(&entries, &reflectors, &s.seed)?;
         self.dirty = false;
         Ok(())
+    }
+
+    /// Where services stand in the tables, in the order of the configuration.
+    pub(super) fn slots(&self) -> &[Slot] {
+        self.services.as_ref().map_or(&[], |s| &s.slots)
     }
 
     /// How many addresses and ports there is room for.

@@ -10,19 +10,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use edge_tests::client::{connect, get};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
-    net::{TcpSocket, TcpStream as TokioStream},
+    io::{Interest, unix::AsyncFd},
     runtime::Runtime,
     time::timeout,
 };
 
 /// How long a connection may take, from its first SYN to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// What the client sends, and what the end of the answer looks like.
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
-const ANSWER: &[u8] = b"protected by Edge\n";
 
 /// How connections come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,31 +181,6 @@ async fn one(from: Option<IpAddr>, to: SocketAddr, due: Instant, outcome: &Mutex
             o.failed += 1;
         }
     });
-}
-
-/// Whether the whole answer came. The client closes first, so that the waiting for late
-/// segments is its own.
-async fn get(from: Option<IpAddr>, to: SocketAddr) -> std::io::Result<bool> {
-    let mut stream = connect(from.map(|from| SocketAddr::new(from, 0)), to).await?;
-    stream.write_all(REQUEST).await?;
-    let mut answer = Vec::with_capacity(1024);
-    while !answer.ends_with(ANSWER) {
-        if stream.read_buf(&mut answer).await? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-async fn connect(from: Option<SocketAddr>, to: SocketAddr) -> std::io::Result<TokioStream> {
-    let socket = match to {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    if let Some(from) = from {
-        socket.bind(from)?;
-    }
-    socket.connect(to).await
 }
 
 fn runtime() -> Result<Runtime> {

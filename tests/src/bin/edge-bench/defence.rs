@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use edge_common::{
+    abi::Mode,
     defence::{Service, TARGET_LOCAL, Target, TargetKey, When, reply::feature, v4_halves},
     gcra::Limit,
     parse::proto,
@@ -19,14 +20,20 @@ use edge_userspace::datapath::{Program, ServiceTables};
 /// The port of the service.
 pub(crate) const PORT: u16 = 80;
 
+/// The port of a service of UDP: that which frames of [`crate::frame::Payload::Udp`] go to.
+pub(crate) const UDP_PORT: u16 = 9;
+
 /// Bytes of an Ethernet frame's packet, less the headers without options.
 const MSS4: u16 = 1460;
 const MSS6: u16 = 1440;
 
+/// Ports of reflectors: none that frames of the bench come from.
+const REFLECTORS: [u16; 2] = [53, 123];
+
 /// Room for addresses and ports.
 const TARGETS: u32 = 4096;
 
-/// A service on [`PORT`] of some addresses.
+/// A service on [`PORT`] of some addresses, and perhaps one of UDP on [`UDP_PORT`].
 #[derive(Clone, Debug)]
 pub(crate) struct Defence {
     /// When it is defended.
@@ -37,6 +44,8 @@ pub(crate) struct Defence {
     pub(crate) wscale: u8,
     /// Where it is reached.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Whether there is a service of UDP, and what becomes of packets from reflectors.
+    pub(crate) reflection: Option<Mode>,
 }
 
 impl Defence {
@@ -44,7 +53,8 @@ impl Defence {
     pub(crate) fn prepare(&self, program: &mut Program) {
         program.targets = TARGETS;
         let config = &mut program.config;
-        config.services = 1;
+        config.services = self.services() as u32;
+        config.reflection = self.reflection.unwrap_or(Mode::Off) as u32;
         config.always_defended = (self.when == When::Always).into();
         config.tcp_features =
             feature::TIMESTAMPS | feature::SACK | feature::WINDOW_SCALE | feature::ECN;
@@ -52,7 +62,7 @@ impl Defence {
 
     /// Puts the service and its targets into the tables.
     pub(crate) fn fill(&self, tables: &mut ServiceTables) -> Result<()> {
-        let service = Service {
+        let tcp = Service {
             incomplete: Limit::per_second(self.incomplete, 2 * self.incomplete)
                 .context("a limit")?,
             hold_ns: 10_000_000_000,
@@ -61,17 +71,29 @@ impl Defence {
             generation: 1,
             ..Service::OFF
         };
-        tables.set_services(&[service])?;
-        let targets: BTreeMap<TargetKey, Target> = self
-            .addresses
-            .iter()
-            .map(|address| self.target(*address))
-            .collect();
-        tables.set_targets(&targets, &[])?;
+        let udp = Service {
+            reflection: Limit::per_second(self.incomplete, self.incomplete).context("a limit")?,
+            generation: 2,
+            ..Service::OFF
+        };
+        let all = [tcp, udp];
+        tables.set_services(all.get(..self.services()).unwrap_or(&all))?;
+        let mut targets = BTreeMap::new();
+        for address in &self.addresses {
+            targets.extend([self.target(*address, proto::TCP)]);
+            if self.reflection.is_some() {
+                targets.extend([self.target(*address, proto::UDP)]);
+            }
+        }
+        tables.set_targets(&targets, &REFLECTORS, &super::edge::SEED)?;
         Ok(())
     }
 
-    fn target(&self, address: IpAddr) -> (TargetKey, Target) {
+    fn services(&self) -> usize {
+        1 + usize::from(self.reflection.is_some())
+    }
+
+    fn target(&self, address: IpAddr, proto: u8) -> (TargetKey, Target) {
         let (halves, mss) = match address {
             IpAddr::V4(a) => (v4_halves(u32::from_ne_bytes(a.octets())), MSS4),
             IpAddr::V6(a) => {
@@ -81,14 +103,19 @@ impl Defence {
                 ([half(0), half(1)], MSS6)
             }
         };
+        let (service, port) = if proto == proto::UDP {
+            (1, UDP_PORT)
+        } else {
+            (0, PORT)
+        };
         let key = TargetKey {
             address: halves,
-            port: PORT.to_be(),
-            proto: proto::TCP,
+            port: port.to_be(),
+            proto,
             pad: [0; 5],
         };
         let target = Target {
-            service: 0,
+            service,
             mss,
             wscale: self.wscale,
             kind: TARGET_LOCAL,

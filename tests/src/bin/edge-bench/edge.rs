@@ -27,7 +27,7 @@ use edge_userspace::{
 use crate::defence::Defence;
 
 /// Any will do; the same in every run.
-const SEED: Seed = Seed::new([
+pub(crate) const SEED: Seed = Seed::new([
     0x6a09_e667_f3bc_c908,
     0xbb67_ae85_84ca_a73b,
     0x3c6e_f372_fe94_f82b,

@@ -132,7 +132,7 @@ pub(crate) enum Near {
     Inside,
 }
 
-/// Sources for [`crate::harness::Sources::Listed`], chosen around `prefixes`.
+/// Sources for [`edge_tests::harness::Sources::Listed`], chosen around `prefixes`.
 /// `is_listed` tells whether a list has a source.
 pub(crate) fn near(
     family: Family,

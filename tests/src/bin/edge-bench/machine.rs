@@ -112,6 +112,17 @@ pub(crate) fn settle() -> Result<()> {
     hurry()
 }
 
+/// Checks that the host and what is outside can have a processor each.
+pub(crate) fn need_two() -> Result<()> {
+    // SAFETY: no pointers.
+    let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    ensure!(
+        processors > 1,
+        "host and client need a processor each, and there is one"
+    );
+    Ok(())
+}
+
 /// Keeps this thread, and all that it starts, on one processor.
 pub(crate) fn pin(cpu: usize) -> Result<()> {
     pin_thread(0, cpu)

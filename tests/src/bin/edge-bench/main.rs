@@ -2,11 +2,12 @@
 //! against the obvious way to do the same. Figures to compare within one run;
 //! nothing is asserted.
 
+mod bulk;
 mod client;
 mod defence;
 mod edge;
 mod frame;
-mod harness;
+mod idle;
 mod import;
 mod latency;
 mod lists;
@@ -27,7 +28,7 @@ use std::{panic, path::PathBuf, thread};
 use anyhow::Result;
 use clap::Parser;
 
-use harness::Effort;
+use edge_tests::harness::Effort;
 use packets::Bench;
 use report::Report;
 
@@ -90,7 +91,12 @@ fn main() -> Result<()> {
             bench.syn_rates()
         },
     )?;
+    apart(
+        || machine::withdraw().and_then(|()| machine::settle()),
+        || bench.idle(),
+    )?;
     apart(machine::hurry, || bench.service())?;
+    apart(machine::hurry, || bench.bulk())?;
     apart(machine::real_time, || bench.latencies())?;
     apart(machine::hurry, || {
         bench.imports()?;

@@ -8,13 +8,13 @@ use edge_common::{
     addr::{Family, Prefix},
     bench::{Space, maps},
 };
+use edge_tests::harness::{Effort, Harness, Putting, Samples, Sources};
 use edge_userspace::tables::Capacity;
 use serde_json::json;
 
 use crate::{
     edge::{ALL_OFF, ALL_ON, CHECKS, Edge, capacity, family_name},
-    frame::Payload,
-    harness::{Effort, Harness, Samples, Sources},
+    frame::{self, Payload},
     lists::{self, Near},
     report::{Report, Row, Target},
 };
@@ -186,16 +186,18 @@ impl Bench {
         };
         let before = first.passed_and_dropped()?;
         let floor = harness.contender("floor_pass")?;
-        let samples = if let Some(plain) = row.plain {
-            let plain = harness.contender(plain)?;
-            let contenders = [floor.as_fd(), plain.as_fd()];
-            harness.measure(row.family, sources, row.payload, &contenders, self.effort)?
-        } else {
-            let fds: Vec<_> = edges.iter_mut().map(Edge::fd).collect::<Result<_>>()?;
-            let mut contenders = vec![floor.as_fd()];
-            contenders.extend(fds.iter().map(AsFd::as_fd));
-            harness.measure(row.family, sources, row.payload, &contenders, self.effort)?
+        let plain = row.plain.map(|name| harness.contender(name)).transpose()?;
+        let fds: Vec<_> = match plain {
+            Some(_) => Vec::new(),
+            None => edges.iter_mut().map(Edge::fd).collect::<Result<_>>()?,
         };
+        let mut contenders = vec![floor.as_fd()];
+        contenders.extend(plain.iter().map(AsFd::as_fd));
+        contenders.extend(fds.iter().map(AsFd::as_fd));
+        let frame = frame::build(row.family, row.payload);
+        let put = Putting::Source;
+        let samples =
+            harness.measure(row.family, put, sources, &frame, &contenders, self.effort)?;
         let after = edges.first().context("no program")?.passed_and_dropped()?;
         let (passed, dropped) = (after.0 - before.0, after.1 - before.1);
         let share = dropped as f64 / (passed + dropped).max(1) as f64;

@@ -1,11 +1,9 @@
-//! Links in the network namespace of this thread, programs on them, and commands
-//! that set them up.
+//! Links in the network namespace of this thread, and commands that set them up.
 
 use std::{
     ffi::CStr,
     fs,
     io::{Error, Write as _},
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     process::{Command, Stdio},
 };
 
@@ -91,45 +89,4 @@ pub(crate) fn call(program: &str, arguments: &[&str], input: &str) -> Result<Str
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Attaches a program that is already loaded to an interface, in its driver,
-/// until the link is closed. (aya attaches only what it loaded itself.)
-pub(crate) fn attach(program: BorrowedFd<'_>, interface: u32) -> Result<OwnedFd> {
-    /// `BPF_LINK_CREATE` of `enum bpf_cmd`.
-    const LINK_CREATE: libc::c_int = 28;
-    /// `BPF_XDP` of `enum bpf_attach_type`.
-    const XDP: u32 = 37;
-    /// `XDP_FLAGS_DRV_MODE`.
-    const DRIVER: u32 = 1 << 2;
-    /// The part of `union bpf_attr` for that command; the rest is zero.
-    #[repr(C)]
-    struct Create {
-        program: u32,
-        interface: u32,
-        kind: u32,
-        flags: u32,
-    }
-    let attr = Create {
-        program: u32::try_from(program.as_raw_fd())?,
-        interface,
-        kind: XDP,
-        flags: DRIVER,
-    };
-    // SAFETY: the attribute has the layout and size that the command reads.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            LINK_CREATE,
-            &raw const attr,
-            size_of::<Create>(),
-        )
-    };
-    ensure!(
-        fd >= 0,
-        "cannot attach a program: {}",
-        Error::last_os_error()
-    );
-    // SAFETY: new, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
 }

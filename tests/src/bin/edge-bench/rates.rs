@@ -13,16 +13,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use edge_common::addr::Family;
-use edge_tests::test_run;
+use edge_tests::{
+    harness::{Harness, Sources},
+    receiver::attach,
+    test_run,
+};
 use serde_json::json;
 
 use crate::{
     edge::{ALL_ON, Edge, capacity, family_name},
     frame::{self, Payload},
-    harness::{Harness, Sources},
     lists,
     packets::{Bench, HOSTS},
-    pair::{FAR, Pair, attach, call, received},
+    pair::{FAR, Pair, call, received},
     report::{Report, Row, Target},
 };
 

@@ -20,8 +20,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use edge_common::{addr::Family, defence::When, reason::Verdict};
 use edge_tests::{
+    frames,
+    harness::{Flooded, Harness, Sources},
     lab::{LAST_ADDRESS, Lab, Link},
     netns::Namespace,
+    receiver::attach,
     server::Nginx,
     test_run,
     wait::{self, PATIENCE},
@@ -32,22 +35,21 @@ use crate::{
     client::{self, Load, Outcome},
     defence::{Defence, PORT, set_sysctls, sysctl, window_scale},
     edge::{CHECKS, Edge, capacity},
-    frame,
-    harness::{Flooded, Harness, Sources},
     lists, machine,
     packets::Bench,
-    pair::attach,
     report::{Report, Row, Target},
     syn::INCOMPLETE,
     syn_rates::{SYNPROXY, synproxy_rules},
 };
 
-/// The processor of the host, and that of everything else.
-const HOST_CPU: usize = 0;
-const OUTSIDE_CPU: usize = 1;
-/// Where the host is, and its interface.
-const HOST_DEVICE: &str = "eth0";
-const OUTSIDE_DEVICE: &str = "out0";
+/// The processor of the host.
+pub(crate) const HOST_CPU: usize = 0;
+/// That of everything else.
+pub(crate) const OUTSIDE_CPU: usize = 1;
+/// The host's interface.
+pub(crate) const HOST_DEVICE: &str = "eth0";
+/// The interface at the other end.
+pub(crate) const OUTSIDE_DEVICE: &str = "out0";
 /// SYNs a second of a flood with a pace.
 const PACE: u64 = 900_000;
 /// Unanswered SYNs on their way of a flood without.
@@ -119,12 +121,7 @@ impl Bench {
         if !cells.iter().any(|cell| self.wants(&cell.name)) {
             return Ok(());
         }
-        // SAFETY: no pointers.
-        let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-        ensure!(
-            processors > 1,
-            "a service beside a flood needs two processors"
-        );
+        machine::need_two()?;
         Report::head("nginx and a real client beside a flood of SYNs", "");
         let mut alone: Option<(Load, Outcome)> = None;
         for cell in cells {
@@ -253,6 +250,7 @@ impl Bench {
                     incomplete: INCOMPLETE,
                     wscale,
                     addresses: vec![link.v4(1)],
+                    reflection: None,
                 };
                 let room = capacity(131_072, 65_536, 65_536);
                 let mut loaded = Edge::defending(CHECKS, room, None, &defence)?;
@@ -284,9 +282,8 @@ impl Bench {
         time: Duration,
     ) -> Result<(Outcome, String)> {
         let mut harness = Harness::load(&self.objects.join("edge-bench.o"), 1, 1)?;
-        let mut syn = frame::linux_syn(lists::source(Family::V4, 0), host.ip());
-        let (from, to) = link.macs();
-        syn.splice(0..12, to.into_iter().chain(from));
+        let source = lists::source(Family::V4, 0);
+        let syn = frames::linux_syn(link.macs(), source, host.ip(), PORT);
         harness.put_syn(Family::V4, &syn)?;
         harness.start_over(Sources::Fresh(lists::space(Family::V4)));
         match cell.flood {
@@ -390,7 +387,7 @@ fn nft(host: &Namespace, rules: &str) -> Result<()> {
 }
 
 /// Has an interface receive in a thread of its own, on a processor of its own.
-fn receive_on(namespace: &Namespace, interface: &str, cpu: usize) -> Result<()> {
+pub(crate) fn receive_on(namespace: &Namespace, interface: &str, cpu: usize) -> Result<()> {
     let prefix = format!("napi/{interface}-");
     let threads = || -> Result<Vec<i32>> {
         let mut found = Vec::new();

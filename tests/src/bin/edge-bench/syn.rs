@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use edge_common::{addr::Family, defence::When, reason::Verdict};
-use edge_tests::wait;
+use edge_tests::{
+    frames::CLIENT_PORT,
+    harness::{Harness, Putting, Samples, Sources},
+    wait,
+};
 use serde_json::json;
 
 use crate::{
@@ -19,7 +23,6 @@ use crate::{
     defence::{Defence, PORT, scale_of, set_sysctls},
     edge::{ALL_ON, CHECKS, Edge, capacity, family_name},
     frame::{self, Payload},
-    harness::{Harness, Putting, Sources},
     lists,
     packets::{BOTH, Bench},
     pair::call,
@@ -27,20 +30,12 @@ use crate::{
 };
 
 /// Number of the source that has a connection.
-const CONNECTED: u64 = u64::MAX / 2;
+pub(crate) const CONNECTED: u64 = u64::MAX / 2;
 /// Number of one that has none.
 const UNCONNECTED: u64 = u64::MAX / 3;
 
 /// Handshakes a second that may stay incomplete: the default of the configuration.
 pub(crate) const INCOMPLETE: u64 = 1_000;
-/// More than the harness can send.
-const UNREACHED: u64 = 100_000_000;
-
-/// A port of no service.
-const OTHER_PORT: u16 = 8080;
-/// Where a frame has its destination port, behind the start of the TCP header.
-const PORT_AT: usize = 2;
-
 /// What a row measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
@@ -52,12 +47,6 @@ enum What {
     Guess,
     /// A segment of a connection while its service is defended.
     Segment,
-    /// A segment while all is quiet, less the same without a defence.
-    Idle,
-    /// The same of a port of no service.
-    IdleElsewhere,
-    /// The same with a SYN.
-    IdleSyn,
 }
 
 struct Spec {
@@ -67,7 +56,7 @@ struct Spec {
     target: Option<f64>,
 }
 
-const ROWS: [Spec; 8] = [
+const ROWS: [Spec; 5] = [
     Spec {
         name: "syn, answered with a cookie, all options",
         what: What::Syn,
@@ -98,36 +87,18 @@ const ROWS: [Spec; 8] = [
         settings: CHECKS,
         target: None,
     },
-    Spec {
-        name: "syn defence idle, ACK of a connection",
-        what: What::Idle,
-        settings: CHECKS,
-        target: Some(5.0),
-    },
-    Spec {
-        name: "syn defence idle, ACK to another port",
-        what: What::IdleElsewhere,
-        settings: CHECKS,
-        target: Some(5.0),
-    },
-    Spec {
-        name: "syn defence idle, a SYN",
-        what: What::IdleSyn,
-        settings: CHECKS,
-        target: None,
-    },
 ];
 
 /// A host in the network namespace of this thread: its listener, and a connection of each
-/// family to it.
-struct Host {
+/// family to it, from the source with the number [`CONNECTED`].
+pub(crate) struct Host {
     _listener: TcpListener,
     _connections: Vec<TcpStream>,
     wscale: u8,
 }
 
 impl Host {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         set_sysctls()?;
         call("ip", &["link", "set", "lo", "up"], "")?;
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT))?;
@@ -144,7 +115,7 @@ impl Host {
                 }
                 call("ip", &arguments, "")?;
             }
-            let from = SocketAddr::new(source, frame::CLIENT_PORT);
+            let from = SocketAddr::new(source, CLIENT_PORT);
             // A new address of IPv6 is not there at once.
             let connection = wait::until_some("a connection on lo", || {
                 client::connect_from(from, SocketAddr::new(host, PORT)).ok()
@@ -159,18 +130,19 @@ impl Host {
         })
     }
 
-    fn defence(&self, when: When) -> Defence {
+    pub(crate) fn defence(&self, when: When) -> Defence {
         Defence {
             when,
             incomplete: INCOMPLETE,
             wscale: self.wscale,
             addresses: BOTH.map(frame::host).to_vec(),
+            reflection: None,
         }
     }
 }
 
 impl Bench {
-    /// Measures all rows.
+    /// Measures the rows of an attack.
     pub(crate) fn syn_packets(&mut self) -> Result<()> {
         let rows: Vec<(Family, &Spec)> = ROWS
             .iter()
@@ -184,14 +156,7 @@ impl Bench {
         let host = Host::new()?;
         let mut harness = Harness::load(&self.objects.join("edge-bench.o"), 1, 1)?;
         for (family, row) in rows {
-            match row.what {
-                What::Syn | What::SameSyn | What::Guess | What::Segment => {
-                    self.defended(&mut harness, &host, family, row)?;
-                }
-                What::Idle | What::IdleElsewhere | What::IdleSyn => {
-                    self.idle(&mut harness, &host, family, row)?;
-                }
-            }
+            self.defended(&mut harness, &host, family, row)?;
         }
         Ok(())
     }
@@ -250,7 +215,7 @@ impl Bench {
         contenders.extend(fds.iter().map(AsFd::as_fd));
         contenders.extend(helpers.iter().map(AsFd::as_fd));
         let samples =
-            harness.measure_frame(family, putting, sources, &frame, &contenders, self.effort)?;
+            harness.measure(family, putting, sources, &frame, &contenders, self.effort)?;
         let [floor, ours, others @ ..] = samples.as_slice() else {
             return Ok(());
         };
@@ -269,7 +234,7 @@ impl Bench {
             row.name,
             share * 100.0
         );
-        let net = |s: &crate::harness::Samples| s.best() - floor.best();
+        let net = |s: &Samples| s.best() - floor.best();
         let mut note = format!("{:.1} % {what}", share * 100.0);
         let (others, helpers) = others.split_at(others.len() - helpers.len());
         match helpers {
@@ -304,87 +269,8 @@ impl Bench {
         });
         Ok(())
     }
-
-    /// A row of a service that nobody attacks: the same program with the defence off is
-    /// the floor.
-    fn idle(
-        &mut self,
-        harness: &mut Harness,
-        host: &Host,
-        family: Family,
-        row: &Spec,
-    ) -> Result<()> {
-        let room = capacity(131_072, 65_536, 65_536);
-        let mut off = Edge::load(row.settings, room, None)?;
-        let (payload, incomplete) = match row.what {
-            What::IdleSyn => (Payload::Syn, UNREACHED),
-            _ => (Payload::Ack, INCOMPLETE),
-        };
-        let defence = Defence {
-            incomplete,
-            ..host.defence(When::Auto)
-        };
-        let mut on = Edge::defending(row.settings, room, None, &defence)?;
-        let mut frame = frame::build(family, payload);
-        if row.what == What::IdleElsewhere {
-            set_port(family, &mut frame, OTHER_PORT)?;
-        }
-        let sources = Sources::Same(lists::space(family), CONNECTED);
-        let harmless = harness.contender("floor_pass")?;
-        let (off_fd, on_fd) = (off.fd()?, on.fd()?);
-        let contenders = [harmless.as_fd(), off_fd.as_fd(), on_fd.as_fd()];
-        let samples = harness.measure_frame(
-            family,
-            Putting::Source,
-            sources,
-            &frame,
-            &contenders,
-            self.effort,
-        )?;
-        let [harmless, off, on_samples] = samples.as_slice() else {
-            return Ok(());
-        };
-        let tables = on.services()?;
-        let state = tables.state(0);
-        ensure!(
-            state.attack_since == 0,
-            "{}: taken for an attack: {state:?}, {:?}",
-            row.name,
-            tables.counters(0)?
-        );
-        self.report.add(Row {
-            name: name(family, row),
-            unit: "ns/packet",
-            floor: Some(off.best()),
-            gross: Some(on_samples.best()),
-            value: on_samples.best() - off.best(),
-            target: row.target.map(Target::AtMost),
-            note: "more than with the defence off".to_owned(),
-            more: json!({
-                "harness": harmless.best(),
-                "median_floor": off.median(),
-                "median_gross": on_samples.median(),
-                "median_net": on_samples.median() - off.median(),
-                "rounds": self.effort.rounds,
-                "packets_a_round": self.effort.packets,
-            }),
-        });
-        Ok(())
-    }
 }
 
 fn name(family: Family, row: &Spec) -> String {
     format!("{} {}", family_name(family), row.name)
-}
-
-/// Sends a frame to another port. (Its checksum is then wrong, which nobody looks at.)
-fn set_port(family: Family, frame: &mut [u8], port: u16) -> Result<()> {
-    let at = PORT_AT
-        + match family {
-            Family::V4 => edge_common::bench::TCP4_AT,
-            Family::V6 => edge_common::bench::TCP6_AT,
-        };
-    let bytes = frame.get_mut(at..at + 2).context("a short frame")?;
-    bytes.copy_from_slice(&port.to_be_bytes());
-    Ok(())
 }

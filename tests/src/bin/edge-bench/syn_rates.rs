@@ -15,17 +15,20 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use edge_common::{addr::Family, defence::When, reason::Verdict};
-use edge_tests::{packet, test_run};
+use edge_tests::{
+    harness::{Harness, Sources},
+    packet,
+    receiver::attach,
+    test_run,
+};
 use serde_json::json;
 
 use crate::{
     defence::{Defence, PORT, set_sysctls, sysctl},
     edge::{CHECKS, Edge, capacity, family_name},
-    frame,
-    harness::{Harness, Sources},
-    lists,
+    frame, lists,
     packets::{BOTH, Bench},
-    pair::{FAR, NEAR, Pair, attach, call, received},
+    pair::{FAR, NEAR, Pair, call, received},
     report::{Report, Row, Target},
     syn::INCOMPLETE,
 };
@@ -92,6 +95,7 @@ impl Bench {
             incomplete: INCOMPLETE,
             wscale: WSCALE,
             addresses: BOTH.map(frame::host).to_vec(),
+            reflection: None,
         };
         let room = capacity(131_072, 65_536, 65_536);
         let mut edge = Edge::defending(CHECKS, room, None, &defence)?;

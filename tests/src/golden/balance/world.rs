@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::Result;
 use edge_common::{
     abi::{Config, Mode},
-    balance::{Backend, BackendWord, Balance, VIP_WORDS, hop, vip_bit},
+    balance::{Backend, BackendWord, Balance, hop},
     defence::{
         SOURCE_PROTO, TARGET_FORWARDED, TARGET_SOURCE, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
     },
@@ -50,7 +50,6 @@ pub(super) struct World {
     pub(super) services: ServiceTables,
     pub(super) tables: BalanceTables,
     targets: BTreeMap<TargetKey, Target>,
-    vips: Vec<u64>,
     pub(super) now: u64,
     pub(super) rows: usize,
     pub(super) failures: Vec<String>,
@@ -89,7 +88,6 @@ impl World {
             services,
             tables,
             targets: BTreeMap::new(),
-            vips: vec![0; VIP_WORDS as usize],
             now: START,
             rows: 0,
             failures: Vec::new(),
@@ -121,11 +119,8 @@ impl World {
             };
             self.targets.insert(key, target);
         }
-        let (word, bit) = vip_bit(&SEED, halves);
-        self.vips[word as usize] |= bit;
-        self.tables.set_vips(&self.vips);
         self.services
-            .set_targets(&self.targets, &[])
+            .set_targets(&self.targets, &[], &SEED)
             .expect("room for targets");
     }
 
@@ -160,9 +155,9 @@ impl World {
             }
         }
         self.services
-            .set_targets(&self.targets, &[])
+            .set_targets(&self.targets, &[], &SEED)
             .expect("room for targets");
-        self.tables.set_sources(&SEED, &sources);
+        self.tables.set_sources(&sources);
     }
 
     /// Balances a service over backends in turn, slot by slot.

@@ -1,7 +1,5 @@
 //! Attacks that come and go, crowds that are none, and dry runs.
 
-use std::net::TcpStream;
-
 use edge_common::{defence::ServiceCounter, reason::Reason};
 
 use super::super::{V6, V6_DEST};
@@ -56,11 +54,11 @@ pub(super) fn crowd(world: &mut World) {
     // Five times as many as may stay incomplete, but there is a connection of each.
     let mut streams = Vec::new();
     for _ in 0..100 {
-        let Ok(stream) = TcpStream::connect(("127.0.0.1", AUTO)) else {
-            return world.fail("cannot connect");
+        let Some(ends) = world.connect("127.0.0.1", AUTO) else {
+            return;
         };
-        let port = stream.local_addr().unwrap().port();
-        streams.push(stream);
+        let port = ends[0].local_addr().unwrap().port();
+        streams.push(ends);
         let syn = to(AUTO, SYN).on_port(port);
         let own = |segment: &Segment| segment.packet("127.0.0.1", "127.0.0.1").build();
         world.ends("a SYN of the crowd", &own(&syn), Reason::Pass);
@@ -129,11 +127,11 @@ pub(super) fn rest(world: &mut World) {
         }
         world.ends("but a SYN", &frame(SYN), Reason::Pass);
         let address = ["127.0.0.1", "::1"][n];
-        let Ok(stream) = TcpStream::connect((address, UNLEARNT)) else {
-            return world.fail("cannot connect");
+        let Some(ends) = world.connect(address, UNLEARNT) else {
+            return;
         };
         // The client's end is a port of no service.
-        let own = stream.local_addr().unwrap().port();
+        let own = ends[0].local_addr().unwrap().port();
         let segment = to(own, ACK | PSH).on_port(UNLEARNT);
         let live = segment.packet(address, address).build();
         world.ends("of a connection", &live, Reason::Pass);

@@ -2,6 +2,7 @@
 //! packet builder makes, but for the cookie, which the kernel's secret decides; that one is sent
 //! back, and must be taken.
 
+mod age;
 mod attack;
 mod challenge;
 mod cookies;
@@ -19,6 +20,7 @@ use super::TableReport;
 pub(super) use segment::{FAMILIES, to};
 pub(super) use world::World;
 
+use age::*;
 use attack::*;
 use challenge::*;
 use cookies::*;
@@ -107,6 +109,12 @@ pub(super) fn reports() -> Vec<TableReport> {
         without_timestamps,
     ));
     reports
+}
+
+/// What becomes of cookies as they age. It takes a minute or two, so it is no part of
+/// [`reports`].
+pub(super) fn age_report() -> TableReport {
+    report("cookies that are too old", |_| {}, cookies_age)
 }
 
 /// Runs one test on a thread and in a network namespace of its own.

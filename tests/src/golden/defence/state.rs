@@ -1,7 +1,5 @@
 //! Segments without a connection, with one, and ports on which nothing listens.
 
-use std::net::TcpStream;
-
 use edge_common::{
     defence::{MARK_EVERY_NS, MARK_LASTS_NS, ServiceCounter},
     reason::Reason,
@@ -45,10 +43,10 @@ pub(super) fn out_of_state(world: &mut World) {
 
 pub(super) fn connections(world: &mut World) {
     for address in ["127.0.0.1", "::1"] {
-        let Ok(stream) = TcpStream::connect((address, LOCAL)) else {
-            return world.fail(format!("{address}: cannot connect"));
+        let Some(ends) = world.connect(address, LOCAL) else {
+            return;
         };
-        let port = stream.local_addr().unwrap().port();
+        let port = ends[0].local_addr().unwrap().port();
         for flags in [ACK, ACK | PSH, ACK | FIN, RST, RST | ACK, SYN | ACK] {
             let segment = to(LOCAL, flags).on_port(port);
             let frame = segment.packet(address, address).build();

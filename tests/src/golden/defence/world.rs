@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -26,7 +26,7 @@ use edge_userspace::{
 use super::super::{V4_DEST, V6_DEST, table::START};
 use crate::{
     packet::proto,
-    program::{Moved, Rig, Settings},
+    program::{Moved, Rig, SEED, Settings},
     test_run::Run,
 };
 
@@ -37,7 +37,7 @@ pub(in crate::golden) struct World {
     pub(super) rig: Rig,
     pub(super) services: ServiceTables,
     pub(super) tables: Tables,
-    _listeners: Vec<TcpListener>,
+    listeners: Vec<TcpListener>,
     pub(super) now: u64,
     pub(super) rows: usize,
     pub(super) failures: Vec<String>,
@@ -155,16 +155,33 @@ impl World {
             };
             targets.insert(key(address.parse()?, proto::UDP, UDP), udp);
         }
-        services.set_targets(&targets, &[53, 123])?;
+        services.set_targets(&targets, &[53, 123], &SEED)?;
         Ok(Self {
             rig,
             services,
             tables,
-            _listeners: listeners,
+            listeners,
             now: START,
             rows: 0,
             failures: Vec::new(),
         })
+    }
+
+    /// Connects to a listener; both ends. The client's end may be there before the listener's:
+    /// until that one is as well, a segment of the connection belongs to nobody.
+    pub(in crate::golden) fn connect(
+        &mut self,
+        address: &str,
+        port: u16,
+    ) -> Option<[TcpStream; 2]> {
+        let both = TcpStream::connect((address, port)).and_then(|client| {
+            let listening = |l: &&TcpListener| l.local_addr().is_ok_and(|a| a.port() == port);
+            let listener = self.listeners.iter().find(listening);
+            let listener = listener.ok_or(io::ErrorKind::NotFound)?;
+            Ok([client, listener.accept()?.0])
+        });
+        both.inspect_err(|e| self.fail(format!("{address}: cannot connect to {port}: {e}")))
+            .ok()
     }
 
     pub(in crate::golden) fn pass_time(&mut self, ns: u64) {

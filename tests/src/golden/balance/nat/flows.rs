@@ -152,10 +152,10 @@ pub(in super::super) fn over(world: &mut World) {
     let cases: [(&str, &[u8], Option<u8>, u64); 6] = [
         ("a SYN", &[SYN], None, 11),
         ("established", &[SYN, ACK], None, 970),
-        ("closed by the client", &[SYN, ACK, FIN | ACK], None, 33),
-        ("reset by the client", &[SYN, ACK, RST], None, 33),
-        ("closed by the backend", &[SYN, ACK], Some(FIN | ACK), 33),
-        ("refused", &[SYN], Some(RST | ACK), 33),
+        ("closed by the client", &[SYN, ACK, FIN | ACK], None, 17),
+        ("reset by the client", &[SYN, ACK, RST], None, 17),
+        ("closed by the backend", &[SYN, ACK], Some(FIN | ACK), 17),
+        ("refused", &[SYN], Some(RST | ACK), 17),
     ];
     for (port, (what, sent, answer, seconds)) in (3000..).zip(cases) {
         let tuple = of_port(port);

@@ -2,9 +2,9 @@
 //! itself, with a source that varies as the row asks for.
 
 use std::{
-    fs,
+    env, fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
@@ -25,10 +25,9 @@ use edge_common::{
         maps,
     },
     header::Sum,
+    parse::proto,
 };
 use edge_userspace::memory::Region;
-
-use crate::frame;
 
 /// XDP's return value for a harness that found no program to run.
 const ABORTED: u32 = 0;
@@ -38,7 +37,7 @@ const WARM_UP: u32 = 2_000;
 
 /// Which sources packets have.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Sources<'a> {
+pub enum Sources<'a> {
     /// The same one in every packet.
     Same(Space, u64),
     /// Every packet another one, starting over after so many.
@@ -75,31 +74,31 @@ impl Sources<'_> {
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Effort {
+pub struct Effort {
     /// Times that each contender is measured, in turn.
-    pub(crate) rounds: u32,
+    pub rounds: u32,
     /// Packets each time.
-    pub(crate) packets: u32,
+    pub packets: u32,
 }
 
 /// Nanoseconds a packet, harness included, of every round.
 #[derive(Clone, Debug)]
-pub(crate) struct Samples(Vec<f64>);
+pub struct Samples(Vec<f64>);
 
 impl Samples {
     /// The best round: what the program takes when nobody disturbs it.
-    pub(crate) fn best(&self) -> f64 {
+    pub fn best(&self) -> f64 {
         self.0.first().copied().unwrap_or(f64::NAN)
     }
 
     /// The round in the middle.
-    pub(crate) fn median(&self) -> f64 {
+    pub fn median(&self) -> f64 {
         self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
 
 /// The loaded harness and the programs that come with it.
-pub(crate) struct Harness {
+pub struct Harness {
     ebpf: Ebpf,
     drive: Region,
     sources: Region,
@@ -110,16 +109,42 @@ pub(crate) struct Harness {
 
 /// What a harness program does before the program under test sees a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Putting {
+pub enum Putting {
     /// It puts in the next source.
     Source,
     /// It makes the SYN of [`Harness::put_syn`] with the next source.
     Syn,
 }
 
+/// Names the directory of the eBPF objects.
+const DIRECTORY_VAR: &str = "EDGE_BPF_DIR";
+
+/// The object that the harness is loaded from, where `cargo xtask build` puts it.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn object() -> PathBuf {
+    let directory = env::var_os(DIRECTORY_VAR).map_or_else(
+        || {
+            // A test's own path is DIR/PROFILE/deps/NAME, the objects' DIR/bpf.
+            let test = env::current_exe().expect("the path of the test");
+            test.ancestors().nth(3).expect("three levels").join("bpf")
+        },
+        PathBuf::from,
+    );
+    let object = directory.join("edge-bench.o");
+    assert!(
+        object.is_file(),
+        "{} is not built: cargo xtask build",
+        object.display()
+    );
+    object
+}
+
 impl Harness {
     /// Loads the harness, with room for so many entries in each of the plain maps.
-    pub(crate) fn load(object: &Path, hosts: u32, prefixes: u32) -> Result<Self> {
+    pub fn load(object: &Path, hosts: u32, prefixes: u32) -> Result<Self> {
         let bytes = fs::read(object)
             .with_context(|| format!("cannot read {}: cargo xtask build", object.display()))?;
         let mut loader = EbpfLoader::new();
@@ -155,14 +180,14 @@ impl Harness {
     }
 
     /// A map of the harness, to be filled.
-    pub(crate) fn map(&mut self, name: &str) -> Result<&mut Map> {
+    pub fn map(&mut self, name: &str) -> Result<&mut Map> {
         self.ebpf
             .map_mut(name)
             .with_context(|| format!("the harness has no map {name}"))
     }
 
     /// A program of the harness.
-    pub(crate) fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+    pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
         let program = self
             .ebpf
             .program_mut(name)
@@ -171,26 +196,13 @@ impl Harness {
     }
 
     /// A descriptor of a program of the harness, to be measured.
-    pub(crate) fn contender(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
+    pub fn contender(&mut self, name: &str) -> Result<aya::programs::ProgramFd> {
         Ok(self.program(name)?.fd()?.try_clone()?)
     }
 
     /// Measures the contenders in turn, so that what else happens on the machine
     /// befalls all of them.
-    pub(crate) fn measure(
-        &mut self,
-        family: Family,
-        sources: Sources<'_>,
-        payload: frame::Payload,
-        contenders: &[BorrowedFd<'_>],
-        effort: Effort,
-    ) -> Result<Vec<Samples>> {
-        let frame = frame::build(family, payload);
-        self.measure_frame(family, Putting::Source, sources, &frame, contenders, effort)
-    }
-
-    /// The same with any frame, and any way to vary it.
-    pub(crate) fn measure_frame(
+    pub fn measure(
         &mut self,
         family: Family,
         putting: Putting,
@@ -228,7 +240,7 @@ impl Harness {
     }
 
     /// Lets packets have these sources from now on, from the first one on.
-    pub(crate) fn start_over(&self, sources: Sources<'_>) {
+    pub fn start_over(&self, sources: Sources<'_>) {
         if let Sources::Listed(list) = sources {
             for (word, source) in self.sources.u64s().iter().zip(list.iter().cycle()) {
                 word.store(*source, Relaxed);
@@ -251,13 +263,13 @@ impl Harness {
 
 /// What a flood has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Flooded {
+pub struct Flooded {
     /// SYNs that were sent.
-    pub(crate) sent: u64,
+    pub sent: u64,
     /// Those that were answered by a SYN-ACK.
-    pub(crate) answered: u64,
+    pub answered: u64,
     /// Other answers.
-    pub(crate) other: u64,
+    pub other: u64,
 }
 
 /// Words of a [`Pace`].
@@ -268,7 +280,7 @@ const PACE_OTHER: usize = 5;
 impl Harness {
     /// Sets the SYN that is sent with varying sources: an untagged frame with 20 bytes
     /// of TCP options.
-    pub(crate) fn put_syn(&self, family: Family, frame: &[u8]) -> Result<()> {
+    pub fn put_syn(&self, family: Family, frame: &[u8]) -> Result<()> {
         let (len, tcp, addresses) = match family {
             Family::V4 => (SYN4_LEN, TCP4_AT, 8),
             Family::V6 => (SYN6_LEN, TCP6_AT, 32),
@@ -320,7 +332,7 @@ impl Harness {
 
     /// Starts the count of a flood over, and lets it send a SYN every so many nanoseconds,
     /// or keep so many unanswered ones on their way; 0 is no bound.
-    pub(crate) fn pace(&self, interval_ns: u64, window: u64) {
+    pub fn pace(&self, interval_ns: u64, window: u64) {
         let pace = Pace {
             interval_ns,
             window,
@@ -334,14 +346,14 @@ impl Harness {
 
     /// Attaches a program where no packet comes, until the link is closed: a test run of
     /// a program that is in use nowhere patches it in and out.
-    pub(crate) fn in_use(&mut self, name: &str) -> Result<XdpLink> {
+    pub fn in_use(&mut self, name: &str) -> Result<XdpLink> {
         let program = self.program(name)?;
         let link = program.attach("lo", XdpMode::Skb)?;
         Ok(program.take_link(link)?)
     }
 
     /// What the flood has done since then.
-    pub(crate) fn flooded(&self) -> Flooded {
+    pub fn flooded(&self) -> Flooded {
         let word = |i: usize| self.pace.u64s().get(i).map_or(0, |word| word.load(Relaxed));
         Flooded {
             sent: word(PACE_SENT),

@@ -1,0 +1,119 @@
+//! What operators say of backends, and when draining is done.
+
+use std::io;
+
+use edge_common::balance::AGE_SHIFT;
+use tracing::{error, info};
+
+use super::{Balanced, Balancer, key, memory::Said, service_at, steps};
+use crate::{
+    clock::Now,
+    config::services::Service,
+    l4::{Endpoint, plan::Admin},
+};
+
+impl Balancer {
+    pub(super) fn count(&mut self, now: Now) {
+        if let Some(force) = &self.force {
+            let idle = steps(
+                force
+                    .model
+                    .balancing
+                    .tcp_idle
+                    .max(force.model.balancing.udp_idle),
+            );
+            let now = u32::try_from(now.mono_ns >> AGE_SHIFT).unwrap_or(u32::MAX);
+            self.flows = force.tables.count_flows(now, idle);
+        }
+    }
+
+    /// Ends draining where no flow is left, or time is up.
+    pub(super) fn drain(&mut self, now: Now) {
+        let Some(force) = &self.force else {
+            return;
+        };
+        let mut done = Vec::new();
+        for balanced in &force.services {
+            let Some((service, balance)) = service_at(&force.model, balanced.position) else {
+                continue;
+            };
+            for backend in &balance.backends {
+                let said = self.memory.said(&service.name, &backend.name);
+                let Some(since) = said.draining_since_unix_ms.filter(|_| !said.drained) else {
+                    continue;
+                };
+                let flows = self.flows_of(service, Endpoint::of(backend));
+                let waited_s = now.unix_ms.saturating_sub(since) / 1000;
+                let is_over = said.drain_timeout_s.is_some_and(|most| waited_s >= most);
+                // A count that is older than the draining says nothing.
+                if is_over || flows == 0 && waited_s >= 2 {
+                    info!(
+                        service = service.name,
+                        backend = backend.name,
+                        flows,
+                        "drained"
+                    );
+                    done.push((service.name.clone(), backend.name.clone(), said));
+                }
+            }
+        }
+        for (service, backend, said) in done {
+            let said = Said {
+                drained: true,
+                ..said
+            };
+            if let Err(e) = self.say(&service, &backend, said, now) {
+                error!("{service}/{backend}: cannot keep that it is drained: {e}");
+            }
+        }
+    }
+
+    /// Keeps what an operator says of a backend, and puts it into force.
+    pub(super) fn say(
+        &mut self,
+        service: &str,
+        backend: &str,
+        said: Said,
+        now: Now,
+    ) -> io::Result<()> {
+        let before = self.memory.said(service, backend);
+        self.memory.say(service, backend, said);
+        if let Err(e) = self.memory.save() {
+            self.memory.say(service, backend, before);
+            return Err(e);
+        }
+        let Some(force) = &self.force else {
+            return Ok(());
+        };
+        let of = |b: &Balanced| {
+            service_at(&force.model, b.position).is_some_and(|(s, _)| s.name == service)
+        };
+        let Some(at) = force.services.iter().position(of) else {
+            return Ok(());
+        };
+        if let Some(force) = &mut self.force
+            && let Some(balanced) = force.services.get_mut(at)
+            && let Some((_, balance)) = service_at(&force.model, balanced.position)
+            && let Some(b) = balance.backends.iter().find(|b| b.name == backend)
+            && let Some(state) = balanced.states.get_mut(&Endpoint::of(b))
+        {
+            state.admin = match said {
+                Said { drained: true, .. } => Admin::Drained,
+                Said {
+                    draining_since_unix_ms: Some(_),
+                    ..
+                } => Admin::Draining,
+                Said { .. } => Admin::Active,
+            };
+            state.weight_override = said.weight;
+        }
+        self.apply(at, now);
+        Ok(())
+    }
+
+    pub(super) fn flows_of(&self, service: &Service, endpoint: Endpoint) -> u32 {
+        let number = self.memory.numbers().get(&key(service, endpoint));
+        let flows = number.and_then(|n| self.flows.of_backends.get(usize::from(n)));
+        flows.copied().unwrap_or(0)
+    }
+}

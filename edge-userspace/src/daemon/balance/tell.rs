@@ -1,0 +1,157 @@
+//! What operators are told of the balancer, and what they tell it.
+
+use super::{Balancer, balanced, health_key, key};
+use crate::{
+    clock::Now,
+    control::protocol::{BackendChange, Failure, FailureKind},
+    health::Health,
+    l4::{Endpoint, plan::Admin},
+    status::balance::{AdminState, BackendStatus, BalanceStatus, BalancedService, FlowTable},
+};
+
+impl Balancer {
+    /// How all balanced services are; `None` when there are none.
+    pub(in crate::daemon) fn status(&self, now: Now) -> Option<BalanceStatus> {
+        let force = self.force.as_ref()?;
+        let mut services = Vec::with_capacity(force.services.len());
+        for (in_force, (_, service, balance)) in force.services.iter().zip(balanced(&force.model)) {
+            let share = shares(&in_force.candidates);
+            let mut backends = Vec::with_capacity(balance.backends.len());
+            for (backend, standing) in balance.backends.iter().zip(&in_force.plan.standings) {
+                let endpoint = Endpoint::of(backend);
+                let number = self.memory.numbers().get(&key(service, endpoint));
+                let number = number.unwrap_or_default();
+                let state = in_force.states.get(&endpoint).copied().unwrap_or_default();
+                let known = self.checks.state(&health_key(service, &backend.name));
+                let counter = force.tables.counter(number).unwrap_or_default();
+                backends.push(BackendStatus {
+                    name: backend.name.clone(),
+                    address: backend.address,
+                    port: backend.port,
+                    backup: backend.backup,
+                    number,
+                    configured_weight: backend.weight,
+                    set_weight: state.weight_override,
+                    weight: standing.weight,
+                    share: share(endpoint),
+                    admin: match state.admin {
+                        Admin::Active => AdminState::Active,
+                        Admin::Draining => AdminState::Draining,
+                        Admin::Drained => AdminState::Drained,
+                    },
+                    health: known.as_ref().map(|k| k.health().name().to_owned()),
+                    health_since_unix_ms: known.as_ref().map(|k| now.unix_ms_of(k.since_ns())),
+                    why: match self.no_way(backend.address) {
+                        Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
+                        _ => standing.why.to_string(),
+                    },
+                    error: known.as_ref().and_then(|k| {
+                        let error = k.last_error()?;
+                        (k.health() != Health::Up).then(|| error.text.clone())
+                    }),
+                    no_way: self.no_way(backend.address).map(ToString::to_string),
+                    flows: self.flows_of(service, endpoint),
+                    packets: counter.packets,
+                    bytes: counter.bytes,
+                });
+            }
+            services.push(BalancedService {
+                name: service.name.clone(),
+                forward: balance.forward.name().to_owned(),
+                hash: balance.hash.name().to_owned(),
+                failed_open: in_force.plan.failed_open,
+                backends,
+            });
+        }
+        Some(BalanceStatus {
+            services,
+            flows: FlowTable {
+                capacity: self.flows.capacity,
+                live: self.flows.live,
+                ..FlowTable::default()
+            },
+        })
+    }
+
+    /// Does what an operator says of a backend.
+    ///
+    /// # Errors
+    /// When there is no such backend, several have the name, or the disk does not take it.
+    pub(in crate::daemon) fn change(
+        &mut self,
+        backend: &str,
+        change: &BackendChange,
+        now: Now,
+    ) -> Result<BackendStatus, Failure> {
+        let invalid = |text: String| Failure::new(FailureKind::Invalid, text);
+        let (of_service, name) = match backend.split_once('/') {
+            Some((service, name)) => (Some(service), name),
+            None => (None, backend),
+        };
+        let mut found = Vec::new();
+        if let Some(force) = &self.force {
+            for (_, service, balance) in balanced(&force.model) {
+                if of_service.is_none_or(|s| s == service.name)
+                    && balance.backends.iter().any(|b| b.name == name)
+                {
+                    found.push(service.name.clone());
+                }
+            }
+        }
+        let service = match found.as_slice() {
+            [service] => service.clone(),
+            [] => {
+                return Err(invalid(format!(
+                    "there is no backend {backend}; `edge backend list` shows them"
+                )));
+            }
+            several => {
+                return Err(invalid(format!(
+                    "services {} have a backend {name}; say which, such as {}/{name}",
+                    several.join(", "),
+                    several.first().map_or("web", String::as_str)
+                )));
+            }
+        };
+        let mut said = self.memory.said(&service, name);
+        match *change {
+            BackendChange::Drain { timeout_s } => {
+                said.draining_since_unix_ms = Some(now.unix_ms);
+                said.drain_timeout_s = timeout_s;
+                said.drained = false;
+            }
+            BackendChange::Undrain {} => {
+                said.draining_since_unix_ms = None;
+                said.drain_timeout_s = None;
+                said.drained = false;
+            }
+            BackendChange::Weight { weight } => {
+                use crate::config::balance::MAX_WEIGHT;
+                if weight.is_some_and(|w| w > MAX_WEIGHT) {
+                    return Err(invalid(format!("weights go from 0 to {MAX_WEIGHT}")));
+                }
+                said.weight = weight;
+            }
+        }
+        self.say(&service, name, said, now).map_err(|e| {
+            let text = format!("it cannot be kept, and is not done: {e}");
+            Failure::new(FailureKind::Store, text)
+        })?;
+        let services = self.status(now).unwrap_or_default().services;
+        let mut backends = { services.into_iter() }
+            .filter(|s| s.name == service)
+            .flat_map(|s| s.backends);
+        backends
+            .find(|b| b.name == name)
+            .ok_or_else(|| Failure::new(FailureKind::Internal, "the backend is gone"))
+    }
+}
+
+/// Which share of the ring each has, by its weight.
+fn shares(candidates: &[crate::l4::maglev::Candidate]) -> impl Fn(Endpoint) -> f64 + '_ {
+    let sum: u64 = candidates.iter().map(|c| u64::from(c.weight)).sum();
+    move |endpoint| {
+        let own = candidates.iter().find(|c| c.endpoint == endpoint);
+        own.map_or(0.0, |c| f64::from(c.weight) / sum.max(1) as f64)
+    }
+}

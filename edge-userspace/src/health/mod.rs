@@ -1,0 +1,19 @@
+//! Health of the backends: what is asked of them, and what follows from the answers.
+//!
+//! * [`state`] and `damping`: one backend, from results of checks to up and down;
+//! * `table`: all backends, which of them is asked next, and what has changed;
+//! * [`probe`]: one check, through sockets or a program;
+//! * [`runner`]: the task that asks them all in time.
+//!
+//! Nothing here writes a map: states are published, and a new plan follows from them.
+
+mod damping;
+pub mod probe;
+pub mod runner;
+pub mod state;
+mod table;
+mod target;
+
+pub use state::{Health, State, Transition};
+pub use table::Totals;
+pub use target::{BackendKey, Route, Target};

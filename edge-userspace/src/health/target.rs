@@ -1,0 +1,50 @@
+//! Whom to check, and how.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::config::balance::HealthCheck;
+
+/// Which backend: the same over reloads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    /// The name of its service.
+    pub service: Arc<str>,
+    /// Its name in the service.
+    pub backend: Arc<str>,
+}
+
+impl fmt::Display for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.backend)
+    }
+}
+
+/// How the packets of a check leave this host, where that is not left to the routing
+/// table. Nothing of it is for programs ([`Probe::Exec`](crate::config::balance::Probe)).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// `SO_MARK`, by which a routing rule or an XDP program tells them. Needs
+    /// `CAP_NET_ADMIN`.
+    pub fwmark: Option<u32>,
+    /// The source address; of the same family as the target.
+    pub source: Option<IpAddr>,
+    /// The interface, as `SO_BINDTODEVICE` takes it.
+    pub device: Option<Arc<str>>,
+}
+
+/// A backend that is to be checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Which.
+    pub key: BackendKey,
+    /// Whom to ask.
+    pub address: SocketAddr,
+    /// What, and how often.
+    pub check: Arc<HealthCheck>,
+    /// By which way.
+    pub route: Route,
+}

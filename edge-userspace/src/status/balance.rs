@@ -1,0 +1,113 @@
+//! How the balancer is.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// All balanced services.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BalanceStatus {
+    /// In the order of the configuration.
+    pub services: Vec<BalancedService>,
+    /// The flow table.
+    pub flows: FlowTable,
+}
+
+/// A balanced service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BalancedService {
+    /// Its name.
+    pub name: String,
+    /// How packets reach its backends: the key `forward`.
+    pub forward: String,
+    /// What chooses a backend: the key `hash`.
+    pub hash: String,
+    /// Whether too few backends are healthy, so that all are used as if they were.
+    pub failed_open: bool,
+    /// In the order of the configuration.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// What the operator says of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminState {
+    /// It is used.
+    #[default]
+    Active,
+    /// It gets no new flows.
+    Draining,
+    /// It has none.
+    Drained,
+}
+
+impl AdminState {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub address: IpAddr,
+    /// The port that it listens on; `null`: that of the service.
+    pub port: Option<u16>,
+    /// Whether it is a backup.
+    pub backup: bool,
+    /// Its number in the kernel's tables.
+    pub number: u16,
+    /// The weight that the file gives it.
+    pub configured_weight: u32,
+    /// The weight that was set at run time.
+    pub set_weight: Option<u32>,
+    /// The weight in force; 0: it gets no new flows.
+    pub weight: u32,
+    /// Its share of new flows, 0 to 1.
+    pub share: f64,
+    /// What the operator says.
+    pub admin: AdminState,
+    /// What checks say: `unknown`, `up`, `down` or `held`; `null` without checks.
+    pub health: Option<String>,
+    /// Since when, milliseconds of Unix time.
+    pub health_since_unix_ms: Option<u64>,
+    /// Why it gets new flows, or does not.
+    pub why: String,
+    /// What went wrong with the last check, unless it is up.
+    pub error: Option<String>,
+    /// Why packets cannot reach it.
+    pub no_way: Option<String>,
+    /// Flows, as counted a moment ago.
+    pub flows: u32,
+    /// Packets that went to it.
+    pub packets: u64,
+    /// Bytes of them, as they came.
+    pub bytes: u64,
+}
+
+/// The flow table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTable {
+    /// Flows that there is room for.
+    pub capacity: u64,
+    /// Flows in it, as counted a moment ago.
+    pub live: u64,
+    /// Packets of flows that were in it.
+    pub hits: u64,
+    /// Packets of flows that were not.
+    pub misses: u64,
+    /// Flows that took a free place.
+    pub inserted: u64,
+    /// Flows that took the place of one that had not become established.
+    pub replaced: u64,
+    /// Flows that found no place.
+    pub refused: u64,
+}
