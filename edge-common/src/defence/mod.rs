@@ -319,6 +319,10 @@ pub const TARGET_REST: u8 = 2;
 /// No service, but an address that packets leave with by NAT, under port 0 and
 /// [`SOURCE_PROTO`]: `service` is its number.
 pub const TARGET_SOURCE: u8 = 3;
+/// As [`TARGET_LOCAL`], where listeners bound to several interfaces share the address
+/// and port: which one gets a SYN is known only when it is looked up, so that each marks its
+/// own.
+pub const TARGET_BOUND: u8 = 4;
 /// See [`TARGET_SOURCE`].
 pub const SOURCE_PROTO: u8 = 255;
 
@@ -336,7 +340,7 @@ pub struct Target {
     pub mss: u16,
     /// Window scale of the listener, 0 to 14, or [`WSCALE_UNKNOWN`].
     pub wscale: u8,
-    /// [`TARGET_LOCAL`], [`TARGET_FORWARDED`], [`TARGET_REST`] or [`TARGET_SOURCE`].
+    /// [`TARGET_LOCAL`] or another of these.
     pub kind: u8,
     /// Written by the program: when it last marked the listener, nanoseconds of its
     /// clock; 0: never.

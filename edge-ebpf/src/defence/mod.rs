@@ -24,12 +24,12 @@ use crate::{
     emit::{self, Facts},
     hand_over::{self, Asks, Candidate, HandOver, Marks},
     maps::{DEFENCE, PORTS, config},
-    source::hide,
+    source::{XdpSource, hide},
 };
 use edge_common::{
     abi::{Mode, Stage},
     defence::{DefenceWord, Ports, SEGMENT_SLICES, SKETCH_SAMPLE, port_bit},
-    parse::{Kind, tcp as flag},
+    parse::{Kind, PacketSource as _, tcp as flag},
     reason::Reason,
 };
 
@@ -120,6 +120,7 @@ pub fn asks(candidate: Candidate<'_>) -> u32 {
     if config!(reflection) != Mode::Off as u32
         && kind == Kind::Udp as u64
         && is_port(Ports::Udp, marks)
+        && is_reflected(candidate)
     {
         return asks | Asks::UDP;
     }
@@ -134,9 +135,18 @@ fn is_port(set: Ports, marks: u64) -> bool {
 
 /// Whether a port (host byte order) is in a set of them.
 #[inline(always)]
-pub fn is_in(set: Ports, port: u16) -> bool {
+fn is_in(set: Ports, port: u16) -> bool {
     let (word, bit) = port_bit(set, port);
     PORTS.get(word).is_some_and(|ports| ports & bit != 0)
+}
+
+/// Whether a UDP packet comes from a port of reflectors.
+#[inline(always)]
+fn is_reflected(candidate: Candidate<'_>) -> bool {
+    let transport = (candidate.marks >> Marks::TRANSPORT & Marks::FAR) as usize;
+    XdpSource::new(candidate.facts.ctx)
+        .half(transport)
+        .is_some_and(|port| is_in(Ports::Reflectors, u16::from_be(port)))
 }
 
 /// Whether the packet is one in `n` (a power of two): each source is looked at for

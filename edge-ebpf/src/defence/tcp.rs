@@ -16,7 +16,7 @@ use crate::{
 use edge_common::{
     defence::{
         DefenceWord, MARK_EVERY_NS, MARK_LASTS_NS, SEGMENT_SAMPLE, SEGMENT_SLICES, ServiceCounter,
-        TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
+        TARGET_BOUND, TARGET_FORWARDED, TARGET_REST, Target, WSCALE_UNKNOWN,
         options::{self, HAS_ECN, MAX_OPTIONS, Offer, asks_for_ecn},
         reply::grant,
         tags::{self, ATTEMPT_SHIFT},
@@ -155,8 +155,9 @@ fn remembers(of: Of, hash: u64, most: u16, take: bool) -> bool {
 #[inline(always)]
 fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Reason {
     // SAFETY: a map value; each field is read whole.
-    let (wscale, mss, marked_at) = unsafe {
+    let (kind, wscale, mss, marked_at) = unsafe {
         (
+            (*target).kind,
             (*target).wscale,
             (*target).mss,
             (&raw const (*target).marked_at).read_volatile(),
@@ -175,7 +176,8 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
         offer.has |= HAS_ECN;
     }
     cookie::prepare(frame, frame.seq(), offer.mss);
-    let due = !of.is_dry_run() && of.now.wrapping_sub(marked_at) >= MARK_EVERY_NS;
+    let each = kind == TARGET_BOUND;
+    let due = !of.is_dry_run() && (each || of.now.wrapping_sub(marked_at) >= MARK_EVERY_NS);
     let (found, marked) = socket::look_up(facts.ctx.ctx, frame, due);
     match found {
         // An old connection of the same ends: the kernel knows what a SYN means there.
@@ -204,7 +206,7 @@ fn defend_syn(facts: Facts<'_>, of: Of, frame: Frame, target: *mut Target) -> Re
         of.count(ServiceCounter::Unmarked);
         // It would refuse the cookie: `tcp_syncookies` is not 2, or its queue has been
         // full for long. The kernel does what it can.
-        if marked_at == 0 || of.now.wrapping_sub(marked_at) > MARK_LASTS_NS {
+        if each || marked_at == 0 || of.now.wrapping_sub(marked_at) > MARK_LASTS_NS {
             return Reason::Pass;
         }
     }

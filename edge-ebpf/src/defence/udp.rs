@@ -1,6 +1,6 @@
-//! UDP packets for services, of which some come from reflectors.
+//! UDP packets for services, from ports of reflectors.
 
-use super::{end, frame::Addresses, is_in, pressure::Of};
+use super::{end, frame::Addresses, pressure::Of};
 use crate::{
     emit::Facts,
     hand_over::Marks,
@@ -10,8 +10,8 @@ use crate::{
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use edge_common::{
     abi::Mode,
-    defence::{Ports, ServiceCounter, TargetKey},
-    parse::{PacketSource as _, proto},
+    defence::{ServiceCounter, TargetKey},
+    parse::proto,
     reason::Reason,
 };
 
@@ -31,13 +31,6 @@ pub extern "C" fn edge_defend_udp(ctx: *mut xdp_md, now: u64, marks: u64, frame_
 #[inline(always)]
 fn judge(facts: Facts<'_>, marks: u64) -> Reason {
     let source = XdpSource::new(facts.ctx);
-    let transport = (marks >> Marks::TRANSPORT & Marks::FAR) as usize;
-    let Some(port) = source.half(transport) else {
-        return Reason::Pass;
-    };
-    if !is_in(Ports::Reflectors, u16::from_be(port)) {
-        return Reason::Pass;
-    }
     let Some(addresses) = Addresses::read(&source, marks) else {
         return Reason::Pass;
     };

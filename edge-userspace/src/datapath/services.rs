@@ -11,8 +11,9 @@ use edge_common::{
     balance::{VIP_WORDS, vip_bit},
     defence::{
         PORT_WORDS, Ports, SERVICE_COUNTERS, Service, TARGET_FORWARDED, TARGET_SOURCE, Target,
-        TargetKey, WSCALE_UNKNOWN, port_bit,
+        TargetKey, WSCALE_UNKNOWN, When, port_bit,
     },
+    gcra::Limit,
     hash::Seed,
     parse::proto,
 };
@@ -47,6 +48,8 @@ pub struct ServiceTables {
     vips: Region,
     targets: HashMap<MapData, KeyWords, TargetWords>,
     counters: PerCpuArray<MapData, [u64; SERVICE_COUNTERS]>,
+    /// By index: whether TCP and UDP packets for the service are looked at.
+    asks: Vec<[bool; 2]>,
 }
 
 impl ServiceTables {
@@ -65,6 +68,7 @@ impl ServiceTables {
             counters: map(maps::SERVICE_COUNTERS)?
                 .try_into()
                 .map_err(|e| DatapathError::map_access(maps::SERVICE_COUNTERS, e))?,
+            asks: Vec::new(),
         })
     }
 
@@ -97,6 +101,8 @@ impl ServiceTables {
                 why: format!("has room for {}, not {}", self.room(), services.len()),
             });
         }
+        let asks = |s: &Service| [s.when != When::Off as u32, s.reflection != Limit::NONE];
+        self.asks = services.iter().map(asks).collect();
         let slots = self.services.u64s().chunks_exact(WORDS);
         let rest = std::iter::repeat(&Service::OFF);
         for (index, (slot, service)) in slots.zip(services.iter().chain(rest)).enumerate() {
@@ -123,7 +129,7 @@ impl ServiceTables {
         Ok(())
     }
 
-    /// Makes the targets, and the ports of reflectors (host byte order), exactly
+    /// Makes the targets of the services that were set before, and the ports of reflectors (host byte order), exactly
     /// these; targets that stay keep what the program wrote in them. With the secret of the
     /// hashes the filter is made of the addresses of balanced services, which have a target
     /// of ICMP, and of those that NAT sends from.
@@ -171,12 +177,14 @@ impl ServiceTables {
                 word.store(value, Relaxed);
             }
         }
-        // A bit that is set leads to a look-up that finds what there is.
+        // A bit that is set leads to a look-up that finds what there is; without one nothing
+        // is asked of a packet.
         let mut bits = vec![0u64; PORT_WORDS as usize];
         for (key, target) in wanted {
+            let [tcp, udp] = self.asks.get(target.service as usize).unwrap_or(&[true; 2]);
             let set = match key.proto {
-                proto::TCP => Ports::Tcp,
-                proto::UDP => Ports::Udp,
+                proto::TCP if *tcp => Ports::Tcp,
+                proto::UDP if *udp => Ports::Udp,
                 _ => continue,
             };
             let port = u16::from_be(key.port);

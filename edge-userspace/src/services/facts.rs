@@ -1,7 +1,7 @@
 //! What the host has, as far as services depend on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -78,13 +78,19 @@ pub struct Place {
 
 /// All listeners, by where they listen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listeners(BTreeMap<Place, Vec<Listener>>);
+pub struct Listeners {
+    places: BTreeMap<Place, Vec<Listener>>,
+    /// Ports with a listener that is bound to an interface.
+    bound: BTreeSet<u16>,
+}
 
 impl Listeners {
     /// From a list in any order.
     pub fn new(mut list: Vec<Listener>) -> Self {
         list.sort_unstable();
         let mut places: BTreeMap<Place, Vec<Listener>> = BTreeMap::new();
+        let bound = list.iter().filter(|l| l.device != 0).map(|l| l.port);
+        let bound = bound.collect();
         for listener in list {
             let place = Place {
                 address: listener.address,
@@ -93,25 +99,32 @@ impl Listeners {
             };
             places.entry(place).or_default().push(listener);
         }
-        Self(places)
+        Self { places, bound }
     }
 
     /// The sockets at a place.
     pub fn at(&self, place: &Place) -> &[Listener] {
-        self.0.get(place).map_or(&[], Vec::as_slice)
+        self.places.get(place).map_or(&[], Vec::as_slice)
     }
 
     /// All sockets with the address and port of a place, whatever interface each is
     /// bound to.
     pub fn sharing(&self, place: &Place) -> Vec<Listener> {
         let of = |device| Place { device, ..*place };
-        let range = self.0.range(of(0)..=of(u32::MAX));
+        let range = self.places.range(of(0)..=of(u32::MAX));
         range.flat_map(|(_, list)| list).copied().collect()
+    }
+
+    /// Whether there may be listeners for the same packets that are bound to another
+    /// interface, or to none.
+    pub fn is_shared(&self, place: &Place) -> bool {
+        let is_other = |p: &Place| p.port == place.port && p.device != place.device;
+        self.bound.contains(&place.port) && self.places.keys().any(is_other)
     }
 
     /// Every port on which something listens, each once.
     pub fn ports(&self) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.0.keys().map(|p| p.port).collect();
+        let mut ports: Vec<u16> = self.places.keys().map(|p| p.port).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -128,7 +141,7 @@ impl Listeners {
                 device,
             };
             // Who is bound to no interface comes first in the order.
-            let mut range = self.0.range(of(0)..=of(u32::MAX));
+            let mut range = self.places.range(of(0)..=of(u32::MAX));
             range
                 .find(|(_, list)| list.iter().any(takes))
                 .map(|(place, _)| *place)
@@ -221,11 +234,18 @@ pub(super) mod tests {
         let all: Vec<u32> = all.iter().map(|l| l.inode).collect();
         assert_eq!(all, [8, 9, 7]);
         assert_eq!(listeners.ports(), [80]);
+        assert!(listeners.is_shared(&place));
         let alone = Listeners::new(vec![bound]);
         assert_eq!(
             alone.find("192.0.2.1".parse().unwrap(), 80).unwrap().device,
             3
         );
+        let several = [listener("0.0.0.0", 80, 1), listener("::", 80, 2)];
+        for list in [vec![bound], several.to_vec()] {
+            let place = Listeners::new(list.clone());
+            let found = place.find("192.0.2.1".parse().unwrap(), 80).unwrap();
+            assert!(!place.is_shared(&found));
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::{
 
 use edge_common::{
     defence::{
-        TARGET_FORWARDED, TARGET_LOCAL, TARGET_REST, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
+        TARGET_BOUND, TARGET_FORWARDED, TARGET_LOCAL, TARGET_REST, Target, TargetKey,
+        WSCALE_UNKNOWN, v4_halves,
     },
     parse::proto,
 };
@@ -30,7 +31,7 @@ pub struct Planned {
     pub at: SocketAddr,
     /// Segment size to announce.
     pub mss: u16,
-    /// [`TARGET_LOCAL`], [`TARGET_FORWARDED`] or [`TARGET_REST`].
+    /// [`TARGET_LOCAL`], [`TARGET_BOUND`], [`TARGET_FORWARDED`] or [`TARGET_REST`].
     pub kind: u8,
     /// Who listens there; `None` when nobody does, or it does not matter.
     pub listener: Option<Place>,
@@ -63,27 +64,31 @@ pub fn resolve(
 ) -> Targets {
     let mut targets = Targets::default();
     let room = room as usize;
-    let add =
-        |targets: &mut Targets, i: usize, service: &Service, at: SocketAddr, mss, listener| {
-            let planned = Planned {
-                service: i,
-                index: slots.get(i).map_or(0, |s| s.index),
-                at,
-                mss,
-                kind: kind(service),
-                listener,
-            };
-            let full = targets.planned.len() >= room;
-            match targets.planned.entry(key(service.protocol, at)) {
-                Entry::Vacant(_) if full => targets.left_out += 1,
-                Entry::Vacant(entry) => {
-                    entry.insert(planned);
-                }
-                // Two services are told apart by the file, but for what listens, which
-                // is for who lists it.
-                Entry::Occupied(_) => {}
-            }
+    let add = |targets: &mut Targets,
+               i: usize,
+               service: &Service,
+               at: SocketAddr,
+               mss,
+               listener: Option<Place>| {
+        let planned = Planned {
+            service: i,
+            index: slots.get(i).map_or(0, |s| s.index),
+            at,
+            mss,
+            kind: kind(service, listeners, listener.as_ref()),
+            listener,
         };
+        let full = targets.planned.len() >= room;
+        match targets.planned.entry(key(service.protocol, at)) {
+            Entry::Vacant(_) if full => targets.left_out += 1,
+            Entry::Vacant(entry) => {
+                entry.insert(planned);
+            }
+            // Two services are told apart by the file, but for what listens, which
+            // is for who lists it.
+            Entry::Occupied(_) => {}
+        }
+    };
     let all = services.iter().enumerate();
     // Who has an address by itself comes before who has it within a prefix.
     let single = all
@@ -132,10 +137,11 @@ pub fn resolve(
     targets
 }
 
-fn kind(service: &Service) -> u8 {
+fn kind(service: &Service, listeners: &Listeners, listener: Option<&Place>) -> u8 {
     match service.ports {
         Ports::Rest => TARGET_REST,
         _ if service.forwarded => TARGET_FORWARDED,
+        _ if listener.is_some_and(|place| listeners.is_shared(place)) => TARGET_BOUND,
         _ => TARGET_LOCAL,
     }
 }

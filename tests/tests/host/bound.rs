@@ -64,6 +64,33 @@ fn a_listener_of_an_interface_is_defended_with_the_default_scale() {
     assert!(log.contains(said), "{log}");
 }
 
+/// Both get SYNs for the same address and port, and each has to be marked.
+#[test]
+fn listeners_of_two_interfaces_at_one_address_both_take_cookies() {
+    let lab = Lab::new(2);
+    let listeners = ["eth0", "eth1"].map(|interface| listen_on(&lab, interface, None));
+    let [near, far] = &lab.links[..] else {
+        panic!("two links");
+    };
+    let address = web(near);
+    let route = format!("route add {}/32 via {}", near.v4(1), far.v4(1));
+    far.outside.ip(&route);
+    let without = ends(far, &listeners[1], address);
+    let edge = Installation::new(&lab.host, &["eth0", "eth1"], SETTINGS);
+    let _daemon = edge.start();
+    wait_ready(&edge, "web", 4, 2);
+    let valid = counter(&edge, "web", "cookies_valid");
+    let mut clients = 0;
+    flood(near, || {
+        assert_eq!(ends(far, &listeners[1], address), without);
+        clients += 1;
+        clients == CLIENTS
+    });
+    wait::until("they came through cookies", || {
+        counter(&edge, "web", "cookies_valid") >= valid + CLIENTS
+    });
+}
+
 #[test]
 fn a_listener_of_an_interface_with_a_buffer_of_its_own_is_left_to_the_kernel() {
     let lab = Lab::new(1);
