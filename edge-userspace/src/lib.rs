@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod durable;
 pub mod entry;
 pub mod feed;
 pub mod health;

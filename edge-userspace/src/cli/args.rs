@@ -66,11 +66,13 @@ Examples:
 Checks everything first, tells the memory that the tables take, attaches to the
 interfaces and runs until SIGTERM or SIGINT. SIGHUP reloads the configuration.")]
     Run(RunArgs),
-    /// Check a configuration and tell what it takes; needs no daemon.
+    /// Check a configuration, and tell what it takes and changes; needs no daemon.
     #[command(after_help = "\
 Examples:
   edge check -c /etc/edge/edge.toml
-  edge check -c edge.toml --json | jq .memory_total")]
+  edge check -c edge.toml --json | jq .memory_total
+
+Where a daemon runs, it also tells what the configuration would change there.")]
     Check {
         /// The configuration.
         #[arg(short, long, value_name = "FILE")]
@@ -98,7 +100,26 @@ one below the other elsewhere.")]
     /// Backends of balanced services: how they are, drain, weights.
     #[command(subcommand)]
     Backend(BackendCommand),
-    /// Put a changed configuration file into force, all of it or nothing.
+    /// Put another configuration into force, all of it or nothing.
+    #[command(after_help = "\
+Examples:
+  edge apply -c next.toml --dry-run
+  edge apply -c next.toml
+  edge apply -c next.toml --dry-run --json | jq '.services[].sentence'
+
+The file is checked, and what it changes is told: attached interfaces, tables that
+are made anew, how many slots of balanced services move and how many live flows lose
+their backend. Then it takes the place of the file that the daemon was started with, and
+is put into force; if that fails, the former file is put back.")]
+    Apply {
+        /// The configuration.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Only tell what would change.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Put the changed configuration file into force, all of it or nothing.
     #[command(after_help = "\
 Examples:
   edge check -c /etc/edge/edge.toml && edge reload")]

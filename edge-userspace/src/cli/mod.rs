@@ -3,6 +3,7 @@
 //! With `--json` every command prints JSON lines: one object a line, one line
 //! for what is one thing. Errors go to stderr, in the same form.
 
+mod apply;
 mod args;
 mod attacks;
 mod backends;
@@ -183,7 +184,8 @@ fn execute<W: io::Write>(
         }),
         Command::Decap(args) => decapsulate(args, &mut |news| decap::tell(news, out))
             .map_err(|e| Error::Failed(format!("{e:#}"))),
-        Command::Check { config } => offline::check(&config, out),
+        Command::Check { config } => offline::check(&config, socket, out),
+        Command::Apply { config, dry_run } => apply::apply(&config, dry_run, socket, out),
         Command::Reasons => offline::reasons(out),
         Command::Status { watch } => match watch {
             None => status::status(socket, out),

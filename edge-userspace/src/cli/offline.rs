@@ -9,27 +9,40 @@ use edge_common::reason::Reason;
 use serde::Serialize;
 
 use super::{
-    Error,
+    Error, apply,
     output::Out,
     text::{Column, Table},
 };
 use crate::{
     clock,
     config::{self, Description, describe, possible_cpus},
+    control::{client::ClientError, protocol::Comparison},
     tables::Geometry,
 };
 
 /// `edge check`.
-pub(super) fn check<W: Write>(path: &Path, out: &mut Out<W>) -> Result<(), Error> {
+pub(super) fn check<W: Write>(path: &Path, socket: &Path, out: &mut Out<W>) -> Result<(), Error> {
     #[derive(Serialize)]
     struct Check {
         file: String,
         warnings: Vec<String>,
         #[serde(flatten)]
         description: Description,
+        /// What it would change where it was checked, if a daemon runs there.
+        against: Option<Comparison>,
+        /// Why a daemon there would not take it.
+        against_error: Option<String>,
     }
-    let checked = config::load(path, clock::coarse_tick_ns())?;
+    let (text, checked) = config::load_text(path, clock::coarse_tick_ns())?;
     let model = &checked.model;
+    let (against, against_error) = match apply::compare(path, &text, socket) {
+        Ok(comparison) => (Some(comparison), None),
+        // Nobody is there, or nobody who speaks to us.
+        Err(Error::Client(ClientError::Unreachable { .. } | ClientError::Denied { .. })) => {
+            (None, None)
+        }
+        Err(e) => (None, e.message()),
+    };
     let check = Check {
         file: path.display().to_string(),
         warnings: checked.warnings.iter().map(ToString::to_string).collect(),
@@ -38,6 +51,8 @@ pub(super) fn check<W: Write>(path: &Path, out: &mut Out<W>) -> Result<(), Error
             &Geometry::for_capacity(&model.capacity),
             possible_cpus(),
         ),
+        against,
+        against_error,
     };
     if !out.json {
         for warning in &check.warnings {
@@ -46,7 +61,17 @@ pub(super) fn check<W: Write>(path: &Path, out: &mut Out<W>) -> Result<(), Error
         }
     }
     out.either(&check, || {
-        format!("{}: correct\n\n{}\n", check.file, check.description)
+        let mut text = format!("{}: correct\n\n{}\n", check.file, check.description);
+        if let Some(comparison) = &check.against {
+            text += "\nagainst what is in force here:\n";
+            text += &apply::told(&Comparison {
+                warnings: Vec::new(),
+                ..comparison.clone()
+            });
+        } else if let Some(error) = &check.against_error {
+            text += &format!("\nthe daemon that runs here would not take it:\n{error}\n");
+        }
+        text
     })?;
     Ok(())
 }

@@ -116,18 +116,22 @@ pub(super) fn reload<W: Write>(socket: &Path, out: &mut Out<W>) -> Result<(), Er
         generation: u64,
         notes: Vec<String>,
     }
-    match ask(socket, Request::Reload {})? {
-        Response::Reloaded { generation, notes } => {
-            let reloaded = Reloaded { generation, notes };
-            out.either(&reloaded, || {
-                let mut text = format!("Generation {generation} is in force.\n");
-                for note in &reloaded.notes {
-                    let _ = writeln!(text, "{note}");
-                }
-                text
-            })?;
-            Ok(())
+    let (generation, notes) = reload_request(socket)?;
+    let reloaded = Reloaded { generation, notes };
+    out.either(&reloaded, || {
+        let mut text = format!("Generation {generation} is in force.\n");
+        for note in &reloaded.notes {
+            let _ = writeln!(text, "{note}");
         }
+        text
+    })?;
+    Ok(())
+}
+
+/// Has the daemon reload: the generation, and what there is to say of it.
+pub(super) fn reload_request(socket: &Path) -> Result<(u64, Vec<String>), Error> {
+    match ask(socket, Request::Reload {})? {
+        Response::Reloaded { generation, notes } => Ok((generation, notes)),
         other => Err(unexpected(socket, &other)),
     }
 }

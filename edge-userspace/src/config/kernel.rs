@@ -132,7 +132,8 @@ impl Model {
         }
     }
 
-    fn verified_ttl(&self) -> u32 {
+    /// How long a source stays verified, steps of [`VERIFIED_SHIFT`].
+    pub fn verified_ttl(&self) -> u32 {
         let ns = self.flood.verified_ttl_s.saturating_mul(1_000_000_000);
         u32::try_from(ns >> VERIFIED_SHIFT).map_or(0xffff, |steps| steps.clamp(1, 0xffff))
     }

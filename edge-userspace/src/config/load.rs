@@ -18,6 +18,14 @@ use super::{
 /// # Errors
 /// [`ConfigError`]: it cannot be read, or everything that is wrong with it.
 pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
+    Ok(load_text(path, tick_ns)?.1)
+}
+
+/// The same, with the text of the file.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(path: &Path, tick_ns: u64) -> Result<(String, Checked), ConfigError> {
     let (text, mode) = read(path)?;
     let mut checked = parse(&text, path, tick_ns)?;
     for service in &checked.model.services {
@@ -45,7 +53,7 @@ pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
         };
         checked.warnings.insert(0, warning);
     }
-    Ok(checked)
+    Ok((text, checked))
 }
 
 /// The text of the file and its permissions.

@@ -42,7 +42,7 @@ pub use describe::{
     BalanceDescription, BalancingDescription, CheckMode, Description, FloodDescription,
     LimitDescription, Lists, MapMemory, ServiceDescription, describe,
 };
-pub use load::load;
+pub use load::{load, load_text};
 pub use model::Model;
 pub use report::{ConfigError, Finding, Findings, MAX_FINDINGS};
 

@@ -33,13 +33,16 @@ use crate::{
 };
 
 /// Version of this protocol. Client and daemon must have the same one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The longest line a client may send, without its newline.
 pub const MAX_LINE: usize = 1 << 20;
 
 /// The most prefixes in one chunk: as many of the longest as a line holds.
 pub const MAX_CHUNK: usize = 16_384;
+
+/// The most services that a [`Comparison`] tells of: each takes two rings.
+pub const MAX_COMPARED: usize = 100;
 
 /// The most entries in one page of a list.
 pub const MAX_PAGE: u32 = 1000;
@@ -154,6 +157,14 @@ pub enum Request {
     Status {},
     /// Reads the configuration file again. [`Response::Reloaded`].
     Reload {},
+    /// What a configuration would change if it came into force now; nothing is
+    /// changed. [`Response::Comparison`].
+    Compare {
+        /// Its text.
+        text: String,
+        /// Name of its file, for messages.
+        file: String,
+    },
     /// Adds or updates entries, all or nothing. [`Response::Added`].
     Add(Addition),
     /// Removes the entries with exactly these prefixes, all or nothing: when
@@ -224,6 +235,35 @@ pub enum Request {
     },
 }
 
+/// What a configuration would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// What was probably not meant, a sentence each.
+    pub warnings: Vec<String>,
+    /// What changes outside of balanced services, a sentence each.
+    pub changes: Vec<String>,
+    /// Balanced services of which something changes, by name; at most [`MAX_COMPARED`].
+    pub services: Vec<ServiceChange>,
+    /// How many more there are.
+    pub more_services: usize,
+}
+
+/// What changes of a balanced service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceChange {
+    /// Its name.
+    pub service: String,
+    /// All of it as a sentence, without the stop.
+    pub sentence: String,
+    /// The slots of its ring that get another backend, and all of them; `None` for a service
+    /// that is new, or goes.
+    pub moved_slots: Option<(u32, u32)>,
+    /// Those that would not have to move for every backend to get its share.
+    pub needless_slots: Option<u32>,
+    /// About how many live flows lose their backend; `None`: it is not known.
+    pub lost_flows: Option<u64>,
+}
+
 /// A change of a limit. At least one of `rate` and `mode` is given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -287,6 +327,8 @@ pub enum Response {
         /// What changed or could not be changed without a restart, a sentence each.
         notes: Vec<String>,
     },
+    /// What would change.
+    Comparison(Comparison),
     /// The entries are in force and durable.
     Added {
         /// Entries that this source did not have.
@@ -561,6 +603,8 @@ pub enum Command {
     Status,
     /// [`Request::Reload`].
     Reload,
+    /// [`Request::Compare`].
+    Compare,
     /// [`Request::Add`].
     Add,
     /// [`Request::Remove`].
@@ -593,9 +637,10 @@ pub enum Command {
 
 impl Command {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Status,
         Self::Reload,
+        Self::Compare,
         Self::Add,
         Self::Remove,
         Self::List,
@@ -617,6 +662,7 @@ impl Command {
         match self {
             Self::Status => "status",
             Self::Reload => "reload",
+            Self::Compare => "compare",
             Self::Add => "add",
             Self::Remove => "remove",
             Self::List => "list",
@@ -641,6 +687,7 @@ impl Request {
         match self {
             Self::Status {} => Command::Status,
             Self::Reload {} => Command::Reload,
+            Self::Compare { .. } => Command::Compare,
             Self::Add(_) => Command::Add,
             Self::Remove { .. } => Command::Remove,
             Self::List { .. } => Command::List,

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use super::{
     backoff::Backoff,
     balance::{self, seed::SeedError},
+    compare::InForce,
     defence::{
         Defence, FillError, Unmet,
         follow::{Follower, Handle},
@@ -297,7 +298,7 @@ impl Engine {
     pub(super) fn publish_generation(&self, now: Now) {
         self.shared.publish_view(self.datapath.view());
         self.publish_counts();
-        self.shared.publish_services(&self.defence.lock());
+        self.shared.publish_services(&mut self.defence.lock());
         let mut facts = self.shared.facts();
         facts.config.generation += 1;
         facts.config.since_unix_ms = now.unix_ms;
@@ -349,12 +350,24 @@ impl Engine {
                 Failure::new(FailureKind::Config, text)
             })?;
         let mut notes: Vec<String> = checked.warnings.iter().map(ToString::to_string).collect();
-        let model = checked.model.with_limits(limits);
         notes.extend(sentences(&difference));
+        notes.extend(self.in_force(Now::read()).notes(&checked.model));
+        let model = checked.model.with_limits(limits);
         notes.extend(self.force(model).map_err(failure)?);
         self.file = checked.model;
         self.publish_generation(Now::read());
         Ok(notes)
+    }
+
+    /// What another configuration would be compared with.
+    pub(super) fn in_force(&self, now: Now) -> InForce {
+        let balancer = self.balancer.lock();
+        InForce {
+            model: self.file.clone(),
+            seed: balancer.seed().unwrap_or(Seed::new([0; 4])),
+            situation: balancer.situation(now),
+            tick_ns: coarse_tick_ns(),
+        }
     }
 
     /// Puts a configuration into force: lists first, then the programs.
@@ -556,8 +569,8 @@ pub(super) fn failure(error: ForceError) -> Failure {
     }
 }
 
-/// What a reload changed, a sentence each.
-fn sentences(changes: &reload::Changes) -> Vec<String> {
+/// What a reload changes, a sentence each.
+pub(super) fn sentences(changes: &reload::Changes) -> Vec<String> {
     if !changes.any {
         return vec!["nothing in the file has changed".into()];
     }
@@ -567,12 +580,12 @@ fn sentences(changes: &reload::Changes) -> Vec<String> {
             sentences.push(format!("{what} {}", names.join(", ")));
         }
     };
-    list("attached to", &changes.added);
-    list("detached from", &changes.removed);
+    list("attaches to", &changes.added);
+    list("detaches from", &changes.removed);
     list("protects the services", &changes.services_added);
     list("no longer protects the services", &changes.services_removed);
     let keys: Vec<String> = changes.new_tables.iter().map(|&k| k.to_owned()).collect();
-    list("resized:", &keys);
+    list("makes anew, with another size:", &keys);
     if let Some(room) = changes.service_room {
         sentences.push(format!(
             "the table of services is made anew, with room for {room}: states and counters of \

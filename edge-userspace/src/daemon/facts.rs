@@ -74,6 +74,8 @@ pub(super) struct Facts {
     pub(super) services: Vec<ServiceStatus>,
     /// Addresses and ports of services that there is room for.
     pub(super) service_targets: u64,
+    /// Verified sources and the room for them, where any service has some.
+    pub(super) verified: Option<(u64, u64)>,
     /// How the balancer is; `None` without balanced services.
     pub(super) balance: Option<BalanceStatus>,
     /// What had passed and what had been dropped when the interface was put
@@ -117,8 +119,10 @@ impl Shared {
     }
 
     /// Publishes how the services are.
-    pub(super) fn publish_services(&self, defence: &Defence) {
-        let mut statuses = defence.statuses(Now::read());
+    pub(super) fn publish_services(&self, defence: &mut Defence) {
+        let now = Now::read();
+        let verified = defence.verified(now);
+        let mut statuses = defence.statuses(now);
         let attacks = self.attacks.lock();
         for status in &mut statuses {
             status.attack = attacks.current(&status.name).map(Box::new);
@@ -128,6 +132,7 @@ impl Shared {
         let mut facts = self.facts();
         facts.services = statuses;
         facts.service_targets = defence.room();
+        facts.verified = verified;
     }
 
     /// Publishes how the balancer is.
@@ -318,6 +323,11 @@ fn tables(facts: &Facts, limiter_claimed: u64) -> Vec<TableStatus> {
         entries: targets,
         capacity: facts.service_targets,
     });
+    let of_verified = facts.verified.map(|(entries, capacity)| TableStatus {
+        table: "verified_sources".to_owned(),
+        entries,
+        capacity,
+    });
     [
         ("hosts_v4", used.hosts_v4.into(), capacity.hosts_v4),
         ("hosts_v6", used.hosts_v6.into(), capacity.hosts_v6),
@@ -331,6 +341,7 @@ fn tables(facts: &Facts, limiter_claimed: u64) -> Vec<TableStatus> {
     })
     .into_iter()
     .chain(of_services)
+    .chain(of_verified)
     .collect()
 }
 

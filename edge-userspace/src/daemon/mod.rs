@@ -8,6 +8,7 @@
 
 mod backoff;
 mod balance;
+mod compare;
 pub mod decap;
 mod defence;
 mod engine;

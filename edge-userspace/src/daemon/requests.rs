@@ -57,6 +57,7 @@ impl Engine {
         }
         let now = Now::read();
         let answer = match request {
+            Request::Compare { text, file } => return self.compare(text, file, now, reply),
             Request::Status {}
             | Request::List { .. }
             | Request::Lookup { .. }
@@ -104,6 +105,19 @@ impl Engine {
             }
         };
         reply.send(answer);
+    }
+
+    /// Compares a configuration with what is in force. Rings of many services take their time,
+    /// and others wait for the engine: it is done by a thread of its own.
+    fn compare(&self, text: String, file: String, now: Now, reply: Reply) {
+        let in_force = self.in_force(now);
+        let compare = move || reply.send(in_force.compare(&text, &file).map(Response::Comparison));
+        let started = std::thread::Builder::new()
+            .name("compare".into())
+            .spawn(compare);
+        if let Err(e) = started {
+            error!("cannot start a thread to compare configurations: {e}");
+        }
     }
 
     fn add(&mut self, addition: Addition, now: Now, reply: &Reply) -> Result<Response, Failure> {

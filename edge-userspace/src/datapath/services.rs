@@ -11,7 +11,7 @@ use edge_common::{
     balance::{VIP_WORDS, vip_bit},
     defence::{
         PORT_WORDS, Ports, SERVICE_COUNTERS, Service, TARGET_FORWARDED, TARGET_SOURCE, Target,
-        TargetKey, WSCALE_UNKNOWN, When, port_bit,
+        TargetKey, WSCALE_UNKNOWN, When, port_bit, tags,
     },
     gcra::Limit,
     hash::Seed,
@@ -46,6 +46,7 @@ pub struct ServiceTables {
     services: Region,
     ports: Region,
     vips: Region,
+    verified: Region,
     targets: HashMap<MapData, KeyWords, TargetWords>,
     counters: PerCpuArray<MapData, [u64; SERVICE_COUNTERS]>,
     /// By index: whether TCP and UDP packets for the service are looked at.
@@ -62,6 +63,7 @@ impl ServiceTables {
             services: region(maps::SERVICES)?,
             ports: region(maps::PORTS)?,
             vips: region(maps::VIPS)?,
+            verified: region(maps::VERIFIED)?,
             targets: map(maps::TARGETS)?
                 .try_into()
                 .map_err(|e| DatapathError::map_access(maps::TARGETS, e))?,
@@ -227,6 +229,21 @@ impl ServiceTables {
             }
         }
         Ok(scales)
+    }
+
+    /// How many sources are verified at a time (nanoseconds of the program's clock), each for
+    /// `ttl` steps of [`tags::VERIFIED_SHIFT`], and how many there is room for.
+    pub fn verified(&self, now_ns: u64, ttl: u32) -> (u64, u64) {
+        let words = self.verified.u64s();
+        let now = tags::word(0, now_ns, tags::VERIFIED_SHIFT);
+        let is_young = |word: &&AtomicU64| {
+            let word = word.load(Relaxed);
+            word != 0 && u32::from(tags::age(word, now)) <= ttl
+        };
+        (
+            words.iter().filter(is_young).count() as u64,
+            words.len() as u64,
+        )
     }
 
     /// What the program wrote of a service.

@@ -19,8 +19,8 @@ use edge_common::{addr::Prefix, decide::Standing, reason::Reason};
 use edge_userspace::{
     control::{
         protocol::{
-            Addition, Entry, Event, Failure, FailureKind, Limits, List, Lookup, Origin, Outcome,
-            Request, Response, SetLimit,
+            Addition, Comparison, Entry, Event, Failure, FailureKind, Limits, List, Lookup, Origin,
+            Outcome, Request, Response, SetLimit,
         },
         server::{Bounds, Handler, Reply},
     },
@@ -58,6 +58,7 @@ impl Lists {
             Request::Reload {} => {
                 return Err(Failure::new(FailureKind::Config, "edge.toml:3: nonsense"));
             }
+            Request::Compare { .. } => Response::Comparison(Comparison::default()),
             Request::Add(Addition { header, prefixes }) => {
                 if header.note == "full" {
                     return Err(Failure::new(FailureKind::Full, "raise tables.hosts_v4"));

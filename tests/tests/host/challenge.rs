@@ -69,6 +69,12 @@ fn a_client_answers_the_challenge_and_is_known_from_then_on() {
         assert_eq!(counter(&edge, "web", "challenges"), n as u64 + 1);
     }
     assert_eq!(edge.packets("challenge_answered", "ended"), 2);
+    // Both families of the client, in the table that is told of.
+    wait::until("the verified sources are counted", || {
+        let metrics = edge.scrape();
+        metrics.contains("edge_table_entries{table=\"verified_sources\"} 2\n")
+            && metrics.contains("edge_table_capacity_entries{table=\"verified_sources\"} 65536\n")
+    });
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Edge on a host with real links, clients and servers, as a user sees it.
 
+mod apply;
 mod attach;
 mod attacks;
 mod balance;

@@ -60,6 +60,13 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
         (call(Request::Status {}), r#"{"call":{"status":{}}}"#),
         (call(Request::Reload {}), r#"{"call":{"reload":{}}}"#),
         (
+            call(Request::Compare {
+                text: "a = 1\n".to_owned(),
+                file: "edge.toml".to_owned(),
+            }),
+            r#"{"call":{"compare":{"text":"a = 1\n","file":"edge.toml"}}}"#,
+        ),
+        (
             call(Request::Add(Addition {
                 header: header(),
                 prefixes: prefixes.clone(),

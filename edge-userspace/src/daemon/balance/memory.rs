@@ -3,17 +3,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    fs, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::l4::{BackendKey, Endpoint, numbers::Numbers};
+use crate::{
+    durable::{self, PRIVATE},
+    l4::{BackendKey, Endpoint, numbers::Numbers},
+};
 
 /// Name of the file.
 const FILE: &str = "backends.json";
@@ -171,17 +172,7 @@ impl Memory {
                 .collect(),
             said: self.said.clone(),
         };
-        let new = self.path.with_extension("new");
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&new)?;
-        file.write_all(&serde_json::to_vec(&contents)?)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        match self.path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+        durable::replace(&self.path, &serde_json::to_vec(&contents)?, PRIVATE)
     }
 }
 

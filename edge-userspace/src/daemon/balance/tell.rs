@@ -1,11 +1,13 @@
 //! What operators are told of the balancer, and what they tell it.
 
+use edge_common::hash::Seed;
+
 use super::{Balancer, balanced, health_key, key};
 use crate::{
     clock::Now,
     control::protocol::{BackendChange, Failure, FailureKind},
     health::Health,
-    l4::{Endpoint, plan::Admin},
+    l4::{Endpoint, diff::Situation, plan::Admin},
     status::balance::{AdminState, BackendStatus, BalanceStatus, BalancedService, FlowTable},
 };
 
@@ -71,6 +73,30 @@ impl Balancer {
                 ..FlowTable::default()
             },
         })
+    }
+
+    /// The secret of the choice of backends, if any service is balanced.
+    pub(in crate::daemon) fn seed(&self) -> Option<Seed> {
+        self.force.as_ref().map(|force| force.seed)
+    }
+
+    /// What a change of the configuration meets.
+    pub(in crate::daemon) fn situation(&self, now: Now) -> Situation {
+        let mut situation = Situation {
+            now_ns: now.mono_ns,
+            ..Situation::default()
+        };
+        let Some(force) = &self.force else {
+            return situation;
+        };
+        for (in_force, (_, service, balance)) in force.services.iter().zip(balanced(&force.model)) {
+            let states = self.reachable(force, service, &in_force.states);
+            let all = balance.backends.iter().map(Endpoint::of);
+            let flows = all.map(|e| u64::from(self.flows_of(service, e))).sum();
+            situation.states.insert(service.name.clone(), states);
+            situation.flows.insert(service.name.clone(), flows);
+        }
+        situation
     }
 
     /// Does what an operator says of a backend.

@@ -79,7 +79,7 @@ impl Follower {
                 let mut defence = defence.lock();
                 if defence.follow(&shared, &mut changed, turn.is_multiple_of(SELDOM)) {
                     defence.sample(&mut events, &shared.attacks);
-                    shared.publish_services(&defence);
+                    shared.publish_services(&mut defence);
                 }
                 // The disk keeps nobody waiting.
                 drop(defence);

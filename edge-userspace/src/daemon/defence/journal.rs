@@ -2,9 +2,7 @@
 //! state directory that keeps it over a restart.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -14,6 +12,7 @@ use tracing::warn;
 use crate::{
     clock::Now,
     control::protocol::{Failure, FailureKind, Response},
+    durable::{self, PRIVATE},
     services::attacks::History,
 };
 
@@ -71,15 +70,7 @@ impl Journal {
         };
         // Copied, so that nobody waits for the disk.
         let history = self.lock().clone();
-        let new = path.with_extension("new");
-        let mut file = create(&new)?;
-        file.write_all(&history.write()?)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        match path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+        durable::replace(path, &history.write()?, PRIVATE)
     }
 
     /// The answer to who asks for all attacks.
@@ -103,12 +94,6 @@ impl Journal {
 }
 
 /// For root only: it has packets of clients in it.
-fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(path)
-}
-
 fn set_aside(path: &Path, why: &dyn std::error::Error) {
     let aside = path.with_extension("broken");
     let to = match fs::rename(path, &aside) {
