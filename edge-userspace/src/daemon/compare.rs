@@ -6,7 +6,7 @@ use edge_common::hash::Seed;
 
 use super::engine::sentences;
 use crate::{
-    config::{self, Checked, Model, reload},
+    config::{self, Checked, Model, reload, services::Service},
     control::protocol::{Comparison, Failure, FailureKind, MAX_COMPARED, ServiceChange},
     l4::diff::{self, Configuration, Kind, Situation},
 };
@@ -47,7 +47,7 @@ impl InForce {
 
     /// What changes of balanced services, a sentence each; of many at once, only how many.
     pub(super) fn notes(&self, next: &Model) -> Vec<String> {
-        let (before, after) = (Configuration::of(&self.model), Configuration::of(next));
+        let (before, after) = (configuration(&self.model), configuration(next));
         let differs = |name: &&str| before.services.get(name) != after.services.get(name);
         let names: BTreeSet<&str> = [&before, &after]
             .into_iter()
@@ -66,7 +66,7 @@ impl InForce {
 
     /// What changes of balanced services.
     pub(super) fn services(&self, next: &Model) -> Vec<ServiceChange> {
-        let (before, after) = (Configuration::of(&self.model), Configuration::of(next));
+        let (before, after) = (configuration(&self.model), configuration(next));
         let changes = diff::changes(&self.seed, &before, &after, &self.situation);
         changes.into_iter().map(told).collect()
     }
@@ -83,5 +83,14 @@ fn told(change: diff::Change) -> ServiceChange {
         needless_slots: moves.map(|m| m.needless),
         lost_flows: change.flows,
         service: change.service,
+    }
+}
+
+/// A configuration as the balancer sees it.
+fn configuration<'a>(model: &'a Model) -> Configuration<'a> {
+    let balanced = |s: &'a Service| Some((s.name.as_str(), (s, s.balance.as_ref()?)));
+    Configuration {
+        slots: model.balancing.slots,
+        services: model.services.iter().filter_map(balanced).collect(),
     }
 }

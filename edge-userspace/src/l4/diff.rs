@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use edge_common::hash::Seed;
 
 use crate::config::{
-    Model,
     balance::{Backend, Balance, Forward, HashBy},
     services::Service,
 };
@@ -105,17 +104,6 @@ pub struct Configuration<'a> {
     pub slots: u32,
     /// The balanced services, by name.
     pub services: BTreeMap<&'a str, (&'a Service, &'a Balance)>,
-}
-
-impl<'a> Configuration<'a> {
-    /// That of a model.
-    pub fn of(model: &'a Model) -> Self {
-        let balanced = |s: &'a Service| Some((s.name.as_str(), (s, s.balance.as_ref()?)));
-        Self {
-            slots: model.balancing.slots,
-            services: model.services.iter().filter_map(balanced).collect(),
-        }
-    }
 }
 
 /// What is known at the moment of a change, by the name of a service.

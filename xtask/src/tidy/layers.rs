@@ -22,11 +22,12 @@ const SOURCE_DIR: &str = "edge-userspace/src";
 const LIBRARY: &str = "edge_userspace";
 
 /// Modules that do I/O, each with all below it. Everything else is pure.
-const RIMS: [&str; 22] = [
+const RIMS: [&str; 23] = [
     "main",
     "cli",
     "daemon",
     "datapath",
+    "durable",
     "policy",
     "store",
     "config::cpus",
@@ -80,12 +81,12 @@ const IMPURE: [(&str, &str); 17] = [
 
 /// Components that may know of ours only what stands here, besides themselves, and why.
 const MAY_USE: [(&str, &[&str], &str); 2] = [
-    // What it says to the daemon, and what needs no daemon: checking a configuration, reading
-    // a feed.
+    // What it says to the daemon, and what needs no daemon: checking a configuration and putting
+    // it in place, reading a feed.
     (
         "cli",
         &[
-            "clock", "config", "control", "entry", "feed", "status", "tables", "wire",
+            "clock", "config", "control", "durable", "entry", "feed", "status", "tables", "wire",
         ],
         "let the daemon do it and answer",
     ),
