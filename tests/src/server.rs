@@ -24,6 +24,16 @@ impl Nginx {
     #[must_use]
     #[track_caller]
     pub fn start(namespace: &Namespace) -> Self {
+        Self::saying(namespace, "protected by Edge")
+    }
+
+    /// The same with another text for every request, which must have no quotes.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    #[track_caller]
+    pub fn saying(namespace: &Namespace, text: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let at = directory.path().display();
         let configuration = format!(
@@ -36,7 +46,7 @@ impl Nginx {
                scgi_temp_path {at}/scgi;\n\
                server {{\n\
                  listen 80; listen [::]:80;\n\
-                 location / {{ return 200 \"protected by Edge\\n\"; }}\n\
+                 location / {{ return 200 \"{text}\\n\"; }}\n\
                }}\n\
              }}\n"
         );

@@ -1,6 +1,9 @@
-//! Edge at work: a client, an attacker and a host with nginx, in namespaces of their own.
+//! Edge at work: a client, an attacker and a host with nginx, and a service over three
+//! backends, all in namespaces of their own.
 //!
 //! Started by `cargo xtask demo`, which builds what it needs. Everything vanishes with this process.
+
+mod balance;
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -63,7 +66,14 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     remove_on_signal(directory.path().to_owned());
-    show();
+    protect();
+    balance::show();
+    println!(
+        "\nSent is what the sender's interface took; what a full receive queue lost after that is in\n\
+         neither of the rows below it. All senders and servers share this machine's {} CPUs.\n\
+         Nothing is left behind: namespaces, programs and files go with this process.",
+        thread::available_parallelism().map_or(1, usize::from)
+    );
     ExitCode::SUCCESS
 }
 
@@ -89,7 +99,8 @@ fn remove_on_signal(directory: std::path::PathBuf) {
     });
 }
 
-fn show() {
+/// The firewall and the defence against SYN floods.
+fn protect() {
     let lab = Lab::new(2);
     let (client, attacker) = (&lab.links[0], &lab.links[1]);
     let _nginx = Nginx::start(&lab.host);
@@ -148,12 +159,6 @@ fn show() {
     let status = edge.ok(&["status"]);
     print_table(&parts);
     println!("\n$ edge status\n{status}");
-    println!(
-        "\nSent is what the sender's interface took; what a full receive queue lost after that is in\n\
-         neither of the rows below it. Sender, host and client share this machine's {} CPUs.\n\
-         Nothing is left behind: namespaces, program and files go with this process.",
-        thread::available_parallelism().map_or(1, usize::from)
-    );
 }
 
 /// What was measured in one part.
@@ -212,14 +217,20 @@ fn requests(host: IpAddr, started: Instant) -> (Vec<f64>, u64) {
     (latencies, failed)
 }
 
+/// Whether a request is answered as it should be.
 fn request(to: SocketAddr) -> std::io::Result<bool> {
+    Ok(answer(to)?.starts_with("HTTP/1.1 200 "))
+}
+
+/// The answer to a request on a connection of its own.
+fn answer(to: SocketAddr) -> std::io::Result<String> {
     const PATIENCE: Duration = Duration::from_secs(1);
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer.starts_with(b"HTTP/1.1 200 "))
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// SYNs of the attacker, of sources in its network, and of bogons.
