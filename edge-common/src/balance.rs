@@ -313,19 +313,38 @@ pub const NEW_AGE: u32 = 10;
 /// of it may go on, or somebody has made the end up.
 pub const CLOSING_AGE: u32 = 15;
 
+/// Steps that an established flow without a packet is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// One of TCP.
+    pub tcp: u32,
+    /// One of any other protocol.
+    pub udp: u32,
+}
+
 /// What is known of a flow, as one word.
 pub struct FlowWord;
 
 impl FlowWord {
     const STATE: u32 = 24;
+    const TCP: u64 = 1 << 26;
     const SEEN: u32 = 32;
+    /// The backend's number and generation.
+    const BACKEND: u64 = (1 << Self::STATE) - 1;
 
-    /// A flow of a backend with this number and generation.
+    /// A flow, of TCP or not, of a backend with this number and generation.
     #[inline(always)]
-    pub const fn of(backend: u16, generation: u8, state: FlowState, seen: u32) -> u64 {
+    pub const fn of(
+        backend: u16,
+        generation: u8,
+        is_tcp: bool,
+        state: FlowState,
+        seen: u32,
+    ) -> u64 {
         backend as u64
             | (generation as u64) << 16
             | (state as u64) << Self::STATE
+            | if is_tcp { Self::TCP } else { 0 }
             | (seen as u64) << Self::SEEN
     }
 
@@ -344,7 +363,7 @@ impl FlowWord {
     /// Whether two words are of flows of the same backend.
     #[inline(always)]
     pub const fn is_alike(word: u64, other: u64) -> bool {
-        (word ^ other) & 0xff_ffff == 0
+        (word ^ other) & Self::BACKEND == 0
     }
 
     /// The backend's number.
@@ -365,6 +384,12 @@ impl FlowWord {
         word >> Self::STATE & 3 == state as u64
     }
 
+    /// Whether it is of TCP.
+    #[inline(always)]
+    pub const fn is_tcp(word: u64) -> bool {
+        word & Self::TCP != 0
+    }
+
     /// When its last packet was seen, in steps of [`AGE_SHIFT`].
     #[inline(always)]
     pub const fn seen(word: u64) -> u32 {
@@ -374,7 +399,9 @@ impl FlowWord {
     /// The same flow in another state, seen at another time.
     #[inline(always)]
     pub const fn with(word: u64, state: FlowState, seen: u32) -> u64 {
-        word & 0x00ff_ffff | (state as u64) << Self::STATE | (seen as u64) << Self::SEEN
+        word & (Self::BACKEND | Self::TCP)
+            | (state as u64) << Self::STATE
+            | (seen as u64) << Self::SEEN
     }
 
     /// The same flow in the same state, seen at another time.
@@ -390,11 +417,15 @@ impl FlowWord {
         if age > u32::MAX / 2 { 0 } else { age }
     }
 
-    /// Whether it is over, when an established one is kept for `idle` steps.
+    /// Whether it is over.
     #[inline(always)]
-    pub const fn is_over(word: u64, now: u32, idle: u32) -> bool {
+    pub const fn is_over(word: u64, now: u32, idle: Idle) -> bool {
         let kept = if Self::is(word, FlowState::Established) {
-            idle
+            if Self::is_tcp(word) {
+                idle.tcp
+            } else {
+                idle.udp
+            }
         } else if Self::is(word, FlowState::Closing) {
             CLOSING_AGE
         } else {
@@ -407,7 +438,7 @@ impl FlowWord {
 /// How good a slot is to put another flow into: 0: not at all, for an established flow
 /// is never evicted. Best is one that is free.
 #[inline(always)]
-pub const fn worth(slot: FlowSlot, now: u32, idle: u32) -> u32 {
+pub const fn worth(slot: FlowSlot, now: u32, idle: Idle) -> u32 {
     if slot.tag == 0 {
         return u32::MAX;
     }
@@ -497,11 +528,12 @@ mod tests {
 
     #[test]
     fn established_flows_are_not_evicted_before_they_are_over() {
-        let slot = |state, seen| FlowSlot {
+        let of = |is_tcp, state, seen| FlowSlot {
             tag: 1,
-            word: FlowWord::of(3, 4, state, seen),
+            word: FlowWord::of(3, 4, is_tcp, state, seen),
         };
-        let (now, idle) = (100_000, 900);
+        let slot = |state, seen| of(true, state, seen);
+        let (now, idle) = (100_000, Idle { tcp: 900, udp: 100 });
         assert_eq!(worth(slot(FlowState::Established, now - 900), now, idle), 0);
         let over = worth(slot(FlowState::Established, now - 901), now, idle);
         let new = worth(slot(FlowState::New, now), now, idle);
@@ -509,15 +541,25 @@ mod tests {
         let free = worth(FlowSlot::default(), now, idle);
         assert!(free > over && over > new && new > 0);
         assert_eq!(closing, 0);
+        // Each by the time of its own protocol.
+        let udp = |age| worth(of(false, FlowState::Established, now - age), now, idle);
+        assert_eq!((udp(100), udp(101) > 0), (0, true));
     }
 
     proptest! {
         #[test]
-        fn flow_words_hold_all(backend: u16, generation: u8, seen: u32, later: u32) {
-            let word = FlowWord::of(backend, generation, FlowState::New, seen);
+        fn flow_words_hold_all(
+            backend: u16,
+            generation: u8,
+            is_tcp: bool,
+            seen: u32,
+            later: u32,
+        ) {
+            let word = FlowWord::of(backend, generation, is_tcp, FlowState::New, seen);
             let word = FlowWord::with(word, FlowState::Established, later);
             prop_assert_eq!(FlowWord::backend(word), backend);
             prop_assert_eq!(FlowWord::generation(word), generation);
+            prop_assert_eq!(FlowWord::is_tcp(word), is_tcp);
             prop_assert_eq!(FlowWord::seen(word), later);
             prop_assert!(FlowWord::is(word, FlowState::Established));
         }

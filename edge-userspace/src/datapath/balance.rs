@@ -9,9 +9,10 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use edge_common::{
     abi::{Counter, maps},
     balance::{
-        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowWord, SLOTS_A_WORD, ring_words,
+        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowWord, Idle, SLOTS_A_WORD,
+        ring_words,
     },
-    nat::{Ends, PORTS, PortSlot, Signals, Source},
+    nat::{PORTS, PortSlot, Signals, Source},
 };
 
 use super::error::DatapathError;
@@ -231,9 +232,8 @@ impl BalanceTables {
     }
 
     /// Counts the ports of NAT in use. `now` is in steps of
-    /// [`edge_common::balance::AGE_SHIFT`], `tcp_idle` and `udp_idle` as in the
-    /// [`Config`](edge_common::abi::Config).
-    pub fn count_ports(&self, now: u32, tcp_idle: u32, udp_idle: u32) -> PortCount {
+    /// [`edge_common::balance::AGE_SHIFT`].
+    pub fn count_ports(&self, now: u32, idle: Idle) -> PortCount {
         let mut count = PortCount {
             live: vec![0; self.sources()],
             of_backends: vec![0; self.room()],
@@ -241,13 +241,8 @@ impl BalanceTables {
         let addresses = self.ports.u64s().chunks_exact(PORT_WORDS * PORTS as usize);
         for (live, ports) in count.live.iter_mut().zip(addresses) {
             for slot in ports.chunks_exact(PORT_WORDS) {
-                let [word, ends, ..] = slot else { continue };
+                let [word, ..] = slot else { continue };
                 let word = word.load(Relaxed);
-                let idle = if Ends::is_udp(ends.load(Relaxed)) {
-                    udp_idle
-                } else {
-                    tcp_idle
-                };
                 if word == 0 || FlowWord::is_claimed(word) || FlowWord::is_over(word, now, idle) {
                     continue;
                 }
@@ -291,9 +286,8 @@ impl BalanceTables {
         Ok(sum)
     }
 
-    /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`], and `idle`
-    /// the longest that an established flow is kept, of whatever protocol.
-    pub fn count_flows(&self, now: u32, idle: u32) -> FlowCount {
+    /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`].
+    pub fn count_flows(&self, now: u32, idle: Idle) -> FlowCount {
         let words = self.flows.u64s();
         let generations: Vec<u8> = (0..self.room())
             .map(|n| self.generation(u16::try_from(n).unwrap_or_default()))

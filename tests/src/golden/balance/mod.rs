@@ -75,6 +75,11 @@ pub(super) fn reports() -> Vec<TableReport> {
         |c| c.drop_fragments = 1,
         ways::no_fragments,
     ));
+    reports.push(report(
+        "flows are evicted by their own time",
+        |c| c.flow_buckets = 1,
+        flows::own_time,
+    ));
     let nat: [(&str, Test); 11] = [
         ("there and back", nat::both_ways::every_way),
         ("options and extension headers", nat::both_ways::headers),

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::Result;
 use edge_common::{
     abi::{Config, Mode},
-    balance::{Backend, BackendWord, Balance, hop},
+    balance::{Backend, BackendWord, Balance, Idle, hop},
     defence::{
         SOURCE_PROTO, TARGET_FORWARDED, TARGET_SOURCE, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
     },
@@ -30,6 +30,8 @@ pub(super) const BALANCE_SEED: Seed = Seed::new([
     0x39e4_d06b_f172_8ac9,
     0x8b51_2fd7_c60e_94a3,
 ]);
+/// How long flows are kept.
+pub(super) const IDLE: Idle = Idle { tcp: 900, udp: 100 };
 /// Slots of a ring.
 pub(super) const SLOTS: u32 = 251;
 /// The next hop's MAC address, and that of the interface to it.
@@ -69,8 +71,8 @@ impl World {
             c.slots = SLOTS;
             c.backends = 16;
             c.flow_buckets = 1024;
-            c.tcp_idle = 900;
-            c.udp_idle = 100;
+            c.tcp_idle = IDLE.tcp;
+            c.udp_idle = IDLE.udp;
             c.clamp_mss = 1;
             c.reply_ttl = 61;
             c.balance_seed = BALANCE_SEED;
