@@ -7,8 +7,8 @@
 
 use crate::hash::{Seed, hash, reduce};
 
-/// The most backends: their numbers have 16 bits, and 0 stands for none.
-pub const MAX_BACKENDS: u32 = 1 << 16;
+/// Bits of the number of a backend; 0 stands for none.
+pub const NUMBER_BITS: u32 = 20;
 
 /// How a packet reaches its backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Balance {
 }
 
 /// Slots in a word of `RINGS`.
-pub const SLOTS_A_WORD: u32 = 4;
+pub const SLOTS_A_WORD: u32 = 2;
 
 /// Words of a ring with so many slots.
 pub const fn ring_words(slots: u32) -> u32 {
@@ -116,7 +116,7 @@ pub const fn ring_words(slots: u32) -> u32 {
 pub const fn slot_at(ring: u32, words: u32, slot: u32) -> (u32, u32) {
     (
         ring.wrapping_sub(1).wrapping_mul(words) + slot / SLOTS_A_WORD,
-        slot % SLOTS_A_WORD * 16,
+        slot % SLOTS_A_WORD * 32,
     )
 }
 
@@ -326,8 +326,10 @@ pub struct Idle {
 pub struct FlowWord;
 
 impl FlowWord {
-    const STATE: u32 = 24;
-    const TCP: u64 = 1 << 26;
+    const NUMBER: u64 = (1 << NUMBER_BITS) - 1;
+    const GENERATION: u32 = NUMBER_BITS;
+    const STATE: u32 = Self::GENERATION + 8;
+    const TCP: u64 = 1 << (Self::STATE + 2);
     const SEEN: u32 = 32;
     /// The backend's number and generation.
     const BACKEND: u64 = (1 << Self::STATE) - 1;
@@ -335,14 +337,14 @@ impl FlowWord {
     /// A flow, of TCP or not, of a backend with this number and generation.
     #[inline(always)]
     pub const fn of(
-        backend: u16,
+        backend: u32,
         generation: u8,
         is_tcp: bool,
         state: FlowState,
         seen: u32,
     ) -> u64 {
-        backend as u64
-            | (generation as u64) << 16
+        backend as u64 & Self::NUMBER
+            | (generation as u64) << Self::GENERATION
             | (state as u64) << Self::STATE
             | if is_tcp { Self::TCP } else { 0 }
             | (seen as u64) << Self::SEEN
@@ -368,14 +370,14 @@ impl FlowWord {
 
     /// The backend's number.
     #[inline(always)]
-    pub const fn backend(word: u64) -> u16 {
-        word as u16
+    pub const fn backend(word: u64) -> u32 {
+        (word & Self::NUMBER) as u32
     }
 
     /// The backend's generation.
     #[inline(always)]
     pub const fn generation(word: u64) -> u8 {
-        (word >> 16) as u8
+        (word >> Self::GENERATION) as u8
     }
 
     /// Whether it is in a state.
@@ -549,7 +551,7 @@ mod tests {
     proptest! {
         #[test]
         fn flow_words_hold_all(
-            backend: u16,
+            backend in 0..1u32 << NUMBER_BITS,
             generation: u8,
             is_tcp: bool,
             seen: u32,

@@ -21,7 +21,7 @@ const CLAIMED: u64 = 1;
 /// A backend that takes packets, for a flow.
 #[derive(Clone, Copy)]
 pub struct Chosen {
-    pub number: u16,
+    pub number: u32,
     pub backend: *const Backend,
     /// As [`BackendWord`].
     pub word: u64,
@@ -31,12 +31,12 @@ pub struct Chosen {
 
 /// The backend with a number, if it takes packets.
 #[inline(always)]
-pub fn usable(number: u16, hash: u64) -> Option<Chosen> {
+pub fn usable(number: u32, hash: u64) -> Option<Chosen> {
     // Nobody's number: a ring that is not there, or a slot of none.
     if number == 0 {
         return None;
     }
-    let backend = BACKENDS.get_ptr(number as u32)?;
+    let backend = BACKENDS.get_ptr(number)?;
     // SAFETY: a map value, read whole.
     let word = unsafe { (&raw const (*backend).word).read_volatile() };
     BackendWord::is_alive(word).then_some(Chosen {

@@ -144,7 +144,7 @@ pub fn back(about: &About<'_>, number: u32, work: *mut Translation) -> Reason {
         return Reason::Pass;
     }
     // One that is not to get packets any more may answer to those that it has.
-    let Some(backend) = BACKENDS.get_ptr(FlowWord::backend(word) as u32) else {
+    let Some(backend) = BACKENDS.get_ptr(FlowWord::backend(word)) else {
         return Reason::Pass;
     };
     // SAFETY: a map value; each word is read whole.
@@ -294,8 +294,8 @@ fn follow(slot: *mut PortSlot, hop: [u64; 2], ends: u64) {
 
 /// What a backend says to SYNs, as this CPU counts it.
 #[inline(always)]
-fn signals(number: u16) -> Option<&'static mut Signals> {
-    let signals = BACKEND_SIGNALS.get_ptr_mut(number as u32)?;
+fn signals(number: u32) -> Option<&'static mut Signals> {
+    let signals = BACKEND_SIGNALS.get_ptr_mut(number)?;
     // SAFETY: the element belongs to this CPU.
     Some(unsafe { &mut *signals })
 }

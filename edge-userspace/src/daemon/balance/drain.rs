@@ -111,7 +111,7 @@ impl Balancer {
 
     pub(super) fn flows_of(&self, service: &Service, endpoint: Endpoint) -> u32 {
         let number = self.memory.numbers().get(&key(service, endpoint));
-        let flows = number.and_then(|n| self.flows.of_backends.get(usize::from(n)));
+        let flows = number.and_then(|n| self.flows.of_backends.get(n as usize));
         flows.copied().unwrap_or(0)
     }
 }

@@ -8,7 +8,11 @@ mod ways;
 mod world;
 
 use anyhow::Result;
-use edge_common::{abi::Config, balance::BackendWord, reason::Reason};
+use edge_common::{
+    abi::Config,
+    balance::{BackendWord, NUMBER_BITS},
+    reason::Reason,
+};
 
 use super::TableReport;
 use world::*;
@@ -74,6 +78,11 @@ pub(super) fn reports() -> Vec<TableReport> {
         "fragments are dropped",
         |c| c.drop_fragments = 1,
         ways::no_fragments,
+    ));
+    reports.push(report(
+        "numbers of twenty bits",
+        |c| c.backends = 1 << NUMBER_BITS,
+        flows::wide_numbers,
     ));
     reports.push(report(
         "flows are evicted by their own time",
