@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Version of every layout in this crate.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 6;
 
 /// The most interfaces one daemon serves; each has its own counters.
 pub const MAX_INTERFACES: u32 = 32;

@@ -7,8 +7,8 @@
 
 use crate::hash::{Seed, hash, reduce};
 
-/// The most backends: their numbers have 16 bits, and 0 stands for none.
-pub const MAX_BACKENDS: u32 = 1 << 16;
+/// Bits of the number of a backend; 0 stands for none.
+pub const NUMBER_BITS: u32 = 20;
 
 /// How a packet reaches its backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Balance {
 }
 
 /// Slots in a word of `RINGS`.
-pub const SLOTS_A_WORD: u32 = 4;
+pub const SLOTS_A_WORD: u32 = 2;
 
 /// Words of a ring with so many slots.
 pub const fn ring_words(slots: u32) -> u32 {
@@ -116,7 +116,7 @@ pub const fn ring_words(slots: u32) -> u32 {
 pub const fn slot_at(ring: u32, words: u32, slot: u32) -> (u32, u32) {
     (
         ring.wrapping_sub(1).wrapping_mul(words) + slot / SLOTS_A_WORD,
-        slot % SLOTS_A_WORD * 16,
+        slot % SLOTS_A_WORD * 32,
     )
 }
 
@@ -313,19 +313,40 @@ pub const NEW_AGE: u32 = 10;
 /// of it may go on, or somebody has made the end up.
 pub const CLOSING_AGE: u32 = 15;
 
+/// Steps that an established flow without a packet is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// One of TCP.
+    pub tcp: u32,
+    /// One of any other protocol.
+    pub udp: u32,
+}
+
 /// What is known of a flow, as one word.
 pub struct FlowWord;
 
 impl FlowWord {
-    const STATE: u32 = 24;
+    const NUMBER: u64 = (1 << NUMBER_BITS) - 1;
+    const GENERATION: u32 = NUMBER_BITS;
+    const STATE: u32 = Self::GENERATION + 8;
+    const TCP: u64 = 1 << (Self::STATE + 2);
     const SEEN: u32 = 32;
+    /// The backend's number and generation.
+    const BACKEND: u64 = (1 << Self::STATE) - 1;
 
-    /// A flow of a backend with this number and generation.
+    /// A flow, of TCP or not, of a backend with this number and generation.
     #[inline(always)]
-    pub const fn of(backend: u16, generation: u8, state: FlowState, seen: u32) -> u64 {
-        backend as u64
-            | (generation as u64) << 16
+    pub const fn of(
+        backend: u32,
+        generation: u8,
+        is_tcp: bool,
+        state: FlowState,
+        seen: u32,
+    ) -> u64 {
+        backend as u64 & Self::NUMBER
+            | (generation as u64) << Self::GENERATION
             | (state as u64) << Self::STATE
+            | if is_tcp { Self::TCP } else { 0 }
             | (seen as u64) << Self::SEEN
     }
 
@@ -344,25 +365,31 @@ impl FlowWord {
     /// Whether two words are of flows of the same backend.
     #[inline(always)]
     pub const fn is_alike(word: u64, other: u64) -> bool {
-        (word ^ other) & 0xff_ffff == 0
+        (word ^ other) & Self::BACKEND == 0
     }
 
     /// The backend's number.
     #[inline(always)]
-    pub const fn backend(word: u64) -> u16 {
-        word as u16
+    pub const fn backend(word: u64) -> u32 {
+        (word & Self::NUMBER) as u32
     }
 
     /// The backend's generation.
     #[inline(always)]
     pub const fn generation(word: u64) -> u8 {
-        (word >> 16) as u8
+        (word >> Self::GENERATION) as u8
     }
 
     /// Whether it is in a state.
     #[inline(always)]
     pub const fn is(word: u64, state: FlowState) -> bool {
         word >> Self::STATE & 3 == state as u64
+    }
+
+    /// Whether it is of TCP.
+    #[inline(always)]
+    pub const fn is_tcp(word: u64) -> bool {
+        word & Self::TCP != 0
     }
 
     /// When its last packet was seen, in steps of [`AGE_SHIFT`].
@@ -374,7 +401,9 @@ impl FlowWord {
     /// The same flow in another state, seen at another time.
     #[inline(always)]
     pub const fn with(word: u64, state: FlowState, seen: u32) -> u64 {
-        word & 0x00ff_ffff | (state as u64) << Self::STATE | (seen as u64) << Self::SEEN
+        word & (Self::BACKEND | Self::TCP)
+            | (state as u64) << Self::STATE
+            | (seen as u64) << Self::SEEN
     }
 
     /// The same flow in the same state, seen at another time.
@@ -390,11 +419,15 @@ impl FlowWord {
         if age > u32::MAX / 2 { 0 } else { age }
     }
 
-    /// Whether it is over, when an established one is kept for `idle` steps.
+    /// Whether it is over.
     #[inline(always)]
-    pub const fn is_over(word: u64, now: u32, idle: u32) -> bool {
+    pub const fn is_over(word: u64, now: u32, idle: Idle) -> bool {
         let kept = if Self::is(word, FlowState::Established) {
-            idle
+            if Self::is_tcp(word) {
+                idle.tcp
+            } else {
+                idle.udp
+            }
         } else if Self::is(word, FlowState::Closing) {
             CLOSING_AGE
         } else {
@@ -407,7 +440,7 @@ impl FlowWord {
 /// How good a slot is to put another flow into: 0: not at all, for an established flow
 /// is never evicted. Best is one that is free.
 #[inline(always)]
-pub const fn worth(slot: FlowSlot, now: u32, idle: u32) -> u32 {
+pub const fn worth(slot: FlowSlot, now: u32, idle: Idle) -> u32 {
     if slot.tag == 0 {
         return u32::MAX;
     }
@@ -497,11 +530,12 @@ mod tests {
 
     #[test]
     fn established_flows_are_not_evicted_before_they_are_over() {
-        let slot = |state, seen| FlowSlot {
+        let of = |is_tcp, state, seen| FlowSlot {
             tag: 1,
-            word: FlowWord::of(3, 4, state, seen),
+            word: FlowWord::of(3, 4, is_tcp, state, seen),
         };
-        let (now, idle) = (100_000, 900);
+        let slot = |state, seen| of(true, state, seen);
+        let (now, idle) = (100_000, Idle { tcp: 900, udp: 100 });
         assert_eq!(worth(slot(FlowState::Established, now - 900), now, idle), 0);
         let over = worth(slot(FlowState::Established, now - 901), now, idle);
         let new = worth(slot(FlowState::New, now), now, idle);
@@ -509,15 +543,25 @@ mod tests {
         let free = worth(FlowSlot::default(), now, idle);
         assert!(free > over && over > new && new > 0);
         assert_eq!(closing, 0);
+        // Each by the time of its own protocol.
+        let udp = |age| worth(of(false, FlowState::Established, now - age), now, idle);
+        assert_eq!((udp(100), udp(101) > 0), (0, true));
     }
 
     proptest! {
         #[test]
-        fn flow_words_hold_all(backend: u16, generation: u8, seen: u32, later: u32) {
-            let word = FlowWord::of(backend, generation, FlowState::New, seen);
+        fn flow_words_hold_all(
+            backend in 0..1u32 << NUMBER_BITS,
+            generation: u8,
+            is_tcp: bool,
+            seen: u32,
+            later: u32,
+        ) {
+            let word = FlowWord::of(backend, generation, is_tcp, FlowState::New, seen);
             let word = FlowWord::with(word, FlowState::Established, later);
             prop_assert_eq!(FlowWord::backend(word), backend);
             prop_assert_eq!(FlowWord::generation(word), generation);
+            prop_assert_eq!(FlowWord::is_tcp(word), is_tcp);
             prop_assert_eq!(FlowWord::seen(word), later);
             prop_assert!(FlowWord::is(word, FlowState::Established));
         }

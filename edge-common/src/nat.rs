@@ -9,7 +9,7 @@
 //! A port serves one flow of either protocol at a time.
 
 use crate::{
-    balance::{Flow, FlowSlot, FlowWord, worth},
+    balance::{Flow, FlowSlot, FlowWord, Idle, worth},
     hash::reduce,
     parse::{ethertype, proto},
 };
@@ -122,12 +122,6 @@ impl Ends {
         word as u32
     }
 
-    /// Whether it is a flow of UDP, and not of TCP.
-    #[inline(always)]
-    pub const fn is_udp(word: u64) -> bool {
-        word & Self::UDP != 0
-    }
-
     /// Whether client and service have IPv6 addresses.
     #[inline(always)]
     pub const fn is_v6(word: u64) -> bool {
@@ -213,15 +207,10 @@ impl Tags {
 
 /// How good a port with this state is to be given to another flow; 0: not at all.
 #[inline(always)]
-pub const fn port_worth(word: u64, ends: u64, now: u32, tcp_idle: u32, udp_idle: u32) -> u32 {
+pub const fn port_worth(word: u64, now: u32, idle: Idle) -> u32 {
     if FlowWord::is_claimed(word) {
         return 0;
     }
-    let idle = if Ends::is_udp(ends) {
-        udp_idle
-    } else {
-        tcp_idle
-    };
     // The first one that is free is as good as any.
     match worth(FlowSlot { tag: word, word }, now, idle) {
         FREE.. => FREE,
@@ -273,7 +262,7 @@ mod tests {
                 let tagged = Ends::with_tags(word, tags);
                 prop_assert_eq!(tagged & Ends::FLOW, word);
                 prop_assert_eq!(Ends::ports(tagged), ports);
-                prop_assert_eq!((Ends::is_udp(tagged), Ends::is_v6(tagged)), (udp, v6));
+                prop_assert_eq!(Ends::is_v6(tagged), v6);
                 prop_assert_eq!(Ends::tags(tagged), tags);
                 prop_assert_eq!(Tags::outer(tags), [kind, outer.to_be()]);
                 prop_assert_eq!(Tags::inner(tags), [ethertype::VLAN, inner.to_be()]);
@@ -288,7 +277,8 @@ mod tests {
     fn flows_find_ports_until_most_are_taken() {
         const SOURCES: u32 = 4;
         let now = 1000;
-        let word = FlowWord::of(1, 1, FlowState::Established, now);
+        let word = FlowWord::of(1, 1, true, FlowState::Established, now);
+        let idle = Idle { tcp: 900, udp: 100 };
         let ports = SOURCES * (PORTS - FIRST_PORT);
         let mut table = vec![0u64; (SOURCES * PORTS) as usize];
         let mut random = 1u64;
@@ -301,7 +291,7 @@ mod tests {
             hash ^= hash >> 31;
             let free = (0..WAYS)
                 .map(|i| way(hash, SOURCES, i))
-                .find(|at| port_worth(table[*at as usize], 0, now, 900, 100) != 0);
+                .find(|at| port_worth(table[*at as usize], now, idle) != 0);
             if let Some(at) = free {
                 table[at as usize] = word;
                 taken += 1;

@@ -9,8 +9,8 @@ use crate::{
 use edge_common::{
     abi::TableStat,
     balance::{
-        AGE_SHIFT, Backend, BackendWord, FLOW_WAYS, Flow, FlowSlot, FlowState, FlowWord, bucket_of,
-        worth,
+        AGE_SHIFT, Backend, BackendWord, FLOW_WAYS, Flow, FlowSlot, FlowState, FlowWord, Idle,
+        bucket_of, worth,
     },
     parse::tcp as flag,
 };
@@ -21,7 +21,7 @@ const CLAIMED: u64 = 1;
 /// A backend that takes packets, for a flow.
 #[derive(Clone, Copy)]
 pub struct Chosen {
-    pub number: u16,
+    pub number: u32,
     pub backend: *const Backend,
     /// As [`BackendWord`].
     pub word: u64,
@@ -31,12 +31,12 @@ pub struct Chosen {
 
 /// The backend with a number, if it takes packets.
 #[inline(always)]
-pub fn usable(number: u16, hash: u64) -> Option<Chosen> {
+pub fn usable(number: u32, hash: u64) -> Option<Chosen> {
     // Nobody's number: a ring that is not there, or a slot of none.
     if number == 0 {
         return None;
     }
-    let backend = BACKENDS.get_ptr(number as u32)?;
+    let backend = BACKENDS.get_ptr(number)?;
     // SAFETY: a map value, read whole.
     let word = unsafe { (&raw const (*backend).word).read_volatile() };
     BackendWord::is_alive(word).then_some(Chosen {
@@ -74,7 +74,7 @@ fn find(bucket: *mut FlowSlot, tag: u64) -> Option<*mut FlowSlot> {
 #[inline(always)]
 pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Option<Chosen> {
     let hash = flow.hash(seed());
-    let (now, idle) = clock(facts, packet);
+    let (now, idle) = (steps(facts.now), idle());
     let bucket = FLOWS
         .get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?
         .cast::<FlowSlot>();
@@ -118,9 +118,9 @@ pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Opt
 
 /// The same for a packet that is about a flow, and changes nothing.
 #[inline(always)]
-pub fn look(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Option<Chosen> {
+pub fn look(facts: Facts<'_>, flow: Flow, balance: u64) -> Option<Chosen> {
     let hash = flow.hash(seed());
-    let (now, idle) = clock(facts, packet);
+    let (now, idle) = (steps(facts.now), idle());
     let bucket = FLOWS
         .get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?
         .cast::<FlowSlot>();
@@ -134,20 +134,24 @@ pub fn look(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Optio
     usable(by_ring(balance, hash, flow.client)?, hash)
 }
 
-/// Now and the age at which a flow is over, in steps of [`AGE_SHIFT`].
+/// A moment (nanoseconds) in steps of [`AGE_SHIFT`].
 #[inline(always)]
-fn clock(facts: Facts<'_>, packet: Packet) -> (u32, u32) {
-    let idle = if packet.is_tcp {
-        config!(tcp_idle)
-    } else {
-        config!(udp_idle)
-    };
-    ((facts.now >> AGE_SHIFT) as u32, idle)
+pub const fn steps(now: u64) -> u32 {
+    (now >> AGE_SHIFT) as u32
+}
+
+/// How long flows are kept.
+#[inline(always)]
+pub fn idle() -> Idle {
+    Idle {
+        tcp: config!(tcp_idle),
+        udp: config!(udp_idle),
+    }
 }
 
 /// The backend of a flow in the table, if it goes on there.
 #[inline(always)]
-fn kept(word: u64, now: u32, idle: u32, hash: u64) -> Option<Chosen> {
+fn kept(word: u64, now: u32, idle: Idle, hash: u64) -> Option<Chosen> {
     if FlowWord::is_over(word, now, idle) {
         return None;
     }
@@ -163,7 +167,7 @@ fn first_word(chosen: Chosen, packet: Packet, now: u32) -> u64 {
     } else {
         FlowState::New
     };
-    FlowWord::of(chosen.number, generation, state, now)
+    FlowWord::of(chosen.number, generation, packet.is_tcp, state, now)
 }
 
 /// How far a flow has come with one packet more.
@@ -189,7 +193,7 @@ pub fn next_state(word: u64, packet: Packet) -> FlowState {
 
 /// Takes a flow into its bucket, if there is a place for it.
 #[inline(always)]
-fn insert(bucket: *mut FlowSlot, tag: u64, word: u64, now: u32, idle: u32) {
+fn insert(bucket: *mut FlowSlot, tag: u64, word: u64, now: u32, idle: Idle) {
     let (mut best, mut most, mut was) = (bucket, 0, 0);
     let mut i = 0;
     while i < FLOW_WAYS {

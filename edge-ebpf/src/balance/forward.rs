@@ -243,8 +243,8 @@ fn write(
 }
 
 #[inline(always)]
-pub fn count(facts: Facts<'_>, number: u16) {
-    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(number as u32) {
+pub fn count(facts: Facts<'_>, number: u32) {
+    if let Some(counter) = BACKEND_COUNTERS.get_ptr_mut(number) {
         // SAFETY: the element belongs to this CPU.
         unsafe {
             (*counter).packets += 1;

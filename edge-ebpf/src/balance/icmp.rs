@@ -60,11 +60,7 @@ fn error(facts: Facts<'_>, packet: Packet, vip: [u64; 2]) -> End {
     if Balance::is(balance, Forward::Nat) {
         return nat::go_on(facts, balance);
     }
-    let about = Packet {
-        is_tcp: proto == proto::TCP,
-        ..packet
-    };
-    match flows::look(facts, about, flow, balance) {
+    match flows::look(facts, flow, balance) {
         Some(chosen) => {
             let packet = Packet {
                 flags: 0,

@@ -240,7 +240,7 @@ fn word(service: u32) -> u64 {
 
 /// The number of the backend that the ring of a service has for a flow.
 #[inline(always)]
-fn by_ring(balance: u64, hash: u64, client: [u64; 2]) -> Option<u16> {
+fn by_ring(balance: u64, hash: u64, client: [u64; 2]) -> Option<u32> {
     let ring = Balance::ring_of(balance);
     if ring == 0 {
         return None;
@@ -261,7 +261,7 @@ fn by_ring(balance: u64, hash: u64, client: [u64; 2]) -> Option<u16> {
     let slots = RINGS.get_ptr(at)?;
     // SAFETY: a map value, read whole.
     let number = unsafe { slots.read_volatile() } >> shift;
-    Some(number as u16)
+    Some(number as u32)
 }
 
 /// Whether one more message of a kind may be sent, of all that are.

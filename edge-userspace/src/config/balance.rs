@@ -7,8 +7,6 @@ use std::{
     time::Duration,
 };
 
-/// The most backends of all services together: they have numbers of 16 bits.
-pub const MAX_BACKENDS: usize = 65_535;
 /// The most backends of one service: Maglev spreads them over a ring of 65,537 slots,
 /// and wants a hundred slots for each to be even (Eisenbud et al., "Maglev", 2016, 5.3).
 pub const MAX_SERVICE_BACKENDS: usize = 650;

@@ -6,7 +6,7 @@ use std::fmt;
 
 use edge_common::{
     abi::{Counter, LimitKind, Mode, maps},
-    balance::{Backend, FLOW_WAYS, FlowBucket, MAX_BACKENDS, ring_words},
+    balance::{Backend, FLOW_WAYS, FlowBucket, ring_words},
     defence::{
         ATTEMPTS, HANDSHAKES, Hitter, IcmpKind, SKETCH_WORDS, Service as AbiService,
         ServiceCounters, tags::TagBucket,
@@ -231,10 +231,10 @@ fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
         let flows = model.balancing.flows.div_ceil(FLOW_WAYS as u32);
         memory.extend([
             (maps::RINGS, u64::from(rings).saturating_mul(ring)),
-            (maps::BACKENDS, of(MAX_BACKENDS, size_of::<Backend>())),
+            (maps::BACKENDS, of(model.backends(), size_of::<Backend>())),
             (
                 maps::BACKEND_COUNTERS,
-                of(MAX_BACKENDS, size_of::<Counter>()).saturating_mul(cpus.into()),
+                of(model.backends(), size_of::<Counter>()).saturating_mul(cpus.into()),
             ),
             (maps::FLOWS, of(flows, size_of::<FlowBucket>())),
         ]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use edge_common::{
     abi::{ABI_VERSION, Config, LimitKind},
-    balance::{AGE_SHIFT, FLOW_WAYS, MAX_BACKENDS},
+    balance::{AGE_SHIFT, FLOW_WAYS, NUMBER_BITS},
     defence::{
         MAX_SERVICES, When,
         tags::{VERIFIED_SHIFT, WAYS},
@@ -14,12 +14,19 @@ use edge_common::{
 };
 
 use super::{
+    MAX_FILE_BYTES,
     balance::Fragments,
     limits::{Profiles, Rate, TooManyProfiles},
     model::Model,
     services::{Ports, Service},
 };
 use crate::tables::Geometry;
+
+/// Entries of `BACKENDS`, at the least and at the most.
+const BACKENDS: (u32, u32) = (1 << 12, 1 << NUMBER_BITS);
+
+/// A backend takes more than 16 bytes of the file, so that there are numbers for all.
+const _: () = assert!(MAX_FILE_BYTES / 16 <= BACKENDS.1 as u64);
 
 impl Model {
     /// The read-only `CONFIG` of the load of the program that serves the
@@ -79,7 +86,7 @@ impl Model {
             abi_version: ABI_VERSION,
             rings: self.rings(),
             slots: self.balancing.slots,
-            backends: MAX_BACKENDS,
+            backends: self.backends(),
             flow_buckets: self.balancing.flows.div_ceil(FLOW_WAYS as u32),
             tcp_idle: age(self.balancing.tcp_idle),
             udp_idle: age(self.balancing.udp_idle),
@@ -115,6 +122,16 @@ impl Model {
                 .saturating_add(4)
                 .next_multiple_of(8),
         }
+    }
+
+    /// Entries of `BACKENDS`, that of nobody included: half as many again as there are
+    /// backends, at least, so that a reload finds numbers for new ones, and those of such
+    /// that went are left alone for long.
+    pub(super) fn backends(&self) -> u32 {
+        let all = self.services.iter().filter_map(|s| s.balance.as_ref());
+        let backends: usize = all.map(|balance| balance.backends.len()).sum();
+        let room = (backends + backends / 2 + 1).next_power_of_two();
+        u32::try_from(room).map_or(BACKENDS.1, |room| room.clamp(BACKENDS.0, BACKENDS.1))
     }
 
     /// Whether a service of all ports is defended against SYN floods.
@@ -301,6 +318,26 @@ mod tests {
                 .map(|i| format!("[[service]]\nname = 's{i}'\nports = [{i}]\n"))
                 .collect();
             assert_eq!(lower(&model_of(&many)).services, slots);
+        }
+    }
+
+    #[test]
+    fn there_are_numbers_for_new_backends() {
+        for (services, backends, room) in [(1, 3, 4096), (5, 600, 8192), (9, 650, 16_384)] {
+            let mut text = String::new();
+            for s in 0..services {
+                text += &format!(
+                    "[[service]]\nname = 's{s}'\nports = [80]\naddresses = ['203.0.113.{s}']\nforward = 'l2'\n"
+                );
+                for b in 0..backends {
+                    text += &format!(
+                        "[[service.backend]]\nname = 'b{b}'\naddress = '10.{s}.{}.{}'\n",
+                        b / 256,
+                        b % 256
+                    );
+                }
+            }
+            assert_eq!(lower(&model_of(&text)).backends, room);
         }
     }
 

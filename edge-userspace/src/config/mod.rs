@@ -48,7 +48,7 @@ pub use report::{ConfigError, Finding, Findings, MAX_FINDINGS};
 
 use report::{Place, Report};
 
-/// The largest configuration file, bytes: all backends that there can be, and as much again.
+/// The largest configuration file, bytes: 1,000 services with 100 backends each, and more.
 pub const MAX_FILE_BYTES: u64 = 1 << 24;
 
 /// A configuration that can be put into force.

@@ -3,18 +3,23 @@
 //! What the program follows comes into force by one word, written last: a ring by that of
 //! its service, a backend by its own.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
+use std::{
+    os::fd::AsFd as _,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release},
+};
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use edge_common::{
     abi::{Counter, maps},
     balance::{
-        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowWord, SLOTS_A_WORD, ring_words,
+        Backend, BackendWord, Balance, FLOW_WAYS, FlowSlot, FlowWord, Idle, SLOTS_A_WORD,
+        ring_words,
     },
-    nat::{Ends, PORTS, PortSlot, Signals, Source},
+    nat::{PORTS, PortSlot, Signals, Source},
 };
 
-use super::error::DatapathError;
+use super::{error::DatapathError, maps::Maps};
 use crate::memory::Region;
 
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
@@ -91,8 +96,8 @@ impl BalanceTables {
     }
 
     /// How many backends there is room for, number 0 included, which is none.
-    pub fn room(&self) -> usize {
-        self.backends.u64s().len() / BACKEND_WORDS
+    pub fn room(&self) -> u32 {
+        u32::try_from(self.backends.u64s().len() / BACKEND_WORDS).unwrap_or(u32::MAX)
     }
 
     /// How a service is balanced, by its index: comes into force at once.
@@ -115,15 +120,15 @@ impl BalanceTables {
 
     /// Fills a ring that no service has, nor has had a moment ago, with the numbers of
     /// backends.
-    pub fn write_ring(&self, ring: u32, numbers: &[u16]) {
+    pub fn write_ring(&self, ring: u32, numbers: &[u32]) {
         let words = ring_words(self.slots) as usize;
         let start = (ring as usize).saturating_sub(1) * words;
         let to = self.rings.u64s().get(start..).unwrap_or(&[]);
-        for (word, four) in to.iter().zip(numbers.chunks(SLOTS_A_WORD as usize)) {
-            let value = four
+        for (word, two) in to.iter().zip(numbers.chunks(SLOTS_A_WORD as usize)) {
+            let value = two
                 .iter()
                 .rev()
-                .fold(0, |value, number| value << 16 | u64::from(*number));
+                .fold(0, |value, number| value << 32 | u64::from(*number));
             word.store(value, Relaxed);
         }
     }
@@ -134,7 +139,7 @@ impl BalanceTables {
     }
 
     /// Writes a backend. What it is comes before whether it takes packets.
-    pub fn set_backend(&self, number: u16, backend: &Backend) {
+    pub fn set_backend(&self, number: u32, backend: &Backend) {
         let Some(words) = self.backend_words(number) else {
             return;
         };
@@ -161,7 +166,7 @@ impl BalanceTables {
     }
 
     /// The backend with a number takes packets no longer.
-    pub fn end_backend(&self, number: u16) {
+    pub fn end_backend(&self, number: u32) {
         if let Some(word) = self.backend_words(number).and_then(|words| words.get(WORD)) {
             // Its generation stays: who has the number next is another one.
             word.store(
@@ -172,7 +177,7 @@ impl BalanceTables {
     }
 
     /// A backend as it stands in the table.
-    pub fn backend(&self, number: u16) -> Backend {
+    pub fn backend(&self, number: u32) -> Backend {
         let words = self.backend_words(number).unwrap_or(&[]);
         let at = |i: usize| words.get(i).map_or(0, |word| word.load(Relaxed));
         Backend {
@@ -185,12 +190,12 @@ impl BalanceTables {
     }
 
     /// The generation of the backend with a number.
-    pub fn generation(&self, number: u16) -> u8 {
+    pub fn generation(&self, number: u32) -> u8 {
         BackendWord::generation_of(self.backend(number).word)
     }
 
-    fn backend_words(&self, number: u16) -> Option<&[AtomicU64]> {
-        let start = usize::from(number) * BACKEND_WORDS;
+    fn backend_words(&self, number: u32) -> Option<&[AtomicU64]> {
+        let start = number as usize * BACKEND_WORDS;
         self.backends.u64s().get(start..start + BACKEND_WORDS)
     }
 
@@ -231,23 +236,17 @@ impl BalanceTables {
     }
 
     /// Counts the ports of NAT in use. `now` is in steps of
-    /// [`edge_common::balance::AGE_SHIFT`], `tcp_idle` and `udp_idle` as in the
-    /// [`Config`](edge_common::abi::Config).
-    pub fn count_ports(&self, now: u32, tcp_idle: u32, udp_idle: u32) -> PortCount {
+    /// [`edge_common::balance::AGE_SHIFT`].
+    pub fn count_ports(&self, now: u32, idle: Idle) -> PortCount {
         let mut count = PortCount {
             live: vec![0; self.sources()],
-            of_backends: vec![0; self.room()],
+            of_backends: vec![0; self.room() as usize],
         };
         let addresses = self.ports.u64s().chunks_exact(PORT_WORDS * PORTS as usize);
         for (live, ports) in count.live.iter_mut().zip(addresses) {
             for slot in ports.chunks_exact(PORT_WORDS) {
-                let [word, ends, ..] = slot else { continue };
+                let [word, ..] = slot else { continue };
                 let word = word.load(Relaxed);
-                let idle = if Ends::is_udp(ends.load(Relaxed)) {
-                    udp_idle
-                } else {
-                    tcp_idle
-                };
                 if word == 0 || FlowWord::is_claimed(word) || FlowWord::is_over(word, now, idle) {
                     continue;
                 }
@@ -264,10 +263,10 @@ impl BalanceTables {
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn signals(&self, number: u16) -> Result<Signals, DatapathError> {
+    pub fn signals(&self, number: u32) -> Result<Signals, DatapathError> {
         let failed = |e: MapError| DatapathError::map_access(maps::BACKEND_SIGNALS, e);
         let mut sum = Signals::default();
-        let cpus = self.signals.get(&u32::from(number), 0).map_err(failed)?;
+        let cpus = self.signals.get(&number, 0).map_err(failed)?;
         for [syns, syn_acks, resets] in cpus.iter() {
             sum.syns = sum.syns.wrapping_add(*syns);
             sum.syn_acks = sum.syn_acks.wrapping_add(*syn_acks);
@@ -280,10 +279,10 @@ impl BalanceTables {
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
-    pub fn counter(&self, number: u16) -> Result<Counter, DatapathError> {
+    pub fn counter(&self, number: u32) -> Result<Counter, DatapathError> {
         let failed = |e: MapError| DatapathError::map_access(maps::BACKEND_COUNTERS, e);
         let mut sum = Counter::default();
-        let cpus = self.counters.get(&u32::from(number), 0).map_err(failed)?;
+        let cpus = self.counters.get(&number, 0).map_err(failed)?;
         for [packets, bytes] in cpus.iter() {
             sum.packets = sum.packets.wrapping_add(*packets);
             sum.bytes = sum.bytes.wrapping_add(*bytes);
@@ -291,17 +290,14 @@ impl BalanceTables {
         Ok(sum)
     }
 
-    /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`], and `idle`
-    /// the longest that an established flow is kept, of whatever protocol.
-    pub fn count_flows(&self, now: u32, idle: u32) -> FlowCount {
+    /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`].
+    pub fn count_flows(&self, now: u32, idle: Idle) -> FlowCount {
         let words = self.flows.u64s();
-        let generations: Vec<u8> = (0..self.room())
-            .map(|n| self.generation(u16::try_from(n).unwrap_or_default()))
-            .collect();
+        let generations: Vec<u8> = (0..self.room()).map(|n| self.generation(n)).collect();
         let mut count = FlowCount {
             capacity: (words.len() / SLOT_WORDS) as u64,
             live: 0,
-            of_backends: vec![0; self.room()],
+            of_backends: vec![0; self.room() as usize],
         };
         for slot in words.chunks_exact(SLOT_WORDS) {
             let [tag, word] = slot else { continue };
@@ -313,7 +309,7 @@ impl BalanceTables {
                 continue;
             }
             count.live += 1;
-            let number = usize::from(FlowWord::backend(word));
+            let number = FlowWord::backend(word) as usize;
             // Of one that had the number before it has nothing.
             if generations.get(number) == Some(&FlowWord::generation(word))
                 && let Some(n) = count.of_backends.get_mut(number)
@@ -323,6 +319,29 @@ impl BalanceTables {
         }
         count
     }
+}
+
+/// Copies the pinned table of backends into a larger one that takes its place, so that flows
+/// find theirs. Does nothing when there is none.
+pub(super) fn carry_over(pinned: &Path, maps: &Maps) -> Result<(), DatapathError> {
+    let failed = |e| DatapathError::map_access(maps::BACKENDS, e);
+    if !pinned.exists() {
+        return Ok(());
+    }
+    let old = MapData::from_pin(pinned).map_err(failed)?;
+    let entries = old.info().map_err(failed)?.max_entries() as usize;
+    let old =
+        Region::map_array(old.fd().as_fd(), entries * size_of::<Backend>()).map_err(|source| {
+            DatapathError::Memory {
+                map: maps::BACKENDS,
+                source,
+            }
+        })?;
+    let new = maps.region(maps::BACKENDS)?;
+    for (to, from) in new.u64s().iter().zip(old.u64s()) {
+        to.store(from.load(Relaxed), Relaxed);
+    }
+    Ok(())
 }
 
 /// The word of a [`Backend`] that says whether it takes packets.

@@ -167,12 +167,14 @@ impl Datapath {
     /// # Errors
     /// When an interface does not exist or its hook is taken, a map cannot be
     /// made, or the kernel does not take the program.
-    pub fn prepare(&self, settings: Settings) -> Result<Prepared, DatapathError> {
+    pub fn prepare(&self, mut settings: Settings) -> Result<Prepared, DatapathError> {
         for name in &settings.interfaces {
             let facts = preflight::interface(name)?;
             self.check_hook(&facts, settings.allow_generic)?;
         }
         self.pins.clear_staging();
+        let config = &mut settings.program.config;
+        config.backends = config.backends.max(self.backends());
         let program = &settings.program;
         let specs = program.specs();
         let (kept, notes) = self.fitting(&specs, &program::fingerprint(&program.config.seed));
@@ -224,6 +226,9 @@ impl Datapath {
         for block in fresh {
             maps.clear_counters(block)?;
         }
+        if staged.0.contains_key(abi::maps::BACKENDS) {
+            balance::carry_over(&self.pins.map(abi::maps::BACKENDS), &maps)?;
+        }
         Ok(Prepared {
             settings,
             maps,
@@ -232,6 +237,13 @@ impl Datapath {
             staged,
             notes,
         })
+    }
+
+    /// How many backends there is room for so far. It never gets less: of those that stay
+    /// some may have high numbers, and flows name them.
+    fn backends(&self) -> u32 {
+        let present = MapInfo::from_pin(self.pins.map(abi::maps::BACKENDS));
+        present.map_or(0, |info| info.max_entries())
     }
 
     /// Refuses early what attaching would refuse late.

@@ -20,7 +20,7 @@ pub struct Recipe {
     /// How many slots it has.
     pub slots: u32,
     /// Who may have slots, with its number, sorted by endpoint.
-    pub members: Vec<(Candidate, u16)>,
+    pub members: Vec<(Candidate, u32)>,
 }
 
 impl Recipe {
@@ -33,21 +33,19 @@ impl Recipe {
             };
             Some((candidate, numbers.get(&key)?))
         };
-        let mut members: Vec<(Candidate, u16)> = candidates.iter().filter_map(numbered).collect();
+        let mut members: Vec<(Candidate, u32)> = candidates.iter().filter_map(numbered).collect();
         members.sort_by_key(|(candidate, _)| candidate.endpoint);
         Self { slots, members }
     }
 
     /// The ring, as the kernel has it: the number of the backend of each slot; empty if
     /// there is nobody to give flows to.
-    pub fn ring(&self, seed: &Seed) -> Vec<u16> {
-        let (candidates, numbers): (Vec<Candidate>, Vec<u16>) =
+    pub fn ring(&self, seed: &Seed) -> Vec<u32> {
+        let (candidates, numbers): (Vec<Candidate>, Vec<u32>) =
             self.members.iter().copied().unzip();
-        let mut ring = ring(seed, &candidates, self.slots);
-        for slot in &mut ring {
-            *slot = numbers.get(usize::from(*slot)).copied().unwrap_or(0);
-        }
-        ring
+        let ring = ring(seed, &candidates, self.slots).into_iter();
+        ring.map(|at| numbers.get(usize::from(at)).copied().unwrap_or(0))
+            .collect()
     }
 }
 
@@ -58,7 +56,7 @@ pub struct Contents {
     pub rings: BTreeMap<String, Recipe>,
     /// By number, the backends. Also those that get no new flows are there, as flow
     /// entries may name them.
-    pub backends: BTreeMap<u16, BackendKey>,
+    pub backends: BTreeMap<u32, BackendKey>,
 }
 
 impl Contents {
@@ -67,7 +65,7 @@ impl Contents {
         let recipe = |(name, candidates): (&String, &Vec<Candidate>)| {
             (name.clone(), Recipe::new(name, candidates, slots, numbers))
         };
-        let backend = |(key, &number): (&BackendKey, &u16)| (number, key.clone());
+        let backend = |(key, &number): (&BackendKey, &u32)| (number, key.clone());
         Self {
             rings: services.iter().map(recipe).collect(),
             backends: numbers.live().iter().map(backend).collect(),
@@ -80,13 +78,13 @@ impl Contents {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Backends that are new, or that have taken over the number of another.
-    pub backends: BTreeMap<u16, BackendKey>,
+    pub backends: BTreeMap<u32, BackendKey>,
     /// Rings that are new or others.
     pub rings: BTreeMap<String, Recipe>,
     /// Services that go.
     pub services_gone: BTreeSet<String>,
     /// Backends that go.
-    pub backends_gone: BTreeSet<u16>,
+    pub backends_gone: BTreeSet<u32>,
 }
 
 impl Delta {

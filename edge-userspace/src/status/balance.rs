@@ -64,7 +64,7 @@ pub struct BackendStatus {
     /// Whether it is a backup.
     pub backup: bool,
     /// Its number in the kernel's tables.
-    pub number: u16,
+    pub number: u32,
     /// The weight that the file gives it.
     pub configured_weight: u32,
     /// The weight that was set at run time.

@@ -403,3 +403,48 @@ fn tunnels_lead_to_backends_without_tunnel_modules() {
         assert_eq!(edge.packets("forward_too_big", "ended"), 0);
     }
 }
+
+#[test]
+fn flows_stay_when_the_table_of_backends_grows() {
+    let lab = lab();
+    let _servers: Vec<Server> = lab.links[1..]
+        .iter()
+        .zip(['1', '2', '3'])
+        .map(|(link, name)| Server::start(&link.outside, name))
+        .collect();
+    let edge = Installation::new(&lab.host, &["eth0"], &settings("l2", ""));
+    edge.start().stop();
+    // Who has the numbers now is not who had them before.
+    std::fs::remove_file(edge.state_dir().join("backends.json")).unwrap();
+    let daemon = edge.start();
+    wait_until_up(&edge, &["b1", "b2", "b3"]);
+    let mut clients: Vec<Client> = (0..60)
+        .map(|n| Client::connect(&lab, VIPS[n % 2]).unwrap())
+        .collect();
+    // No ring leads to the second one any more, only its flows do.
+    clients.retain(|c| c.backend == '2');
+    assert!(!clients.is_empty());
+    edge.ok(&["backend", "weight", "web/b2", "0"]);
+
+    let mut many = settings("l2", "");
+    for service in 0..5 {
+        many += &format!(
+            "[[service]]\nname = \"s{service}\"\naddresses = [\"10.98.0.{service}\"]\n\
+             ports = [{PORT}]\nsyn = \"off\"\nforward = \"l2\"\n"
+        );
+        for n in 0..600 {
+            let (hi, lo) = (n / 256, n % 256);
+            many += &format!(
+                "[[service.backend]]\nname = \"n{n}\"\naddress = \"10.{service}.{hi}.{lo}\"\n"
+            );
+        }
+    }
+    for settings in [many, settings("l2", "")] {
+        edge.configure(&["eth0"], &settings);
+        edge.ok(&["reload"]);
+        for client in &mut clients {
+            client.works().unwrap();
+        }
+    }
+    daemon.stop();
+}

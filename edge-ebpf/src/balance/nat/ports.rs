@@ -5,7 +5,7 @@ use crate::{
     atomic::compare_exchange,
     balance::{
         by_ring, dest_port,
-        flows::{next_state, usable},
+        flows::{idle, next_state, steps, usable},
         forward, seed,
     },
     maps::{self, BACKEND_SIGNALS, BACKENDS, PORTS_IN_USE, SCRATCH, SOURCES, config},
@@ -13,7 +13,7 @@ use crate::{
 };
 use edge_common::{
     abi::TableStat,
-    balance::{AGE_SHIFT, BackendWord, Flow, FlowState, FlowWord},
+    balance::{BackendWord, Flow, FlowState, FlowWord},
     header::Sum,
     nat::{Ends, FREE, PortSlot, Signals, Tags, WAYS, index, port_of, port_worth, source_of, way},
     parse::{PacketSource as _, proto, tcp as flag},
@@ -41,7 +41,7 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
     let (facts, packet, flow) = (about.facts, about.packet, &about.flow);
     let ends = Ends::of(flow, packet.v6);
     let hash = flow.hash(seed());
-    let now = (facts.now >> AGE_SHIFT) as u32;
+    let now = steps(facts.now);
     let Some((hop, tags)) = came_from(about) else {
         return Reason::Pass;
     };
@@ -134,17 +134,17 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
 #[inline(always)]
 pub fn back(about: &About<'_>, number: u32, work: *mut Translation) -> Reason {
     let (facts, packet, flow) = (about.facts, about.packet, &about.flow);
-    let now = (facts.now >> AGE_SHIFT) as u32;
+    let now = steps(facts.now);
     let at = index(number, u16::from_be(dest_port(flow.ports)));
     let Some(slot) = PORTS_IN_USE.get_ptr_mut(at) else {
         return Reason::Pass;
     };
     let (word, ends) = (slot!(slot, word), slot!(slot, ends));
-    if !is_live(word, ends, now) || Ends::is_udp(ends) != (flow.proto == proto::UDP) {
+    if !is_live(word, now) || FlowWord::is_tcp(word) != (flow.proto == proto::TCP) {
         return Reason::Pass;
     }
     // One that is not to get packets any more may answer to those that it has.
-    let Some(backend) = BACKENDS.get_ptr(FlowWord::backend(word) as u32) else {
+    let Some(backend) = BACKENDS.get_ptr(FlowWord::backend(word)) else {
         return Reason::Pass;
     };
     // SAFETY: a map value; each word is read whole.
@@ -294,21 +294,16 @@ fn follow(slot: *mut PortSlot, hop: [u64; 2], ends: u64) {
 
 /// What a backend says to SYNs, as this CPU counts it.
 #[inline(always)]
-fn signals(number: u16) -> Option<&'static mut Signals> {
-    let signals = BACKEND_SIGNALS.get_ptr_mut(number as u32)?;
+fn signals(number: u32) -> Option<&'static mut Signals> {
+    let signals = BACKEND_SIGNALS.get_ptr_mut(number)?;
     // SAFETY: the element belongs to this CPU.
     Some(unsafe { &mut *signals })
 }
 
 /// Whether a port has a flow, which goes on.
 #[inline(always)]
-fn is_live(word: u64, ends: u64, now: u32) -> bool {
-    let idle = if Ends::is_udp(ends) {
-        config!(udp_idle)
-    } else {
-        config!(tcp_idle)
-    };
-    word != 0 && !FlowWord::is_claimed(word) && !FlowWord::is_over(word, now, idle)
+fn is_live(word: u64, now: u32) -> bool {
+    word != 0 && !FlowWord::is_claimed(word) && !FlowWord::is_over(word, now, idle())
 }
 
 /// Whether a port is that of a flow.
@@ -321,8 +316,8 @@ fn is_of(slot: *const PortSlot, client: [u64; 2], vip: [u64; 2], ends: u64) -> b
 
 /// Whether the flow of a port goes on, at its backend.
 #[inline(always)]
-fn goes_on(word: u64, ends: u64, now: u32) -> bool {
-    is_live(word, ends, now)
+fn goes_on(word: u64, now: u32) -> bool {
+    is_live(word, now)
         && usable(FlowWord::backend(word), 0).is_some_and(|chosen| {
             BackendWord::generation_of(chosen.word) == FlowWord::generation(word)
         })
@@ -334,7 +329,7 @@ fn is_kept(at: u32, flow: &Flow, ends: u64, now: u32) -> bool {
     let Some(slot) = PORTS_IN_USE.get_ptr(at) else {
         return false;
     };
-    is_of(slot, flow.client, flow.vip, ends) && goes_on(slot!(slot, word), ends, now)
+    is_of(slot, flow.client, flow.vip, ends) && goes_on(slot!(slot, word), now)
 }
 
 /// The entry of the port that the flow in the scratch has, or is given; without a service
@@ -347,7 +342,7 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
     };
     // SAFETY: a map value that belongs to this CPU.
     let work = unsafe { &raw mut (*scratch).nat };
-    let now = (now_ns >> AGE_SHIFT) as u32;
+    let now = steps(now_ns);
     // What is found lies in the scratch, so that the verifier does not follow it round the loop.
     // SAFETY: as above.
     let keep = |best: u32, most: u32, was: u64| unsafe {
@@ -362,7 +357,7 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
         let Some(slot) = PORTS_IN_USE.get_ptr(at) else {
             return NO_PORT;
         };
-        let (word, has) = (slot!(slot, word), slot!(slot, ends));
+        let word = slot!(slot, word);
         let is_its = is_of(
             slot,
             work!(work, client),
@@ -373,20 +368,21 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
             keep(at, u32::MAX, word);
             break;
         }
-        let worth = port_worth(word, has, now, config!(tcp_idle), config!(udp_idle));
+        let worth = port_worth(word, now, idle());
         if worth > work!(work, most) {
             keep(at, worth, word);
         }
         i += 1;
     }
     let (best, most, was) = (work!(work, best), work!(work, most), work!(work, was));
-    if most == u32::MAX && goes_on(was, work!(work, ends), now) {
+    if most == u32::MAX && goes_on(was, now) {
         maps::count(TableStat::FlowHits);
         return best as u64;
     }
     maps::count(TableStat::FlowMisses);
     // What has ended begins nothing.
-    let is_end = flags & IS_TCP != 0 && flags as u8 & (flag::FIN | flag::RST) != 0;
+    let is_tcp = flags & IS_TCP != 0;
+    let is_end = is_tcp && flags as u8 & (flag::FIN | flag::RST) != 0;
     if balance == 0 || is_end {
         return NO_FLOW;
     }
@@ -403,7 +399,7 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
         return NO_PORT;
     };
     let generation = BackendWord::generation_of(chosen.word);
-    let new = FlowWord::of(chosen.number, generation, FlowState::New, now);
+    let new = FlowWord::of(chosen.number, generation, is_tcp, FlowState::New, now);
     // SAFETY: a map value, 8 bytes aligned.
     let at = unsafe { &raw mut (*slot).word };
     // SAFETY: as above.

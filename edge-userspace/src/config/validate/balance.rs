@@ -14,9 +14,7 @@ use super::{
     health, number, span,
 };
 use crate::config::{
-    balance::{
-        Backend, Balance, Balancing, FLOOR_PER_CENT, Forward, HashBy, MAX_BACKENDS, MIN_PREFIX,
-    },
+    balance::{Backend, Balance, Balancing, FLOOR_PER_CENT, Forward, HashBy, MIN_PREFIX},
     raw::{self, Forwarding},
     report::{At, Place, Report},
     services::{Addresses, Ports, Protocol, Service},
@@ -180,7 +178,7 @@ pub(super) fn check(
             })
         })
         .collect();
-    check_numbers(&all, balancing, report);
+    check_slots(&all, balancing, report);
     let addresses = all.iter().flat_map(|b| &b.balance.backends);
     let addresses: BTreeSet<IpAddr> = addresses.map(|b| b.address).collect();
     let vips = Vips::of(&all);
@@ -196,9 +194,8 @@ pub(super) fn check(
     }
 }
 
-/// Checks that there are not too many backends, and slots for those of each service.
-fn check_numbers(all: &[Balanced<'_>], balancing: &Balancing, report: &mut Report<'_>) {
-    let mut total = 0;
+/// Checks that there are slots for the backends of each service.
+fn check_slots(all: &[Balanced<'_>], balancing: &Balancing, report: &mut Report<'_>) {
     for b in all {
         let n = b.balance.backends.len();
         if n > balancing.slots as usize {
@@ -219,16 +216,6 @@ fn check_numbers(all: &[Balanced<'_>], balancing: &Balancing, report: &mut Repor
                     n * SLOTS_EACH
                 ),
             );
-        }
-        total += n;
-        if total > MAX_BACKENDS {
-            report.problem_without_value(
-                &b.raw.place,
-                format_args!(
-                    "up to here there are {total} backends, and at most {MAX_BACKENDS} are possible; let another host balance some services"
-                ),
-            );
-            return;
         }
     }
 }

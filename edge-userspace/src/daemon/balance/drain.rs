@@ -2,7 +2,7 @@
 
 use std::io;
 
-use edge_common::balance::AGE_SHIFT;
+use edge_common::balance::{AGE_SHIFT, Idle};
 use tracing::{error, info};
 
 use super::{Balanced, Balancer, key, memory::Said, service_at, steps};
@@ -15,13 +15,11 @@ use crate::{
 impl Balancer {
     pub(super) fn count(&mut self, now: Now) {
         if let Some(force) = &self.force {
-            let idle = steps(
-                force
-                    .model
-                    .balancing
-                    .tcp_idle
-                    .max(force.model.balancing.udp_idle),
-            );
+            let balancing = &force.model.balancing;
+            let idle = Idle {
+                tcp: steps(balancing.tcp_idle),
+                udp: steps(balancing.udp_idle),
+            };
             let now = u32::try_from(now.mono_ns >> AGE_SHIFT).unwrap_or(u32::MAX);
             self.flows = force.tables.count_flows(now, idle);
         }
@@ -113,7 +111,7 @@ impl Balancer {
 
     pub(super) fn flows_of(&self, service: &Service, endpoint: Endpoint) -> u32 {
         let number = self.memory.numbers().get(&key(service, endpoint));
-        let flows = number.and_then(|n| self.flows.of_backends.get(usize::from(n)));
+        let flows = number.and_then(|n| self.flows.of_backends.get(n as usize));
         flows.copied().unwrap_or(0)
     }
 }

@@ -25,7 +25,7 @@ struct Known {
     service: String,
     address: IpAddr,
     port: Option<u16>,
-    number: u16,
+    number: u32,
     /// Whether it is one that went.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     retired: bool,
@@ -153,7 +153,7 @@ impl Memory {
             return Err(io::Error::other(text));
         }
         let known = |retired| {
-            move |(key, number): (&BackendKey, u16)| Known {
+            move |(key, number): (&BackendKey, u32)| Known {
                 service: key.service.clone(),
                 address: key.endpoint.address,
                 port: key.endpoint.port,

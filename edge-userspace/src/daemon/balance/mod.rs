@@ -87,10 +87,10 @@ struct Force {
     services: Vec<Balanced>,
     rings: Rings,
     /// By number: which of those that had it.
-    generations: BTreeMap<u16, u8>,
+    generations: BTreeMap<u32, u8>,
     /// Numbers of backends that are no longer configured, and until when their flows may go
     /// on, nanoseconds of `CLOCK_MONOTONIC`.
-    leaving: Vec<(u64, u16)>,
+    leaving: Vec<(u64, u32)>,
 }
 
 /// The balancer.
@@ -150,8 +150,11 @@ impl Balancer {
                     .map(|b| key(service, Endpoint::of(b)))
             })
             .collect();
-        let numbers = self.memory.numbers().assign(&wanted)?;
-        let had: BTreeSet<(&BackendKey, u16)> = { self.former_numbers.live().iter() }
+        let numbers = self
+            .memory
+            .numbers()
+            .assign(&wanted, tables.room().saturating_sub(1))?;
+        let had: BTreeSet<(&BackendKey, u32)> = { self.former_numbers.live().iter() }
             .map(|(key, number)| (key, *number))
             .chain(self.former_numbers.retired())
             .collect();
@@ -474,7 +477,7 @@ impl Balancer {
             let all = std::mem::take(&mut force.leaving);
             let (over, stay) = all.into_iter().partition(|(at, _)| *at <= now.mono_ns);
             force.leaving = stay;
-            let over: Vec<(u64, u16)> = over;
+            let over: Vec<(u64, u32)> = over;
             for (_, number) in over {
                 force.tables.end_backend(number);
             }
@@ -561,12 +564,12 @@ impl Balancer {
             match force.rings.take(now.mono_ns) {
                 Some(ring) => {
                     let slots = maglev::ring(&force.seed, &candidates, force.tables.slots());
-                    let numbers: Vec<u16> = candidates
+                    let numbers: Vec<u32> = candidates
                         .iter()
                         .map(|c| self.number(service, c.endpoint))
                         .collect();
                     let owners = slots.iter().map(|&p| numbers.get(usize::from(p)).copied());
-                    let owners: Vec<u16> = owners.map(Option::unwrap_or_default).collect();
+                    let owners: Vec<u32> = owners.map(Option::unwrap_or_default).collect();
                     force.tables.write_ring(ring, &owners);
                     force
                         .tables
@@ -601,7 +604,7 @@ impl Balancer {
     }
 
     /// The number of a backend; 0, which nobody has, of one that is not in force.
-    fn number(&self, service: &Service, endpoint: Endpoint) -> u16 {
+    fn number(&self, service: &Service, endpoint: Endpoint) -> u32 {
         let number = self.memory.numbers().get(&key(service, endpoint));
         number.unwrap_or_default()
     }

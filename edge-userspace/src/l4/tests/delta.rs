@@ -19,8 +19,8 @@ type World = BTreeMap<String, (Balance, States)>;
 /// The kernel's tables.
 #[derive(Debug, Default, PartialEq)]
 struct Tables {
-    rings: BTreeMap<String, Vec<u16>>,
-    backends: BTreeMap<u16, BackendKey>,
+    rings: BTreeMap<String, Vec<u32>>,
+    backends: BTreeMap<u32, BackendKey>,
 }
 
 impl Tables {
@@ -75,7 +75,7 @@ fn numbers(world: &World, former: &Numbers) -> Numbers {
         };
         balance.backends.iter().map(key)
     });
-    former.assign(&wanted.collect()).unwrap()
+    former.assign(&wanted.collect(), 1000).unwrap()
 }
 
 fn contents(world: &World, numbers: &Numbers, now: u64) -> Contents {

@@ -55,7 +55,7 @@ pub(super) fn stay(world: &mut World) {
         world.check("a number", (1..4).contains(&number));
         world.reaches("an ACK follows its SYN", &segment(port, ACK), number);
     }
-    let used: BTreeSet<u16> = first.iter().map(|(_, n, _)| *n).collect();
+    let used: BTreeSet<u32> = first.iter().map(|(_, n, _)| *n).collect();
     world.check("all backends are used", used.len() == 3);
     // Another ring: flows of both protocols stay, new ones go elsewhere.
     world.balance(0, L2, &[4]);
@@ -99,7 +99,7 @@ pub(super) fn over(world: &mut World) {
         number
     };
     let ports: Vec<u16> = (1000..1030).collect();
-    let numbers: Vec<u16> = ports.iter().map(|p| established(world, *p)).collect();
+    let numbers: Vec<u32> = ports.iter().map(|p| established(world, *p)).collect();
     for port in &ports {
         world.number_of(&datagram(*port));
         world.number_of(&datagram(*port));
@@ -163,11 +163,70 @@ pub(super) fn flood(world: &mut World) {
     for (port, number) in ports.iter().zip(&numbers) {
         world.reaches("a flow stays", &segment(*port, ACK), *number);
     }
-    let count = world.tables.count_flows((world.now >> 30) as u32, 900);
+    let count = world.tables.count_flows((world.now >> 30) as u32, IDLE);
     world.check(
         "flows are counted",
         count.live <= count.capacity && count.capacity == 4096,
     );
     let established: u32 = count.of_backends.iter().sum();
     world.check("established ones", established >= 100);
+}
+
+/// A number is known by all its bits, in rings and in flows.
+pub(super) fn wide_numbers(world: &mut World) {
+    enter(world);
+    const FAR: u32 = 3 | 1 << 16 | 1 << 19;
+    world.backend(FAR, "10.0.0.9", HERE, UP);
+    world.balance(0, L2, &[FAR]);
+    for (ring, what, frame, wanted) in [
+        (FAR, "by the ring", segment(1000, SYN), [0, 1]),
+        (FAR, "as a flow", segment(1000, ACK), [0, 2]),
+        (3, "as before", segment(1000, ACK), [0, 3]),
+        (3, "by the other ring", segment(1001, SYN), [1, 3]),
+    ] {
+        world.balance(0, L2, &[ring]);
+        world.send(&frame);
+        let went = [3, FAR].map(|n| world.tables.counter(n).expect("a counter").packets);
+        world.check(&format!("{what}: {went:?}, not {wanted:?}"), went == wanted);
+    }
+}
+
+/// All flows share a bucket: who is evicted is decided by the idle time of its own protocol,
+/// not by that of the newcomer.
+pub(super) fn own_time(world: &mut World) {
+    enter(world);
+    let tcp: Vec<u16> = (1000..1002).collect();
+    let udp: Vec<u16> = (2000..2002).collect();
+    let mut numbers = Vec::new();
+    for port in &tcp {
+        let number = world.number_of(&segment(*port, SYN));
+        world.reaches("it begins", &segment(*port, ACK), number);
+        numbers.push(number);
+    }
+    for port in &udp {
+        let number = world.number_of(&datagram(*port));
+        world.reaches("it begins", &datagram(*port), number);
+    }
+    // Longer than UDP's 100 steps, shorter than TCP's 900: the two flows of UDP are over, and
+    // make room for whatever comes.
+    world.pass_time(200 * SECOND);
+    world.balance(0, L2, &[4]);
+    for frame in [
+        datagram(3000),
+        datagram(3000),
+        segment(3001, SYN),
+        segment(3001, ACK),
+    ] {
+        world.reaches("a newcomer", &frame, 4);
+    }
+    for port in 4000..4010 {
+        world.reaches("one too many", &datagram(port), 4);
+        world.reaches("one too many", &segment(port, SYN), 4);
+    }
+    for (port, number) in tcp.iter().zip(&numbers) {
+        world.reaches("a connection stays", &segment(*port, ACK), *number);
+    }
+    world.balance(0, L2, &[1]);
+    world.reaches("the newcomers were taken in", &datagram(3000), 4);
+    world.reaches("the newcomers were taken in", &segment(3001, ACK), 4);
 }

@@ -78,13 +78,7 @@ pub(super) fn errors(world: &mut World) {
                 };
                 world.balance(0, balance, &[other]);
                 let seen = world.send(&frame).run.output;
-                let bytes = forwarded(
-                    &frame,
-                    Way::Ipip,
-                    BACKENDS[usize::from(number) - 3],
-                    0,
-                    &seen,
-                );
+                let bytes = forwarded(&frame, Way::Ipip, BACKENDS[number as usize - 3], 0, &seen);
                 let what = format!("an error about port {port} of {client}, UDP {udp}");
                 world.becomes(&what, &frame, (Reason::Forwarded, TX), &bytes);
                 world.balance(0, balance, &[3, 4]);

@@ -8,7 +8,11 @@ mod ways;
 mod world;
 
 use anyhow::Result;
-use edge_common::{abi::Config, balance::BackendWord, reason::Reason};
+use edge_common::{
+    abi::Config,
+    balance::{BackendWord, NUMBER_BITS},
+    reason::Reason,
+};
 
 use super::TableReport;
 use world::*;
@@ -74,6 +78,16 @@ pub(super) fn reports() -> Vec<TableReport> {
         "fragments are dropped",
         |c| c.drop_fragments = 1,
         ways::no_fragments,
+    ));
+    reports.push(report(
+        "numbers of twenty bits",
+        |c| c.backends = 1 << NUMBER_BITS,
+        flows::wide_numbers,
+    ));
+    reports.push(report(
+        "flows are evicted by their own time",
+        |c| c.flow_buckets = 1,
+        flows::own_time,
     ));
     let nat: [(&str, Test); 11] = [
         ("there and back", nat::both_ways::every_way),

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::Result;
 use edge_common::{
     abi::{Config, Mode},
-    balance::{Backend, BackendWord, Balance, hop},
+    balance::{Backend, BackendWord, Balance, Idle, hop},
     defence::{
         SOURCE_PROTO, TARGET_FORWARDED, TARGET_SOURCE, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
     },
@@ -30,6 +30,8 @@ pub(super) const BALANCE_SEED: Seed = Seed::new([
     0x39e4_d06b_f172_8ac9,
     0x8b51_2fd7_c60e_94a3,
 ]);
+/// How long flows are kept.
+pub(super) const IDLE: Idle = Idle { tcp: 900, udp: 100 };
 /// Slots of a ring.
 pub(super) const SLOTS: u32 = 251;
 /// The next hop's MAC address, and that of the interface to it.
@@ -69,8 +71,8 @@ impl World {
             c.slots = SLOTS;
             c.backends = 16;
             c.flow_buckets = 1024;
-            c.tcp_idle = 900;
-            c.udp_idle = 100;
+            c.tcp_idle = IDLE.tcp;
+            c.udp_idle = IDLE.udp;
             c.clamp_mss = 1;
             c.reply_ttl = 61;
             c.balance_seed = BALANCE_SEED;
@@ -161,9 +163,9 @@ impl World {
     }
 
     /// Balances a service over backends in turn, slot by slot.
-    pub(super) fn balance(&mut self, service: u32, balance: Balance, backends: &[u16]) {
+    pub(super) fn balance(&mut self, service: u32, balance: Balance, backends: &[u32]) {
         let ring = service + 1;
-        let numbers: Vec<u16> = (0..SLOTS as usize)
+        let numbers: Vec<u32> = (0..SLOTS as usize)
             .map(|slot| backends[slot % backends.len()])
             .collect();
         self.tables.write_ring(ring, &numbers);
@@ -176,7 +178,7 @@ impl World {
     }
 
     /// Puts a backend at a number.
-    pub(super) fn backend(&mut self, number: u16, address: &str, out: u32, word: BackendWord) {
+    pub(super) fn backend(&mut self, number: u32, address: &str, out: u32, word: BackendWord) {
         let address: IpAddr = address.parse().expect("an address");
         let source = if address.is_ipv6() { FROM_V6 } else { FROM_V4 };
         let backend = Backend {
@@ -237,7 +239,7 @@ impl World {
     }
 
     /// The backend number that a packet went to; 0 when it went nowhere.
-    pub(super) fn number_of(&mut self, frame: &[u8]) -> u16 {
+    pub(super) fn number_of(&mut self, frame: &[u8]) -> u32 {
         let packets = |world: &Self| -> Vec<u64> {
             (0..16)
                 .map(|n| world.tables.counter(n).expect("a counter").packets)
@@ -246,14 +248,14 @@ impl World {
         let before = packets(self);
         self.send(frame);
         let after = packets(self);
-        let mut went = (0u16..).zip(before.iter().zip(&after));
+        let mut went = (0u32..).zip(before.iter().zip(&after));
         went.find(|(_, (a, b))| a != b).map_or(0, |(n, _)| n)
     }
 }
 
 impl World {
     /// Sends a packet that must go to the backend with this number.
-    pub(super) fn reaches(&mut self, what: &str, frame: &[u8], number: u16) {
+    pub(super) fn reaches(&mut self, what: &str, frame: &[u8], number: u32) {
         let went = self.number_of(frame);
         if went != number {
             self.fail(format!("{what}: went to {went}, not {number}"));

@@ -88,7 +88,7 @@ pub(in super::super) fn stay(world: &mut World) {
             passes(world, "too late", &late);
         }
     }
-    let count = world.tables.count_ports((world.now >> 30) as u32, 900, 100);
+    let count = world.tables.count_ports((world.now >> 30) as u32, IDLE);
     let live: u32 = count.live.iter().sum();
     world.check(
         &format!("{live} ports are counted"),

@@ -48,7 +48,7 @@ fn enter(world: &mut World, backends: &[&str]) {
         world.enter(vip, proto::UDP, UDP, 0);
     }
     world.sources(&SOURCES.map(|(v4, v6)| (Some(v4), Some(v6))));
-    let numbers: Vec<u16> = (3..).take(backends.len()).collect();
+    let numbers: Vec<u32> = (3..).take(backends.len()).collect();
     for (number, address) in numbers.iter().zip(backends) {
         world.backend(*number, address, HERE, UP);
     }
