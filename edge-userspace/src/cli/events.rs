@@ -14,7 +14,10 @@ use crate::{
         client::Client,
         protocol::{Event, Packet, ServerMessage},
     },
-    status::attack::{Attack, Change, Notice},
+    status::{
+        attack::{Attack, Change, Notice},
+        balance::HealthNotice,
+    },
 };
 
 /// Prints the `last` events, and if `follow` those that come.
@@ -34,6 +37,7 @@ pub(super) fn events<W: Write>(
         match message {
             ServerMessage::Event(event) => out.either(&event, || line(&event))?,
             ServerMessage::Attack(notice) => out.either(&notice, || attack(&notice))?,
+            ServerMessage::Health(notice) => out.either(&notice, || health(&notice))?,
             ServerMessage::Lost(lost) => out.either(&Lost { lost }, || {
                 format!("({lost} events lost here: the output is read too slowly)\n")
             })?,
@@ -85,6 +89,20 @@ fn attack(notice: &Notice) -> String {
         remedy.sentence(),
         text::count(*clients),
     )
+}
+
+/// A change of health on a line.
+fn health(notice: &HealthNotice) -> String {
+    let HealthNotice {
+        unix_ms,
+        service,
+        backend,
+        old,
+        new,
+        why,
+    } = notice;
+    let when = text::timestamp(*unix_ms);
+    format!("{when} service {service} backend {backend} {old} -> {new}: {why}\n")
 }
 
 fn packet(p: &Packet) -> String {
@@ -141,6 +159,22 @@ mod tests {
             r#"{"unix_ms":1795325503123,"interface":"eth0","reason":"limit_syn","would_drop":true,"frame_len":60,"packet":null,"data":"00ff"}"#
         );
     }
+    #[test]
+    fn a_change_of_health_is_an_event() {
+        let notice = HealthNotice {
+            unix_ms: 1_795_325_503_123,
+            service: "web".to_owned(),
+            backend: "web-1".to_owned(),
+            old: "up".to_owned(),
+            new: "down".to_owned(),
+            why: "connect: connection refused".to_owned(),
+        };
+        assert_eq!(
+            health(&notice),
+            "2026-11-22T05:31:43.123Z service web backend web-1 up -> down: connect: connection refused\n"
+        );
+    }
+
     #[test]
     fn an_attack_is_an_event() {
         let notice = Notice {

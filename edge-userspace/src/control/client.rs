@@ -185,6 +185,7 @@ impl Client {
         match self.receive()? {
             message @ (ServerMessage::Event(_)
             | ServerMessage::Attack(_)
+            | ServerMessage::Health(_)
             | ServerMessage::Lost(_)) => Ok(Some(message)),
             ServerMessage::Result(Response::EventsEnd {}) => Ok(None),
             other => Err(self.nonsense(&other)),

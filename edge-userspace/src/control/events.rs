@@ -19,7 +19,7 @@ use edge_common::{
 use tokio::sync::broadcast;
 
 use super::protocol::{Event, MAX_RECENT_EVENTS, Packet, ServerMessage};
-use crate::status::attack::Notice;
+use crate::status::{attack::Notice, balance::HealthNotice};
 
 /// Events a follower may fall behind before it loses some.
 const FOLLOWER_BACKLOG: usize = 1024;
@@ -57,6 +57,11 @@ impl Hub {
     /// The same for an attack that began or ended.
     pub fn announce(&self, notice: Notice) {
         self.send(ServerMessage::Attack(Box::new(notice)));
+    }
+
+    /// The same for a backend whose health changed.
+    pub fn tell_health(&self, notice: HealthNotice) {
+        self.send(ServerMessage::Health(Box::new(notice)));
     }
 
     fn send(&self, message: ServerMessage) {

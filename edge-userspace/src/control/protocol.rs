@@ -27,7 +27,7 @@ use crate::{
     status::{
         Status,
         attack::{Attack, Notice},
-        balance::BackendStatus,
+        balance::{BackendStatus, HealthNotice},
     },
     wire,
 };
@@ -112,6 +112,8 @@ pub enum ServerMessage {
     Event(Event),
     /// An attack began or ended.
     Attack(Box<Notice>),
+    /// The health of a backend changed.
+    Health(Box<HealthNotice>),
     /// So many events were lost here because the client read too slowly.
     Lost(u64),
 }

@@ -153,6 +153,8 @@ metrics! {
         "1 while the backend gets new flows, 0 while it does not.";
     BACKEND_WEIGHT = Gauge, "edge_backend_weight", [SERVICE, BACKEND],
         "Weight of the backend in force; 0 when it gets no new flows.";
+    BACKEND_HEALTH_CHANGES = Counter, "edge_backend_health_changes", [SERVICE, BACKEND],
+        "Changes of what is known of the backend's health.";
     BACKEND_REACHABLE = Gauge, "edge_backend_reachable", [SERVICE, BACKEND],
         "1 while there is a way to the backend (a route and a neighbour), 0 while there is none.";
     BACKEND_FLOWS = Gauge, "edge_backend_flows", [SERVICE, BACKEND],

@@ -301,6 +301,7 @@ impl Facts {
         };
         each(&names::BACKEND_UP, |b| (b.weight > 0).into())?;
         each(&names::BACKEND_WEIGHT, |b| b.weight.into())?;
+        each(&names::BACKEND_HEALTH_CHANGES, |b| b.health_changes)?;
         each(&names::BACKEND_REACHABLE, |b| b.no_way.is_none().into())?;
         each(&names::BACKEND_FLOWS, |b| b.flows.into())?;
         each(&names::BACKEND_PACKETS, |b| b.packets)?;
@@ -485,6 +486,7 @@ mod tests {
                         admin: AdminState::Active,
                         health: None,
                         health_since_unix_ms: None,
+                        health_changes: 6,
                         why: String::new(),
                         error: None,
                         no_way: None,

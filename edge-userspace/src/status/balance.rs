@@ -79,6 +79,8 @@ pub struct BackendStatus {
     pub health: Option<String>,
     /// Since when, milliseconds of Unix time.
     pub health_since_unix_ms: Option<u64>,
+    /// How often it changed since the daemon started.
+    pub health_changes: u64,
     /// Why it gets new flows, or does not.
     pub why: String,
     /// What went wrong with the last check, unless it is up.
@@ -91,6 +93,23 @@ pub struct BackendStatus {
     pub packets: u64,
     /// Bytes of them, as they came.
     pub bytes: u64,
+}
+
+/// The health of a backend changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthNotice {
+    /// When it was noticed, Unix milliseconds.
+    pub unix_ms: u64,
+    /// The service.
+    pub service: String,
+    /// The backend.
+    pub backend: String,
+    /// What it was: `unknown`, `up`, `down` or `held`.
+    pub old: String,
+    /// What it is.
+    pub new: String,
+    /// Why, in one line.
+    pub why: String,
 }
 
 /// The flow table.

@@ -216,6 +216,12 @@ fn connections_are_spread_and_live_through_every_change() {
         backend(&edge, "b2", "health") == "down"
     });
     wait::until("it is out", || backend(&edge, "b2", "weight") == "0");
+    let events = edge.ok(&["events", "-n", "1024"]);
+    let told = "service web backend b2 up -> down: ";
+    assert!(events.contains(told), "{events}");
+    let metrics = edge.scrape();
+    let counted = "edge_backend_health_changes_total{service=\"web\",backend=\"b2\"} 2\n";
+    assert!(metrics.contains(counted), "{metrics}");
     clients.retain(|c| c.backend != '2');
     for client in &mut clients {
         client.works().unwrap();

@@ -4,7 +4,10 @@ use serde_json::{from_slice, from_str, to_string};
 use super::*;
 use crate::{
     control::check,
-    status::attack::{Change, Kind, KindCount, Remedy, Share, Source},
+    status::{
+        attack::{Change, Kind, KindCount, Remedy, Share, Source},
+        balance::HealthNotice,
+    },
 };
 
 fn header() -> ImportHeader {
@@ -192,6 +195,14 @@ fn server_messages_survive_a_round_trip() {
             attack: Box::new(attack()),
             samples: vec![],
         }),
+        ServerMessage::Health(Box::new(HealthNotice {
+            unix_ms: 1,
+            service: "web".to_owned(),
+            backend: "web-1".to_owned(),
+            old: "up".to_owned(),
+            new: "down".to_owned(),
+            why: "connect: timed out".to_owned(),
+        })),
     ];
     for message in messages {
         let text = to_string(&message).unwrap();

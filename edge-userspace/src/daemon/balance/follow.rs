@@ -22,6 +22,7 @@ use crate::{
     daemon::facts::Shared,
     health::runner::{Changes, Runner},
     host::next_hop::{Answer, Change, Resolver, Watch, given as given_hop},
+    status::balance::HealthNotice,
 };
 
 /// The longest without a look.
@@ -147,6 +148,16 @@ impl Following {
                     Some(found) => {
                         let now = Now::read();
                         self.balancer.lock().health(&found, now);
+                        for (key, transition) in found {
+                            self.shared.hub.tell_health(HealthNotice {
+                                unix_ms: now.unix_ms_of(transition.at_ns),
+                                service: key.service.to_string(),
+                                backend: key.backend.to_string(),
+                                old: transition.old.name().to_owned(),
+                                new: transition.new.name().to_owned(),
+                                why: transition.why,
+                            });
+                        }
                     }
                     // The checks have ended, which they do only with all.
                     None => return,

@@ -104,6 +104,8 @@ pub(super) struct Balancer {
     hops: BTreeMap<IpAddr, Answer>,
     flows: FlowCount,
     counted_ns: u64,
+    /// How often the health of backends changed.
+    health_changes: BTreeMap<health::BackendKey, u64>,
     /// Wakes the thread: there are other addresses, or there is something to tell.
     woken: Arc<Notify>,
 }
@@ -120,6 +122,7 @@ impl Balancer {
             hops: BTreeMap::new(),
             flows: FlowCount::default(),
             counted_ns: 0,
+            health_changes: BTreeMap::new(),
             woken: Arc::default(),
         }
     }
@@ -256,7 +259,10 @@ impl Balancer {
     /// What was filled is in force.
     pub(super) fn keep(&mut self) {
         self.former = None;
-        self.checks.set(self.targets());
+        let targets = self.targets();
+        let keys: BTreeSet<&health::BackendKey> = targets.iter().map(|t| &t.key).collect();
+        self.health_changes.retain(|key, _| keys.contains(key));
+        self.checks.set(targets);
         self.woken.notify_one();
     }
 
@@ -362,6 +368,9 @@ impl Balancer {
 
     /// Takes in what checks have found.
     fn health(&mut self, changes: &[(health::BackendKey, health::Transition)], now: Now) {
+        for (key, _) in changes {
+            *self.health_changes.entry(key.clone()).or_default() += 1;
+        }
         let Some(force) = &mut self.force else {
             return;
         };

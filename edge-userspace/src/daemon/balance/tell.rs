@@ -43,6 +43,10 @@ impl Balancer {
                     },
                     health: known.as_ref().map(|k| k.health().name().to_owned()),
                     health_since_unix_ms: known.as_ref().map(|k| now.unix_ms_of(k.since_ns())),
+                    health_changes: {
+                        let key = health_key(service, &backend.name);
+                        self.health_changes.get(&key).copied().unwrap_or_default()
+                    },
                     why: match self.no_way(backend.address) {
                         Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
                         _ => standing.why.to_string(),
