@@ -134,8 +134,8 @@ pub struct Backend {
     pub hop: [u64; 2],
     /// [`BackendWord`]: whether it takes packets.
     pub word: u64,
-    /// Fills the cache line.
-    pub pad: u64,
+    /// Bits of an IPv4 source that flows are spread over, as on the wire, in the lower half.
+    pub spread: u64,
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

@@ -26,7 +26,9 @@ const TAG_LEN: usize = 4;
 const HOPS: u8 = 64;
 /// The smallest packet that every way carries, bytes.
 const LEAST: u32 = 68;
-/// Set in the second word of an IPv4 header: not to be fragmented.
+/// In the second word of an IPv4 header: more fragments, and the offset.
+const FRAGMENT: u32 = 0x3fff;
+/// Likewise: not to be fragmented.
 pub const DONT_FRAGMENT: u32 = 0x4000;
 
 /// What is read of the IP header.
@@ -38,8 +40,8 @@ pub struct Head {
     pub class: u8,
     /// TTL or hop limit.
     pub hops: u8,
-    /// Whether a router may fragment it.
-    pub may_fragment: bool,
+    /// Whether it is a fragment.
+    pub is_piece: bool,
 }
 
 impl Head {
@@ -52,7 +54,7 @@ impl Head {
                 len: (second >> 16) + IPV6_LEN as u32,
                 class: (u32::from_be(first) >> 20) as u8,
                 hops: second as u8,
-                may_fragment: false,
+                is_piece: false,
             })
         } else {
             let [first, second, third] = source.words::<3>(packet.network)?;
@@ -61,7 +63,7 @@ impl Head {
                 len: first & 0xffff,
                 class: (first >> 16) as u8,
                 hops: (u32::from_be(third) >> 24) as u8,
-                may_fragment: u32::from_be(second) & DONT_FRAGMENT == 0,
+                is_piece: u32::from_be(second) & FRAGMENT != 0,
             })
         }
     }
@@ -208,10 +210,11 @@ fn write(
     };
     // SAFETY: a map value; each word is read whole, and a change may be met half way, as
     // with the next hop.
-    let (from, dest) = unsafe {
+    let (from, dest, spread) = unsafe {
         (
             (&raw const (*chosen.backend).source).read_volatile(),
             (&raw const (*chosen.backend).address).read_volatile(),
+            (&raw const (*chosen.backend).spread).read_volatile(),
         )
     };
     // RFC 6040: ECN and DSCP of the packet go outside as well. The flow label spreads
@@ -223,6 +226,8 @@ fn write(
     } else {
         let [_, from] = halves(from[1]);
         let [_, dest] = halves(dest[1]);
+        // The same in IPv4, which has no label.
+        let from = from | (chosen.hash >> 24 & spread) as u32;
         let len = (len + IPV4_LEN as u32) as u16;
         frame.write(at, ipv4_outer(from, dest, next, len, HOPS, head.class))
     };

@@ -28,8 +28,9 @@ const V6_TOO_BIG: u32 = 0x0200_0000;
 #[inline(always)]
 pub fn answer(facts: Facts<'_>, packet: Packet, head: Head, most: u32) -> End {
     let source = XdpSource::new(facts.ctx);
-    // A fragment, and what may be fragmented, has no use for the answer.
-    if packet.is_error || head.may_fragment || !may_send(DefenceWord::TooBig, facts.now) {
+    // What a router may fragment is answered as well: there is nobody here to fragment it, and
+    // most senders take the hint. Not so a fragment, whose sender has cut it already.
+    if packet.is_error || head.is_piece || !may_send(DefenceWord::TooBig, facts.now) {
         return End::new(Reason::ForwardTooBig);
     }
     let (Some(addresses), Some(quoted)) = (

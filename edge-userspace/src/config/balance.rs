@@ -2,10 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr},
     path::PathBuf,
     time::Duration,
 };
+
+use edge_common::addr::Prefix;
 
 /// The most backends of one service: Maglev spreads them over a ring of 65,537 slots,
 /// and wants a hundred slots for each to be even (Eisenbud et al., "Maglev", 2016, 5.3).
@@ -26,6 +28,8 @@ pub const MAX_SNAT: usize = 64;
 /// The shortest prefixes of a balanced service, IPv4 and IPv6: each of their addresses
 /// takes room in the tables.
 pub const MIN_PREFIX: (u8, u8) = (22, 112);
+/// The shortest prefix of outer IPv4 sources.
+pub const MIN_TUNNEL_SOURCE: u8 = 16;
 /// The longest text in a health check, bytes: path, body, what is sent and expected, an
 /// argument.
 pub const MAX_TEXT: usize = 1024;
@@ -51,9 +55,10 @@ pub struct Balancing {
     /// least of each family that such a backend has, none of them a service's or a
     /// backend's.
     pub snat: BTreeSet<IpAddr>,
-    /// Outer IPv4 source of [`Forward::Ipip`] and [`Forward::Gue`]; `None`: as the route says.
-    pub tunnel_source_v4: Option<Ipv4Addr>,
-    /// The same for IPv6.
+    /// Outer IPv4 sources of [`Forward::Ipip`] and [`Forward::Gue`], over which flows are
+    /// spread: a prefix of at least [`MIN_TUNNEL_SOURCE`]; `None`: the address that the route says.
+    pub tunnel_source_v4: Option<Prefix>,
+    /// The same for IPv6, where the flow label spreads flows (RFC 6438): one address.
     pub tunnel_source_v6: Option<Ipv6Addr>,
     /// What becomes of fragments.
     pub fragments: Fragments,

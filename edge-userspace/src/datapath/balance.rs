@@ -153,7 +153,8 @@ impl BalanceTables {
         }
         let [address, source, hop] = [backend.address, backend.source, backend.hop];
         let values = address.into_iter().chain(source).chain(hop);
-        for (word, value) in words.iter().zip(values) {
+        let before = words.iter().zip(values);
+        for (word, value) in before.chain(words.get(SPREAD).map(|word| (word, backend.spread))) {
             if word.load(Relaxed) != value {
                 word.store(value, Relaxed);
             }
@@ -185,7 +186,7 @@ impl BalanceTables {
             source: [at(2), at(3)],
             hop: [at(4), at(5)],
             word: at(WORD),
-            pad: 0,
+            spread: at(SPREAD),
         }
     }
 
@@ -346,5 +347,7 @@ pub(super) fn carry_over(pinned: &Path, maps: &Maps) -> Result<(), DatapathError
 
 /// The word of a [`Backend`] that says whether it takes packets.
 const WORD: usize = 6;
+/// And that of its spread.
+const SPREAD: usize = 7;
 
 const _: () = assert!(size_of::<FlowSlot>() * FLOW_WAYS == 64);

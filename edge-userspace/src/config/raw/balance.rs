@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use edge_common::addr::Prefix;
+
 use super::{Mac, range, written};
 use crate::config::{
     balance::{Forward, Fragments, HashBy},
@@ -51,7 +53,7 @@ section! {
         slots = "slots": At<Count>,
         seed_file = "seed_file": At<String>,
         snat = "snat": At<Vec<At<IpAddr>>>,
-        tunnel_source = "tunnel_source": At<Vec<At<IpAddr>>>,
+        tunnel_source = "tunnel_source": At<Vec<At<Prefix>>>,
         fragments = "fragments": Fragments,
         mss_clamp = "mss_clamp": bool,
         next_hops = "next_hop": Vec<NextHop>,

@@ -201,6 +201,9 @@ fn what_a_balanced_service_does_not_say_has_defaults() {
         (sources.tunnel_source_v4, sources.tunnel_source_v6),
         ("192.0.2.1".parse().ok(), "2001:db8::1".parse().ok())
     );
+    let spread = service("a", "", "") + "[balance]\ntunnel_source = ['192.0.2.0/28']";
+    let spread = model_of(&spread).balancing.tunnel_source_v4;
+    assert_eq!(spread, "192.0.2.0/28".parse().ok());
     // As without the key.
     let local = model_of("[[service]]\nname = 'a'\nports = [1]\nforward = 'local'");
     assert_eq!(local, model_of("[[service]]\nname = 'a'\nports = [1]"));

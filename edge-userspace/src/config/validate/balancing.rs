@@ -2,14 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::PathBuf,
     time::Duration,
 };
 
+use edge_common::addr::Prefix;
+
 use super::{MAX_PATH, check_interface, check_mac, check_unicast, number, path, span};
 use crate::config::{
-    balance::{Balancing, FLOWS, MAX_SERVICE_BACKENDS, MAX_SNAT, NextHop, SLOTS},
+    balance::{
+        Balancing, FLOWS, MAX_SERVICE_BACKENDS, MAX_SNAT, MIN_TUNNEL_SOURCE, NextHop, SLOTS,
+    },
     raw,
     report::{At, Place, Report},
 };
@@ -25,19 +29,7 @@ pub(super) fn balancing(raw: Option<&raw::Balance>, report: &mut Report<'_>) -> 
     let Some(raw) = raw else {
         return default;
     };
-    let (mut v4, mut v6) = (None, None);
-    for (address, place) in addresses(raw.tunnel_source.as_ref(), 2, report) {
-        let twice = match address {
-            IpAddr::V4(a) => v4.replace(a).is_some(),
-            IpAddr::V6(a) => v6.replace(a).is_some(),
-        };
-        if twice {
-            report.problem(
-                place,
-                "the second of its family; name one at most of each, for backends know tunnels by their source",
-            );
-        }
-    }
+    let (v4, v6) = tunnel_sources(raw, report);
     Balancing {
         flows: number(raw.flows.as_ref(), default.flows, FLOWS.0, FLOWS.1, report),
         tcp_idle: span(raw.tcp_idle.as_ref(), default.tcp_idle, TCP_IDLE, report),
@@ -53,6 +45,50 @@ pub(super) fn balancing(raw: Option<&raw::Balance>, report: &mut Report<'_>) -> 
         mss_clamp: raw.mss_clamp.unwrap_or(default.mss_clamp),
         next_hops: next_hops(raw, report),
     }
+}
+
+/// Outer sources of both families.
+fn tunnel_sources(
+    raw: &raw::Balance,
+    report: &mut Report<'_>,
+) -> (Option<Prefix>, Option<Ipv6Addr>) {
+    let prefixes = raw.tunnel_source.as_ref();
+    let first = |at: &At<Prefix>| At {
+        value: at.value.addr(),
+        place: at.place.clone(),
+    };
+    let list = prefixes.map(|list| At {
+        value: list.value.iter().map(first).collect(),
+        place: list.place.clone(),
+    });
+    let (mut v4, mut v6) = (None, None);
+    for (address, place) in addresses(list.as_ref(), 2, report) {
+        let mut all = prefixes.into_iter().flat_map(|list| &list.value);
+        let Some(prefix) = all.find(|at| at.place.key == place.key).map(|at| at.value) else {
+            continue;
+        };
+        let twice = match address {
+            IpAddr::V4(_) => v4.replace(prefix).is_some(),
+            IpAddr::V6(a) => v6.replace(a).is_some(),
+        };
+        if twice {
+            report.problem(
+                place,
+                "the second of its family; name one at most of each, for backends know tunnels by their source",
+            );
+        } else if address.is_ipv6() && !prefix.is_host() {
+            report.problem(
+                place,
+                "a prefix; in IPv6 the flow label spreads flows, so name one address",
+            );
+        } else if address.is_ipv4() && prefix.len() < MIN_TUNNEL_SOURCE {
+            report.problem(
+                place,
+                format_args!("more sources than flows can be spread over; name a prefix of /{MIN_TUNNEL_SOURCE} to /32"),
+            );
+        }
+    }
+    (v4, v6)
 }
 
 fn seed_file(raw: &raw::Balance, report: &mut Report<'_>) -> Option<PathBuf> {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use edge_common::{
+    addr::Prefix,
     balance::{AGE_SHIFT, Backend as AbiBackend, BackendWord, Balance as AbiBalance, hop},
     defence::v4_halves,
     hash::Seed,
@@ -628,7 +629,7 @@ impl Balancer {
         let way = self.way(address);
         let balancing = &force.model.balancing;
         let source = match address {
-            IpAddr::V4(_) => balancing.tunnel_source_v4.map(IpAddr::V4),
+            IpAddr::V4(_) => balancing.tunnel_source_v4.map(|p| p.addr()),
             IpAddr::V6(_) => balancing.tunnel_source_v6.map(IpAddr::V6),
         };
         let source = source.or(way.map(|w| w.source));
@@ -648,7 +649,7 @@ impl Balancer {
                 port: 0,
             }
             .word(),
-            pad: 0,
+            spread: balancing.tunnel_source_v4.map_or(0, spread).into(),
         };
         if number == 0 {
             return;
@@ -684,6 +685,12 @@ impl Balancer {
     fn no_way(&self, address: IpAddr) -> Option<&NoNextHop> {
         self.hops.get(&address)?.as_ref().err()
     }
+}
+
+/// The host bits of a prefix of IPv4 addresses, as on the wire.
+fn spread(prefix: Prefix) -> u32 {
+    let mask = u32::MAX.checked_shr(prefix.len().into()).unwrap_or(0);
+    mask.to_be()
 }
 
 /// The balanced services of a configuration, and their positions.

@@ -1,5 +1,7 @@
 //! Every way to a backend, and what stands in it.
 
+use std::collections::BTreeSet;
+
 use edge_common::{
     balance::{BackendWord, Balance, Forward, HashBy},
     reason::Reason,
@@ -20,6 +22,8 @@ const WAYS: [(Way, Forward); 3] = [
 ];
 const FAMILIES: [(&str, &str); 2] = [(V4, V4_DEST), (V6, V6_DEST)];
 const BACKENDS: [&str; 2] = ["10.0.0.11", "2001:db8:b::11"];
+/// Bits of the last byte of the outer source that flows are spread over.
+const SPREAD: u8 = 0x0e;
 /// The port that the builder's TCP segments go to, and UDP packets.
 const TCP: u16 = 443;
 const UDP: u16 = 53;
@@ -70,6 +74,25 @@ pub(super) fn every_way(world: &mut World) {
             }
         }
     }
+    // Outer sources of a prefix are spread over flows, each of which keeps its own.
+    world.balance(0, through(Forward::Ipip), &[3]);
+    world.spread_backend(3, BACKENDS[0], SPREAD);
+    let mut sources = BTreeSet::new();
+    for port in 0..64u16 {
+        let frame = ip(V4, V4_DEST).udp(33).build();
+        let [a, b] = (40_000 + port).to_be_bytes();
+        let frame = frame.with(34, &[a, b]);
+        let seen = world.send(&frame).run.output;
+        let source = seen[29] & SPREAD;
+        let mut bytes = forwarded(&frame, Way::Ipip, BACKENDS[0], 0, &seen);
+        bytes[29] |= source;
+        bytes[24..26].fill(0);
+        let sum = checksum(&[&bytes[14..34]]);
+        bytes[24..26].copy_from_slice(&sum);
+        world.becomes("a source of many", &frame, (Reason::Forwarded, TX), &bytes);
+        sources.insert(source);
+    }
+    world.check("flows have all sources", sources.len() == 8);
     // DSCP and ECN go along, IPv4 options and extension headers as they are.
     world.balance(0, through(Forward::Ipip), &[3]);
     for address in BACKENDS {
@@ -210,7 +233,7 @@ pub(super) fn too_big(world: &mut World) {
             }
         }
     }
-    // A packet that a router may fragment is not answered, nor is a flood.
+    // A packet that a router may fragment is answered, a fragment is not, nor is a flood.
     world.backend(3, BACKENDS[0], HERE, UP);
     world.balance(0, through(Forward::Ipip), &[3]);
     let mut fragmentable = ip(V4, V4_DEST).udp(1460).build();
@@ -218,8 +241,13 @@ pub(super) fn too_big(world: &mut World) {
     fragmentable[24..26].fill(0);
     let sum = checksum(&[&fragmentable[14..34]]);
     fragmentable[24..26].copy_from_slice(&sum);
+    world.pass_time(SECOND);
+    let answer = too_big_answer(&fragmentable, MTU - 20);
+    let ends = (Reason::ReplyTooBig, TX);
+    world.becomes("may be fragmented", &fragmentable, ends, &answer);
+    let piece = ip(V4, V4_DEST).udp(3000).piece(0..1480).build();
     let ends = (Reason::ForwardTooBig, DROP);
-    world.becomes("may be fragmented", &fragmentable, ends, &fragmentable);
+    world.becomes("a fragment", &piece, ends, &piece);
     let big = ip(V4, V4_DEST).udp(1460).build();
     let answered = (0..300)
         .filter(|_| world.send(&big).run.action == TX)

@@ -190,7 +190,18 @@ impl World {
                 ..word
             }
             .word(),
-            pad: 0,
+            spread: 0,
+        };
+        self.tables.set_backend(number, &backend);
+    }
+
+    /// Puts a backend at a number, to which flows come from sources that differ in these
+    /// bits of the last byte.
+    pub(super) fn spread_backend(&mut self, number: u32, address: &str, bits: u8) {
+        self.backend(number, address, HERE, super::UP);
+        let backend = Backend {
+            spread: u32::from_ne_bytes([0, 0, 0, bits]).into(),
+            ..self.tables.backend(number)
         };
         self.tables.set_backend(number, &backend);
     }

@@ -57,6 +57,14 @@ fn what_all_share_is_checked() {
             "balance.tunnel_source[1] = '192.0.2.2': the second of its family",
         ),
         (
+            "tunnel_source = ['2001:db8::/64']",
+            "balance.tunnel_source[0] = '2001:db8::/64': a prefix; in IPv6 the flow label spreads flows",
+        ),
+        (
+            "tunnel_source = ['10.0.0.0/8']",
+            "balance.tunnel_source[0] = '10.0.0.0/8': more sources than flows can be spread over",
+        ),
+        (
             "tunnel_source = ['192.0.2.1', '::1:1', '::1:2']",
             "balance.tunnel_source: 3 addresses; at most 2 are possible",
         ),
