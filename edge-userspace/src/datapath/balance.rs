@@ -238,6 +238,7 @@ impl BalanceTables {
             live: vec![0; self.sources()],
             of_backends: vec![0; self.room()],
         };
+        let generations = self.generations();
         let addresses = self.ports.u64s().chunks_exact(PORT_WORDS * PORTS as usize);
         for (live, ports) in count.live.iter_mut().zip(addresses) {
             for slot in ports.chunks_exact(PORT_WORDS) {
@@ -252,7 +253,11 @@ impl BalanceTables {
                     continue;
                 }
                 *live += 1;
-                if let Some(n) = count.of_backends.get_mut(FlowWord::backend(word) as usize) {
+                let number = usize::from(FlowWord::backend(word));
+                // Of one that had the number before it has nothing.
+                if generations.get(number) == Some(&FlowWord::generation(word))
+                    && let Some(n) = count.of_backends.get_mut(number)
+                {
                     *n += 1;
                 }
             }
@@ -291,13 +296,18 @@ impl BalanceTables {
         Ok(sum)
     }
 
+    /// The generations of all backends, by number.
+    fn generations(&self) -> Vec<u8> {
+        (0..self.room())
+            .map(|n| self.generation(u16::try_from(n).unwrap_or_default()))
+            .collect()
+    }
+
     /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`], and `idle`
     /// the longest that an established flow is kept, of whatever protocol.
     pub fn count_flows(&self, now: u32, idle: u32) -> FlowCount {
         let words = self.flows.u64s();
-        let generations: Vec<u8> = (0..self.room())
-            .map(|n| self.generation(u16::try_from(n).unwrap_or_default()))
-            .collect();
+        let generations = self.generations();
         let mut count = FlowCount {
             capacity: (words.len() / SLOT_WORDS) as u64,
             live: 0,
