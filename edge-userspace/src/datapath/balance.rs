@@ -215,21 +215,6 @@ impl BalanceTables {
         }
     }
 
-    /// The source addresses of NAT, by number.
-    pub fn source(&self, number: usize) -> Source {
-        let start = number * SOURCE_WORDS;
-        match self.sources.u64s().get(start..start + SOURCE_WORDS) {
-            Some([a, b, c, d]) => {
-                let [a, b, c, d] = [a, b, c, d].map(|word| word.load(Relaxed));
-                Source {
-                    v4: [a, b],
-                    v6: [c, d],
-                }
-            }
-            _ => Source::default(),
-        }
-    }
-
     /// Counts the ports of NAT in use. `now` is in steps of
     /// [`edge_common::balance::AGE_SHIFT`], `tcp_idle` and `udp_idle` as in the
     /// [`Config`](edge_common::abi::Config).
@@ -333,6 +318,22 @@ impl BalanceTables {
         }
         count
     }
+}
+
+/// The source addresses of NAT in a table, by number.
+pub(super) fn sources(table: &Region) -> Vec<Source> {
+    let sources = table.u64s().chunks_exact(SOURCE_WORDS);
+    let read = |words: &[AtomicU64]| match words {
+        [a, b, c, d] => {
+            let [a, b, c, d] = [a, b, c, d].map(|word| word.load(Relaxed));
+            Source {
+                v4: [a, b],
+                v6: [c, d],
+            }
+        }
+        _ => Source::default(),
+    };
+    sources.map(read).collect()
 }
 
 /// The word of a [`Backend`] that says whether it takes packets.
