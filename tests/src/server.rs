@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use crate::netns::Namespace;
@@ -24,7 +25,17 @@ impl Nginx {
     #[must_use]
     #[track_caller]
     pub fn start(namespace: &Namespace) -> Self {
-        Self::saying(namespace, "protected by Edge")
+        Self::with(namespace, "protected by Edge", None)
+    }
+
+    /// The same, with the files of a directory below `/files/`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    #[track_caller]
+    pub fn serving(namespace: &Namespace, files: &Path) -> Self {
+        Self::with(namespace, "protected by Edge", Some(files))
     }
 
     /// The same with another text for every request, which must have no quotes.
@@ -34,11 +45,19 @@ impl Nginx {
     #[must_use]
     #[track_caller]
     pub fn saying(namespace: &Namespace, text: &str) -> Self {
+        Self::with(namespace, text, None)
+    }
+
+    #[track_caller]
+    fn with(namespace: &Namespace, text: &str, files: Option<&Path>) -> Self {
+        let files = files.map_or_else(String::new, |path| {
+            format!("location /files/ {{ alias {}/; }}\n", path.display())
+        });
         let directory = tempfile::tempdir().expect("a temporary directory");
         let at = directory.path().display();
         let configuration = format!(
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
-             events {{ worker_connections 1024; }}\n\
+             worker_rlimit_nofile 8192; events {{ worker_connections 4096; }}\n\
              http {{\n\
                access_log off; default_type text/plain;\n\
                client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
@@ -46,6 +65,7 @@ impl Nginx {
                scgi_temp_path {at}/scgi;\n\
                server {{\n\
                  listen 80; listen [::]:80;\n\
+                 {files}\
                  location / {{ return 200 \"{text}\\n\"; }}\n\
                }}\n\
              }}\n"

@@ -450,6 +450,15 @@ fn tables(t: &mut String, s: &Status) {
             count(f.misses),
             count(f.refused)
         );
+        for source in &balance.sources {
+            let _ = writeln!(
+                t,
+                "nat: {}: {} of {} ports",
+                source.name(),
+                count(source.ports.into()),
+                count(source.capacity.into())
+            );
+        }
     }
     if s.stage_missing > 0 {
         let _ = writeln!(

@@ -51,9 +51,9 @@ pub struct Balancing {
     /// File of the seed that a fleet shares, an absolute path: 64 hexadecimal digits, which
     /// nobody but its owner may read. `None`: the installation's own secret.
     pub seed_file: Option<PathBuf>,
-    /// Source addresses towards backends of [`Forward::Nat`], at most [`MAX_SNAT`]; one at
-    /// least of each family that such a backend has, none of them a service's or a
-    /// backend's.
+    /// Source addresses towards backends of [`Forward::Nat`], at most [`MAX_SNAT`]; of each
+    /// family that such a backend has as many as [`Balancing::sources`], none of them a
+    /// service's or a backend's.
     pub snat: BTreeSet<IpAddr>,
     /// Outer IPv4 sources of [`Forward::Ipip`] and [`Forward::Gue`], over which flows are
     /// spread: a prefix of at least [`MIN_TUNNEL_SOURCE`]; `None`: the address that the route says.
@@ -83,6 +83,15 @@ impl Default for Balancing {
             mss_clamp: true,
             next_hops: BTreeMap::new(),
         }
+    }
+}
+
+impl Balancing {
+    /// Numbers of source addresses. Each stands for one address of each family, which share
+    /// their ports ([`edge_common::nat::Source`]).
+    pub fn sources(&self) -> usize {
+        let v6 = self.snat.iter().filter(|a| a.is_ipv6()).count();
+        v6.max(self.snat.len() - v6)
     }
 }
 
@@ -137,6 +146,30 @@ pub struct Balance {
     pub slow_start: Duration,
     /// How backends are checked; `None`: they are taken for healthy.
     pub health: Option<HealthCheck>,
+    /// How the traffic of clients speaks against backends; `None`: it does not. Only with
+    /// [`Forward::Nat`] and TCP.
+    pub passive: Option<Passive>,
+}
+
+/// When the traffic of clients speaks against a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passive {
+    /// Over which time connections are counted.
+    pub window: Duration,
+    /// How many SYNs there must be in it.
+    pub syns: u32,
+    /// After how long a backend that is not checked is tried again, the first time.
+    pub retry: Duration,
+}
+
+impl Default for Passive {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(10),
+            syns: 5,
+            retry: Duration::from_secs(10),
+        }
+    }
 }
 
 /// How packets reach a backend.

@@ -11,6 +11,7 @@ use edge_common::{
         ATTEMPTS, HANDSHAKES, Hitter, IcmpKind, SKETCH_WORDS, Service as AbiService,
         ServiceCounters, tags::TagBucket,
     },
+    nat,
 };
 use serde::Serialize;
 
@@ -225,7 +226,8 @@ fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
     let targets = model
         .flood
         .targets
-        .saturating_mul(if rings == 0 { 1 } else { 4 });
+        .saturating_mul(if rings == 0 { 1 } else { 4 })
+        .saturating_add(2 * model.nat_sources());
     if rings != 0 {
         let ring = of(ring_words(model.balancing.slots), 8);
         let flows = model.balancing.flows.div_ceil(FLOW_WAYS as u32);
@@ -237,6 +239,17 @@ fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
                 of(model.backends(), size_of::<Counter>()).saturating_mul(cpus.into()),
             ),
             (maps::FLOWS, of(flows, size_of::<FlowBucket>())),
+        ]);
+    }
+    let sources = if rings == 0 { 0 } else { model.nat_sources() };
+    if sources != 0 {
+        let ports = sources.saturating_mul(nat::PORTS);
+        memory.extend([
+            (maps::PORTS_IN_USE, of(ports, size_of::<nat::PortSlot>())),
+            (
+                maps::BACKEND_SIGNALS,
+                of(model.backends(), size_of::<nat::Signals>()).saturating_mul(cpus.into()),
+            ),
         ]);
     }
     memory.extend([

@@ -92,6 +92,7 @@ impl Model {
             udp_idle: age(self.balancing.udp_idle),
             drop_fragments: u32::from(self.balancing.fragments == Fragments::Drop),
             clamp_mss: u32::from(self.balancing.mss_clamp),
+            snat: self.nat_sources(),
             balance_seed: derived(&seed),
             ..Config::OFF
         };
@@ -339,6 +340,21 @@ mod tests {
             }
             assert_eq!(lower(&model_of(&text)).backends, room);
         }
+    }
+
+    #[test]
+    fn a_number_stands_for_an_address_of_each_family() {
+        let numbers = |forward: &str, snat: &str| {
+            let text = format!(
+                "[[service]]\nname = 'a'\nports = [80]\naddresses = ['203.0.113.7']\nforward = '{forward}'\n\
+                 [[service.backend]]\nname = 'b'\naddress = '10.0.0.1'\n[balance]\nsnat = [{snat}]"
+            );
+            lower(&model_of(&text)).snat
+        };
+        assert_eq!(numbers("nat", "'192.0.2.1'"), 1);
+        assert_eq!(numbers("nat", "'192.0.2.1', '2001:db8::1', '192.0.2.2'"), 2);
+        assert_eq!(numbers("nat", "'192.0.2.1', '2001:db8::1'"), 1);
+        assert_eq!(numbers("l2", "'192.0.2.1'"), 0);
     }
 
     #[test]

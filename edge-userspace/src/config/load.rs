@@ -3,15 +3,12 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    net::{IpAddr, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
-use super::{
-    Checked, ConfigError, Finding, MAX_FILE_BYTES,
-    balance::{Forward, HashBy},
-    parse,
-};
+use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, Model, balance::HashBy, parse};
 
 /// Reads a file and checks it, as [`parse`] does.
 ///
@@ -32,10 +29,9 @@ pub fn load_text(path: &Path, tick_ns: u64) -> Result<(String, Checked), ConfigE
         let Some(balance) = &service.balance else {
             continue;
         };
-        let key = match (balance.forward, balance.hash) {
-            (Forward::Nat, _) => "forward = \"nat\"",
-            (_, HashBy::Quic) => "hash = \"quic\"",
-            _ => continue,
+        let key = match balance.hash {
+            HashBy::Quic => "hash = \"quic\"",
+            HashBy::FiveTuple | HashBy::Source => continue,
         };
         return Err(ConfigError::NotBuilt {
             path: path.to_path_buf(),
@@ -43,6 +39,9 @@ pub fn load_text(path: &Path, tick_ns: u64) -> Result<(String, Checked), ConfigE
             key,
         });
     }
+    checked
+        .warnings
+        .extend(not_here(&checked.model, &text, path));
     if mode & 0o002 != 0 {
         let warning = Finding {
             file: path.display().to_string().into(),
@@ -54,6 +53,35 @@ pub fn load_text(path: &Path, tick_ns: u64) -> Result<(String, Checked), ConfigE
         checked.warnings.insert(0, warning);
     }
     Ok((text, checked))
+}
+
+/// Tells of source addresses of NAT that this host does not have. Somebody else may route them
+/// here, so that is no error.
+fn not_here(model: &Model, text: &str, path: &Path) -> Vec<Finding> {
+    // A socket is bound, and sends nothing.
+    let is_missing = |address: &&IpAddr| {
+        let bound = UdpSocket::bind((**address, 0));
+        bound.is_err_and(|e| e.kind() == io::ErrorKind::AddrNotAvailable)
+    };
+    if model.nat_sources() == 0 {
+        return Vec::new();
+    }
+    let line = text.lines().position(|l| {
+        l.trim_start()
+            .trim_start_matches("balance.")
+            .starts_with("snat")
+    });
+    let finding = |address: &IpAddr| Finding {
+        file: path.display().to_string().into(),
+        line: u32::try_from(line.unwrap_or_default() + 1).unwrap_or(u32::MAX),
+        key: "balance.snat".to_owned(),
+        value: Some(format!("\"{address}\"")),
+        message: "no address of this host; add it to an interface, or see that whatever backends \
+                  answer to it is routed here"
+            .to_owned(),
+    };
+    let all = model.balancing.snat.iter();
+    all.filter(is_missing).map(finding).collect()
 }
 
 /// The text of the file and its permissions.
@@ -116,11 +144,15 @@ mod tests {
         );
         let balanced = "interfaces = ['eth0']\n[[service]]\nname = 'web'\naddresses = ['203.0.113.1']\n\
                         ports = [80]\nforward = 'nat'\n[[service.backend]]\nname = 'a'\n\
-                        address = '10.0.0.1'\n[balance]\nsnat = ['192.0.2.1']\n";
-        let refused = load(&file("nat.toml", balanced.as_bytes()), TICK_NS).unwrap_err();
+                        address = '10.0.0.1'\n[balance]\nsnat = ['127.0.0.1']\n";
+        // Of this host, and of nobody's (RFC 5737).
+        let here = balanced.replace("127.0.0.1", "192.0.2.1");
+        let missing = load(&file("nat.toml", here.as_bytes()), TICK_NS).unwrap();
+        let warned = missing.warnings.iter().map(ToString::to_string);
+        let warned: Vec<String> = warned.filter(|w| w.contains("snat")).collect();
         assert!(
-            refused.to_string().contains("is not built yet"),
-            "{refused}"
+            matches!(&warned[..], [one] if one.contains("nat.toml:11: balance.snat = \"192.0.2.1\": no address of this host")),
+            "{warned:?}"
         );
         let missing = load(&dir.path().join("missing.toml"), TICK_NS).unwrap_err();
         assert!(

@@ -15,7 +15,7 @@ use edge_common::{
 };
 
 use super::{
-    balance::Balancing,
+    balance::{Balancing, Forward},
     floods::Floods,
     limits::Limits,
     services::{Flood, Ports, Protocol, Service},
@@ -99,6 +99,20 @@ impl Model {
     /// Whether any service is balanced.
     pub fn has_balanced(&self) -> bool {
         self.services.iter().any(|s| s.balance.is_some())
+    }
+
+    /// Numbers of source addresses of NAT ([`super::balance::Balancing::sources`]); 0 without a
+    /// service that is balanced so.
+    pub fn nat_sources(&self) -> u32 {
+        let is_nat = |s: &Service| {
+            let forward = s.balance.as_ref().map(|b| b.forward);
+            forward == Some(Forward::Nat)
+        };
+        if self.services.iter().any(is_nat) {
+            u32::try_from(self.balancing.sources()).unwrap_or(u32::MAX)
+        } else {
+            0
+        }
     }
 
     /// Whether segments to ports of no service are judged.

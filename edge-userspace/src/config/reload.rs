@@ -80,6 +80,15 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
         }
     };
     let (balancing, next) = (&old.balancing, &new.balancing);
+    // With another number of them there is another table of ports, and no flow is found in it.
+    let (had, has) = (old.nat_sources(), new.nat_sources());
+    let sources = |n: u32| {
+        if had != 0 && has != 0 {
+            n.to_string()
+        } else {
+            String::new()
+        }
+    };
     let fixed = [
         (
             "paths.state_dir",
@@ -100,6 +109,7 @@ pub fn changes(old: &Model, new: &Model) -> Result<Changes, RestartNeeded> {
         ),
         ("balance.flows", size(balancing.flows), size(next.flows)),
         ("balance.slots", size(balancing.slots), size(next.slots)),
+        ("the number of balance.snat", sources(had), sources(has)),
     ];
     let keys: Vec<Immutable> = fixed
         .into_iter()
@@ -214,6 +224,26 @@ mod tests {
         assert!(changes(&of("", service), &of(sizes, "")).is_ok());
         let idle = "balance.tcp_idle = '1h'\nbalance.seed_file = '/a'";
         assert!(changes(&of("", service), &of(idle, service)).unwrap().any);
+    }
+
+    #[test]
+    fn the_number_of_sources_is_fixed_once_there_are_some() {
+        let of = |forward: &str, snat: &str| {
+            model_of(&format!(
+                "[[service]]\nname = 'a'\naddresses = ['203.0.113.1']\nports = [1]\nforward = '{forward}'\n\
+                 [[service.backend]]\nname = 'a'\naddress = '10.0.0.1'\n[balance]\nsnat = [{snat}]"
+            ))
+        };
+        let (one, other) = (of("nat", "'192.0.2.1'"), of("nat", "'192.0.2.2'"));
+        let two = of("nat", "'192.0.2.1', '192.0.2.2'");
+        assert!(changes(&one, &other).unwrap().any);
+        let told = changes(&one, &two).unwrap_err().to_string();
+        assert!(
+            told.contains("the number of balance.snat cannot change"),
+            "{told}"
+        );
+        let none = of("l2", "'192.0.2.1'");
+        assert!(changes(&none, &two).is_ok() && changes(&two, &none).is_ok());
     }
 
     #[test]

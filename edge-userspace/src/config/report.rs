@@ -70,8 +70,7 @@ pub enum ConfigError {
     },
     /// It asks for what this version cannot do yet.
     #[error(
-        "{}: service {service}: {key} is not built yet; choose \"ipip\", \"gue\" or \"l2\", and \
-         \"5-tuple\" or \"source\"",
+        "{}: service {service}: {key} is not built yet; choose \"5-tuple\" or \"source\"",
         path.display()
     )]
     NotBuilt {

@@ -397,7 +397,7 @@ impl Engine {
         model: Model,
         defence: &mut Defence,
     ) -> Result<Vec<String>, ForceError> {
-        let features = defence.prepare(&model)?;
+        let told = defence.prepare(&model)?;
         let Plan {
             geometry,
             settings,
@@ -406,7 +406,7 @@ impl Engine {
             &model,
             self.seed,
             coarse_tick_ns(),
-            features,
+            told,
             fleet_seed(&model)?,
             &self.profiles,
         )?;
@@ -430,10 +430,12 @@ impl Engine {
             self.extend_system(&system, now)
         };
         let filled = filled.map_err(ForceError::from).and_then(|()| {
-            defence.fill(&model, self.seed, || prepared.services())?;
+            let services = || prepared.services();
+            defence.fill(&model, self.seed, services, || prepared.sources())?;
             let tables = || prepared.balance();
             let mut balancer = self.balancer.lock();
-            balancer.fill(&model, defence.slots(), balance_seed, tables, now)?;
+            let places = (defence.slots(), defence.sources());
+            balancer.fill(&model, places, balance_seed, tables, now)?;
             Ok(())
         });
         let done = match filled {

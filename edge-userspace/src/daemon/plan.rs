@@ -5,6 +5,7 @@ use edge_common::{
     hash::Seed,
 };
 
+use super::defence::Told;
 use crate::{
     config::{
         Model,
@@ -24,7 +25,7 @@ pub(super) struct Plan {
 }
 
 /// The plan of a configuration. `tick_ns` is the resolution of the programs'
-/// clock, `tcp_features` what the host's TCP grants, `fleet` the secret of the choice of
+/// clock, `told` what programs are told of the host, `fleet` the secret of the choice of
 /// backends, if others share it. `previous` are the limit profiles in force, so
 /// that a set of limits that stays keeps its number: the tables are written
 /// before the programs are replaced, and the old program must find under each
@@ -36,7 +37,7 @@ pub(super) fn plan(
     model: &Model,
     seed: Seed,
     tick_ns: u64,
-    tcp_features: u32,
+    told: Told,
     fleet: Option<Seed>,
     previous: &[Profile; MAX_PROFILES],
 ) -> Result<Plan, TooManyProfiles> {
@@ -46,7 +47,8 @@ pub(super) fn plan(
         Mode::Off => Vec::new(),
         Mode::DryRun | Mode::Enforce => model.bogon_prefixes.clone(),
     };
-    let mut config = model.abi_config(&geometry, seed, tick_ns, tcp_features, 0);
+    let mut config = model.abi_config(&geometry, seed, tick_ns, told.tcp_features, 0);
+    config.client_mtu = told.client_mtu;
     if let Some(fleet) = fleet {
         config.balance_seed = fleet;
     }

@@ -79,7 +79,7 @@ pub(super) fn engine(
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
     let none = [Profile::default(); MAX_PROFILES];
-    let features = defence.lock().prepare(&model)?;
+    let told = defence.lock().prepare(&model)?;
     let Plan {
         geometry,
         settings,
@@ -88,7 +88,7 @@ pub(super) fn engine(
         &model,
         seed,
         coarse_tick_ns(),
-        features,
+        told,
         fleet_seed(&model)?,
         &none,
     )?;
@@ -130,12 +130,14 @@ pub(super) fn engine(
              when the clock is set"
         );
     }
-    defence.lock().fill(&model, seed, || prepared.services())?;
-    let slots = defence.lock().slots().to_vec();
-    let tables = || prepared.balance();
+    let mut filling = defence.lock();
+    let services = || prepared.services();
+    filling.fill(&model, seed, services, || prepared.sources())?;
+    let (places, tables) = ((filling.slots(), filling.sources()), || prepared.balance());
     balancer
         .lock()
-        .fill(&model, &slots, balance_seed, tables, now)?;
+        .fill(&model, places, balance_seed, tables, now)?;
+    drop(filling);
     let mut engine = Engine {
         path: path.to_path_buf(),
         seed,

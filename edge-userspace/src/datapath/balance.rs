@@ -221,21 +221,6 @@ impl BalanceTables {
         }
     }
 
-    /// The source addresses of NAT, by number.
-    pub fn source(&self, number: usize) -> Source {
-        let start = number * SOURCE_WORDS;
-        match self.sources.u64s().get(start..start + SOURCE_WORDS) {
-            Some([a, b, c, d]) => {
-                let [a, b, c, d] = [a, b, c, d].map(|word| word.load(Relaxed));
-                Source {
-                    v4: [a, b],
-                    v6: [c, d],
-                }
-            }
-            _ => Source::default(),
-        }
-    }
-
     /// Counts the ports of NAT in use. `now` is in steps of
     /// [`edge_common::balance::AGE_SHIFT`].
     pub fn count_ports(&self, now: u32, idle: Idle) -> PortCount {
@@ -243,6 +228,7 @@ impl BalanceTables {
             live: vec![0; self.sources()],
             of_backends: vec![0; self.room() as usize],
         };
+        let generations = self.generations();
         let addresses = self.ports.u64s().chunks_exact(PORT_WORDS * PORTS as usize);
         for (live, ports) in count.live.iter_mut().zip(addresses) {
             for slot in ports.chunks_exact(PORT_WORDS) {
@@ -252,7 +238,11 @@ impl BalanceTables {
                     continue;
                 }
                 *live += 1;
-                if let Some(n) = count.of_backends.get_mut(FlowWord::backend(word) as usize) {
+                let number = FlowWord::backend(word) as usize;
+                // Of one that had the number before it has nothing.
+                if generations.get(number) == Some(&FlowWord::generation(word))
+                    && let Some(n) = count.of_backends.get_mut(number)
+                {
                     *n += 1;
                 }
             }
@@ -291,10 +281,15 @@ impl BalanceTables {
         Ok(sum)
     }
 
+    /// The generations of all backends, by number.
+    fn generations(&self) -> Vec<u8> {
+        (0..self.room()).map(|n| self.generation(n)).collect()
+    }
+
     /// Counts the flows. `now` is in steps of [`edge_common::balance::AGE_SHIFT`].
     pub fn count_flows(&self, now: u32, idle: Idle) -> FlowCount {
         let words = self.flows.u64s();
-        let generations: Vec<u8> = (0..self.room()).map(|n| self.generation(n)).collect();
+        let generations = self.generations();
         let mut count = FlowCount {
             capacity: (words.len() / SLOT_WORDS) as u64,
             live: 0,
@@ -343,6 +338,22 @@ pub(super) fn carry_over(pinned: &Path, maps: &Maps) -> Result<(), DatapathError
         to.store(from.load(Relaxed), Relaxed);
     }
     Ok(())
+}
+
+/// The source addresses of NAT in a table, by number.
+pub(super) fn sources(table: &Region) -> Vec<Source> {
+    let sources = table.u64s().chunks_exact(SOURCE_WORDS);
+    let read = |words: &[AtomicU64]| match words {
+        [a, b, c, d] => {
+            let [a, b, c, d] = [a, b, c, d].map(|word| word.load(Relaxed));
+            Source {
+                v4: [a, b],
+                v6: [c, d],
+            }
+        }
+        _ => Source::default(),
+    };
+    sources.map(read).collect()
 }
 
 /// The word of a [`Backend`] that says whether it takes packets.

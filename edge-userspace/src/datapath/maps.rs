@@ -162,10 +162,13 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
             kind: MapType::Hash,
             key: size_of::<TargetKey>() as u32,
             value: size_of::<Target>() as u32,
-            // Of a balanced service each address has up to three more.
+            // Of a balanced service each address has up to three more; a number of NAT has two.
             entries: when_on(match config.rings {
                 0 => targets.max(1),
-                _ => targets.max(1).saturating_mul(4),
+                _ => targets
+                    .max(1)
+                    .saturating_mul(4)
+                    .saturating_add(config.snat.saturating_mul(2)),
             }),
             flags: 0,
         },

@@ -39,7 +39,10 @@ use aya::{
     Ebpf,
     maps::{Map, MapData, MapInfo},
 };
-use edge_common::abi::{self, TableStat};
+use edge_common::{
+    abi::{self, TableStat},
+    nat::Source,
+};
 use tracing::{info, warn};
 
 use crate::{memory::Region, status::AttachMode};
@@ -491,6 +494,14 @@ impl Prepared {
             |name| self.maps.reopen(name),
             self.settings.program.config.slots,
         )
+    }
+
+    /// The source addresses of NAT in them, by number.
+    ///
+    /// # Errors
+    /// When the map cannot be mapped.
+    pub fn sources(&self) -> Result<Vec<Source>, DatapathError> {
+        Ok(balance::sources(&self.maps.region(abi::maps::SOURCES)?))
     }
 
     /// Whether the policy tables are new and empty, and not those in force.

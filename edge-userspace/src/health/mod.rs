@@ -1,6 +1,7 @@
 //! Health of the backends: what is asked of them, and what follows from the answers.
 //!
 //! * [`state`] and `damping`: one backend, from results of checks to up and down;
+//! * [`passive`]: one backend, from what the traffic of clients says of it;
 //! * `table`: all backends, which of them is asked next, and what has changed;
 //! * [`probe`]: one check, through sockets or a program;
 //! * [`runner`]: the task that asks them all in time.
@@ -8,6 +9,7 @@
 //! Nothing here writes a map: states are published, and a new plan follows from them.
 
 mod damping;
+pub mod passive;
 pub mod probe;
 pub mod runner;
 pub mod state;

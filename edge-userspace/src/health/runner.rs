@@ -121,8 +121,8 @@ impl Checks {
         }
     }
 
-    /// A sign of failure that was seen in the traffic (a reset, no answer): it counts as
-    /// a failed check. A backend that is not checked has none.
+    /// The traffic of clients says that a backend fails (resets, no answers): it is down, until
+    /// checks bring it up again. A backend that is not checked has no state here.
     pub fn passive_failure(&self, key: &BackendKey, why: &str) {
         let now_ns = self.0.clock.now_ns();
         let transition = self.0.table().passive_failure(key, why, now_ns);

@@ -152,10 +152,10 @@ impl State {
         }
     }
 
-    /// Takes in a sign of failure that was seen in the traffic: it counts as a failed
-    /// check, except that one alone does not decide of a backend that was never asked.
+    /// Takes in what the traffic of clients says against it. That is about many connections, and
+    /// so decides at once.
     pub fn passive_failure(&mut self, why: &str, now_ns: u64) -> Option<Transition> {
-        self.failure(why, self.fall, now_ns)
+        self.failure(why, 1, now_ns)
     }
 
     fn success(&mut self, now_ns: u64) -> Option<Transition> {

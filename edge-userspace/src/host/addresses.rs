@@ -27,17 +27,26 @@ const SOMEWHERE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 /// Whatever the kernel returns.
 pub fn host(protected: &[String]) -> io::Result<Host> {
     let links = links()?;
-    let mtus = links
-        .values()
-        .filter(|link| protected.contains(&link.name))
-        .map(|link| link.mtu);
     let [route_mtu_v4, route_mtu_v6] = SOMEWHERE.map(route_mtu);
     Ok(Host {
-        protected_mtu: mtus.min(),
+        protected_mtu: smallest(&links, protected),
         addresses: addresses(&links)?,
         route_mtu_v4,
         route_mtu_v6,
     })
+}
+
+/// The smallest MTU of interfaces with these names, bytes; `None` while there is none.
+///
+/// # Errors
+/// Whatever the kernel returns.
+pub fn smallest_mtu(protected: &[String]) -> io::Result<Option<u32>> {
+    Ok(smallest(&links()?, protected))
+}
+
+fn smallest(links: &BTreeMap<u32, Link>, protected: &[String]) -> Option<u32> {
+    let protected = links.values().filter(|link| protected.contains(&link.name));
+    protected.map(|link| link.mtu).min()
 }
 
 /// What the kernel says of all addresses, a message each.

@@ -11,7 +11,7 @@ mod routes;
 mod stack;
 pub mod sysctl;
 
-pub use addresses::host;
+pub use addresses::{host, smallest_mtu};
 pub use listeners::listeners;
 pub use probe::window_scale;
 pub use stack::{Stack, stack};

@@ -54,8 +54,17 @@ pub enum Health {
     Unknown,
     /// It answers as it should.
     Up,
+    /// Nobody checks it, and connections of clients to it fail. Those that it has may live.
+    Failing,
     /// It does not.
     Down,
+}
+
+impl Health {
+    /// Whether it is known to be of no use.
+    pub const fn is_bad(self) -> bool {
+        matches!(self, Self::Failing | Self::Down)
+    }
 }
 
 /// What the operator says of a backend.
@@ -132,6 +141,8 @@ pub enum Why {
     FailedOpen,
     /// It gets none: its checks fail.
     Down,
+    /// It gets none for a while: connections to it fail.
+    Failing,
     /// It gets none: its first check has not passed yet.
     Awaited,
     /// It gets none: the operator drains it.
@@ -156,8 +167,9 @@ impl fmt::Display for Why {
                 "it is not checked yet, and used because too few others are known to be healthy"
             }
             Self::FailedOpen => {
-                "its checks fail, and it is used all the same because too few others are healthy"
+                "it fails, and is used all the same because too few others are healthy"
             }
+            Self::Failing => "connections to it fail, and it is tried again in a while",
             Self::Down => "its checks fail",
             Self::Awaited => "its first check has not passed yet",
             Self::Draining => "it is being drained, and keeps the flows that it has",
@@ -243,7 +255,7 @@ impl Reading {
     fn uses(self, member: &Member) -> bool {
         match self {
             Self::Up => member.health == Health::Up,
-            Self::NotDown => member.health != Health::Down,
+            Self::NotDown => !member.health.is_bad(),
             Self::All => true,
         }
     }
@@ -336,7 +348,7 @@ impl Member {
     const fn why_used(&self) -> Why {
         match self.health {
             Health::Unknown => Why::Presumed,
-            Health::Down => Why::FailedOpen,
+            Health::Failing | Health::Down => Why::FailedOpen,
             Health::Up if self.checked => Why::Healthy,
             Health::Up => Why::Unchecked,
         }
@@ -346,6 +358,7 @@ impl Member {
     const fn why_not(&self) -> Why {
         match self.health {
             Health::Down => Why::Down,
+            Health::Failing => Why::Failing,
             Health::Unknown => Why::Awaited,
             Health::Up => Why::Spare,
         }

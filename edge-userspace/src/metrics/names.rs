@@ -61,6 +61,8 @@ pub const VERSION: &str = "version";
 /// Version of the table layouts.
 pub const ABI_VERSION: &str = "abi_version";
 
+/// Source addresses of NAT that share their ports, with commas between them.
+pub const SOURCE: &str = "source";
 /// Name of a backend within its service.
 pub const BACKEND: &str = "backend";
 
@@ -163,6 +165,16 @@ metrics! {
         "Packets that went to the backend.";
     BACKEND_BYTES = Counter, "edge_backend_bytes", [SERVICE, BACKEND],
         "Bytes of frames that went to the backend, as they came.";
+    BACKEND_SYNS = Counter, "edge_backend_syns", [SERVICE, BACKEND],
+        "SYNs that went to the backend by NAT.";
+    BACKEND_SYN_ACKS = Counter, "edge_backend_syn_acks", [SERVICE, BACKEND],
+        "SYN-ACKs that came from the backend through NAT.";
+    BACKEND_REFUSALS = Counter, "edge_backend_refusals", [SERVICE, BACKEND],
+        "Resets that came from the backend through NAT in answer to SYNs.";
+    NAT_PORTS = Gauge, "edge_nat_ports", [SOURCE],
+        "Ports with a flow, by the source addresses of NAT that share them.";
+    NAT_PORTS_CAPACITY = Gauge, "edge_nat_ports_capacity", [SOURCE],
+        "Ports that flows may have, by the source addresses of NAT that share them.";
     SERVICE_FAILED_OPEN = Gauge, "edge_service_failed_open", [SERVICE],
         "1 while too few backends are healthy, so that all are used as if they were.";
     FLOWS = Gauge, "edge_flows", [],
@@ -178,7 +190,7 @@ metrics! {
     FLOWS_REPLACED = Counter, "edge_flows_replaced", [],
         "Flows that took the place of one that was not established.";
     FLOWS_REFUSED = Counter, "edge_flows_refused", [],
-        "Flows that found no place in the table, and are chosen for by the ring alone.";
+        "Flows that found no place in the table, and are chosen for by the ring alone; with NAT those that found no port, whose packets are dropped.";
     STAGE_MISSING = Counter, "edge_stage_missing_packets", [],
         "Packets that went on without the flood defence because its program was missing.";
     EVENTS = Counter, "edge_events", [],

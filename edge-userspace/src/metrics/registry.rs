@@ -13,7 +13,7 @@ use prometheus_client::{
 use super::names::{self, Kind, Metric};
 use crate::status::{
     InterfaceStatus, ServiceStatus, Status, Traffic,
-    balance::{BackendStatus, BalanceStatus},
+    balance::{BackendStatus, BalanceStatus, NatSource},
     decap::{DecapInterface, Totals},
 };
 
@@ -306,6 +306,26 @@ impl Facts {
         each(&names::BACKEND_FLOWS, |b| b.flows.into())?;
         each(&names::BACKEND_PACKETS, |b| b.packets)?;
         each(&names::BACKEND_BYTES, |b| b.bytes)?;
+        let mut signals = |metric, value: fn(&BackendStatus) -> Option<u64>| {
+            let samples = balance.services.iter().flat_map(|s| {
+                let all = s.backends.iter();
+                all.filter_map(|b| {
+                    Some(([s.name.as_str(), b.name.as_str()], Value::Int(value(b)?)))
+                })
+            });
+            w.family(metric, samples)
+        };
+        signals(&names::BACKEND_SYNS, |b| b.syns)?;
+        signals(&names::BACKEND_SYN_ACKS, |b| b.syn_acks)?;
+        signals(&names::BACKEND_REFUSALS, |b| b.refusals)?;
+        let named: Vec<_> = balance.sources.iter().map(|s| (s.name(), s)).collect();
+        let ports = |value: fn(&NatSource) -> u32| {
+            let value = move |s| Value::Int(value(s).into());
+            let all = named.iter();
+            all.map(move |(name, source)| ([name.as_str()], value(source)))
+        };
+        w.family(&names::NAT_PORTS, ports(|s| s.ports))?;
+        w.family(&names::NAT_PORTS_CAPACITY, ports(|s| s.capacity))?;
         let open = balance.services.iter();
         let open = open.map(|s| ([s.name.as_str()], Value::Int(s.failed_open.into())));
         w.family(&names::SERVICE_FAILED_OPEN, open)?;
@@ -493,9 +513,17 @@ mod tests {
                         flows: 3,
                         packets: 4,
                         bytes: 5,
+                        syns: Some(6),
+                        syn_acks: Some(7),
+                        refusals: Some(8),
                     }],
                 }],
                 flows: FlowTable::default(),
+                sources: vec![NatSource {
+                    addresses: vec![[192, 0, 2, 1].into()],
+                    ports: 9,
+                    capacity: 10,
+                }],
             }),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Pure: addresses, listeners and times are given. What the kernel looks up are
 //! exact targets, an address and a port each; here services are resolved to them
-//! ([`resolve`]), and kept in mind is what is known of each listener's window
+//! ([`resolve`]), source addresses of NAT have numbers ([`sources`]), and kept in mind is what is known of each listener's window
 //! scale ([`scales`]), which is found out with the packets of [`probe`]. What the program
 //! finds is followed ([`watch`]) and remembered ([`attacks`]).
 
@@ -12,4 +12,5 @@ pub mod probe;
 pub mod resolve;
 pub mod scales;
 pub mod slots;
+pub mod sources;
 pub mod watch;

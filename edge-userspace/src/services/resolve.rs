@@ -8,7 +8,7 @@ use std::{
 use edge_common::{
     defence::{
         TARGET_BOUND, TARGET_FORWARDED, TARGET_LOCAL, TARGET_REST, Target, TargetKey,
-        WSCALE_UNKNOWN, v4_halves,
+        WSCALE_UNKNOWN,
     },
     parse::proto,
 };
@@ -16,6 +16,7 @@ use edge_common::{
 use super::{
     facts::{Host, Listeners, Place},
     slots::Slot,
+    sources::halves,
 };
 use crate::config::services::{Addresses, Ports, Protocol, Service};
 
@@ -180,16 +181,7 @@ fn comes_from_afar(address: IpAddr) -> bool {
 
 fn key(protocol: Protocol, at: SocketAddr) -> TargetKey {
     TargetKey {
-        address: match at.ip() {
-            IpAddr::V4(a) => v4_halves(u32::from_ne_bytes(a.octets())),
-            IpAddr::V6(a) => {
-                let [a, b, c, d, e, f, g, h, rest @ ..] = a.octets();
-                [
-                    u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-                    u64::from_ne_bytes(rest),
-                ]
-            }
-        },
+        address: halves(at.ip()),
         port: at.port().to_be(),
         proto: match protocol {
             Protocol::Tcp => proto::TCP,

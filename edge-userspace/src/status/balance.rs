@@ -11,6 +11,27 @@ pub struct BalanceStatus {
     pub services: Vec<BalancedService>,
     /// The flow table.
     pub flows: FlowTable,
+    /// Source addresses of NAT, by number.
+    pub sources: Vec<NatSource>,
+}
+
+/// Source addresses of NAT that share their ports, at most one of each family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatSource {
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports with a flow, as counted a moment ago.
+    pub ports: u32,
+    /// Ports that flows may have.
+    pub capacity: u32,
+}
+
+impl NatSource {
+    /// The addresses as one text.
+    pub fn name(&self) -> String {
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        addresses.join(",")
+    }
 }
 
 /// A balanced service.
@@ -75,7 +96,8 @@ pub struct BackendStatus {
     pub share: f64,
     /// What the operator says.
     pub admin: AdminState,
-    /// What checks say: `unknown`, `up`, `down` or `held`; `null` without checks.
+    /// What checks say: `unknown`, `up`, `down` or `held`; without checks `null`, or `down` while
+    /// connections of clients fail.
     pub health: Option<String>,
     /// Since when, milliseconds of Unix time.
     pub health_since_unix_ms: Option<u64>,
@@ -83,7 +105,7 @@ pub struct BackendStatus {
     pub health_changes: u64,
     /// Why it gets new flows, or does not.
     pub why: String,
-    /// What went wrong with the last check, unless it is up.
+    /// What went wrong with the last check, or with connections of clients, unless it is up.
     pub error: Option<String>,
     /// Why packets cannot reach it.
     pub no_way: Option<String>,
@@ -93,6 +115,12 @@ pub struct BackendStatus {
     pub packets: u64,
     /// Bytes of them, as they came.
     pub bytes: u64,
+    /// SYNs that went to it; `null` unless by `nat`.
+    pub syns: Option<u64>,
+    /// SYN-ACKs that came from it, likewise.
+    pub syn_acks: Option<u64>,
+    /// Resets that came from it in answer to SYNs, likewise.
+    pub refusals: Option<u64>,
 }
 
 /// The health of a backend changed.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use edge_tests::daemon::Installation;
 use edge_tests::decap::Decapsulator;
@@ -16,19 +17,19 @@ use edge_tests::raw::{Counter, Which};
 use edge_tests::wait;
 
 /// Addresses of the service.
-const VIPS: [&str; 2] = ["10.99.0.1", "fd99::1"];
-const PORT: u16 = 80;
+pub(crate) const VIPS: [&str; 2] = ["10.99.0.1", "fd99::1"];
+pub(crate) const PORT: u16 = 80;
 
 /// A server of all addresses of a namespace that says which one it is, and then gives back
 /// what it gets, connection by connection.
-struct Server {
+pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     wakes: SocketAddr,
 }
 
 impl Server {
-    fn start(namespace: &Namespace, name: char) -> Self {
+    pub(crate) fn start(namespace: &Namespace, name: char) -> Self {
         let listener =
             namespace.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
@@ -66,7 +67,7 @@ impl Server {
     }
 
     /// Ends it, and all its connections.
-    fn end(mut self, namespace: &Namespace) {
+    pub(crate) fn end(mut self, namespace: &Namespace) {
         self.stop.store(true, Relaxed);
         let _ = namespace.inside(|| TcpStream::connect(self.wakes));
         self.thread.take().unwrap().join().unwrap();
@@ -116,19 +117,24 @@ fn settings(forward: &str, more: &str) -> String {
 }
 
 /// A connection of the client, and who answers it.
-struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
-    backend: char,
+    pub(crate) backend: char,
 }
 
 impl Client {
-    fn connect(lab: &Lab, vip: &str) -> io::Result<Self> {
+    pub(crate) fn connect(lab: &Lab, vip: &str) -> io::Result<Self> {
+        Self::connect_within(lab, vip, wait::PATIENCE)
+    }
+
+    /// The same, with less patience for the handshake.
+    pub(crate) fn connect_within(lab: &Lab, vip: &str, patience: Duration) -> io::Result<Self> {
         let vip: IpAddr = vip.parse().unwrap();
         let at = SocketAddr::new(vip, PORT);
         let mut stream = lab
             .link()
             .outside
-            .inside(|| TcpStream::connect_timeout(&at, wait::PATIENCE))?;
+            .inside(|| TcpStream::connect_timeout(&at, patience))?;
         stream.set_read_timeout(Some(wait::PATIENCE))?;
         stream.set_nodelay(true)?;
         let mut name = [0];
@@ -140,7 +146,7 @@ impl Client {
     }
 
     /// Sends so many bytes and gets them back.
-    fn carries(&mut self, bytes: usize) -> io::Result<()> {
+    pub(crate) fn carries(&mut self, bytes: usize) -> io::Result<()> {
         let sent: Vec<u8> = (0..bytes).map(|n| (n % 251) as u8).collect();
         let mut got = vec![0; bytes];
         let mut out = self.stream.try_clone()?;
@@ -154,7 +160,7 @@ impl Client {
     }
 
     /// Sends something and gets it back.
-    fn works(&mut self) -> io::Result<()> {
+    pub(crate) fn works(&mut self) -> io::Result<()> {
         self.stream.write_all(b"there and back")?;
         let mut bytes = [0; 14];
         self.stream.read_exact(&mut bytes)?;
@@ -164,7 +170,7 @@ impl Client {
 }
 
 /// How a backend is, by `edge status --json`.
-fn backend(edge: &Installation<'_>, name: &str, key: &str) -> String {
+pub(crate) fn backend(edge: &Installation<'_>, name: &str, key: &str) -> String {
     let status = edge.status();
     // Nothing is told before the first look.
     let services = status["balance"]["services"].as_array().cloned();
@@ -179,7 +185,7 @@ fn backend(edge: &Installation<'_>, name: &str, key: &str) -> String {
     }
 }
 
-fn wait_until_up(edge: &Installation<'_>, names: &[&str]) {
+pub(crate) fn wait_until_up(edge: &Installation<'_>, names: &[&str]) {
     wait::until("backends are up, and there is a way to them", || {
         names.iter().all(|name| {
             backend(edge, name, "health") == "up"

@@ -15,6 +15,7 @@ mod import;
 mod limits;
 mod lists;
 mod metrics;
+mod nat;
 mod reload;
 mod restart;
 mod rig;

@@ -121,8 +121,9 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
             hand_over::go_on(facts, Stage::Balance);
             return pass;
         };
-        if marks >> Marks::FRAGMENT & 1 != 0 {
-            return End::new(Reason::ForwardFragment);
+        // Without ports nobody knows whose it is: the address may be the host's own.
+        if marks >> Marks::WHOLE & 1 == 0 {
+            return pass;
         }
         number = found;
     }
@@ -161,6 +162,9 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
     };
     if found != Reason::Forwarded {
         return End::new(found);
+    }
+    if marks >> Marks::FRAGMENT & 1 != 0 {
+        return End::new(Reason::ForwardFragment);
     }
     if is_error {
         let rewritten = errors::rewrite(facts, packet, work);

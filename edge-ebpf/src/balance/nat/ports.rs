@@ -24,6 +24,8 @@ use edge_common::{
 const NO_PORT: u64 = 1 << 32;
 const NO_FLOW: u64 = 2 << 32;
 const NO_BACKEND: u64 = 3 << 32;
+/// Beside an entry: the flow has begun with this packet.
+const BEGUN: u64 = 1 << 31;
 /// Among the TCP flags that it is given: whether it is a segment at all.
 const IS_TCP: u32 = 1 << 8;
 
@@ -45,8 +47,11 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
     let Some((hop, tags)) = came_from(about) else {
         return Reason::Pass;
     };
+    let flags = packet.flags as u32 | if packet.is_tcp { IS_TCP } else { 0 };
     let mut at = way(hash, config!(snat), 0);
-    if is_kept(at, flow, ends, now) {
+    let mut word = word_of(at, flow, ends, flags, now);
+    let mut is_new = false;
+    if word != 0 {
         maps::count(TableStat::FlowHits);
     } else {
         // SAFETY: a map value that belongs to this CPU.
@@ -57,7 +62,6 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
             (&raw mut (*work).ends).write_volatile(Ends::with_tags(ends, tags));
         }
         let balance = if packet.is_error { 0 } else { balance };
-        let flags = packet.flags as u32 | if packet.is_tcp { IS_TCP } else { 0 };
         let said = edge_nat_port(facts.now, balance, hash, flags);
         if said >> 32 != 0 {
             return match said {
@@ -66,12 +70,13 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
                 _ => Reason::BackendNone,
             };
         }
-        at = said as u32;
+        is_new = said & BEGUN != 0;
+        at = (said & !BEGUN) as u32;
+        word = work!(work, was);
     }
     let Some(slot) = PORTS_IN_USE.get_ptr_mut(at) else {
         return Reason::NatNoPort;
     };
-    let word = slot!(slot, word);
     let (Some(chosen), Some(source)) = (
         usable(FlowWord::backend(word), hash),
         SOURCES.get_ptr(source_of(at)),
@@ -89,11 +94,19 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
         return Reason::BackendNoHop;
     }
     if !packet.is_error {
-        let new = FlowWord::with(word, next_state(word, packet), now);
-        if new != word {
-            // SAFETY: a map value, 8 bytes aligned. Whoever loses the race has the same to
-            // say, or the port is another flow's by now.
-            unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
+        // The first packet of a flow, whatever it is, proves nothing: anybody can send it.
+        let new = if is_new {
+            word
+        } else {
+            FlowWord::with(word, next_state(word, packet), now)
+        };
+        // SAFETY: a map value, 8 bytes aligned. Whoever loses the race has the same to say, or
+        // the port is another flow's by now.
+        if new != word && unsafe { compare_exchange(&raw mut (*slot).word, word, new) } != word {
+            let is_its = is_of(slot, flow.client, flow.vip, ends);
+            if FlowWord::is_claimed(slot!(slot, word)) || !is_its {
+                return Reason::NatNoPort;
+            }
         }
         follow(slot, hop, Ends::with_tags(ends, tags));
         if packet.is_tcp
@@ -182,9 +195,11 @@ pub fn back(about: &About<'_>, number: u32, work: *mut Translation) -> Reason {
             && packet.flags & (flag::SYN | flag::RST) != 0
             && let Some(signals) = signals(FlowWord::backend(word))
         {
+            // A reset that acknowledges is about a SYN, and no other (RFC 9293, 3.10.7.1): what
+            // nobody asked for must not speak against the backend.
             if packet.flags & flag::SYN != 0 {
                 signals.syn_acks += 1;
-            } else if FlowWord::is(word, FlowState::New) {
+            } else if packet.flags & flag::ACK != 0 && FlowWord::is(word, FlowState::New) {
                 signals.resets += 1;
             }
         }
@@ -279,16 +294,24 @@ fn came_from(about: &About<'_>) -> Option<([u64; 2], u32)> {
     Some((hop, tags))
 }
 
-/// Takes over where the client's packets come from, if that has changed.
+/// Takes over where the client's packets come from, if that has changed, and the port is still
+/// of the flow.
 #[inline(always)]
 fn follow(slot: *mut PortSlot, hop: [u64; 2], ends: u64) {
+    let has = slot!(slot, ends);
+    if (has ^ ends) & Ends::FLOW != 0 {
+        return;
+    }
+    // SAFETY: a map value, 8 bytes aligned. What tells flows apart is never written over one that
+    // has taken the port meanwhile.
+    if has != ends && unsafe { compare_exchange(&raw mut (*slot).ends, has, ends) } != has {
+        return;
+    }
     let [a, b] = slot!(slot, hop);
-    if (a ^ hop[0]) | (b ^ hop[1]) | (slot!(slot, ends) ^ ends) != 0 {
-        // SAFETY: a map value. Between two changes a packet may meet half of each, and is lost.
-        unsafe {
-            (&raw mut (*slot).hop).write_volatile(hop);
-            (&raw mut (*slot).ends).write_volatile(ends);
-        }
+    if (a ^ hop[0]) | (b ^ hop[1]) != 0 {
+        // SAFETY: a map value. Between two changes a packet may meet half of each, and is lost;
+        // the next one from the client puts it right.
+        unsafe { (&raw mut (*slot).hop).write_volatile(hop) };
     }
 }
 
@@ -323,17 +346,33 @@ fn goes_on(word: u64, now: u32) -> bool {
         })
 }
 
-/// Whether a flow has this port, and goes on.
+/// Whether a segment (`flags` as for [`edge_nat_port`]) begins anew what has ended: the client
+/// uses its port again, maybe for another backend.
 #[inline(always)]
-fn is_kept(at: u32, flow: &Flow, ends: u64, now: u32) -> bool {
-    let Some(slot) = PORTS_IN_USE.get_ptr(at) else {
-        return false;
-    };
-    is_of(slot, flow.client, flow.vip, ends) && goes_on(slot!(slot, word), now)
+fn begins_anew(word: u64, flags: u32) -> bool {
+    let kind = flags & (IS_TCP | (flag::SYN | flag::ACK) as u32);
+    kind == IS_TCP | flag::SYN as u32 && FlowWord::is(word, FlowState::Closing)
 }
 
-/// The entry of the port that the flow in the scratch has, or is given; without a service
-/// (`balance`, 0) it is given none. The rare case: a function of its own.
+/// The word of this port, if a flow has it and goes on with a packet; else 0. It is read before
+/// whose it is: who takes the port changes it first.
+#[inline(always)]
+fn word_of(at: u32, flow: &Flow, ends: u64, flags: u32, now: u32) -> u64 {
+    let Some(slot) = PORTS_IN_USE.get_ptr(at) else {
+        return 0;
+    };
+    let word = slot!(slot, word);
+    let is_its = is_of(slot, flow.client, flow.vip, ends);
+    if is_its && goes_on(word, now) && !begins_anew(word, flags) {
+        word
+    } else {
+        0
+    }
+}
+
+/// The entry of the port that the flow in the scratch has, or is given ([`BEGUN`]), whose word is
+/// left there; without a service (`balance`, 0) it is given none. The rare case: a function of
+/// its own.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) -> u64 {
@@ -375,7 +414,8 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
         i += 1;
     }
     let (best, most, was) = (work!(work, best), work!(work, most), work!(work, was));
-    if most == u32::MAX && goes_on(was, now) {
+    let goes_on = most == u32::MAX && goes_on(was, now);
+    if goes_on && !begins_anew(was, flags) {
         maps::count(TableStat::FlowHits);
         return best as u64;
     }
@@ -402,25 +442,28 @@ extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) ->
     let new = FlowWord::of(chosen.number, generation, is_tcp, FlowState::New, now);
     // SAFETY: a map value, 8 bytes aligned.
     let at = unsafe { &raw mut (*slot).word };
+    let claimed = FlowWord::claimed(now);
     // SAFETY: as above.
-    if unsafe { compare_exchange(at, was, FlowWord::claimed(now)) } != was {
+    if unsafe { compare_exchange(at, was, claimed) } != was {
         return NO_PORT;
     }
     // SAFETY: between the claim and the new word nobody else writes the port, and nobody
-    // takes it for a flow's; the scratch belongs to this CPU.
+    // takes it for a flow's; the scratch belongs to this CPU. The new word is swapped in, which
+    // orders it behind what was written before on every processor.
     unsafe {
         (&raw mut (*slot).ends).write_volatile((*work).ends);
         (&raw mut (*slot).client).write_volatile((*work).client);
         (&raw mut (*slot).vip).write_volatile((*work).vip);
         (&raw mut (*slot).hop).write_volatile((*work).hop);
-        at.write_volatile(new);
+        compare_exchange(at, claimed, new);
     }
+    keep(best, most, new);
     maps::count(if most >= FREE {
         TableStat::FlowsInserted
     } else {
         TableStat::FlowsReplaced
     });
-    best as u64
+    best as u64 | BEGUN
 }
 
 /// Whether a source has an address of a family.

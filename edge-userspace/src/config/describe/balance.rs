@@ -31,6 +31,8 @@ pub struct BalanceDescription {
     pub health: Option<&'static str>,
     /// From one check to the next, milliseconds.
     pub health_interval_ms: Option<u64>,
+    /// Whether the traffic of clients speaks against backends.
+    pub passive: bool,
 }
 
 impl BalanceDescription {
@@ -48,6 +50,7 @@ impl BalanceDescription {
             echo: service.echo,
             health: health.map(|h| h.probe.name()),
             health_interval_ms: health.map(|h| ms(h.interval)),
+            passive: balance.passive.is_some(),
         })
     }
 }
@@ -56,7 +59,11 @@ impl BalanceDescription {
 impl fmt::Display for BalanceDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let health = match (self.health, self.health_interval_ms) {
+            (Some(kind), Some(ms)) if self.passive => {
+                format!("{kind} every {}, and passive", span(ms))
+            }
             (Some(kind), Some(ms)) => format!("{kind} every {}", span(ms)),
+            _ if self.passive => "passive".to_owned(),
             _ => "-".to_owned(),
         };
         write!(

@@ -41,6 +41,10 @@ section! {
         expect = "expect": At<String>,
         service = "service": At<String>,
         command = "command": At<Vec<At<String>>>,
+        passive = "passive": At<bool>,
+        passive_window = "passive_window": At<Duration>,
+        passive_syns = "passive_syns": At<Count>,
+        passive_retry = "passive_retry": At<Duration>,
     }
 }
 

@@ -10,7 +10,7 @@ use super::{check, model_of, p, problem, problems, warnings};
 use crate::config::{
     balance::{
         Backend, Balance, Balancing, Forward, Fragments, HashBy, HealthCheck, HttpProbe, NextHop,
-        Probe,
+        Passive, Probe,
     },
     describe,
     model::Model,
@@ -148,6 +148,7 @@ fn a_balanced_service_becomes_what_it_says() {
             fall: 5,
             jitter_per_cent: 0,
         }),
+        passive: Some(Passive::default()),
     };
     assert_eq!(web.check_port(&balance.backends[0]), Some(8443));
     assert_eq!(web.balance.as_ref(), Some(&balance));
@@ -189,6 +190,7 @@ fn what_a_balanced_service_does_not_say_has_defaults() {
         floor_per_cent: 25,
         slow_start: Duration::ZERO,
         health: None,
+        passive: None,
     };
     assert_eq!(a.balance.as_ref(), Some(&balance));
     assert_eq!(m.balancing, Balancing::default());

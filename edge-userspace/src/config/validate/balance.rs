@@ -97,9 +97,11 @@ pub(super) fn balance(
     }
     let backends = backends::backends(raw, forward, ports, report);
     let listed = backends.as_deref().unwrap_or(&[]);
+    let passive = health::passive(raw.health.as_ref(), forward, protocol, report);
     let health = raw
         .health
         .as_ref()
+        .filter(|raw| health::is_active(raw) || !health::is_seen(forward, protocol))
         .map(|raw| health::check(raw, protocol, ports, listed, report));
     let floor_per_cent = number(raw.floor.as_ref(), FLOOR_PER_CENT, 0, 100, report);
     let slow_start = span(raw.slow_start.as_ref(), SLOW_START.0, SLOW_START, report);
@@ -113,6 +115,7 @@ pub(super) fn balance(
             Some(checked) => Some(checked?),
             None => None,
         },
+        passive,
     })
 }
 
@@ -303,11 +306,22 @@ fn check_snat(
                 .iter()
                 .any(|b| b.address.is_ipv6() == is_v6)
         });
-        let Some(first) = first.filter(|_| !balancing.snat.iter().any(|a| a.is_ipv6() == is_v6))
-        else {
+        let of = |v6| balancing.snat.iter().filter(|a| a.is_ipv6() == v6).count();
+        let (Some(first), has, others) = (first, of(is_v6), of(!is_v6)) else {
             continue;
         };
-        if let Some(at) = &first.raw.forward
+        if has > 0 && has < others {
+            if let Some(at) = listed {
+                report.problem_without_value(
+                    &at.place,
+                    format_args!(
+                        "{has} {family} addresses and {others} of the other family, and {:?} has {family} backends: an address of each family shares its ports; name as many {family} ones as others",
+                        first.service.name
+                    ),
+                );
+            }
+        } else if has == 0
+            && let Some(at) = &first.raw.forward
             && !report.has_problem_at("balance.snat")
         {
             report.problem(

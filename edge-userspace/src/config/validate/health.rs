@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{number, span};
 use crate::config::{
-    balance::{Backend, HealthCheck, HttpProbe, MAX_ARGUMENTS, MAX_TEXT, Probe},
+    balance::{Backend, Forward, HealthCheck, HttpProbe, MAX_ARGUMENTS, MAX_TEXT, Passive, Probe},
     quantity::spelt,
     raw::{self, ProbeKind},
     report::{At, Place, Report},
@@ -24,6 +24,77 @@ const MAX_JITTER: u32 = 50;
 const MAX_HOST: usize = 253;
 /// Status codes that are success by default.
 const STATUS: (u16, u16) = (200, 299);
+
+/// Over which time connections may be counted, and how long a backend may not be tried.
+const PASSIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3600));
+/// The most SYNs that may be asked for.
+const MAX_SYNS: u32 = 1_000_000;
+
+/// Whether anything is to be asked of backends, and the section is not only about what the traffic
+/// says of them.
+pub(super) fn is_active(raw: &raw::HealthCheck) -> bool {
+    let times = [&raw.interval, &raw.timeout]
+        .into_iter()
+        .any(Option::is_some);
+    let counts = [&raw.rise, &raw.fall, &raw.jitter]
+        .into_iter()
+        .any(Option::is_some);
+    let texts = [
+        &raw.path,
+        &raw.host,
+        &raw.body,
+        &raw.send,
+        &raw.expect,
+        &raw.service,
+    ];
+    let texts = texts.into_iter().any(Option::is_some);
+    let others = raw.port.is_some() || raw.status.is_some() || raw.command.is_some();
+    raw.kind.is_some() || times || counts || texts || others
+}
+
+/// Whether the program sees what backends answer to SYNs.
+pub(super) fn is_seen(forward: Forward, protocol: Protocol) -> bool {
+    forward == Forward::Nat && protocol == Protocol::Tcp
+}
+
+/// When the traffic of clients speaks against backends: by default with NAT, where SYNs and their
+/// answers are seen.
+pub(super) fn passive(
+    raw: Option<&raw::HealthCheck>,
+    forward: Forward,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> Option<Passive> {
+    let is_seen = is_seen(forward, protocol);
+    let default = Passive::default();
+    let Some(raw) = raw else {
+        return is_seen.then_some(default);
+    };
+    let wanted = raw.passive.as_ref().map(|p| p.value);
+    let given = [
+        raw.passive.as_ref().filter(|p| p.value).map(|p| &p.place),
+        raw.passive_window.as_ref().map(|p| &p.place),
+        raw.passive_syns.as_ref().map(|p| &p.place),
+        raw.passive_retry.as_ref().map(|p| &p.place),
+    ];
+    if !is_seen || wanted == Some(false) {
+        let why = match is_seen {
+            true => "without effect, for passive = false; remove one of them",
+            false => {
+                "only for TCP with forward = \"nat\": else answers do not come by here; remove it"
+            }
+        };
+        for place in given.into_iter().flatten() {
+            report.problem_without_value(place, why);
+        }
+        return None;
+    }
+    Some(Passive {
+        window: span(raw.passive_window.as_ref(), default.window, PASSIVE, report),
+        syns: number(raw.passive_syns.as_ref(), default.syns, 1, MAX_SYNS, report),
+        retry: span(raw.passive_retry.as_ref(), default.retry, PASSIVE, report),
+    })
+}
 
 /// Checks the section; `None` after a problem has been reported.
 pub(super) fn check(

@@ -22,6 +22,7 @@ impl Balancer {
             };
             let now = u32::try_from(now.mono_ns >> AGE_SHIFT).unwrap_or(u32::MAX);
             self.flows = force.tables.count_flows(now, idle);
+            self.ports = force.tables.count_ports(now, idle);
         }
     }
 
@@ -111,7 +112,10 @@ impl Balancer {
 
     pub(super) fn flows_of(&self, service: &Service, endpoint: Endpoint) -> u32 {
         let number = self.memory.numbers().get(&key(service, endpoint));
-        let flows = number.and_then(|n| self.flows.of_backends.get(n as usize));
-        flows.copied().unwrap_or(0)
+        let at = |of_backends: &[u32]| {
+            let flows = number.and_then(|n| of_backends.get(n as usize));
+            flows.copied().unwrap_or(0)
+        };
+        at(&self.flows.of_backends) + at(&self.ports.of_backends)
     }
 }

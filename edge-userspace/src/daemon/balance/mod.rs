@@ -10,6 +10,7 @@ mod memory;
 mod rings;
 pub(super) mod seed;
 mod tell;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,6 @@ use std::{
 use edge_common::{
     addr::Prefix,
     balance::{AGE_SHIFT, Backend as AbiBackend, BackendWord, Balance as AbiBalance, hop},
-    defence::v4_halves,
     hash::Seed,
 };
 use tokio::sync::Notify;
@@ -35,8 +35,8 @@ use crate::{
         balance::{self as configured, Balance, Forward, HashBy},
         services::Service,
     },
-    datapath::{BalanceTables, DatapathError, FlowCount},
-    health::{self, Target, runner::Checks},
+    datapath::{BalanceTables, DatapathError, FlowCount, PortCount},
+    health::{self, Target, passive::Watch, runner::Checks},
     host::next_hop::{Answer, NextHop, NoNextHop},
     l4::{
         BackendKey, Endpoint,
@@ -44,7 +44,10 @@ use crate::{
         numbers::{Numbers, TooMany},
         plan::{Admin, BackendState, Health, Plan, Standing, States, plan},
     },
-    services::slots::Slot,
+    services::{
+        slots::Slot,
+        sources::{Pair, halves},
+    },
 };
 use memory::{Memory, Said};
 use rings::Rings;
@@ -85,6 +88,8 @@ struct Force {
     model: Model,
     seed: Seed,
     tables: BalanceTables,
+    /// Source addresses of NAT, by number.
+    sources: Vec<Pair>,
     services: Vec<Balanced>,
     rings: Rings,
     /// By number: which of those that had it.
@@ -92,6 +97,14 @@ struct Force {
     /// Numbers of backends that are no longer configured, and until when their flows may go
     /// on, nanoseconds of `CLOCK_MONOTONIC`.
     leaving: Vec<(u64, u32)>,
+}
+
+impl Force {
+    /// Before any ring leads to a backend that packets go to from there.
+    fn set_sources(&self) {
+        let sources: Vec<_> = self.sources.iter().map(|pair| pair.source()).collect();
+        self.tables.set_sources(&sources);
+    }
 }
 
 /// The balancer.
@@ -104,6 +117,9 @@ pub(super) struct Balancer {
     checks: Checks,
     hops: BTreeMap<IpAddr, Answer>,
     flows: FlowCount,
+    ports: PortCount,
+    /// What the traffic says of backends.
+    watches: BTreeMap<BackendKey, Watch>,
     counted_ns: u64,
     /// How often the health of backends changed.
     health_changes: BTreeMap<health::BackendKey, u64>,
@@ -122,20 +138,23 @@ impl Balancer {
             checks,
             hops: BTreeMap::new(),
             flows: FlowCount::default(),
+            ports: PortCount::default(),
+            watches: BTreeMap::new(),
             counted_ns: 0,
             health_changes: BTreeMap::new(),
             woken: Arc::default(),
         }
     }
 
-    /// Fills the tables of a configuration that is about to come into force.
+    /// Fills the tables of a configuration that is about to come into force, whose services have
+    /// these slots, and NAT these source addresses.
     ///
     /// # Errors
     /// When there are too many backends, or the kernel refuses.
     pub(super) fn fill(
         &mut self,
         model: &Model,
-        slots: &[Slot],
+        (slots, sources): (&[Slot], &[Pair]),
         seed: Seed,
         tables: impl FnOnce() -> Result<BalanceTables, DatapathError>,
         now: Now,
@@ -201,10 +220,12 @@ impl Balancer {
             leaving,
             model: model.clone(),
             seed,
+            sources: sources.to_vec(),
             services: Vec::new(),
             generations,
             tables,
         };
+        force.set_sources();
         let mut indices = BTreeSet::new();
         for (position, service, balance) in balanced(model) {
             let index = at(position);
@@ -282,6 +303,7 @@ impl Balancer {
             return;
         };
         // What was filled may have been written into the same tables.
+        force.set_sources();
         let tables = &force.tables;
         let used: BTreeSet<u32> = (0..tables.services()).map(|i| tables.ring_of(i)).collect();
         force.rings = Rings::new(tables.rings(), &used, rings.as_ref());
@@ -347,6 +369,10 @@ impl Balancer {
             ..BackendState::default()
         };
         if service.balance.as_ref().is_none_or(|b| b.health.is_none()) {
+            let watch = self.watches.get(&key(service, Endpoint::of(backend)));
+            if watch.is_some_and(|w| w.failure().is_some()) {
+                state.health = Health::Failing;
+            }
             return state;
         }
         match self.checks.state(&health_key(service, &backend.name)) {
@@ -495,6 +521,7 @@ impl Balancer {
         if now.mono_ns.saturating_sub(self.counted_ns) >= COUNT_EVERY_NS {
             self.counted_ns = now.mono_ns;
             self.count(now);
+            self.watch(now);
             self.drain(now);
         }
     }
@@ -549,9 +576,10 @@ impl Balancer {
         }
         let candidates = new.candidates();
         let forward = match balance.forward {
+            Forward::Ipip => edge_common::balance::Forward::Ipip,
             Forward::Gue => edge_common::balance::Forward::Gue,
             Forward::L2 => edge_common::balance::Forward::L2,
-            Forward::Ipip | Forward::Nat => edge_common::balance::Forward::Ipip,
+            Forward::Nat => edge_common::balance::Forward::Nat,
         };
         let how = AbiBalance {
             ring: balanced.ring,
@@ -634,8 +662,9 @@ impl Balancer {
         };
         let source = source.or(way.map(|w| w.source));
         // Without a source there is no tunnel.
-        let is_tunnel = balance.forward != Forward::L2;
+        let is_tunnel = matches!(balance.forward, Forward::Ipip | Forward::Gue);
         let way = way.filter(|_| !is_tunnel || source.is_some_and(|s| !s.is_unspecified()));
+        let port = standing.endpoint.port.unwrap_or(0);
         let mut backend = AbiBackend {
             address: halves(address),
             source: source.map_or([0; 2], halves),
@@ -646,7 +675,7 @@ impl Balancer {
                 generation: force.generations.get(&number).copied().unwrap_or(1),
                 mtu: way.map_or(0, |w| u16::try_from(w.mtu).unwrap_or(u16::MAX)),
                 vlan: way.and_then(|w| w.vlan).unwrap_or(0),
-                port: 0,
+                port,
             }
             .word(),
             spread: balancing.tunnel_source_v4.map_or(0, spread).into(),
@@ -666,7 +695,7 @@ impl Balancer {
                 generation: BackendWord::generation_of(backend.word),
                 mtu: u16::try_from(BackendWord::mtu_of(word)).unwrap_or(u16::MAX),
                 vlan: BackendWord::vlan_of(word),
-                port: 0,
+                port,
             }
             .word();
         }
@@ -723,19 +752,6 @@ const fn health_of(health: health::Health) -> Health {
         health::Health::Unknown => Health::Unknown,
         health::Health::Up => Health::Up,
         health::Health::Down | health::Health::Held => Health::Down,
-    }
-}
-
-fn halves(address: IpAddr) -> [u64; 2] {
-    match address {
-        IpAddr::V4(a) => v4_halves(u32::from_ne_bytes(a.octets())),
-        IpAddr::V6(a) => {
-            let [a, b, c, d, e, f, g, h, rest @ ..] = a.octets();
-            [
-                u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-                u64::from_ne_bytes(rest),
-            ]
-        }
     }
 }
 

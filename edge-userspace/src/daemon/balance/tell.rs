@@ -1,14 +1,20 @@
 //! What operators are told of the balancer, and what they tell it.
 
-use edge_common::hash::Seed;
+use edge_common::{
+    hash::Seed,
+    nat::{FIRST_PORT, PORTS},
+};
 
 use super::{Balancer, balanced, health_key, key};
 use crate::{
     clock::Now,
+    config::balance::Forward,
     control::protocol::{BackendChange, Failure, FailureKind},
-    health::Health,
+    health::{Health, State, passive::Watch},
     l4::{Endpoint, diff::Situation, plan::Admin},
-    status::balance::{AdminState, BackendStatus, BalanceStatus, BalancedService, FlowTable},
+    status::balance::{
+        AdminState, BackendStatus, BalanceStatus, BalancedService, FlowTable, NatSource,
+    },
 };
 
 impl Balancer {
@@ -26,6 +32,10 @@ impl Balancer {
                 let state = in_force.states.get(&endpoint).copied().unwrap_or_default();
                 let known = self.checks.state(&health_key(service, &backend.name));
                 let counter = force.tables.counter(number).unwrap_or_default();
+                let signals = balance.forward == Forward::Nat;
+                let signals = signals.then(|| force.tables.signals(number).unwrap_or_default());
+                let watch = self.watches.get(&key(service, endpoint));
+                let failure = watch.and_then(Watch::failure);
                 backends.push(BackendStatus {
                     name: backend.name.clone(),
                     address: backend.address,
@@ -41,8 +51,14 @@ impl Balancer {
                         Admin::Draining => AdminState::Draining,
                         Admin::Drained => AdminState::Drained,
                     },
-                    health: known.as_ref().map(|k| k.health().name().to_owned()),
-                    health_since_unix_ms: known.as_ref().map(|k| now.unix_ms_of(k.since_ns())),
+                    health: match (&known, failure) {
+                        (Some(known), _) => Some(known.health().name().to_owned()),
+                        (None, Some(_)) => Some(Health::Down.name().to_owned()),
+                        (None, None) => None,
+                    },
+                    health_since_unix_ms: { known.as_ref().map(State::since_ns) }
+                        .or(failure.map(|f| f.since_ns))
+                        .map(|at| now.unix_ms_of(at)),
                     health_changes: {
                         let key = health_key(service, &backend.name);
                         self.health_changes.get(&key).copied().unwrap_or_default()
@@ -51,14 +67,19 @@ impl Balancer {
                         Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
                         _ => standing.why.to_string(),
                     },
-                    error: known.as_ref().and_then(|k| {
-                        let error = k.last_error()?;
-                        (k.health() != Health::Up).then(|| error.text.clone())
-                    }),
+                    error: match &known {
+                        Some(k) => { k.last_error() }
+                            .filter(|_| k.health() != Health::Up)
+                            .map(|error| error.text.clone()),
+                        None => failure.map(|f| f.why.clone()),
+                    },
                     no_way: self.no_way(backend.address).map(ToString::to_string),
                     flows: self.flows_of(service, endpoint),
                     packets: counter.packets,
                     bytes: counter.bytes,
+                    syns: signals.map(|s| s.syns),
+                    syn_acks: signals.map(|s| s.syn_acks),
+                    refusals: signals.map(|s| s.resets),
                 });
             }
             services.push(BalancedService {
@@ -76,6 +97,13 @@ impl Balancer {
                 live: self.flows.live,
                 ..FlowTable::default()
             },
+            sources: { force.sources.iter().zip(0..) }
+                .map(|(pair, number)| NatSource {
+                    addresses: pair.addresses().collect(),
+                    ports: self.ports.live.get(number).copied().unwrap_or(0),
+                    capacity: PORTS - FIRST_PORT,
+                })
+                .collect(),
         })
     }
 

@@ -13,9 +13,8 @@ use tokio::sync::broadcast::error::TryRecvError;
 use tracing::{info, warn};
 
 use super::{
-    Defence,
+    Defence, Services, Told,
     journal::{Journal, Saver},
-    root,
     troubles::Trouble,
 };
 use crate::{
@@ -26,7 +25,6 @@ use crate::{
         protocol::{Event, ServerMessage},
     },
     daemon::facts::Shared,
-    host::sysctl,
     services::{attacks::Subject, watch::Reading},
     status::attack::{Attack, Change, Notice, Remedy},
 };
@@ -162,7 +160,7 @@ impl Defence {
     /// Sees that the host's TCP is still as it must be; when it grants something
     /// else now, the programs must know.
     fn mind_sysctls(&mut self, shared: &Shared) {
-        let Some(model) = self.model() else {
+        let Some(Services { model, .. }) = &self.services else {
             return;
         };
         let who = model.flood.sysctls;
@@ -170,18 +168,18 @@ impl Defence {
             self.troubles
                 .mind(Trouble::Sysctls, self.keeper.ensure(who));
         }
-        let features = sysctl::tcp_features(&root())
+        let told = Told::of(model, self.sight.host.protected_mtu)
             .map_err(|e| format!("cannot see what the host's TCP grants: {e}"));
-        let features = self.troubles.mind(Trouble::Features, features);
-        if features.is_some_and(|features| features != self.features) {
+        let told = self.troubles.mind(Trouble::Features, told);
+        if told.is_some_and(|told| told != self.told) {
             shared.replan();
         }
     }
 
-    /// Whether the programs in force know what the host's TCP grants.
+    /// Whether the programs in force know how the host is.
     pub(in crate::daemon) fn is_up_to_date(&self) -> bool {
-        self.services.is_none()
-            || sysctl::tcp_features(&root()).is_ok_and(|features| features == self.features)
+        let now = self.model().map(Told::now);
+        now.is_none_or(|now| now.is_ok_and(|told| told == self.told))
     }
 
     /// Reads what the program found, and tells what changed; whether anything did.

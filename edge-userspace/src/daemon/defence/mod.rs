@@ -22,6 +22,7 @@ use edge_common::{
     abi::Mode,
     defence::{TARGET_BOUND, TARGET_LOCAL, TargetKey, When},
     hash::Seed,
+    nat::Source,
     parse::proto,
 };
 use tracing::warn;
@@ -33,11 +34,15 @@ use crate::{
         services::{Ports, Protocol, Service, Sysctls},
     },
     datapath::{DatapathError, ServiceTables},
-    host::{self, sysctl},
+    host::{
+        self,
+        sysctl::{self, SysctlError},
+    },
     services::{
         resolve::{Targets, resolve},
         scales::Scales,
         slots::{self, Slot},
+        sources::{self, Pair},
         watch::Watch,
     },
     status::{ServiceStatus, ServiceTargets},
@@ -59,11 +64,54 @@ struct Services {
     seed: Seed,
     tables: ServiceTables,
     slots: Vec<Slot>,
+    /// Source addresses of NAT, by number.
+    sources: Vec<Pair>,
     targets: Targets,
 }
 
 /// Between two counts of the verified sources at least, nanoseconds.
 const COUNT_EVERY_NS: u64 = 1_000_000_000;
+
+/// What programs are told of the host when they are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// What its TCP grants ([`edge_common::defence::reply::feature`]).
+    pub(super) tcp_features: u32,
+    /// The most bytes of an IP packet on the way to clients, with NAT.
+    pub(super) client_mtu: u32,
+}
+
+/// Where nothing else is known, bytes of an IP packet.
+const ETHERNET_MTU: u32 = 1500;
+
+impl Told {
+    /// For a configuration, with the smallest MTU of its interfaces.
+    fn of(model: &Model, mtu: Option<u32>) -> Result<Self, SysctlError> {
+        if model.services.is_empty() {
+            return Ok(Self::default());
+        }
+        Ok(Self {
+            tcp_features: sysctl::tcp_features(&root())?,
+            client_mtu: match model.nat_sources() {
+                0 => ETHERNET_MTU,
+                _ => mtu.unwrap_or(ETHERNET_MTU).min(u16::MAX.into()),
+            },
+        })
+    }
+
+    /// The same, with the MTU that the kernel has now.
+    fn now(model: &Model) -> Result<Self, SysctlError> {
+        let ask = || match model.nat_sources() {
+            0 => Ok(None),
+            _ => host::smallest_mtu(&model.interfaces),
+        };
+        let mtu = ask().unwrap_or_else(|e| {
+            warn!("the kernel does not tell the MTU of interfaces: {e}");
+            None
+        });
+        Self::of(model, mtu)
+    }
+}
 
 /// Why the tables of services could not be filled.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +135,9 @@ pub(super) struct Defence {
     dirty: bool,
     scales: Scales,
     watch: Watch,
-    /// What the programs in force, and those that were prepared last, have been told
-    /// of the host's TCP.
-    features: u32,
-    prepared_features: u32,
+    /// What the programs in force, and those that were prepared last, have been told.
+    told: Told,
+    prepared: Told,
     troubles: Troubles,
     left_out: usize,
     /// Verified sources and the room for them, when they were last counted.
@@ -107,8 +154,8 @@ impl Defence {
             keeper: Keeper::open(state_dir),
             sight: Sight::default(),
             dirty: false,
-            features: 0,
-            prepared_features: 0,
+            told: Told::default(),
+            prepared: Told::default(),
             scales: Scales::default(),
             watch: Watch::default(),
             troubles: Troubles::default(),
@@ -118,13 +165,13 @@ impl Defence {
         }
     }
 
-    /// Sees that the host's TCP is as a configuration needs it, and says what it
-    /// grants. What the one in force needs, stays.
+    /// Sees that the host's TCP is as a configuration needs it, and says what programs must
+    /// know of the host. What the one in force needs, stays.
     ///
     /// # Errors
     /// When it is not, and cannot or must not be changed, unless the same services
     /// are in force already: then it is only told.
-    pub(super) fn prepare(&mut self, model: &Model) -> Result<u32, Unmet> {
+    pub(super) fn prepare(&mut self, model: &Model) -> Result<Told, Unmet> {
         if model.needs_cookies() {
             let same = |m: &Model| (&m.services, &m.flood) == (&model.services, &model.flood);
             match self.keeper.ensure(model.flood.sysctls) {
@@ -134,14 +181,12 @@ impl Defence {
                 ensured => ensured?,
             }
         }
-        self.prepared_features = match model.services.is_empty() {
-            true => 0,
-            false => sysctl::tcp_features(&root())?,
-        };
-        Ok(self.prepared_features)
+        self.prepared = Told::now(model)?;
+        Ok(self.prepared)
     }
 
-    /// Fills the tables of a configuration that is about to come into force.
+    /// Fills the tables of a configuration that is about to come into force. `sources` are the
+    /// source addresses of NAT that stand in its table.
     ///
     /// # Errors
     /// When the kernel refuses, or does not tell what the host has.
@@ -150,6 +195,7 @@ impl Defence {
         model: &Model,
         seed: Seed,
         tables: impl FnOnce() -> Result<ServiceTables, DatapathError>,
+        sources: impl FnOnce() -> Result<Vec<Source>, DatapathError>,
     ) -> Result<(), FillError> {
         let former = self.services.take();
         self.former = Some(former);
@@ -164,11 +210,20 @@ impl Defence {
         };
         let slots = slots::assign(&model.services, &tables.generations());
         let entries = slots::entries(model, &slots);
+        let numbers = model.nat_sources() as usize;
+        let sources = match numbers {
+            0 => Vec::new(),
+            _ => {
+                let present: Vec<Pair> = sources()?.into_iter().map(Pair::of).collect();
+                sources::assign(&model.balancing.snat, numbers, &present)
+            }
+        };
         self.services = Some(Services {
             model: model.clone(),
             seed,
             tables,
             slots,
+            sources,
             targets: Targets::default(),
         });
         // Before anything is written.
@@ -186,7 +241,7 @@ impl Defence {
     /// What was filled is in force.
     pub(super) fn keep(&mut self) {
         self.former = None;
-        self.features = self.prepared_features;
+        self.told = self.prepared;
         match self.model().filter(|m| m.needs_cookies()) {
             None => self.keeper.release(),
             // Not before it is in force: a former one may go on.
@@ -364,6 +419,7 @@ impl Defence {
         };
         let mut entries = s.targets.entries(|place| self.scales.get(place));
         entries.extend(s.targets.of_addresses(&s.model.services));
+        entries.extend(sources::entries(&s.sources));
         let reflection = &s.model.floods.reflection;
         let reflectors: Vec<u16> = match s.model.reflection_mode() {
             Mode::Off => Vec::new(),
@@ -377,6 +433,11 @@ impl Defence {
     /// Where services stand in the tables, in the order of the configuration.
     pub(super) fn slots(&self) -> &[Slot] {
         self.services.as_ref().map_or(&[], |s| &s.slots)
+    }
+
+    /// The source addresses of NAT, by number.
+    pub(super) fn sources(&self) -> &[Pair] {
+        self.services.as_ref().map_or(&[], |s| &s.sources)
     }
 
     /// How many addresses and ports there is room for.

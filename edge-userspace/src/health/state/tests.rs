@@ -68,18 +68,16 @@ fn it_falls_and_rises_as_often_as_the_check_says() {
 }
 
 #[test]
-fn what_is_seen_in_the_traffic_counts_as_a_failed_check() {
+fn what_is_seen_in_the_traffic_decides_at_once() {
+    // Also of one that was never asked.
     let mut state = State::new(&check(1, 3), 0);
-    // Never asked: a single sign does not decide.
-    assert_eq!(state.passive_failure("reset", 1), None);
-    state.take(&Outcome::Success, 2).unwrap();
-    assert_eq!(state.passive_failure("reset", 3), None);
-    assert_eq!(state.take(&failure(), 4), None);
-    let down = state.passive_failure("reset by the backend", 5).unwrap();
+    let down = state.passive_failure("it refuses connections", 1).unwrap();
     assert_eq!(
-        (down.new, down.why.as_str()),
-        (Health::Down, "reset by the backend")
+        (down.old, down.new, down.why.as_str()),
+        (Health::Unknown, Health::Down, "it refuses connections")
     );
+    assert!(state.take(&Outcome::Success, 2).is_some());
+    assert!(state.passive_failure("again", 3).is_some());
     // And starts a rise from the beginning.
     let mut state = State::new(&check(2, 1), 0);
     state.take(&failure(), 1).unwrap();
@@ -217,7 +215,7 @@ proptest! {
                     prop_assert!(before.held_until_ns(now).is_some());
                 }
                 Some(Health::Down) => {
-                    let decides = first && matches!(input, Input::Check(_));
+                    let decides = first || matches!(input, Input::Passive);
                     let needed = if decides { 1 } else { fall };
                     prop_assert!(failures >= needed);
                 }

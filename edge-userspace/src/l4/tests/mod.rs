@@ -76,6 +76,7 @@ fn balance(backends: Vec<Backend>) -> Balance {
         floor_per_cent: 25,
         slow_start: Duration::ZERO,
         health: Some(checks()),
+        passive: None,
     }
 }
 
@@ -87,7 +88,12 @@ fn up() -> BackendState {
 }
 
 fn any_state() -> impl Strategy<Value = BackendState> {
-    let health = prop_oneof![Just(Health::Unknown), Just(Health::Up), Just(Health::Down)];
+    let health = prop_oneof![
+        Just(Health::Unknown),
+        Just(Health::Up),
+        Just(Health::Failing),
+        Just(Health::Down)
+    ];
     let admin = prop_oneof![
         6 => Just(Admin::Active),
         1 => Just(Admin::Draining),

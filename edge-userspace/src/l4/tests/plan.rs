@@ -30,6 +30,7 @@ fn planned(primaries: &str, backups: &str, floor_per_cent: u32) -> Plan {
         };
         let health = match letter {
             '-' => Health::Down,
+            '!' => Health::Failing,
             '?' => Health::Unknown,
             _ => Health::Up,
         };
@@ -279,7 +280,8 @@ proptest! {
             if standing.weight > 0 {
                 prop_assert!(can, "{:?}", standing);
                 prop_assert!(standing.weight >= whole.div_ceil(10));
-                prop_assert!(state.health != Health::Down || plan_now.failed_open);
+                prop_assert!(!state.health.is_bad() || plan_now.failed_open);
+                prop_assert!(state.health != Health::Failing || !standing.why.ends_flows());
                 let pool = if backend.backup { Pool::Backups } else { Pool::Primaries };
                 prop_assert_eq!(Some(pool), plan_now.pool);
             }

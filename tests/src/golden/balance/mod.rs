@@ -89,7 +89,7 @@ pub(super) fn reports() -> Vec<TableReport> {
         |c| c.flow_buckets = 1,
         flows::own_time,
     ));
-    let nat: [(&str, Test); 11] = [
+    let nat: [(&str, Test); 13] = [
         ("there and back", nat::both_ways::every_way),
         ("options and extension headers", nat::both_ways::headers),
         ("UDP without a checksum", nat::both_ways::no_checksum),
@@ -99,6 +99,8 @@ pub(super) fn reports() -> Vec<TableReport> {
         ("only the backend answers", nat::flows::strangers),
         ("ports are used again", nat::flows::over),
         ("ports run out", nat::flows::exhausted),
+        ("first packets", nat::flows::first_packets),
+        ("ports that clients use again", nat::flows::begun_anew),
         ("what backends say", nat::flows::signals),
         ("errors about flows", nat::errors::both_ways),
     ];

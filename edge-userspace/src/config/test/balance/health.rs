@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{checked, model_of, only, problem, service};
-use crate::config::balance::{HealthCheck, HttpProbe, Probe};
+use crate::config::balance::{HealthCheck, HttpProbe, Passive, Probe};
 
 #[test]
 fn health_checks_have_a_port_and_defaults_of_their_kind() {
@@ -300,4 +300,73 @@ fn health_checks_that_cannot_be_are_refused() {
     assert_eq!(model_of(&checked("", &words(65))).services.len(), 1);
     let got = problem(&checked("", &words(66)));
     assert!(got.contains("more than 64 arguments; put them"), "{got}");
+}
+
+#[test]
+fn what_clients_meet_counts_with_nat() {
+    let with = |keys: &str, health: &str| {
+        service("a", keys, "") + health + "\n[balance]\nsnat = ['192.0.2.1']\n"
+    };
+    let of = |keys: &str, health: &str| {
+        let m = model_of(&with(keys, health));
+        let balance = only(&m).balance.clone().unwrap();
+        (balance.health.is_some(), balance.passive)
+    };
+    let default = Passive {
+        window: Duration::from_secs(10),
+        syns: 5,
+        retry: Duration::from_secs(10),
+    };
+    let nat = "forward = 'nat'";
+    assert_eq!(of(nat, ""), (false, Some(default)));
+    assert_eq!(of(nat, "[service.health]"), (false, Some(default)));
+    assert_eq!(
+        of(nat, "[service.health]\nkind = 'tcp'"),
+        (true, Some(default))
+    );
+    assert_eq!(of(nat, "[service.health]\npassive = false"), (false, None));
+    let own = "[service.health]\npassive_window = '2s'\npassive_syns = 1\npassive_retry = '1h'";
+    let want = Passive {
+        window: Duration::from_secs(2),
+        syns: 1,
+        retry: Duration::from_secs(3600),
+    };
+    assert_eq!(of(nat, own), (false, Some(want)));
+    let off = "[service.health]\nkind = 'tcp'\npassive = false";
+    assert_eq!(of(nat, off), (true, None));
+    assert_eq!(of("forward = 'l2'", off), (true, None));
+    let udp = "forward = 'nat'\nprotocol = 'udp'";
+    assert_eq!(of(udp, ""), (false, None));
+    for (keys, health, want) in [
+        (
+            udp,
+            "kind = 'tcp'\nport = 1\npassive = true",
+            "service[0].health.passive: only for TCP with forward = \"nat\"",
+        ),
+        (
+            "forward = 'gue'",
+            "kind = 'tcp'\npassive_syns = 9",
+            "health.passive_syns: only for TCP",
+        ),
+        (
+            nat,
+            "passive = false\npassive_retry = '3s'",
+            "health.passive_retry: without effect, for passive = false",
+        ),
+        (
+            nat,
+            "passive_window = '1s'",
+            "choose a span from 2s to 1h (default 10s)",
+        ),
+        (
+            nat,
+            "passive_syns = 0",
+            "choose a number from 1 to 1000000 (default 5)",
+        ),
+        (nat, "interval = '1s'", "health.kind: missing"),
+        ("forward = 'l2'", "passive = false", "health.kind: missing"),
+    ] {
+        let got = problem(&with(keys, &format!("[service.health]\n{health}")));
+        assert!(got.contains(want), "{health}\n{got}");
+    }
 }

@@ -221,6 +221,13 @@ fn balanced_services_that_cannot_be_are_refused() {
             "service[0].forward = 'nat': \"a\" has IPv6 backends",
         ),
         (
+            nat("").replace(
+                "['192.0.2.1']",
+                "['192.0.2.1', '2001:db8::1', '2001:db8::2']",
+            ),
+            "balance.snat: 1 IPv4 addresses and 2 of the other family, and \"a\" has IPv4 backends",
+        ),
+        (
             nat("").replace("192.0.2.1", "203.0.113.10"),
             "balance.snat[0] = '203.0.113.10': an address of \"a\": what backends answer would be taken",
         ),

@@ -192,12 +192,26 @@ pub(in super::super) fn stopped(world: &mut World) {
                 let went = world.send(&last).run.action == TX;
                 world.check(&format!("{what}: one hop left"), went);
             }
-            // Pieces, both ways.
-            for tuple in [tuple, left.reversed()] {
-                for piece in [0..96, 96..200] {
-                    let piece = tuple.packet(|p| p.udp(400)).piece(piece).build();
-                    drops(world, &what, &piece, Reason::ForwardFragment);
-                }
+            // Pieces, both ways; of those for an address of ours only what is known by its ports.
+            let answer = left.reversed();
+            let stranger = Tuple {
+                ports: (answer.ports.0 + 1, answer.ports.1),
+                ..answer
+            };
+            let piece = |tuple: Tuple, range| tuple.packet(|p| p.udp(400)).piece(range).build();
+            for piece in [
+                piece(tuple, 0..96),
+                piece(tuple, 96..200),
+                piece(answer, 0..96),
+            ] {
+                drops(world, &what, &piece, Reason::ForwardFragment);
+            }
+            for piece in [
+                piece(answer, 96..200),
+                piece(stranger, 0..96),
+                piece(stranger, 96..200),
+            ] {
+                passes(world, &format!("{what}: the host's own piece"), &piece);
             }
             // As large as fits, and one byte larger, both ways.
             for (tuple, to_v6) in [

@@ -200,25 +200,32 @@ pub(in super::super) fn over(world: &mut World) {
 
 /// The port that is a way of a flow of TCP.
 fn way(tuple: Tuple, i: u32) -> u32 {
+    way_of(tuple, proto::TCP, i)
+}
+
+fn way_of(tuple: Tuple, proto: u8, i: u32) -> u32 {
     let ([a, b], [c, d]) = (tuple.ports.0.to_be_bytes(), tuple.ports.1.to_be_bytes());
     let flow = Flow {
         client: halves(tuple.source),
         vip: halves(tuple.dest),
         ports: u32::from_ne_bytes([a, b, c, d]),
-        proto: proto::TCP,
+        proto,
     };
     nat::way(flow.hash(&BALANCE_SEED), 2, i)
 }
 
 /// A flow, and for each of its ways another one whose first way that is.
-fn crowd() -> (Tuple, Vec<Tuple>) {
+fn crowd(proto: u8) -> (Tuple, Vec<Tuple>) {
     let flows = (0..250u8).flat_map(|client| {
         let client = format!("198.51.100.{client}");
         (20_000..22_000).map(move |port| Tuple::new(&client, V4_DEST, (port, TCP)))
     });
-    let by_way: BTreeMap<u32, Tuple> = flows.clone().map(|tuple| (way(tuple, 0), tuple)).collect();
+    let by_way: BTreeMap<u32, Tuple> = flows
+        .clone()
+        .map(|tuple| (way_of(tuple, proto, 0), tuple))
+        .collect();
     for late in flows {
-        let ways: BTreeSet<u32> = (0..nat::WAYS).map(|i| way(late, i)).collect();
+        let ways: BTreeSet<u32> = (0..nat::WAYS).map(|i| way_of(late, proto, i)).collect();
         let others: Vec<Tuple> = ways
             .iter()
             .filter_map(|at| by_way.get(at).copied())
@@ -232,7 +239,7 @@ fn crowd() -> (Tuple, Vec<Tuple>) {
 
 pub(in super::super) fn exhausted(world: &mut World) {
     enter(world, &FOUR[..1]);
-    let (late, flows) = crowd();
+    let (late, flows) = crowd(proto::TCP);
     for tuple in &flows {
         let left = went(world, &segment(*tuple, SYN));
         let again = went(world, &segment(*tuple, ACK));
@@ -282,6 +289,65 @@ pub(in super::super) fn exhausted(world: &mut World) {
     world.check("stays", kept == Some(left));
 }
 
+/// What anybody can make up takes no port for long from who comes later.
+pub(in super::super) fn first_packets(world: &mut World) {
+    let first: [(&str, u8, fn(Ip) -> Ip); 3] = [
+        ("a SYN", proto::TCP, |p| p.tcp(SYN)),
+        ("a segment of no connection", proto::TCP, |p| p.tcp(ACK)),
+        ("a datagram", proto::UDP, |p| p.udp(9)),
+    ];
+    enter(world, &FOUR[..1]);
+    world.enter(V4_DEST, proto::UDP, TCP, 0);
+    for (what, proto, shape) in first {
+        world.pass_time(1000 * SECOND);
+        let (late, flows) = crowd(proto);
+        let taken: BTreeSet<u16> = flows
+            .iter()
+            .filter_map(|tuple| went(world, &tuple.packet(shape).build()))
+            .map(|left| left.ports.0)
+            .collect();
+        let ways: BTreeSet<u16> = (0..nat::WAYS)
+            .map(|i| nat::port_of(way_of(late, proto, i)))
+            .collect();
+        world.check(&format!("{what}: {taken:?}"), taken == ways);
+        let left = went(world, &late.packet(shape).build());
+        let is = left.is_some_and(|t| ways.contains(&t.ports.0));
+        world.check(&format!("{what}: gives way"), is);
+    }
+}
+
+/// A client uses its port again before what had it is forgotten.
+pub(in super::super) fn begun_anew(world: &mut World) {
+    enter(world, &FOUR);
+    for (port, end) in [(6000, FIN | ACK), (6001, RST)] {
+        let tuple = of_port(port);
+        world.balance(0, NAT, &[3]);
+        let left = went(world, &segment(tuple, SYN));
+        for flags in [ACK, end] {
+            went(world, &segment(tuple, flags));
+        }
+        // The backend has gone from the ring meanwhile.
+        world.balance(0, NAT, &[4]);
+        let late = went(world, &segment(tuple, ACK));
+        world.check("what is late goes where it went", late == left);
+        let again = went(world, &segment(tuple, SYN));
+        let wanted = left.map(|t| Tuple {
+            dest: FOUR[1].parse().unwrap(),
+            ..t
+        });
+        world.check("anew, at another backend", again == wanted);
+        went(world, &segment(tuple, ACK));
+        // And it lives as long as any.
+        world.pass_time(300 * SECOND);
+        let kept = went(world, &segment(tuple, ACK));
+        world.check("it goes on", kept == wanted);
+        // Amid a connection a SYN changes nothing.
+        world.balance(0, NAT, &[3]);
+        let challenged = went(world, &segment(tuple, SYN));
+        world.check("a SYN amid it", challenged == wanted);
+    }
+}
+
 pub(in super::super) fn signals(world: &mut World) {
     enter(world, &FOUR[..1]);
     for port in 4000..4010 {
@@ -309,4 +375,14 @@ pub(in super::super) fn signals(world: &mut World) {
     world.check(&format!("{signals:?}"), is);
     let packets = world.tables.counter(3).expect("a counter").packets;
     world.check(&format!("{packets} packets went there"), packets == 13);
+    // What is reset because it is of no connection is no refusal.
+    for port in 5000..5010 {
+        let Some(left) = went(world, &segment(of_port(port), ACK)) else {
+            world.fail("did not go");
+            return;
+        };
+        went(world, &segment(left.reversed(), RST));
+    }
+    let signals = world.tables.signals(3).expect("the signals");
+    world.check(&format!("{signals:?} of strays"), signals.resets == 2);
 }
