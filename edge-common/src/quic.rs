@@ -21,9 +21,9 @@
 //! ports belong to, or by the ring. Retry and Version Negotiation packets come from servers
 //! only.
 //!
-//! Nothing proves an id. Who makes one up chooses which of the living backends gets a packet
-//! that begins no connection, and nothing more: see `edge-ebpf/src/balance/flows.rs` for why
-//! he moves nobody's flow with it.
+//! Nothing proves an id. Who makes one up chooses which of the living backends gets a packet of
+//! no connection, and where a flow begins that comes from the same address and port soon after.
+//! He moves no flow that is there: see `edge-ebpf/src/balance/flows.rs`.
 
 use core::fmt;
 
@@ -192,7 +192,10 @@ mod tests {
     fn read(layout: Layout, packet: &[u8]) -> Option<u64> {
         let (a, rest) = packet.split_first_chunk()?;
         let (b, _) = rest.split_first_chunk()?;
-        server_id(layout.bits(), [u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)])
+        server_id(
+            layout.bits(),
+            [u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)],
+        )
     }
 
     /// The example of the documentation.
@@ -213,7 +216,8 @@ mod tests {
     fn only_handshake_packets_tell_among_long_ones() {
         let id = connection_id(0, &[0x0a, 0x1b], &[1, 2, 3, 4, 5]);
         let layout = Layout::new(0, 2).unwrap();
-        let told = |version, kind: u8| read(layout, &long(0xc0 | kind << 4, version, &id, &[0; 20]));
+        let told =
+            |version, kind: u8| read(layout, &long(0xc0 | kind << 4, version, &id, &[0; 20]));
         for kind in 0..4 {
             let is = |handshake| (kind == handshake).then_some(0x0a1b);
             assert_eq!(told(1, kind), is(2), "version 1, {kind}");
@@ -231,7 +235,16 @@ mod tests {
         assert!(Layout::new(6, 8).is_some_and(|l| l.bits() < 128));
         assert_eq!(ServerId::new(&[]), None);
         assert_eq!(ServerId::new(&[1; 9]), None);
-        for wrong in ["", "a", "0a1", "0g", "+1", "0x0a", "000102030405060708", "é"] {
+        for wrong in [
+            "",
+            "a",
+            "0a1",
+            "0g",
+            "+1",
+            "0x0a",
+            "000102030405060708",
+            "é",
+        ] {
             assert_eq!(ServerId::from_hex(wrong), None, "{wrong}");
         }
         let id = ServerId::from_hex("000A1b").unwrap();

@@ -446,6 +446,14 @@ fn tables(t: &mut String, s: &Status) {
             count(f.misses),
             count(f.refused)
         );
+        if f.quic_routed + f.quic_unknown_id > 0 {
+            let _ = writeln!(
+                t,
+                "QUIC: {} packets went where their connection id says; {} with an unknown one",
+                count(f.quic_routed),
+                count(f.quic_unknown_id)
+            );
+        }
     }
     if s.stage_missing > 0 {
         let _ = writeln!(

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use edge_common::quic::{Layout, ServerId};
+
 /// The most backends of all services together: they have numbers of 16 bits.
 pub const MAX_BACKENDS: usize = 65_535;
 /// The most backends of one service: Maglev spreads them over a ring of 65,537 slots,
@@ -122,6 +124,9 @@ pub struct Balance {
     pub forward: Forward,
     /// What of a packet chooses the backend.
     pub hash: HashBy,
+    /// Codepoint of the configuration in connection ids of [`HashBy::Quic`], 0 to
+    /// [`edge_common::quic::MAX_CONFIG`].
+    pub quic_config_id: u8,
     /// The backends in the order of the file: 1 to [`MAX_SERVICE_BACKENDS`], no name twice,
     /// no address and port twice; among those that are no backups, one at least has a
     /// weight.
@@ -134,6 +139,14 @@ pub struct Balance {
     pub slow_start: Duration,
     /// How backends are checked; `None`: they are taken for healthy.
     pub health: Option<HealthCheck>,
+}
+
+impl Balance {
+    /// Where the server id is in connection ids; `None` when they say nothing.
+    pub fn quic(&self) -> Option<Layout> {
+        let len = self.backends.first()?.server_id?.len();
+        Layout::new(self.quic_config_id, len).filter(|_| self.hash == HashBy::Quic)
+    }
 }
 
 /// How packets reach a backend.
@@ -211,6 +224,9 @@ pub struct Backend {
     pub weight: u32,
     /// Whether it is used only when no other is healthy.
     pub backup: bool,
+    /// With [`HashBy::Quic`], and only then: what its connection ids name it by. All of a
+    /// service have the same length, and none twice.
+    pub server_id: Option<ServerId>,
 }
 
 /// How backends are checked.

@@ -85,6 +85,7 @@ impl Model {
             udp_idle: age(self.balancing.udp_idle),
             drop_fragments: u32::from(self.balancing.fragments == Fragments::Drop),
             clamp_mss: u32::from(self.balancing.mss_clamp),
+            server_ids: self.server_ids(),
             balance_seed: derived(&seed),
             ..Config::OFF
         };
@@ -114,6 +115,16 @@ impl Model {
                 .saturating_add(n / 8)
                 .saturating_add(4)
                 .next_multiple_of(8),
+        }
+    }
+
+    /// Entries of `SERVER_IDS`: as many as there are numbers of backends, of which each has one
+    /// at most; 0 when no service is balanced by connection ids.
+    pub(super) fn server_ids(&self) -> u32 {
+        let mut balances = self.services.iter().filter_map(|s| s.balance.as_ref());
+        match balances.any(|b| b.quic().is_some()) {
+            true => MAX_BACKENDS,
+            false => 0,
         }
     }
 

@@ -7,11 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::{
-    Checked, ConfigError, Finding, MAX_FILE_BYTES,
-    balance::{Forward, HashBy},
-    parse,
-};
+use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, balance::Forward, parse};
 
 /// Reads a file and checks it, as [`parse`] does.
 ///
@@ -24,16 +20,13 @@ pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
         let Some(balance) = &service.balance else {
             continue;
         };
-        let key = match (balance.forward, balance.hash) {
-            (Forward::Nat, _) => "forward = \"nat\"",
-            (_, HashBy::Quic) => "hash = \"quic\"",
-            _ => continue,
-        };
-        return Err(ConfigError::NotBuilt {
-            path: path.to_path_buf(),
-            service: service.name.clone(),
-            key,
-        });
+        if balance.forward == Forward::Nat {
+            return Err(ConfigError::NotBuilt {
+                path: path.to_path_buf(),
+                service: service.name.clone(),
+                key: "forward = \"nat\"",
+            });
+        }
     }
     if mode & 0o002 != 0 {
         let warning = Finding {

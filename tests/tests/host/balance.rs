@@ -16,7 +16,7 @@ use edge_tests::raw::{Counter, Which};
 use edge_tests::wait;
 
 /// Addresses of the service.
-const VIPS: [&str; 2] = ["10.99.0.1", "fd99::1"];
+pub(super) const VIPS: [&str; 2] = ["10.99.0.1", "fd99::1"];
 const PORT: u16 = 80;
 
 /// A server of all addresses of a namespace that says which one it is, and then gives back
@@ -75,7 +75,7 @@ impl Server {
 
 /// The host between a client (the first link) and three backends, which have the service's
 /// addresses and answer it themselves.
-fn lab() -> Lab {
+pub(super) fn lab() -> Lab {
     let lab = Lab::new(4);
     for key in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
         lab.host
@@ -164,7 +164,7 @@ impl Client {
 }
 
 /// How a backend is, by `edge status --json`.
-fn backend(edge: &Installation<'_>, name: &str, key: &str) -> String {
+pub(super) fn backend(edge: &Installation<'_>, name: &str, key: &str) -> String {
     let status = edge.status();
     // Nothing is told before the first look.
     let services = status["balance"]["services"].as_array().cloned();
@@ -179,7 +179,7 @@ fn backend(edge: &Installation<'_>, name: &str, key: &str) -> String {
     }
 }
 
-fn wait_until_up(edge: &Installation<'_>, names: &[&str]) {
+pub(super) fn wait_until_up(edge: &Installation<'_>, names: &[&str]) {
     wait::until("backends are up, and there is a way to them", || {
         names.iter().all(|name| {
             backend(edge, name, "health") == "up"

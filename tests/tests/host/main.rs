@@ -14,6 +14,7 @@ mod import;
 mod limits;
 mod lists;
 mod metrics;
+mod quic;
 mod reload;
 mod restart;
 mod rig;
