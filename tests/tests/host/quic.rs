@@ -1,7 +1,7 @@
 //! QUIC over backends that choose their connection ids: what is QUIC-shaped is answered by a
 //! server that says which one it is.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -77,26 +77,35 @@ struct Client {
     sent: Cell<u32>,
 }
 
-impl Client {
-    /// At address `last` of its link, with a port of its own.
-    fn new(lab: &Lab, last: u8, vip: &str) -> Self {
+/// The client's host. It keeps every socket open: none gets the port, and so the flow, of one
+/// that was there before.
+struct Clients<'a> {
+    lab: &'a Lab,
+    open: RefCell<Vec<UdpSocket>>,
+}
+
+impl Clients<'_> {
+    /// A socket at address `last` of its link, with a port of its own.
+    fn at(&self, last: u8, vip: &str) -> Client {
         let vip: IpAddr = vip.parse().unwrap();
-        let link = lab.link();
-        let own = if vip.is_ipv4() {
-            link.v4(last)
-        } else {
-            link.v6(last)
+        let link = self.lab.link();
+        let own = match vip.is_ipv4() {
+            true => link.v4(last),
+            false => link.v6(last),
         };
         let socket = link.outside.inside(|| UdpSocket::bind((own, 0)).unwrap());
         let patience = Duration::from_millis(500);
         socket.set_read_timeout(Some(patience)).unwrap();
-        Self {
+        self.open.borrow_mut().push(socket.try_clone().unwrap());
+        Client {
             socket,
             vip: (vip, PORT).into(),
             sent: Cell::new(0),
         }
     }
+}
 
+impl Client {
     /// Sends a packet until somebody answers it, and says who.
     fn ask(&self, head: &[u8]) -> char {
         wait::until_some("a server answers", || {
@@ -167,17 +176,17 @@ fn settings(backends: &[(char, [u8; 2])]) -> String {
         "[[service]]\nname = \"h3\"\naddresses = [\"{}\", \"{}\"]\nports = [{PORT}]\n\
          protocol = \"udp\"\nforward = \"l2\"\nhash = \"quic\"\nquic_config_id = {CONFIG}\n\
          {backends}[service.health]\nkind = \"udp\"\nsend = \"are you there?\"\n\
-         interval = \"200ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 1\n",
+         interval = \"200ms\"\ntimeout = \"190ms\"\nrise = 1\nfall = 8\n",
         VIPS[0], VIPS[1]
     )
 }
 
 /// Whether the id of a backend leads to it, from every address of the client, and each time
 /// from a port of its own.
-fn check(lab: &Lab, name: char, id: [u8; 2]) {
+fn check(clients: &Clients<'_>, name: char, id: [u8; 2]) {
     for last in 2..=LAST_ADDRESS {
         for vip in VIPS {
-            let client = Client::new(lab, last, vip);
+            let client = clients.at(last, vip);
             let own = cid(id, last);
             assert_eq!(client.handshake(&own), name, "from {last} to {vip}");
             assert_eq!(client.short(&own), name, "from {last} to {vip}");
@@ -198,6 +207,10 @@ fn figure(edge: &Installation<'_>, name: &str) -> u64 {
 #[test]
 fn connections_follow_their_ids_wherever_the_client_is() {
     let lab = lab();
+    let clients = Clients {
+        lab: &lab,
+        open: RefCell::default(),
+    };
     let mut servers: Vec<Server> = lab.links[1..]
         .iter()
         .zip(['1', '2', '3'])
@@ -208,7 +221,7 @@ fn connections_follow_their_ids_wherever_the_client_is() {
     let daemon = edge.start();
     wait_until_up(&edge, &["b1", "b2", "b3"]);
     for (name, id) in all {
-        check(&lab, name, id);
+        check(&clients, name, id);
     }
 
     // Connections begin anywhere, whatever the client's first id looks like, and go on there
@@ -216,13 +229,13 @@ fn connections_follow_their_ids_wherever_the_client_is() {
     let mut seen = BTreeSet::new();
     for n in 0..40 {
         let vip = VIPS[usize::from(n) % 2];
-        let home = Client::new(&lab, 2, vip);
+        let home = clients.at(2, vip);
         let made_up = cid(id('1'), n);
         let name = home.initial(&made_up);
         seen.insert(name);
         assert_eq!(home.initial(&made_up), name);
         assert_eq!(home.handshake(&cid(id(name), n)), name);
-        let away = Client::new(&lab, 3 + n % 4, vip);
+        let away = clients.at(3 + n % 4, vip);
         assert_eq!(away.short(&cid(id(name), n + 1)), name);
         assert_eq!(away.short(&no_cid(n)), name);
         assert_eq!(home.short(&no_cid(n)), name);
@@ -233,22 +246,24 @@ fn connections_follow_their_ids_wherever_the_client_is() {
 
     // One is drained: what has begun goes on there, and nothing begins there.
     edge.ok(&["backend", "drain", "b1"]);
-    check(&lab, '1', id('1'));
+    check(&clients, '1', id('1'));
     for n in 0..30 {
-        let client = Client::new(&lab, 2, VIPS[n % 2]);
+        let client = clients.at(2, VIPS[n % 2]);
         assert_ne!(client.initial(&cid(id('1'), 9)), '1');
     }
 
     // Without a daemon, and with the next one, it is all the same.
     daemon.kill();
     for (name, id) in all {
-        check(&lab, name, id);
+        check(&clients, name, id);
     }
     let daemon = edge.start();
     for (name, id) in all {
-        check(&lab, name, id);
+        check(&clients, name, id);
     }
-    assert_eq!(backend(&edge, "b1", "admin"), "draining");
+    wait::until("it is drained still", || {
+        backend(&edge, "b1", "admin") == "draining"
+    });
     edge.ok(&["backend", "undrain", "b1"]);
     let list = edge.json(&["backend", "list"]);
     assert_eq!(list[0]["quic_config_id"], u64::from(CONFIG));
@@ -259,21 +274,21 @@ fn connections_follow_their_ids_wherever_the_client_is() {
     edge.configure(&["eth0"], &settings(&some));
     edge.ok(&["reload"]);
     for (name, id) in some.into_iter().chain([('3', id('3'))]) {
-        check(&lab, name, id);
+        check(&clients, name, id);
     }
     let unknown = figure(&edge, "edge_quic_unknown_id_packets_total");
-    let stray = Client::new(&lab, 2, VIPS[0]).short(&cid(id('2'), 1));
+    let stray = clients.at(2, VIPS[0]).short(&cid(id('2'), 1));
     assert_ne!(stray, '3');
     assert!(figure(&edge, "edge_quic_unknown_id_packets_total") > unknown);
     // Its id is another one's by now.
     edge.configure(&["eth0"], &settings(&[('1', id('1')), ('2', id('3'))]));
     edge.ok(&["reload"]);
-    check(&lab, '2', id('3'));
+    check(&clients, '2', id('3'));
     edge.configure(&["eth0"], &settings(&all));
     edge.ok(&["reload"]);
     wait_until_up(&edge, &["b1", "b2", "b3"]);
     for (name, id) in all {
-        check(&lab, name, id);
+        check(&clients, name, id);
     }
 
     // One dies: its id leads to those who live.
@@ -282,10 +297,10 @@ fn connections_follow_their_ids_wherever_the_client_is() {
         backend(&edge, "b2", "health") == "down" && backend(&edge, "b2", "weight") == "0"
     });
     for vip in VIPS {
-        let client = Client::new(&lab, 4, vip);
+        let client = clients.at(4, vip);
         assert_ne!(client.short(&cid(id('2'), 1)), '2');
     }
-    check(&lab, '1', id('1'));
-    check(&lab, '3', id('3'));
+    check(&clients, '1', id('1'));
+    check(&clients, '3', id('3'));
     daemon.stop();
 }
