@@ -78,10 +78,8 @@ impl ServerId {
         }
     }
 
-    /// Octets.
-    // A server id is never empty.
-    #[allow(clippy::len_without_is_empty)]
-    pub const fn len(self) -> u8 {
+    /// How many octets it has.
+    pub const fn octets(self) -> u8 {
         self.len
     }
 
@@ -146,7 +144,7 @@ pub const fn server_id(layout: u32, head: [u64; 2]) -> Option<u64> {
     if octet >> 5 != layout as u64 >> 4 {
         return None;
     }
-    Some(behind >> (64 - len * 8 & 63))
+    Some(behind >> ((64 - len * 8) & 63))
 }
 
 /// A key of `SERVER_IDS`.
@@ -248,7 +246,7 @@ mod tests {
             assert_eq!(ServerId::from_hex(wrong), None, "{wrong}");
         }
         let id = ServerId::from_hex("000A1b").unwrap();
-        assert_eq!((id.len(), id.value()), (3, 0x0a1b));
+        assert_eq!((id.octets(), id.value()), (3, 0x0a1b));
         assert_eq!(id.to_string(), "000a1b");
     }
 

@@ -144,7 +144,7 @@ pub struct Balance {
 impl Balance {
     /// Where the server id is in connection ids; `None` when they say nothing.
     pub fn quic(&self) -> Option<Layout> {
-        let len = self.backends.first()?.server_id?.len();
+        let len = self.backends.first()?.server_id?.octets();
         Layout::new(self.quic_config_id, len).filter(|_| self.hash == HashBy::Quic)
     }
 }

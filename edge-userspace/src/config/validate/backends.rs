@@ -211,14 +211,14 @@ fn server_id<'a>(
         return None;
     }
     if let Some((other, _)) = ids.first_key_value()
-        && other.len() != value.len()
+        && other.octets() != value.octets()
     {
         report.problem(
             place,
             format_args!(
                 "{} octets long, and that of another backend of the service, \"{other}\", {}: where ids are of different length, none can be told; give all of them one length",
-                value.len(),
-                other.len()
+                value.octets(),
+                other.octets()
             ),
         );
         return None;
