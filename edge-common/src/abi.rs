@@ -102,6 +102,8 @@ pub mod maps {
     pub const PORTS_IN_USE: &str = "PORTS_IN_USE";
     /// Per-CPU array of [`crate::nat::Signals`], by number of the backend.
     pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
+    /// Hash from [`crate::quic::IdKey`] to the number of a backend, `u32`.
+    pub const SERVER_IDS: &str = "SERVER_IDS";
     /// Array of programs, index [`super::Stage`]. Each load has its own; what becomes
     /// of it when the daemon dies, see the pins.
     pub const STAGES: &str = "STAGES";
@@ -141,6 +143,7 @@ pub mod maps {
         SOURCES,
         PORTS_IN_USE,
         BACKEND_SIGNALS,
+        SERVER_IDS,
     ];
 }
 
@@ -428,6 +431,10 @@ pub struct Config {
     pub snat: u32,
     /// The most bytes of an IP packet on the way to clients, with NAT.
     pub client_mtu: u32,
+    /// Entries of `SERVER_IDS`; 0: no service is balanced by connection ids of QUIC.
+    pub server_ids: u32,
+    /// Fills the word.
+    pub pad: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
     /// Secret of the choice of backends, which a fleet may share.
@@ -435,7 +442,7 @@ pub struct Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 2 * 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 42 * 4
+    size_of::<Config>() == 2 * 4 * 8 + (ICMP_KINDS + HITTER_KINDS + 1) * 16 + 3 * 8 + 44 * 4
 );
 
 /// Packets and bytes of one reason on one CPU.
@@ -501,10 +508,14 @@ pub enum TableStat {
     /// Flows that found no place, and are chosen for by the ring alone; those with NAT
     /// found no port.
     FlowsRefused = 10,
+    /// Packets that went to the backend that their connection id names.
+    QuicRouted = 11,
+    /// Packets whose connection id names a server that is none of the service's.
+    QuicUnknownId = 12,
 }
 
 /// Entries of `STATS`.
-pub const STATS_ENTRIES: u32 = 11;
+pub const STATS_ENTRIES: u32 = 13;
 
 /// The limits' state of one source. All TATs in the past: idle, and free to
 /// be taken over.
@@ -669,6 +680,8 @@ impl Config {
         gue_port: crate::tunnel::GUE_PORT as u32,
         snat: 0,
         client_mtu: 1500,
+        server_ids: 0,
+        pad: 0,
         abi_version: ABI_VERSION,
         balance_seed: Seed::new([0; 4]),
     };

@@ -5,7 +5,10 @@
 //! the ring changes. All tables are arrays that the daemon maps into its memory; what
 //! the program follows is always one word, written last.
 
-use crate::hash::{Seed, hash, reduce};
+use crate::{
+    hash::{Seed, hash, reduce},
+    quic::Layout,
+};
 
 /// Bits of the number of a backend; 0 stands for none.
 pub const NUMBER_BITS: u32 = 20;
@@ -27,13 +30,14 @@ pub enum Forward {
 
 /// What chooses the backend of a new flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u32)]
 pub enum HashBy {
     /// Both ends and the protocol.
     #[default]
-    FiveTuple = 0,
+    FiveTuple,
     /// The client's address.
-    Source = 1,
+    Source,
+    /// As [`HashBy::FiveTuple`]; and packets whose connection id names a server go there.
+    Quic(Layout),
 }
 
 /// A service as the balancer sees it: a word of `BALANCES`, index as in `SERVICES`.
@@ -56,6 +60,7 @@ impl Balance {
     const ECHO: u64 = 1 << 33;
     const BY_SOURCE: u64 = 1 << 34;
     const FORWARD: u32 = 40;
+    const QUIC: u32 = 48;
 
     /// The word.
     pub const fn word(self) -> u64 {
@@ -66,8 +71,10 @@ impl Balance {
         if self.echo {
             word |= Self::ECHO;
         }
-        if matches!(self.by, HashBy::Source) {
-            word |= Self::BY_SOURCE;
+        match self.by {
+            HashBy::FiveTuple => {}
+            HashBy::Source => word |= Self::BY_SOURCE,
+            HashBy::Quic(layout) => word |= (layout.bits() as u64) << Self::QUIC,
         }
         word
     }
@@ -94,6 +101,12 @@ impl Balance {
     #[inline(always)]
     pub const fn is_by_source(word: u64) -> bool {
         word & Self::BY_SOURCE != 0
+    }
+
+    /// [`Layout::bits`] of the connection ids of a service; 0: they say nothing.
+    #[inline(always)]
+    pub const fn quic_of(word: u64) -> u32 {
+        (word >> Self::QUIC) as u32 & 0x7f
     }
 
     /// Whether packets go in IP or UDP, or by MAC address.
@@ -497,6 +510,18 @@ mod tests {
         assert!(
             !Balance::is(word, Forward::Ipip) && !Balance::is_balanced(Balance::default().word())
         );
+        assert_eq!(Balance::quic_of(word), 0);
+        let layout = Layout::new(6, 8).unwrap();
+        let by_id = Balance {
+            by: HashBy::Quic(layout),
+            ..balance
+        };
+        let word = by_id.word();
+        assert_eq!(
+            (Balance::quic_of(word), Balance::ring_of(word)),
+            (layout.bits(), 77)
+        );
+        assert!(!Balance::is_by_source(word) && Balance::is(word, Forward::L2));
         let backend = BackendWord {
             alive: true,
             v6: true,

@@ -21,6 +21,7 @@ pub mod hash;
 pub mod header;
 pub mod nat;
 pub mod parse;
+pub mod quic;
 pub mod reason;
 pub mod table;
 pub mod tunnel;

@@ -22,6 +22,7 @@ use edge_common::{
     gcra::Limit,
     hash::Seed,
     nat,
+    quic::IdKey,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
@@ -94,6 +95,8 @@ pub static SOURCES: Array<nat::Source> = Array::with_max_entries(1, BPF_F_MMAPAB
 pub static PORTS_IN_USE: Array<nat::PortSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static BACKEND_SIGNALS: PerCpuArray<nat::Signals> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static SERVER_IDS: HashMap<IdKey, u32> = HashMap::with_max_entries(1, 0);
 
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

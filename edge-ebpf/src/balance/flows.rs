@@ -1,4 +1,11 @@
 //! Which backend a flow belongs to: the table of flows, then the ring.
+//!
+//! A packet of QUIC whose connection id names a backend goes there ([`super::quic`]). The table
+//! follows it: packets with the same addresses and ports that name nobody go there as well,
+//! and the flow counts as one of that backend's. But where another flow is in the table that
+//! goes on, it stays: two connections may share addresses and ports, and while one of them
+//! begins, nothing but the table tells where it does. So a made-up id, with whatever source
+//! address, moves nobody's flow.
 
 use super::{Packet, by_ring, seed};
 use crate::{
@@ -70,9 +77,15 @@ fn find(bucket: *mut FlowSlot, tag: u64) -> Option<*mut FlowSlot> {
     None
 }
 
-/// The backend for a packet of a flow.
+/// The backend for a packet of a flow, which `named` one if that is not 0.
 #[inline(always)]
-pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Option<Chosen> {
+pub fn choose(
+    facts: Facts<'_>,
+    packet: Packet,
+    flow: Flow,
+    balance: u64,
+    named: u32,
+) -> Option<Chosen> {
     let hash = flow.hash(seed());
     let (now, idle) = (steps(facts.now), idle());
     let bucket = FLOWS
@@ -85,6 +98,9 @@ pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Opt
         let begins = packet.is_tcp && packet.flags & (flag::SYN | flag::ACK) == flag::SYN;
         let is_another = begins && FlowWord::is(word, FlowState::Closing);
         if !is_another && let Some(chosen) = kept(word, now, idle, hash) {
+            if named != 0 && named != chosen.number {
+                return usable(named, hash);
+            }
             maps::count(TableStat::FlowHits);
             let state = next_state(word, packet);
             let new = FlowWord::with(word, state, now);
@@ -95,14 +111,14 @@ pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Opt
             }
             return Some(chosen);
         }
-        let chosen = usable(by_ring(balance, hash, flow.client)?, hash)?;
+        let chosen = first(named, balance, hash, flow.client)?;
         let new = first_word(chosen, packet, now);
         // SAFETY: as above.
         unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
         return Some(chosen);
     }
     maps::count(TableStat::FlowMisses);
-    let chosen = usable(by_ring(balance, hash, flow.client)?, hash)?;
+    let chosen = first(named, balance, hash, flow.client)?;
     // What has ended begins nothing.
     if packet.flags & (flag::FIN | flag::RST) == 0 || !packet.is_tcp {
         insert(
@@ -114,6 +130,15 @@ pub fn choose(facts: Facts<'_>, packet: Packet, flow: Flow, balance: u64) -> Opt
         );
     }
     Some(chosen)
+}
+
+/// The backend of a flow that is not in the table.
+#[inline(always)]
+fn first(named: u32, balance: u64, hash: u64, client: [u64; 2]) -> Option<Chosen> {
+    if named != 0 {
+        return usable(named, hash);
+    }
+    usable(by_ring(balance, hash, client)?, hash)
 }
 
 /// The same for a packet that is about a flow, and changes nothing.

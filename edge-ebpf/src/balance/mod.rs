@@ -4,6 +4,7 @@ mod flows;
 mod forward;
 mod icmp;
 pub mod nat;
+mod quic;
 mod too_big;
 
 use crate::{
@@ -156,7 +157,8 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
     if Balance::is(balance, Forward::Nat) {
         return nat::go_on(facts, balance);
     }
-    match flows::choose(facts, packet, flow, balance) {
+    let named = quic::named(&source, packet, service, balance);
+    match flows::choose(facts, packet, flow, balance, named) {
         Some(chosen) => forward::to(facts, packet, balance, chosen),
         None => End::new(Reason::BackendNone),
     }

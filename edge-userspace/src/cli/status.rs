@@ -459,6 +459,14 @@ fn tables(t: &mut String, s: &Status) {
                 count(source.capacity.into())
             );
         }
+        if f.quic_routed + f.quic_unknown_id > 0 {
+            let _ = writeln!(
+                t,
+                "QUIC: {} packets went where their connection id says; {} with an unknown one",
+                count(f.quic_routed),
+                count(f.quic_unknown_id)
+            );
+        }
     }
     if s.stage_missing > 0 {
         let _ = writeln!(

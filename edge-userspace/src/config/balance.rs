@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use edge_common::addr::Prefix;
+use edge_common::{
+    addr::Prefix,
+    quic::{Layout, ServerId},
+};
 
 /// The most backends of one service: Maglev spreads them over a ring of 65,537 slots,
 /// and wants a hundred slots for each to be even (Eisenbud et al., "Maglev", 2016, 5.3).
@@ -134,6 +137,9 @@ pub struct Balance {
     pub forward: Forward,
     /// What of a packet chooses the backend.
     pub hash: HashBy,
+    /// Codepoint of the configuration in connection ids of [`HashBy::Quic`], 0 to
+    /// [`edge_common::quic::MAX_CONFIG`].
+    pub quic_config_id: u8,
     /// The backends in the order of the file: 1 to [`MAX_SERVICE_BACKENDS`], no name twice,
     /// no address and port twice; among those that are no backups, one at least has a
     /// weight.
@@ -169,6 +175,14 @@ impl Default for Passive {
             syns: 5,
             retry: Duration::from_secs(10),
         }
+    }
+}
+
+impl Balance {
+    /// Where the server id is in connection ids; `None` when they say nothing.
+    pub fn quic(&self) -> Option<Layout> {
+        let len = self.backends.first()?.server_id?.octets();
+        Layout::new(self.quic_config_id, len).filter(|_| self.hash == HashBy::Quic)
     }
 }
 
@@ -247,6 +261,9 @@ pub struct Backend {
     pub weight: u32,
     /// Whether it is used only when no other is healthy.
     pub backup: bool,
+    /// With [`HashBy::Quic`], and only then: what its connection ids name it by. All of a
+    /// service have the same length, and none twice.
+    pub server_id: Option<ServerId>,
 }
 
 /// How backends are checked.

@@ -29,6 +29,8 @@ const SHOWN_PORTS: usize = 8;
 /// Bytes of an entry of `TARGETS`: key and value (40), the kernel's head of an
 /// element (48) and its share of the buckets.
 const TARGET_BYTES: usize = 104;
+/// Bytes of an entry of `SERVER_IDS`, likewise: 24 bytes of key and value.
+const SERVER_ID_BYTES: usize = 88;
 
 /// A configuration in words and numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -239,6 +241,7 @@ fn flood_memory(model: &Model, cpus: u32) -> Vec<(&'static str, u64)> {
                 of(model.backends(), size_of::<Counter>()).saturating_mul(cpus.into()),
             ),
             (maps::FLOWS, of(flows, size_of::<FlowBucket>())),
+            (maps::SERVER_IDS, of(model.server_ids(), SERVER_ID_BYTES)),
         ]);
     }
     let sources = if rings == 0 { 0 } else { model.nat_sources() };

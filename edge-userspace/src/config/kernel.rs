@@ -93,6 +93,7 @@ impl Model {
             drop_fragments: u32::from(self.balancing.fragments == Fragments::Drop),
             clamp_mss: u32::from(self.balancing.mss_clamp),
             snat: self.nat_sources(),
+            server_ids: self.server_ids(),
             balance_seed: derived(&seed),
             ..Config::OFF
         };
@@ -133,6 +134,16 @@ impl Model {
         let backends: usize = all.map(|balance| balance.backends.len()).sum();
         let room = (backends + backends / 2 + 1).next_power_of_two();
         u32::try_from(room).map_or(BACKENDS.1, |room| room.clamp(BACKENDS.0, BACKENDS.1))
+    }
+
+    /// Entries of `SERVER_IDS`: as many as there are numbers of backends, of which each has one
+    /// at most; 0 when no service is balanced by connection ids.
+    pub(super) fn server_ids(&self) -> u32 {
+        let mut balances = self.services.iter().filter_map(|s| s.balance.as_ref());
+        match balances.any(|b| b.quic().is_some()) {
+            true => self.backends(),
+            false => 0,
+        }
     }
 
     /// Whether a service of all ports is defended against SYN floods.

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, Model, balance::HashBy, parse};
+use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, Model, parse};
 
 /// Reads a file and checks it, as [`parse`] does.
 ///
@@ -25,20 +25,6 @@ pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
 pub fn load_text(path: &Path, tick_ns: u64) -> Result<(String, Checked), ConfigError> {
     let (text, mode) = read(path)?;
     let mut checked = parse(&text, path, tick_ns)?;
-    for service in &checked.model.services {
-        let Some(balance) = &service.balance else {
-            continue;
-        };
-        let key = match balance.hash {
-            HashBy::Quic => "hash = \"quic\"",
-            HashBy::FiveTuple | HashBy::Source => continue,
-        };
-        return Err(ConfigError::NotBuilt {
-            path: path.to_path_buf(),
-            service: service.name.clone(),
-            key,
-        });
-    }
     checked
         .warnings
         .extend(not_here(&checked.model, &text, path));

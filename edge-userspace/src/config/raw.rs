@@ -226,6 +226,7 @@ section! {
         forwarded = "forwarded": At<bool>,
         forward = "forward": At<Forwarding>,
         hash = "hash": At<HashBy>,
+        quic_config_id = "quic_config_id": At<Count>,
         floor = "floor": At<Count>,
         slow_start = "slow_start": At<Duration>,
         echo = "echo": At<bool>,

@@ -68,19 +68,6 @@ pub enum ConfigError {
         /// The most bytes a configuration may have.
         limit: u64,
     },
-    /// It asks for what this version cannot do yet.
-    #[error(
-        "{}: service {service}: {key} is not built yet; choose \"5-tuple\" or \"source\"",
-        path.display()
-    )]
-    NotBuilt {
-        /// The file.
-        path: PathBuf,
-        /// Name of the service.
-        service: String,
-        /// What it asks for.
-        key: &'static str,
-    },
     /// The file holds bytes that are no UTF-8.
     #[error("{}:{line}: not UTF-8 text; save the file as UTF-8", path.display())]
     NotText {

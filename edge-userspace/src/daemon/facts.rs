@@ -242,6 +242,8 @@ impl Source for Shared {
                     inserted: stat(TableStat::FlowsInserted),
                     replaced: stat(TableStat::FlowsReplaced),
                     refused: stat(TableStat::FlowsRefused),
+                    quic_routed: stat(TableStat::QuicRouted),
+                    quic_unknown_id: stat(TableStat::QuicUnknownId),
                     ..balance.flows
                 },
                 ..balance

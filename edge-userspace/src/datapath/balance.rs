@@ -4,12 +4,13 @@
 //! its service, a backend by its own.
 
 use std::{
+    collections::BTreeMap,
     os::fd::AsFd as _,
     path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release},
 };
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use edge_common::{
     abi::{Counter, maps},
     balance::{
@@ -17,6 +18,7 @@ use edge_common::{
         ring_words,
     },
     nat::{PORTS, PortSlot, Signals, Source},
+    quic::IdKey,
 };
 
 use super::{error::DatapathError, maps::Maps};
@@ -28,6 +30,8 @@ const SOURCE_WORDS: usize = size_of::<Source>() / 8;
 const PORT_WORDS: usize = size_of::<PortSlot>() / 8;
 /// A [`Counter`]: a foreign type cannot have aya's marker of plain data.
 type CounterWords = [u64; size_of::<Counter>() / 8];
+/// [`IdKey`], likewise.
+type IdWords = [u64; size_of::<IdKey>() / 8];
 /// [`Signals`], likewise.
 type SignalWords = [u64; size_of::<Signals>() / 8];
 
@@ -61,6 +65,7 @@ pub struct BalanceTables {
     ports: Region,
     counters: PerCpuArray<MapData, CounterWords>,
     signals: PerCpuArray<MapData, SignalWords>,
+    server_ids: HashMap<MapData, IdWords, u32>,
     slots: u32,
 }
 
@@ -85,6 +90,9 @@ impl BalanceTables {
             signals: map(maps::BACKEND_SIGNALS)?
                 .try_into()
                 .map_err(|e| DatapathError::map_access(maps::BACKEND_SIGNALS, e))?,
+            server_ids: map(maps::SERVER_IDS)?
+                .try_into()
+                .map_err(|e| DatapathError::map_access(maps::SERVER_IDS, e))?,
             slots,
         })
     }
@@ -198,6 +206,46 @@ impl BalanceTables {
     fn backend_words(&self, number: u32) -> Option<&[AtomicU64]> {
         let start = number as usize * BACKEND_WORDS;
         self.backends.u64s().get(start..start + BACKEND_WORDS)
+    }
+
+    /// The backends that connection ids name, by number.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn server_ids(&self) -> Result<BTreeMap<IdKey, u32>, DatapathError> {
+        let failed = |e| DatapathError::map_access(maps::SERVER_IDS, e);
+        let entry = |entry: Result<(IdWords, u32), MapError>| {
+            let ([id, rest], number) = entry.map_err(failed)?;
+            let [a, b, c, d, layout @ ..] = rest.to_ne_bytes();
+            let key = IdKey {
+                id,
+                service: u32::from_ne_bytes([a, b, c, d]),
+                layout: u32::from_ne_bytes(layout),
+            };
+            Ok((key, number))
+        };
+        self.server_ids.iter().map(entry).collect()
+    }
+
+    /// Makes the backends that connection ids name exactly these. What an id names changes
+    /// in one step, and an id that stays is never missing.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for instance for want of room.
+    pub fn set_server_ids(&mut self, wanted: &BTreeMap<IdKey, u32>) -> Result<(), DatapathError> {
+        let failed = |e| DatapathError::map_access(maps::SERVER_IDS, e);
+        let present = self.server_ids()?;
+        for key in present.keys().filter(|key| !wanted.contains_key(key)) {
+            self.server_ids.remove(&id_words(key)).map_err(failed)?;
+        }
+        for (key, number) in wanted {
+            if present.get(key) != Some(number) {
+                self.server_ids
+                    .insert(id_words(key), number, 0)
+                    .map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// How many source addresses of each family NAT has room for.
@@ -354,6 +402,12 @@ pub(super) fn sources(table: &Region) -> Vec<Source> {
         _ => Source::default(),
     };
     sources.map(read).collect()
+}
+
+fn id_words(key: &IdKey) -> IdWords {
+    let [a, b, c, d] = key.service.to_ne_bytes();
+    let [e, f, g, h] = key.layout.to_ne_bytes();
+    [key.id, u64::from_ne_bytes([a, b, c, d, e, f, g, h])]
 }
 
 /// The word of a [`Backend`] that says whether it takes packets.

@@ -16,6 +16,7 @@ use edge_common::{
         Target, TargetKey, tags::TagBucket,
     },
     nat,
+    quic::IdKey,
     reason::Reason,
     table::{BITMAP24_WORDS, Bucket4, BucketW, LENGTHS_ENTRIES, LongLengths},
 };
@@ -243,6 +244,14 @@ pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
                 size_of::<nat::Signals>(),
                 when_nat(config.backends),
             )
+        },
+        Spec {
+            name: maps::SERVER_IDS,
+            kind: MapType::Hash,
+            key: size_of::<IdKey>() as u32,
+            value: size_of::<u32>() as u32,
+            entries: when_balanced(config.server_ids),
+            flags: 0,
         },
     ]
 }

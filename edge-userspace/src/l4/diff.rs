@@ -163,6 +163,10 @@ pub enum Edit {
     Weight(String, u32, u32),
     /// A backend becomes a backup, or is none any more.
     Backup(String, bool),
+    /// Connection ids of QUIC name a backend otherwise.
+    ServerId(String),
+    /// They are of another configuration: from, to.
+    QuicConfig(u8, u8),
     /// The service has other addresses, ports, or another protocol.
     Reach,
     /// Packets reach backends otherwise: from, to.
@@ -266,6 +270,9 @@ fn edits(was: (&Service, &Balance), is: (&Service, &Balance)) -> Vec<Edit> {
         if a.backup != b.backup {
             edits.push(Edit::Backup(b.name.clone(), b.backup));
         }
+        if a.server_id != b.server_id {
+            edits.push(Edit::ServerId(b.name.clone()));
+        }
     }
     let ((service, a), (other, b)) = (was, is);
     let reach = |s: &Service| (s.addresses.clone(), s.ports.clone(), s.protocol);
@@ -277,6 +284,9 @@ fn edits(was: (&Service, &Balance), is: (&Service, &Balance)) -> Vec<Edit> {
     }
     if a.hash != b.hash {
         edits.push(Edit::Hash(a.hash, b.hash));
+    }
+    if a.quic_config_id != b.quic_config_id {
+        edits.push(Edit::QuicConfig(a.quic_config_id, b.quic_config_id));
     }
     if a.floor_per_cent != b.floor_per_cent {
         edits.push(Edit::Floor(a.floor_per_cent, b.floor_per_cent));

@@ -84,6 +84,8 @@ fn clause(edit: &Edit) -> Option<String> {
         }
         Edit::Backup(name, true) => format!("making {name} a backup"),
         Edit::Backup(name, false) => format!("making {name} a backup no longer"),
+        Edit::ServerId(name) => format!("changing the server id of {name}"),
+        Edit::QuicConfig(from, to) => format!("changing quic_config_id from {from} to {to}"),
         Edit::Reach => "changing the service's addresses, ports or protocol".to_owned(),
         Edit::Forward(from, to) => {
             format!("forwarding by {} instead of {}", to.name(), from.name())

@@ -191,6 +191,10 @@ metrics! {
         "Flows that took the place of one that was not established.";
     FLOWS_REFUSED = Counter, "edge_flows_refused", [],
         "Flows that found no place in the table, and are chosen for by the ring alone; with NAT those that found no port, whose packets are dropped.";
+    QUIC_ROUTED = Counter, "edge_quic_routed_packets", [],
+        "Packets of QUIC that went to the backend that their connection id names.";
+    QUIC_UNKNOWN_ID = Counter, "edge_quic_unknown_id_packets", [],
+        "Packets of QUIC whose connection id names a server that is none of the service's.";
     STAGE_MISSING = Counter, "edge_stage_missing_packets", [],
         "Packets that went on without the flood defence because its program was missing.";
     EVENTS = Counter, "edge_events", [],

@@ -336,7 +336,9 @@ impl Facts {
         w.single(&names::FLOW_MISSES, Value::Int(f.misses))?;
         w.single(&names::FLOWS_INSERTED, Value::Int(f.inserted))?;
         w.single(&names::FLOWS_REPLACED, Value::Int(f.replaced))?;
-        w.single(&names::FLOWS_REFUSED, Value::Int(f.refused))
+        w.single(&names::FLOWS_REFUSED, Value::Int(f.refused))?;
+        w.single(&names::QUIC_ROUTED, Value::Int(f.quic_routed))?;
+        w.single(&names::QUIC_UNKNOWN_ID, Value::Int(f.quic_unknown_id))
     }
 
     fn tables(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
@@ -492,12 +494,14 @@ mod tests {
                     name: "web".to_owned(),
                     forward: "l2".to_owned(),
                     hash: "5-tuple".to_owned(),
+                    quic_config_id: None,
                     failed_open: false,
                     backends: vec![BackendStatus {
                         name: "web-1".to_owned(),
                         address: [10, 0, 0, 11].into(),
                         port: None,
                         backup: false,
+                        server_id: None,
                         number: 1,
                         configured_weight: 100,
                         set_weight: None,

@@ -43,6 +43,8 @@ pub struct BalancedService {
     pub forward: String,
     /// What chooses a backend: the key `hash`.
     pub hash: String,
+    /// Codepoint of the configuration in connection ids; `null` unless they choose a backend.
+    pub quic_config_id: Option<u8>,
     /// Whether too few backends are healthy, so that all are used as if they were.
     pub failed_open: bool,
     /// In the order of the configuration.
@@ -84,6 +86,9 @@ pub struct BackendStatus {
     pub port: Option<u16>,
     /// Whether it is a backup.
     pub backup: bool,
+    /// What connection ids of QUIC name it by, hexadecimal digits; `null` unless they choose
+    /// a backend.
+    pub server_id: Option<String>,
     /// Its number in the kernel's tables.
     pub number: u32,
     /// The weight that the file gives it.
@@ -157,4 +162,8 @@ pub struct FlowTable {
     pub replaced: u64,
     /// Flows that found no place.
     pub refused: u64,
+    /// Packets of QUIC that went to the backend that their connection id names.
+    pub quic_routed: u64,
+    /// Packets of QUIC whose connection id names a server that is none of the service's.
+    pub quic_unknown_id: u64,
 }

@@ -76,7 +76,7 @@ impl Server {
 
 /// The host between a client (the first link) and three backends, which have the service's
 /// addresses and answer it themselves.
-fn lab() -> Lab {
+pub(super) fn lab() -> Lab {
     let lab = Lab::new(4);
     for key in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
         lab.host

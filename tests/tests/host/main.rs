@@ -16,6 +16,7 @@ mod limits;
 mod lists;
 mod metrics;
 mod nat;
+mod quic;
 mod reload;
 mod restart;
 mod rig;

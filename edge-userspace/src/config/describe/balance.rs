@@ -17,6 +17,8 @@ pub struct BalanceDescription {
     pub forward: &'static str,
     /// `5-tuple`, `source` or `quic`.
     pub hash: &'static str,
+    /// Codepoint of the configuration in connection ids; none unless they choose the backend.
+    pub quic_config_id: Option<u8>,
     /// Backends, backups among them.
     pub backends: usize,
     /// Backups.
@@ -43,6 +45,7 @@ impl BalanceDescription {
         Some(Self {
             forward: balance.forward.name(),
             hash: balance.hash.name(),
+            quic_config_id: balance.quic().map(|_| balance.quic_config_id),
             backends: balance.backends.len(),
             backups: balance.backends.iter().filter(|b| b.backup).count(),
             floor_per_cent: balance.floor_per_cent,

@@ -2,13 +2,13 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use edge_common::addr::Prefix;
+use edge_common::{addr::Prefix, quic::ServerId};
 
 use super::{Mac, range, written};
 use crate::config::{
     balance::{Forward, Fragments, HashBy},
     quantity::Count,
-    reader::{FromToml, Node, choice, section},
+    reader::{FromToml, Node, choice, parsed, section},
     report::{At, Report},
 };
 
@@ -20,6 +20,7 @@ section! {
         port = "port": At<Port>,
         weight = "weight": At<Count>,
         backup = "backup": bool,
+        server_id = "server_id": At<ServerId>,
     }
 }
 
@@ -154,6 +155,15 @@ impl FromToml for HashBy {
 impl FromToml for Fragments {
     fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
         choice(node, key, report, &Self::ALL, Self::name)
+    }
+}
+
+impl FromToml for ServerId {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "1 to 8 octets in hexadecimal digits, such as \"0a1b\"";
+        parsed(node, key, EXPECTED, report, |text| {
+            Self::from_hex(text).ok_or_else(|| format!("no server id; expected {EXPECTED}"))
+        })
     }
 }
 

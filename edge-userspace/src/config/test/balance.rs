@@ -6,6 +6,8 @@ mod shared;
 
 use std::{fmt::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
+use edge_common::quic::{Layout, ServerId};
+
 use super::{check, model_of, p, problem, problems, warnings};
 use crate::config::{
     balance::{
@@ -122,10 +124,12 @@ fn a_balanced_service_becomes_what_it_says() {
         port,
         weight,
         backup,
+        server_id: None,
     };
     let balance = Balance {
         forward: Forward::Nat,
         hash: HashBy::Source,
+        quic_config_id: 0,
         backends: vec![
             backend("web-1", "10.0.0.11", Some(8080), 0, false),
             backend("web-2", "2001:db8:1::12", None, 1000, false),
@@ -173,6 +177,33 @@ fn a_balanced_service_becomes_what_it_says() {
 }
 
 #[test]
+fn a_service_of_quic_knows_its_backends_by_server_ids() {
+    let quic = |more: &str| format!("protocol = 'udp'\nhash = 'quic'\n{more}");
+    let two = |keys: &str, first: &str, second: &str| {
+        service("a", keys, &format!("server_id = '{first}'"))
+            + &format!(
+                "[[service.backend]]\nname = 'b2'\naddress = '10.0.0.2'\nserver_id = '{second}'\n"
+            )
+    };
+    let m = model_of(&two(&quic("quic_config_id = 6"), "0a1B", "0000"));
+    let balance = only(&m).balance.as_ref().unwrap();
+    assert_eq!(balance.quic(), Layout::new(6, 2));
+    let ids: Vec<_> = balance.backends.iter().map(|b| b.server_id).collect();
+    assert_eq!(ids, [ServerId::new(&[0x0a, 0x1b]), ServerId::new(&[0, 0])]);
+    let geometry = Geometry::for_capacity(&m.capacity);
+    let json = serde_json::to_value(describe(&m, &geometry, 1)).unwrap();
+    assert_eq!(json["services"][0]["balance"]["quic_config_id"], 6);
+    let m = model_of(&service(
+        "a",
+        &quic("ports = 'any'"),
+        "server_id = '0001020304050607'",
+    ));
+    assert_eq!(only(&m).balance.as_ref().unwrap().quic(), Layout::new(0, 8));
+    let plain = model_of(&service("a", "", ""));
+    assert_eq!(only(&plain).balance.as_ref().unwrap().quic(), None);
+}
+
+#[test]
 fn what_a_balanced_service_does_not_say_has_defaults() {
     let m = model_of(&service("a", "", ""));
     let a = only(&m);
@@ -180,12 +211,14 @@ fn what_a_balanced_service_does_not_say_has_defaults() {
     let balance = Balance {
         forward: Forward::Ipip,
         hash: HashBy::FiveTuple,
+        quic_config_id: 0,
         backends: vec![Backend {
             name: "b1".to_owned(),
             address: ip("10.0.0.1"),
             port: None,
             weight: 100,
             backup: false,
+            server_id: None,
         }],
         floor_per_cent: 25,
         slow_start: Duration::ZERO,

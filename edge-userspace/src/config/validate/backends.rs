@@ -5,12 +5,14 @@ use std::{
     net::IpAddr,
 };
 
+use edge_common::quic::ServerId;
+
 use super::{
     check_unicast, number,
     services::{NAME_REMEDY, is_name},
 };
 use crate::config::{
-    balance::{Backend, Forward, MAX_SERVICE_BACKENDS, MAX_WEIGHT, WEIGHT},
+    balance::{Backend, Forward, HashBy, MAX_SERVICE_BACKENDS, MAX_WEIGHT, WEIGHT},
     raw,
     report::{At, Report},
     services::Ports,
@@ -20,6 +22,7 @@ use crate::config::{
 pub(super) fn backends(
     raw: &raw::Service,
     forward: Forward,
+    hash: HashBy,
     ports: Option<&Ports>,
     report: &mut Report<'_>,
 ) -> Option<Vec<Backend>> {
@@ -44,13 +47,17 @@ pub(super) fn backends(
         return None;
     }
     let (mut names, mut places) = (BTreeSet::new(), BTreeMap::new());
+    let mut ids = BTreeMap::new();
     let mut backends = Vec::new();
     for raw in list {
         let name = backend_name(raw, &mut names, report);
         let address = backend_address(raw, report);
         let port = backend_port(raw, forward, ports, report);
         let weight = number(raw.weight.as_ref(), WEIGHT, 0, MAX_WEIGHT, report);
-        let (Some(name), Some(address), Some(port)) = (name, address, port) else {
+        let server_id = server_id(raw, hash, &mut ids, report);
+        let (Some(name), Some(address), Some(port), Some(server_id)) =
+            (name, address, port, server_id)
+        else {
             continue;
         };
         // What it does not say is the service's, where that has only one.
@@ -70,6 +77,7 @@ pub(super) fn backends(
             port,
             weight,
             backup: raw.backup.unwrap_or(false),
+            server_id,
         });
     }
     if backends.len() < list.len() {
@@ -169,6 +177,61 @@ fn backend_port(
         return None;
     }
     Some(Some(value.0))
+}
+
+/// What connection ids name it by. `ids` are those of the backends before it, with their
+/// names. `None` after a problem has been reported.
+#[expect(
+    clippy::option_option,
+    reason = "one that names nobody may be right to have none"
+)]
+fn server_id<'a>(
+    raw: &'a raw::Backend,
+    hash: HashBy,
+    ids: &mut BTreeMap<ServerId, &'a str>,
+    report: &mut Report<'_>,
+) -> Option<Option<ServerId>> {
+    let Some(At { value, place }) = &raw.server_id else {
+        if hash == HashBy::Quic {
+            missing(
+                raw,
+                "server_id",
+                "missing; hash = \"quic\" knows a backend by the id in the connection ids that it chooses, so give it one, such as server_id = \"0a1b\"",
+                report,
+            );
+            return None;
+        }
+        return (!report.has_problem_at(&raw.place.child("server_id").key)).then_some(None);
+    };
+    if hash != HashBy::Quic {
+        report.problem(
+            place,
+            "only for a service with hash = \"quic\"; add that, or remove this",
+        );
+        return None;
+    }
+    if let Some((other, _)) = ids.first_key_value()
+        && other.octets() != value.octets()
+    {
+        report.problem(
+            place,
+            format_args!(
+                "{} octets long, and that of another backend of the service, \"{other}\", {}: where ids are of different length, none can be told; give all of them one length",
+                value.octets(),
+                other.octets()
+            ),
+        );
+        return None;
+    }
+    let name = raw.name.as_ref().map_or("", |at| at.value.as_str());
+    if let Some(other) = ids.insert(*value, name) {
+        report.problem(
+            place,
+            format_args!("the id of {other:?} too; give each backend of the service its own"),
+        );
+        return None;
+    }
+    Some(Some(*value))
 }
 
 /// A key that a backend cannot do without.

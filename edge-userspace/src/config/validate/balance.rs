@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use edge_common::addr::{Family, Prefix};
+use edge_common::{
+    addr::{Family, Prefix},
+    quic::MAX_CONFIG,
+};
 
 use super::{
     backends,
@@ -63,6 +66,7 @@ pub(super) fn refuse(raw: &raw::Service, report: &mut Report<'_>) {
     });
     let given = [
         raw.hash.as_ref().map(|at| at.place.clone()),
+        raw.quic_config_id.as_ref().map(|at| at.place.clone()),
         raw.floor.as_ref().map(|at| at.place.clone()),
         raw.slow_start.as_ref().map(|at| at.place.clone()),
         raw.echo.as_ref().map(|at| at.place.clone()),
@@ -88,14 +92,29 @@ pub(super) fn balance(
     let hash = raw.hash.as_ref().map_or(HashBy::default(), |h| h.value);
     if let Some(At { place, .. }) = &raw.hash
         && hash == HashBy::Quic
-        && protocol != Protocol::Udp
     {
-        report.problem(
-            place,
-            "QUIC runs over UDP, and the service is TCP; set protocol = \"udp\", or choose another hash",
-        );
+        if protocol != Protocol::Udp {
+            report.problem(
+                place,
+                "QUIC runs over UDP, and the service is TCP; set protocol = \"udp\", or choose another hash",
+            );
+        }
+        if forward == Forward::Nat {
+            report.problem(
+                place,
+                "NAT knows a connection by the address and port that it left with, which change when the client's do; choose forward = \"ipip\", \"gue\" or \"l2\", or another hash",
+            );
+        }
     }
-    let backends = backends::backends(raw, forward, ports, report);
+    if let Some(At { place, .. }) = &raw.quic_config_id
+        && hash != HashBy::Quic
+        && !report.has_problem_at(&raw.place.child("hash").key)
+    {
+        report.problem(place, "only with hash = \"quic\"; add that, or remove this");
+    }
+    let last = MAX_CONFIG.into();
+    let quic_config_id = number(raw.quic_config_id.as_ref(), 0, 0, last, report);
+    let backends = backends::backends(raw, forward, hash, ports, report);
     let listed = backends.as_deref().unwrap_or(&[]);
     let passive = health::passive(raw.health.as_ref(), forward, protocol, report);
     let health = raw
@@ -108,6 +127,7 @@ pub(super) fn balance(
     Some(Balance {
         forward,
         hash,
+        quic_config_id: u8::try_from(quic_config_id).unwrap_or_default(),
         backends: backends?,
         floor_per_cent,
         slow_start,

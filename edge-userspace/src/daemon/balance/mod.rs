@@ -6,6 +6,7 @@
 
 mod drain;
 pub(super) mod follow;
+mod ids;
 mod memory;
 mod rings;
 pub(super) mod seed;
@@ -251,6 +252,9 @@ impl Balancer {
             force.tables.set_balance(index, AbiBalance::default());
             force.rings.retire(ring, now.mono_ns);
         }
+        // Before a number means another backend, and before a service says where in
+        // connection ids the server id is.
+        self.name_backends(&mut force)?;
         self.force = Some(force);
         self.apply_all(now);
         Ok(())
@@ -316,6 +320,9 @@ impl Balancer {
             service.ring = force.tables.ring_of(service.index);
             service.candidates.clear();
             service.states = states;
+        }
+        if let Err(e) = self.name_backends(&mut force) {
+            warn!("connection ids of QUIC may name no backend, or another one: {e}");
         }
         self.force = Some(force);
         self.apply_all(now);
@@ -514,8 +521,16 @@ impl Balancer {
             let (over, stay) = all.into_iter().partition(|(at, _)| *at <= now.mono_ns);
             force.leaving = stay;
             let over: Vec<(u64, u32)> = over;
-            for (_, number) in over {
-                force.tables.end_backend(number);
+            for (_, number) in &over {
+                force.tables.end_backend(*number);
+            }
+            if !over.is_empty()
+                && let Some(mut force) = self.force.take()
+            {
+                if let Err(e) = self.name_backends(&mut force) {
+                    warn!("connection ids of QUIC still name backends that are gone: {e}");
+                }
+                self.force = Some(force);
             }
         }
         if now.mono_ns.saturating_sub(self.counted_ns) >= COUNT_EVERY_NS {
@@ -586,7 +601,10 @@ impl Balancer {
             forward,
             by: match balance.hash {
                 HashBy::Source => edge_common::balance::HashBy::Source,
-                HashBy::FiveTuple | HashBy::Quic => edge_common::balance::HashBy::FiveTuple,
+                HashBy::FiveTuple => edge_common::balance::HashBy::FiveTuple,
+                HashBy::Quic => balance
+                    .quic()
+                    .map_or_else(Default::default, edge_common::balance::HashBy::Quic),
             },
             echo: service.echo,
             is_on: true,

@@ -41,6 +41,7 @@ impl Balancer {
                     address: backend.address,
                     port: backend.port,
                     backup: backend.backup,
+                    server_id: backend.server_id.map(|id| id.to_string()),
                     number,
                     configured_weight: backend.weight,
                     set_weight: state.weight_override,
@@ -86,6 +87,7 @@ impl Balancer {
                 name: service.name.clone(),
                 forward: balance.forward.name().to_owned(),
                 hash: balance.hash.name().to_owned(),
+                quic_config_id: balance.quic().map(|_| balance.quic_config_id),
                 failed_open: in_force.plan.failed_open,
                 backends,
             });

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use edge_common::defence::When;
+use edge_common::{defence::When, quic::ServerId};
 use proptest::prelude::*;
 
 use super::{FEW, backend, balance, candidates, endpoint, seed};
@@ -147,6 +147,19 @@ fn what_changes_nothing_is_not_told_and_what_moves_nothing_says_so() {
     assert_eq!(
         change.to_string(),
         "web: renaming web-3 to other moves no slot; no live flow loses its backend"
+    );
+}
+
+#[test]
+fn other_server_ids_are_told() {
+    let mut is = web(3);
+    is.quic_config_id = 5;
+    is.backends[1].server_id = ServerId::from_hex("0a");
+    let [change] = changed(&web(3), &is, 5).try_into().unwrap();
+    assert_eq!(
+        change.to_string(),
+        "web: changing the server id of web-2 and changing quic_config_id from 0 to 5 moves no \
+         slot; no live flow loses its backend"
     );
 }
 

@@ -52,6 +52,7 @@ fn backend(n: u32, weight: u32, backup: bool) -> Backend {
         port,
         weight,
         backup,
+        server_id: None,
     }
 }
 
@@ -72,6 +73,7 @@ fn balance(backends: Vec<Backend>) -> Balance {
     Balance {
         forward: Forward::Ipip,
         hash: HashBy::FiveTuple,
+        quic_config_id: 0,
         backends,
         floor_per_cent: 25,
         slow_start: Duration::ZERO,

@@ -4,6 +4,7 @@ mod expected;
 mod flows;
 mod icmp;
 mod nat;
+mod quic;
 mod ways;
 mod world;
 
@@ -89,6 +90,17 @@ pub(super) fn reports() -> Vec<TableReport> {
         |c| c.flow_buckets = 1,
         flows::own_time,
     ));
+    let quic: [(&str, Test); 5] = [
+        ("every form", quic::forms),
+        ("server ids", quic::ids),
+        ("every way to a backend", quic::every_way),
+        ("flows and ids", quic::flows),
+        ("errors about flows", quic::errors),
+    ];
+    for (name, test) in quic {
+        let name = format!("QUIC, {name}");
+        reports.push(report(&name, |c: &mut Config| c.server_ids = 64, test));
+    }
     let nat: [(&str, Test); 13] = [
         ("there and back", nat::both_ways::every_way),
         ("options and extension headers", nat::both_ways::headers),

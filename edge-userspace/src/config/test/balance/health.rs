@@ -61,7 +61,10 @@ fn health_checks_have_a_port_and_defaults_of_their_kind() {
         a.check_port(&a.balance.as_ref().unwrap().backends[0])
     };
     let quic = "protocol = 'udp'\nhash = 'quic'";
-    assert_eq!(port(quic, "", "kind = 'https'\nport = 443"), Some(443));
+    assert_eq!(
+        port(quic, "server_id = '01'", "kind = 'https'\nport = 443"),
+        Some(443)
+    );
     assert_eq!(
         port("ports = 'any'", "", "kind = 'tcp'\nport = 22"),
         Some(22)

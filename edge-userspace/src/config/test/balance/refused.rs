@@ -10,6 +10,10 @@ fn balanced_services_that_cannot_be_are_refused() {
     let nat = |backend: &str| {
         service("a", "forward = 'nat'", backend) + "[balance]\nsnat = ['192.0.2.1']\n"
     };
+    let quic = |keys: &str, id: &str| {
+        let keys = format!("protocol = 'udp'\nhash = 'quic'\n{keys}");
+        service("a", &keys, &format!("server_id = '{id}'"))
+    };
     let bare = |keys: &str| format!("[[service]]\nname = 'a'\nports = [1]\n{keys}");
     for (text, want) in [
         // What belongs together.
@@ -49,7 +53,7 @@ fn balanced_services_that_cannot_be_are_refused() {
             "service[0].health: only for a balanced",
         ),
         (
-            of("hash = 'quic'"),
+            service("a", "hash = 'quic'", "server_id = '01'"),
             "service[0].hash = 'quic': QUIC runs over UDP, and the service is TCP; set protocol",
         ),
         (
@@ -210,6 +214,50 @@ fn balanced_services_that_cannot_be_are_refused() {
                 "[[service.backend]]\nname = 'b2'\naddress = '10.0.0.1'\n[balance]",
             ),
             "service[0].backend[1]: \"b2\" is where \"b1\" is",
+        ),
+        // Server ids of QUIC.
+        (
+            bare("quic_config_id = 1"),
+            "service[0].quic_config_id: only for a balanced",
+        ),
+        (
+            of("quic_config_id = 1"),
+            "service[0].quic_config_id = 1: only with hash = \"quic\"; add that, or remove this",
+        ),
+        (
+            quic("quic_config_id = 7", "01"),
+            "service[0].quic_config_id = 7: out of range; choose a number from 0 to 6 (default 0)",
+        ),
+        (
+            backend("server_id = '01'"),
+            "service[0].backend[0].server_id = '01': only for a service with hash = \"quic\"",
+        ),
+        (
+            of("protocol = 'udp'\nhash = 'quic'"),
+            "service[0].backend[0].server_id: missing; hash = \"quic\" knows a backend by the id",
+        ),
+        (
+            quic("", "0a1"),
+            "service[0].backend[0].server_id = '0a1': no server id; expected 1 to 8 octets in hex",
+        ),
+        (quic("", "010203040506070809"), "no server id; expected 1"),
+        (
+            quic("", "01").replace("'01'", "1"),
+            "server_id = 1: an integer; expected 1 to 8 octets",
+        ),
+        (
+            quic("", "01")
+                + "[[service.backend]]\nname = 'b2'\naddress = '10.0.0.2'\nserver_id = '0102'",
+            "service[0].backend[1].server_id = '0102': 2 octets long, and that of another backend of the service, \"01\", 1: where ids are of different length",
+        ),
+        (
+            quic("", "aB")
+                + "[[service.backend]]\nname = 'b2'\naddress = '10.0.0.2'\nserver_id = 'Ab'",
+            "service[0].backend[1].server_id = 'Ab': the id of \"b1\" too; give each",
+        ),
+        (
+            quic("forward = 'nat'", "01") + "[balance]\nsnat = ['192.0.2.1']",
+            "service[0].hash = 'quic': NAT knows a connection by the address and port that it left with",
         ),
         // Source addresses.
         (
