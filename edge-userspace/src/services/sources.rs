@@ -80,8 +80,8 @@ pub fn assign(wanted: &BTreeSet<IpAddr>, numbers: usize, present: &[Pair]) -> Ve
         }
     }
     let present = &present[..present.len().min(numbers)];
-    let v4 = place(v4, numbers, present.iter().map(|p| p.v4).collect());
-    let v6 = place(v6, numbers, present.iter().map(|p| p.v6).collect());
+    let v4 = place(v4, numbers, present.iter().map(|p| p.v4));
+    let v6 = place(v6, numbers, present.iter().map(|p| p.v6));
     let pairs = v4.into_iter().zip(v6);
     pairs.map(|(v4, v6)| Pair { v4, v6 }).collect()
 }
@@ -89,10 +89,10 @@ pub fn assign(wanted: &BTreeSet<IpAddr>, numbers: usize, present: &[Pair]) -> Ve
 fn place<A: Copy + PartialEq>(
     wanted: Vec<A>,
     numbers: usize,
-    present: Vec<Option<A>>,
+    present: impl Iterator<Item = Option<A>>,
 ) -> Vec<Option<A>> {
     let mut places = vec![None; numbers];
-    for (place, address) in places.iter_mut().zip(&present) {
+    for (place, address) in places.iter_mut().zip(present) {
         *place = address.filter(|a| wanted.contains(a));
     }
     for address in wanted {
@@ -198,7 +198,7 @@ mod tests {
             let after = assign(&second, 16, &before);
             let all: Vec<IpAddr> = after.iter().flat_map(|p| p.addresses()).collect();
             prop_assert_eq!(all.len(), second.len());
-            prop_assert_eq!(BTreeSet::from_iter(all), second.clone());
+            prop_assert_eq!(&BTreeSet::from_iter(all), &second);
             let at = |pairs: &[Pair], a: IpAddr| pairs.iter().position(|p| p.addresses().any(|x| x == a));
             for address in first.intersection(&second) {
                 prop_assert_eq!(at(&before, *address), at(&after, *address));

@@ -291,7 +291,8 @@ pub(in super::super) fn exhausted(world: &mut World) {
 
 /// What anybody can make up takes no port for long from who comes later.
 pub(in super::super) fn first_packets(world: &mut World) {
-    let first: [(&str, u8, fn(Ip) -> Ip); 3] = [
+    type Shape = fn(Ip) -> Ip;
+    let first: [(&str, u8, Shape); 3] = [
         ("a SYN", proto::TCP, |p| p.tcp(SYN)),
         ("a segment of no connection", proto::TCP, |p| p.tcp(ACK)),
         ("a datagram", proto::UDP, |p| p.udp(9)),
