@@ -1,75 +1,76 @@
 //! What operators are told of the balancer, and what they tell it.
 
-use super::{Balancer, balanced, health_key, key};
+use std::collections::HashMap;
+
+use super::{Balancer, balanced, health_key, service_at};
 use crate::{
     clock::Now,
     control::protocol::{BackendChange, Failure, FailureKind},
     health::Health,
     l4::{Endpoint, plan::Admin},
-    status::balance::{AdminState, BackendStatus, BalanceStatus, BalancedService, FlowTable},
+    status::balance::{AdminState, BackendStatus, BalancedService, FlowTable},
 };
 
 impl Balancer {
-    /// How all balanced services are; `None` when there are none.
-    pub(in crate::daemon) fn status(&self, now: Now) -> Option<BalanceStatus> {
+    /// How many flows there are.
+    pub(super) fn flow_table(&self) -> FlowTable {
+        FlowTable {
+            capacity: self.flows.capacity,
+            live: self.flows.live,
+            ..FlowTable::default()
+        }
+    }
+
+    /// How the balanced service at a position is, from 0 on; `None` when there is none.
+    pub(super) fn service_status(&self, at: usize, now: Now) -> Option<BalancedService> {
         let force = self.force.as_ref()?;
-        let mut services = Vec::with_capacity(force.services.len());
-        for (in_force, (_, service, balance)) in force.services.iter().zip(balanced(&force.model)) {
-            let share = shares(&in_force.candidates);
-            let mut backends = Vec::with_capacity(balance.backends.len());
-            for (backend, standing) in balance.backends.iter().zip(&in_force.plan.standings) {
-                let endpoint = Endpoint::of(backend);
-                let number = self.memory.numbers().get(&key(service, endpoint));
-                let number = number.unwrap_or_default();
-                let state = in_force.states.get(&endpoint).copied().unwrap_or_default();
-                let known = self.checks.state(&health_key(service, &backend.name));
-                let counter = force.tables.counter(number).unwrap_or_default();
-                backends.push(BackendStatus {
-                    name: backend.name.clone(),
-                    address: backend.address,
-                    port: backend.port,
-                    backup: backend.backup,
-                    number,
-                    configured_weight: backend.weight,
-                    set_weight: state.weight_override,
-                    weight: standing.weight,
-                    share: share(endpoint),
-                    admin: match state.admin {
-                        Admin::Active => AdminState::Active,
-                        Admin::Draining => AdminState::Draining,
-                        Admin::Drained => AdminState::Drained,
-                    },
-                    health: known.as_ref().map(|k| k.health().name().to_owned()),
-                    health_since_unix_ms: known.as_ref().map(|k| now.unix_ms_of(k.since_ns())),
-                    why: match self.no_way(backend.address) {
-                        Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
-                        _ => standing.why.to_string(),
-                    },
-                    error: known.as_ref().and_then(|k| {
-                        let error = k.last_error()?;
-                        (k.health() != Health::Up).then(|| error.text.clone())
-                    }),
-                    no_way: self.no_way(backend.address).map(ToString::to_string),
-                    flows: self.flows_of(service, endpoint),
-                    packets: counter.packets,
-                    bytes: counter.bytes,
-                });
-            }
-            services.push(BalancedService {
-                name: service.name.clone(),
-                forward: balance.forward.name().to_owned(),
-                hash: balance.hash.name().to_owned(),
-                failed_open: in_force.plan.failed_open,
-                backends,
+        let in_force = force.services.get(at)?;
+        let (service, balance) = service_at(&force.model, in_force.position)?;
+        let share = shares(&in_force.candidates);
+        let mut backends = Vec::with_capacity(balance.backends.len());
+        let all = balance.backends.iter().zip(&in_force.plan.standings);
+        for ((backend, standing), &number) in all.zip(&in_force.numbers) {
+            let endpoint = Endpoint::of(backend);
+            let state = in_force.states.get(&endpoint).copied().unwrap_or_default();
+            let known = self.checks.state(&health_key(service, &backend.name));
+            let counter = force.tables.counter(number).unwrap_or_default();
+            backends.push(BackendStatus {
+                name: backend.name.clone(),
+                address: backend.address,
+                port: backend.port,
+                backup: backend.backup,
+                number,
+                configured_weight: backend.weight,
+                set_weight: state.weight_override,
+                weight: standing.weight,
+                share: share(endpoint),
+                admin: match state.admin {
+                    Admin::Active => AdminState::Active,
+                    Admin::Draining => AdminState::Draining,
+                    Admin::Drained => AdminState::Drained,
+                },
+                health: known.as_ref().map(|k| k.health().name().to_owned()),
+                health_since_unix_ms: known.as_ref().map(|k| now.unix_ms_of(k.since_ns())),
+                why: match self.no_way(backend.address) {
+                    Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
+                    _ => standing.why.to_string(),
+                },
+                error: known.as_ref().and_then(|k| {
+                    let error = k.last_error()?;
+                    (k.health() != Health::Up).then(|| error.text.clone())
+                }),
+                no_way: self.no_way(backend.address).map(ToString::to_string),
+                flows: self.flows_of(number),
+                packets: counter.packets,
+                bytes: counter.bytes,
             });
         }
-        Some(BalanceStatus {
-            services,
-            flows: FlowTable {
-                capacity: self.flows.capacity,
-                live: self.flows.live,
-                ..FlowTable::default()
-            },
+        Some(BalancedService {
+            name: service.name.clone(),
+            forward: balance.forward.name().to_owned(),
+            hash: balance.hash.name().to_owned(),
+            failed_open: in_force.plan.failed_open,
+            backends,
         })
     }
 
@@ -137,10 +138,9 @@ impl Balancer {
             let text = format!("it cannot be kept, and is not done: {e}");
             Failure::new(FailureKind::Store, text)
         })?;
-        let services = self.status(now).unwrap_or_default().services;
-        let mut backends = { services.into_iter() }
-            .filter(|s| s.name == service)
-            .flat_map(|s| s.backends);
+        let at = (self.force.as_ref()).and_then(|f| f.positions.get(&service).copied());
+        let told = at.and_then(|at| self.service_status(at, now));
+        let mut backends = told.into_iter().flat_map(|s| s.backends);
         backends
             .find(|b| b.name == name)
             .ok_or_else(|| Failure::new(FailureKind::Internal, "the backend is gone"))
@@ -148,10 +148,13 @@ impl Balancer {
 }
 
 /// Which share of the ring each has, by its weight.
-fn shares(candidates: &[crate::l4::maglev::Candidate]) -> impl Fn(Endpoint) -> f64 + '_ {
+fn shares(candidates: &[crate::l4::maglev::Candidate]) -> impl Fn(Endpoint) -> f64 + use<> {
     let sum: u64 = candidates.iter().map(|c| u64::from(c.weight)).sum();
+    let weights: HashMap<Endpoint, u32> = { candidates.iter() }
+        .map(|c| (c.endpoint, c.weight))
+        .collect();
     move |endpoint| {
-        let own = candidates.iter().find(|c| c.endpoint == endpoint);
-        own.map_or(0.0, |c| f64::from(c.weight) / sum.max(1) as f64)
+        let own = weights.get(&endpoint);
+        own.map_or(0.0, |weight| f64::from(*weight) / sum.max(1) as f64)
     }
 }
