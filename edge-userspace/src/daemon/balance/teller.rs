@@ -53,7 +53,7 @@ impl Teller {
                     Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
-                thread::sleep(until.saturating_duration_since(Instant::now()));
+                thread::park_timeout(until.saturating_duration_since(Instant::now()));
             }
         };
         thread::Builder::new()
@@ -87,7 +87,7 @@ fn told(balancer: &Handle) -> Option<BalanceStatus> {
     let mut epoch = None;
     loop {
         while balancer.is_wanted() {
-            thread::sleep(GIVE_WAY);
+            thread::park_timeout(GIVE_WAY);
         }
         let turn = balancer.lock();
         if epoch != Some(turn.epoch) {
