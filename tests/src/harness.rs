@@ -114,6 +114,9 @@ pub enum Putting {
     Source,
     /// It makes the SYN of [`Harness::put_syn`] with the next source.
     Syn,
+    /// The same with what else has 20 bytes of options, where the frame began before the
+    /// program under test moved its head.
+    Moved,
 }
 
 /// Names the directory of the eBPF objects.
@@ -217,6 +220,8 @@ impl Harness {
             (Putting::Source, Family::V6) => "harness6",
             (Putting::Syn, Family::V4) => "harness_syn4",
             (Putting::Syn, Family::V6) => "harness_syn6",
+            (Putting::Moved, Family::V4) => "harness_moved4",
+            (Putting::Moved, Family::V6) => "harness_moved6",
         };
         // The kernel patches the way into a program when a test run starts that is
         // of a program in use nowhere, and again when it ends: 100 times what is to
@@ -278,8 +283,8 @@ const PACE_ANSWERED: usize = 4;
 const PACE_OTHER: usize = 5;
 
 impl Harness {
-    /// Sets the SYN that is sent with varying sources: an untagged frame with 20 bytes
-    /// of TCP options.
+    /// Sets the SYN, or other segment, that is sent with varying sources: an untagged frame
+    /// with 20 bytes of TCP options.
     pub fn put_syn(&self, family: Family, frame: &[u8]) -> Result<()> {
         let (len, tcp, addresses) = match family {
             Family::V4 => (SYN4_LEN, TCP4_AT, 8),

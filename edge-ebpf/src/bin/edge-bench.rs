@@ -1,8 +1,9 @@
 //! Programs of `cargo xtask bench`: the harness, which gives each packet its
 //! source and hands it to the program under test, and what that is compared with.
 //!
-//! The harness restores nothing in the packet but the source, except for SYNs,
-//! which are answered in place: those it makes anew. It writes the source in whole
+//! The harness restores nothing in the packet but the source, except for SYNs, which are
+//! answered in place, and for what is forwarded: those frames it makes anew. A test run
+//! keeps the frame between rounds, head included. It writes the source in whole
 //! words: of bytes that were written one by one the processor makes no word before
 //! all have reached the cache, and a program that reads the source at once would be
 //! charged with that wait, which no packet from a NIC has.
@@ -16,7 +17,7 @@ use aya_ebpf::{
         generated::{
             bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_check_syncookie_ipv4,
             bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
-            bpf_tcp_raw_gen_syncookie_ipv6,
+            bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_head,
         },
     },
     macros::{map, xdp},
@@ -118,6 +119,25 @@ pub fn harness_syn4(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn harness_syn6(ctx: XdpContext) -> u32 {
     match put_syn6(&ctx) {
+        Some(()) => under_test(&ctx),
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Makes the frame the one with the next IPv4 source, where it began before the program under
+/// test moved its head, and runs that.
+#[xdp(frags)]
+pub fn harness_moved4(ctx: XdpContext) -> u32 {
+    match move_back(&ctx, SYN4_LEN).and_then(|()| put_syn4(&ctx)) {
+        Some(()) => under_test(&ctx),
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// The same for IPv6.
+#[xdp(frags)]
+pub fn harness_moved6(ctx: XdpContext) -> u32 {
+    match move_back(&ctx, SYN6_LEN).and_then(|()| put_syn6(&ctx)) {
         Some(()) => under_test(&ctx),
         None => xdp_action::XDP_ABORTED,
     }
@@ -383,6 +403,16 @@ fn put_syn6(ctx: &XdpContext) -> Option<()> {
         put_tcp(frame, TCP6_AT, syn, sum.checksum() as u32);
     }
     Some(())
+}
+
+/// Moves the head back to where a frame of so many bytes began. Also by nothing, so that
+/// it costs the same before every program.
+#[inline(always)]
+fn move_back(ctx: &XdpContext, len: usize) -> Option<()> {
+    let grown = ctx.data_end() as i64 - ctx.data() as i64 - len as i64;
+    // SAFETY: the context is the running program's; packet pointers are made anew after it.
+    let moved = unsafe { bpf_xdp_adjust_head(ctx.ctx, grown as i32) };
+    (moved == 0).then_some(())
 }
 
 /// # Safety

@@ -17,10 +17,7 @@ use edge_common::{
 };
 use tracing::warn;
 
-use super::{
-    balance::Balancer,
-    defence::{Defence, journal::Journal},
-};
+use super::defence::{Defence, journal::Journal};
 use crate::{
     clock::Now,
     control::{
@@ -136,8 +133,7 @@ impl Shared {
     }
 
     /// Publishes how the balancer is.
-    pub(super) fn publish_balance(&self, balancer: &Balancer, now: Now) {
-        let status = balancer.status(now);
+    pub(super) fn publish_balance(&self, status: Option<BalanceStatus>) {
         self.facts().balance = status;
     }
 

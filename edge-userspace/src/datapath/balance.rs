@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     os::fd::AsFd as _,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release},
+    },
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
@@ -65,7 +68,8 @@ pub struct BalanceTables {
     ports: Region,
     counters: PerCpuArray<MapData, CounterWords>,
     signals: PerCpuArray<MapData, SignalWords>,
-    server_ids: HashMap<MapData, IdWords, u32>,
+    /// Only who has the tables to write them changes it.
+    server_ids: Mutex<HashMap<MapData, IdWords, u32>>,
     slots: u32,
 }
 
@@ -90,8 +94,8 @@ impl BalanceTables {
             signals: map(maps::BACKEND_SIGNALS)?
                 .try_into()
                 .map_err(|e| DatapathError::map_access(maps::BACKEND_SIGNALS, e))?,
-            server_ids: map(maps::SERVER_IDS)?
-                .try_into()
+            server_ids: HashMap::try_from(map(maps::SERVER_IDS)?)
+                .map(Mutex::new)
                 .map_err(|e| DatapathError::map_access(maps::SERVER_IDS, e))?,
             slots,
         })
@@ -224,7 +228,9 @@ impl BalanceTables {
             };
             Ok((key, number))
         };
-        self.server_ids.iter().map(entry).collect()
+        let server_ids = self.server_ids.lock();
+        let server_ids = server_ids.unwrap_or_else(PoisonError::into_inner);
+        server_ids.iter().map(entry).collect()
     }
 
     /// Makes the backends that connection ids name exactly these. What an id names changes
@@ -232,15 +238,17 @@ impl BalanceTables {
     ///
     /// # Errors
     /// When the kernel refuses, for instance for want of room.
-    pub fn set_server_ids(&mut self, wanted: &BTreeMap<IdKey, u32>) -> Result<(), DatapathError> {
+    pub fn set_server_ids(&self, wanted: &BTreeMap<IdKey, u32>) -> Result<(), DatapathError> {
         let failed = |e| DatapathError::map_access(maps::SERVER_IDS, e);
         let present = self.server_ids()?;
+        let server_ids = self.server_ids.lock();
+        let mut server_ids = server_ids.unwrap_or_else(PoisonError::into_inner);
         for key in present.keys().filter(|key| !wanted.contains_key(key)) {
-            self.server_ids.remove(&id_words(key)).map_err(failed)?;
+            server_ids.remove(&id_words(key)).map_err(failed)?;
         }
         for (key, number) in wanted {
             if present.get(key) != Some(number) {
-                self.server_ids
+                server_ids
                     .insert(id_words(key), number, 0)
                     .map_err(failed)?;
             }

@@ -80,7 +80,7 @@ pub enum Admin {
 }
 
 /// Which backends of a service are used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// All of them, in the order of the configuration.
     pub standings: Vec<Standing>,

@@ -214,7 +214,8 @@ fn connections_are_spread_and_live_through_every_change() {
         let n = clients.iter().filter(|c| c.backend == name).count();
         assert!(n > 5, "{n} of 60 connections reach {name}");
     }
-    assert!(edge.packets("forwarded", "ended") > 180);
+    // A SYN and an acknowledgement each, at the least.
+    assert!(edge.packets("forwarded", "ended") >= 120);
 
     // One dies: the others' connections live on, and nobody new comes to it.
     servers.remove(&'2').unwrap().end(&lab.links[2].outside);

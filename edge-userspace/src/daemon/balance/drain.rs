@@ -1,33 +1,39 @@
 //! What operators say of backends, and when draining is done.
 
-use std::io;
+use std::{io, sync::Arc};
 
-use edge_common::balance::{AGE_SHIFT, Idle};
+use edge_common::balance::Idle;
 use tracing::{error, info};
 
-use super::{Balanced, Balancer, key, memory::Said, service_at, steps};
+use super::{Balancer, memory::Said, service_at, steps};
 use crate::{
     clock::Now,
-    config::services::Service,
+    datapath::{BalanceTables, FlowCount, PortCount},
     l4::{Endpoint, plan::Admin},
 };
 
 impl Balancer {
-    pub(super) fn count(&mut self, now: Now) {
-        if let Some(force) = &self.force {
-            let balancing = &force.model.balancing;
-            let idle = Idle {
-                tcp: steps(balancing.tcp_idle),
-                udp: steps(balancing.udp_idle),
-            };
-            let now = u32::try_from(now.mono_ns >> AGE_SHIFT).unwrap_or(u32::MAX);
-            self.flows = force.tables.count_flows(now, idle);
-            self.ports = force.tables.count_ports(now, idle);
-        }
+    /// What counts the flows, without the balancer: there may be many.
+    pub(super) fn counting(&self) -> Option<(Arc<BalanceTables>, Idle)> {
+        let force = self.force.as_ref()?;
+        let balancing = &force.model.balancing;
+        let idle = Idle {
+            tcp: steps(balancing.tcp_idle),
+            udp: steps(balancing.udp_idle),
+        };
+        Some((force.tables.clone(), idle))
+    }
+
+    /// Takes in how many flows there are, and acts on it.
+    pub(super) fn counted(&mut self, flows: FlowCount, ports: PortCount, now: Now) {
+        self.flows = flows;
+        self.ports = ports;
+        self.watch(now);
+        self.drain(now);
     }
 
     /// Ends draining where no flow is left, or time is up.
-    pub(super) fn drain(&mut self, now: Now) {
+    fn drain(&mut self, now: Now) {
         let Some(force) = &self.force else {
             return;
         };
@@ -36,12 +42,12 @@ impl Balancer {
             let Some((service, balance)) = service_at(&force.model, balanced.position) else {
                 continue;
             };
-            for backend in &balance.backends {
+            for (backend, number) in balance.backends.iter().zip(&balanced.numbers) {
                 let said = self.memory.said(&service.name, &backend.name);
                 let Some(since) = said.draining_since_unix_ms.filter(|_| !said.drained) else {
                     continue;
                 };
-                let flows = self.flows_of(service, Endpoint::of(backend));
+                let flows = self.flows_of(*number);
                 let waited_s = now.unix_ms.saturating_sub(since) / 1000;
                 let is_over = said.drain_timeout_s.is_some_and(|most| waited_s >= most);
                 // A count that is older than the draining says nothing.
@@ -84,10 +90,7 @@ impl Balancer {
         let Some(force) = &self.force else {
             return Ok(());
         };
-        let of = |b: &Balanced| {
-            service_at(&force.model, b.position).is_some_and(|(s, _)| s.name == service)
-        };
-        let Some(at) = force.services.iter().position(of) else {
+        let Some(&at) = force.positions.get(service) else {
             return Ok(());
         };
         if let Some(force) = &mut self.force
@@ -110,12 +113,8 @@ impl Balancer {
         Ok(())
     }
 
-    pub(super) fn flows_of(&self, service: &Service, endpoint: Endpoint) -> u32 {
-        let number = self.memory.numbers().get(&key(service, endpoint));
-        let at = |of_backends: &[u32]| {
-            let flows = number.and_then(|n| of_backends.get(n as usize));
-            flows.copied().unwrap_or(0)
-        };
+    pub(super) fn flows_of(&self, number: u32) -> u32 {
+        let at = |of_backends: &[u32]| of_backends.get(number as usize).copied().unwrap_or(0);
         at(&self.flows.of_backends) + at(&self.ports.of_backends)
     }
 }

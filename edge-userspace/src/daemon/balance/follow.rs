@@ -2,9 +2,13 @@
 //! and time. It runs a tokio runtime of its own, in which the checks run too.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -16,7 +20,7 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::Balancer;
+use super::{Balancer, teller::Teller};
 use crate::{
     clock::Now,
     daemon::facts::Shared,
@@ -27,24 +31,34 @@ use crate::{
 
 /// The longest without a look.
 const EVERY: Duration = Duration::from_millis(200);
-/// Between two tellings of how things are, if there is no news: nanoseconds.
-const TELL_EVERY_NS: u64 = 200_000_000;
+/// Between two looks at the interfaces that the configuration gives, nanoseconds.
+const GIVEN_EVERY_NS: u64 = 200_000_000;
 /// Between two looks at the kernel when it does not answer.
 const BACKOFF: Duration = Duration::from_secs(1);
 
 /// The balancer, for the engine and the thread.
 #[derive(Clone)]
-pub(in crate::daemon) struct Handle(Arc<Mutex<Balancer>>);
+pub(in crate::daemon) struct Handle(Arc<(Mutex<Balancer>, AtomicU32)>);
 
 impl Handle {
     pub(in crate::daemon) fn new(balancer: Balancer) -> Self {
-        Self(Arc::new(Mutex::new(balancer)))
+        Self(Arc::new((Mutex::new(balancer), AtomicU32::new(0))))
     }
 
     /// Takes its turn.
     pub(in crate::daemon) fn lock(&self) -> MutexGuard<'_, Balancer> {
+        let (balancer, waiting) = &*self.0;
+        waiting.fetch_add(1, Relaxed);
         // Plans and tables are made anew at each change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let turn = balancer.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.fetch_sub(1, Relaxed);
+        turn
+    }
+
+    /// Whether somebody waits for a turn. A lock gives none to who waits as long as another
+    /// asks for it again at once.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.0.1.load(Relaxed) > 0
     }
 }
 
@@ -76,15 +90,18 @@ impl Follower {
             // SAFETY: the descriptor is the watch's own, which lives as long as the value.
             unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE)? }
         };
+        let teller = Teller::start(balancer.clone(), shared.clone())?;
         let follow = move || {
             runtime.block_on(async {
                 let checks = tokio::spawn(runner.run(stopped.clone()));
                 let mut following = Following {
                     balancer,
                     shared,
+                    teller,
                     resolver,
                     watch,
-                    told_ns: 0,
+                    wanted: Arc::default(),
+                    given_ns: 0,
                 };
                 following.run(changes, stopped).await;
                 if checks.await.is_err() {
@@ -130,10 +147,13 @@ impl std::os::fd::AsRawFd for WatchFd {
 struct Following {
     balancer: Handle,
     shared: Arc<Shared>,
+    teller: Teller,
     resolver: Resolver,
     watch: AsyncFd<WatchFd>,
-    /// When it was last told how things are, nanoseconds of `CLOCK_MONOTONIC`.
-    told_ns: u64,
+    /// What the resolver was told that is wanted.
+    wanted: Arc<BTreeSet<IpAddr>>,
+    /// When the given next hops were looked at, nanoseconds of `CLOCK_MONOTONIC`.
+    given_ns: u64,
 }
 
 impl Following {
@@ -158,6 +178,7 @@ impl Following {
                                 why: transition.why,
                             });
                         }
+                        self.teller.wake();
                     }
                     // The checks have ended, which they do only with all.
                     None => return,
@@ -198,7 +219,11 @@ impl Following {
 
     fn look(&mut self, changes: &[Change]) {
         let now = Now::read();
-        self.resolver.want(self.balancer.lock().addresses());
+        let addresses = self.balancer.lock().addresses();
+        if !Arc::ptr_eq(&addresses, &self.wanted) {
+            self.resolver.want(addresses.iter().copied());
+            self.wanted = addresses;
+        }
         let mut answers = match self.resolver.resolve(now.mono_ns, changes) {
             Ok(answers) => answers,
             Err(e) => {
@@ -206,8 +231,8 @@ impl Following {
                 Vec::new()
             }
         };
-        let is_due = now.mono_ns.saturating_sub(self.told_ns) >= TELL_EVERY_NS;
-        if is_due {
+        if now.mono_ns.saturating_sub(self.given_ns) >= GIVEN_EVERY_NS {
+            self.given_ns = now.mono_ns;
             answers.extend(self.given());
         }
         let mut balancer = self.balancer.lock();
@@ -215,18 +240,18 @@ impl Following {
         let is_news = !answers.is_empty();
         balancer.learn(answers, now);
         balancer.tick(now);
-        if is_due || is_news {
-            self.told_ns = now.mono_ns;
-            self.shared.publish_balance(&balancer, now);
+        drop(balancer);
+        if is_news {
+            self.teller.wake();
         }
     }
 
     /// The next hops that the configuration gives.
     fn given(&self) -> Vec<(IpAddr, Answer)> {
         let given = self.balancer.lock().given();
-        let answers = given.into_iter().filter_map(|(address, hop)| {
-            match given_hop(address, &hop.interface, hop.mac) {
-                Ok(answer) => Some((address, answer)),
+        let answers = given.iter().filter_map(|(address, hop)| {
+            match given_hop(*address, &hop.interface, hop.mac) {
+                Ok(answer) => Some((*address, answer)),
                 Err(e) => {
                     warn!("the kernel cannot be asked for {}: {e}", hop.interface);
                     None

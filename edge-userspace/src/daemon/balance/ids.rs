@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use edge_common::quic::IdKey;
 
 use super::{Balancer, Force, service_at};
-use crate::{datapath::DatapathError, l4::Endpoint};
+use crate::datapath::DatapathError;
 
 impl Balancer {
     /// Brings the table of server ids in line with the configuration. A backend that is no
@@ -26,8 +26,7 @@ impl Balancer {
                 continue;
             };
             layouts.insert(service.name.as_str(), (index, layout.bits()));
-            for backend in &balance.backends {
-                let number = self.number(service, Endpoint::of(backend));
+            for (backend, &number) in balance.backends.iter().zip(&balanced.numbers) {
                 let Some(id) = backend.server_id.filter(|_| number != 0) else {
                     continue;
                 };
@@ -36,12 +35,12 @@ impl Balancer {
                     service: index,
                     layout: layout.bits(),
                 };
-                configured.insert(key, number.into());
+                configured.insert(key, number);
             }
         }
-        let leave = |number: u32| force.leaving.iter().any(|(_, n)| u32::from(*n) == number);
+        let leave = |number: u32| force.leaving.iter().any(|(_, n)| *n == number);
         let services: BTreeMap<u32, &str> = { self.memory.numbers().retired() }
-            .map(|(key, number)| (number.into(), key.service.as_str()))
+            .map(|(key, number)| (number, key.service.as_str()))
             .filter(|(number, _)| leave(*number))
             .collect();
         for (key, number) in force.tables.server_ids()? {

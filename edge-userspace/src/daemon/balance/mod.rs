@@ -11,10 +11,11 @@ mod memory;
 mod rings;
 pub(super) mod seed;
 mod tell;
+mod teller;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::Path,
     sync::Arc,
@@ -53,9 +54,6 @@ use crate::{
 use memory::{Memory, Said};
 use rings::Rings;
 
-/// Between two counts of the flow table, nanoseconds.
-const COUNT_EVERY_NS: u64 = 1_000_000_000;
-
 /// Why the tables of the balancer could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FillError {
@@ -68,12 +66,14 @@ pub(super) enum FillError {
 }
 
 /// A balanced service in force.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Balanced {
     /// Position among the services of the configuration.
     position: usize,
     /// Index in the tables.
     index: usize,
+    /// Of its backends, in the order of the configuration.
+    numbers: Vec<u32>,
     states: States,
     plan: Plan,
     /// Those of the ring in force.
@@ -88,10 +88,18 @@ struct Balanced {
 struct Force {
     model: Model,
     seed: Seed,
-    tables: BalanceTables,
+    /// Written by who has the lock; read without it as well.
+    tables: Arc<BalanceTables>,
     /// Source addresses of NAT, by number.
     sources: Vec<Pair>,
+    /// In the order of the configuration.
     services: Vec<Balanced>,
+    /// Where in `services` a service is, by its name.
+    positions: HashMap<String, usize>,
+    /// The addresses whose next hops are wanted.
+    addresses: Arc<BTreeSet<IpAddr>>,
+    /// The next hops that the configuration gives to backends, by address.
+    given: Arc<Vec<(IpAddr, configured::NextHop)>>,
     rings: Rings,
     /// By number: which of those that had it.
     generations: BTreeMap<u32, u8>,
@@ -105,6 +113,20 @@ impl Force {
     fn set_sources(&self) {
         let sources: Vec<_> = self.sources.iter().map(|pair| pair.source()).collect();
         self.tables.set_sources(&sources);
+    }
+
+    /// Finds out which next hops are wanted, and which are given.
+    fn set_addresses(&mut self) {
+        let all = balanced(&self.model).flat_map(|(_, _, b)| &b.backends);
+        let mut addresses: BTreeSet<IpAddr> = all.map(|b| b.address).collect();
+        let given = self.model.balancing.next_hops.iter();
+        let given = given.filter(|(address, _)| addresses.contains(address));
+        let given: Vec<_> = given.map(|(a, hop)| (*a, hop.clone())).collect();
+        for (address, _) in &given {
+            addresses.remove(address);
+        }
+        self.addresses = Arc::new(addresses);
+        self.given = Arc::new(given);
     }
 }
 
@@ -121,9 +143,10 @@ pub(super) struct Balancer {
     ports: PortCount,
     /// What the traffic says of backends.
     watches: BTreeMap<BackendKey, Watch>,
-    counted_ns: u64,
     /// How often the health of backends changed.
     health_changes: BTreeMap<health::BackendKey, u64>,
+    /// Which of those that were in force it is.
+    epoch: u64,
     /// Wakes the thread: there are other addresses, or there is something to tell.
     woken: Arc<Notify>,
 }
@@ -141,8 +164,8 @@ impl Balancer {
             flows: FlowCount::default(),
             ports: PortCount::default(),
             watches: BTreeMap::new(),
-            counted_ns: 0,
             health_changes: BTreeMap::new(),
+            epoch: 0,
             woken: Arc::default(),
         }
     }
@@ -160,12 +183,13 @@ impl Balancer {
         tables: impl FnOnce() -> Result<BalanceTables, DatapathError>,
         now: Now,
     ) -> Result<(), FillError> {
+        self.epoch += 1;
         self.former = Some(self.force.take());
         self.former_numbers = self.memory.numbers().clone();
         if !model.has_balanced() {
             return Ok(());
         }
-        let tables = tables()?;
+        let tables = Arc::new(tables()?);
         let wanted: BTreeSet<BackendKey> = balanced(model)
             .flat_map(|(_, service, balance)| {
                 balance
@@ -223,10 +247,14 @@ impl Balancer {
             seed,
             sources: sources.to_vec(),
             services: Vec::new(),
+            positions: HashMap::new(),
+            addresses: Arc::default(),
+            given: Arc::default(),
             generations,
             tables,
         };
         force.set_sources();
+        force.set_addresses();
         let mut indices = BTreeSet::new();
         for (position, service, balance) in balanced(model) {
             let index = at(position);
@@ -237,9 +265,15 @@ impl Balancer {
                 states.insert(Endpoint::of(backend), state);
             }
             let ring = force.tables.ring_of(index);
+            force
+                .positions
+                .insert(service.name.clone(), force.services.len());
+            let number = |b| self.memory.numbers().get(&key(service, Endpoint::of(b)));
+            let numbers = balance.backends.iter().map(number);
             force.services.push(Balanced {
                 position,
                 index,
+                numbers: numbers.map(Option::unwrap_or_default).collect(),
                 plan: plan(balance, &states, now.mono_ns),
                 states,
                 candidates: self.ring_in_force(&force, service, index, ring),
@@ -297,6 +331,7 @@ impl Balancer {
         let Some(former) = self.former.take() else {
             return;
         };
+        self.epoch += 1;
         let rings = self.force.take().map(|f| f.rings);
         self.memory
             .set_numbers(std::mem::take(&mut self.former_numbers));
@@ -410,15 +445,10 @@ impl Balancer {
         };
         let mut touched = BTreeSet::new();
         for (key, transition) in changes {
-            let mut all = force.services.iter_mut().enumerate();
-            let found = all.find(|(_, b)| {
-                force
-                    .model
-                    .services
-                    .get(b.position)
-                    .is_some_and(|s| *s.name == *key.service)
-            });
-            let Some((at, balanced)) = found else {
+            let Some(&at) = force.positions.get(&*key.service) else {
+                continue;
+            };
+            let Some(balanced) = force.services.get_mut(at) else {
                 continue;
             };
             let Some((_, balance)) = service_at(&force.model, balanced.position) else {
@@ -471,30 +501,17 @@ impl Balancer {
         }
     }
 
-    /// The addresses whose next hops are wanted.
-    fn addresses(&self) -> BTreeSet<IpAddr> {
-        let Some(force) = &self.force else {
-            return BTreeSet::new();
-        };
-        let all = balanced(&force.model).flat_map(|(_, _, b)| &b.backends);
-        let configured = &force.model.balancing.next_hops;
-        all.map(|b| b.address)
-            .filter(|a| !configured.contains_key(a))
-            .collect()
+    /// The addresses whose next hops are wanted: the same as before as long as the
+    /// configuration is.
+    fn addresses(&self) -> Arc<BTreeSet<IpAddr>> {
+        let force = self.force.as_ref();
+        force.map(|f| f.addresses.clone()).unwrap_or_default()
     }
 
     /// The next hops that the configuration gives, by the address of the backend.
-    fn given(&self) -> Vec<(IpAddr, configured::NextHop)> {
-        let Some(force) = &self.force else {
-            return Vec::new();
-        };
-        let all = balanced(&force.model).flat_map(|(_, _, b)| &b.backends);
-        let addresses: BTreeSet<IpAddr> = all.map(|b| b.address).collect();
-        let given = force.model.balancing.next_hops.iter();
-        given
-            .filter(|(address, _)| addresses.contains(address))
-            .map(|(address, hop)| (*address, hop.clone()))
-            .collect()
+    fn given(&self) -> Arc<Vec<(IpAddr, configured::NextHop)>> {
+        let force = self.force.as_ref();
+        force.map(|f| f.given.clone()).unwrap_or_default()
     }
 
     /// What of these answers is news.
@@ -533,12 +550,6 @@ impl Balancer {
                 self.force = Some(force);
             }
         }
-        if now.mono_ns.saturating_sub(self.counted_ns) >= COUNT_EVERY_NS {
-            self.counted_ns = now.mono_ns;
-            self.count(now);
-            self.watch(now);
-            self.drain(now);
-        }
     }
 
     /// When there is something to do, nanoseconds of `CLOCK_MONOTONIC`.
@@ -547,10 +558,7 @@ impl Balancer {
         let rises = force.services.iter().filter_map(|b| b.plan.again_at_ns);
         let waits = force.services.iter().any(|b| b.waits);
         let ring = force.rings.free_at_ns().filter(|_| waits);
-        rises
-            .chain(ring)
-            .chain([self.counted_ns + COUNT_EVERY_NS])
-            .min()
+        rises.chain(ring).min()
     }
 
     fn apply_all(&mut self, now: Now) {
@@ -565,9 +573,11 @@ impl Balancer {
         let Some(mut force) = self.force.take() else {
             return;
         };
-        if let Some(mut balanced) = (at < force.services.len()).then(|| force.services.remove(at)) {
+        if let Some(mut balanced) = force.services.get_mut(at).map(std::mem::take) {
             self.bring_in_line(&mut force, &mut balanced, now);
-            force.services.insert(at, balanced);
+            if let Some(place) = force.services.get_mut(at) {
+                *place = balanced;
+            }
         }
         self.force = Some(force);
     }
@@ -576,7 +586,7 @@ impl Balancer {
         let Some((service, balance)) = service_at(&force.model, balanced.position) else {
             return;
         };
-        let states = self.reachable(force, service, &balanced.states);
+        let states = self.reachable(force, balance, balanced);
         let new = plan(balance, &states, now.mono_ns);
         if new.failed_open && !balanced.plan.failed_open {
             warn!(
@@ -586,8 +596,9 @@ impl Balancer {
         }
         // Who takes packets does so before a ring names it, and who does not, after no ring
         // does.
-        for standing in new.standings.iter().filter(|s| !s.why.ends_flows()) {
-            self.write(force, balanced, standing, true);
+        let numbered = || new.standings.iter().zip(balanced.numbers.iter().copied());
+        for (standing, number) in numbered().filter(|(s, _)| !s.why.ends_flows()) {
+            self.write(force, balance, number, standing, true);
         }
         let candidates = new.candidates();
         let forward = match balance.forward {
@@ -620,9 +631,10 @@ impl Balancer {
             match force.rings.take(now.mono_ns) {
                 Some(ring) => {
                     let slots = maglev::ring(&force.seed, &candidates, force.tables.slots());
-                    let numbers: Vec<u32> = candidates
-                        .iter()
-                        .map(|c| self.number(service, c.endpoint))
+                    // Candidates are the standings with a weight, in their order.
+                    let numbers: Vec<u32> = numbered()
+                        .filter(|(s, _)| s.weight > 0)
+                        .map(|(_, number)| number)
                         .collect();
                     let owners = slots.iter().map(|&p| numbers.get(usize::from(p)).copied());
                     let owners: Vec<u32> = owners.map(Option::unwrap_or_default).collect();
@@ -639,39 +651,39 @@ impl Balancer {
         } else {
             force.tables.set_balance(balanced.index, how);
         }
-        for standing in new.standings.iter().filter(|s| s.why.ends_flows()) {
-            self.write(force, balanced, standing, false);
+        for (standing, number) in numbered().filter(|(s, _)| s.why.ends_flows()) {
+            self.write(force, balance, number, standing, false);
         }
         balanced.plan = new;
     }
 
     /// The states, but that a backend to which there is no way is as good as down.
-    fn reachable(&self, force: &Force, service: &Service, states: &States) -> States {
-        let judge = |(endpoint, state): (&Endpoint, &BackendState)| {
+    fn reachable(&self, force: &Force, balance: &Balance, balanced: &Balanced) -> States {
+        let judge = |(backend, number): (&configured::Backend, &u32)| {
+            let endpoint = Endpoint::of(backend);
+            let state = balanced.states.get(&endpoint).copied().unwrap_or_default();
             let has_way = match self.hops.get(&endpoint.address) {
                 Some(answer) => answer.is_ok(),
                 // Not asked yet: as a former daemon knew it.
-                None => force.tables.backend(self.number(service, *endpoint)).hop != [0; 2],
+                None => force.tables.backend(*number).hop != [0; 2],
             };
             let health = if has_way { state.health } else { Health::Down };
-            (*endpoint, BackendState { health, ..*state })
+            (endpoint, BackendState { health, ..state })
         };
-        states.iter().map(judge).collect()
-    }
-
-    /// The number of a backend; 0, which nobody has, of one that is not in force.
-    fn number(&self, service: &Service, endpoint: Endpoint) -> u32 {
-        let number = self.memory.numbers().get(&key(service, endpoint));
-        number.unwrap_or_default()
+        let backends = balance.backends.iter().zip(&balanced.numbers);
+        backends.map(judge).collect()
     }
 
     /// Writes a backend into the tables.
-    fn write(&self, force: &Force, balanced: &Balanced, standing: &Standing, alive: bool) {
-        let Some((service, balance)) = service_at(&force.model, balanced.position) else {
-            return;
-        };
+    fn write(
+        &self,
+        force: &Force,
+        balance: &Balance,
+        number: u32,
+        standing: &Standing,
+        alive: bool,
+    ) {
         let address = standing.endpoint.address;
-        let number = self.number(service, standing.endpoint);
         let way = self.way(address);
         let balancing = &force.model.balancing;
         let source = match address {

@@ -1,111 +1,115 @@
 //! What operators are told of the balancer, and what they tell it.
 
+use std::collections::HashMap;
+
 use edge_common::{
     hash::Seed,
     nat::{FIRST_PORT, PORTS},
 };
 
-use super::{Balancer, balanced, health_key, key};
+use super::{Balancer, balanced, health_key, key, service_at};
 use crate::{
     clock::Now,
     config::balance::Forward,
     control::protocol::{BackendChange, Failure, FailureKind},
     health::{Health, State, passive::Watch},
     l4::{Endpoint, diff::Situation, plan::Admin},
-    status::balance::{
-        AdminState, BackendStatus, BalanceStatus, BalancedService, FlowTable, NatSource,
-    },
+    status::balance::{AdminState, BackendStatus, BalancedService, FlowTable, NatSource},
 };
 
 impl Balancer {
-    /// How all balanced services are; `None` when there are none.
-    pub(in crate::daemon) fn status(&self, now: Now) -> Option<BalanceStatus> {
+    /// How many flows there are.
+    pub(super) fn flow_table(&self) -> FlowTable {
+        FlowTable {
+            capacity: self.flows.capacity,
+            live: self.flows.live,
+            ..FlowTable::default()
+        }
+    }
+
+    /// How the source addresses of NAT are.
+    pub(super) fn nat_sources(&self) -> Vec<NatSource> {
+        let sources = self.force.iter().flat_map(|force| &force.sources);
+        { sources.zip(0..) }
+            .map(|(pair, number)| NatSource {
+                addresses: pair.addresses().collect(),
+                ports: self.ports.live.get(number).copied().unwrap_or(0),
+                capacity: PORTS - FIRST_PORT,
+            })
+            .collect()
+    }
+
+    /// How the balanced service at a position is, from 0 on; `None` when there is none.
+    pub(super) fn service_status(&self, at: usize, now: Now) -> Option<BalancedService> {
         let force = self.force.as_ref()?;
-        let mut services = Vec::with_capacity(force.services.len());
-        for (in_force, (_, service, balance)) in force.services.iter().zip(balanced(&force.model)) {
-            let share = shares(&in_force.candidates);
-            let mut backends = Vec::with_capacity(balance.backends.len());
-            for (backend, standing) in balance.backends.iter().zip(&in_force.plan.standings) {
-                let endpoint = Endpoint::of(backend);
-                let number = self.memory.numbers().get(&key(service, endpoint));
-                let number = number.unwrap_or_default();
-                let state = in_force.states.get(&endpoint).copied().unwrap_or_default();
-                let known = self.checks.state(&health_key(service, &backend.name));
-                let counter = force.tables.counter(number).unwrap_or_default();
-                let signals = balance.forward == Forward::Nat;
-                let signals = signals.then(|| force.tables.signals(number).unwrap_or_default());
-                let watch = self.watches.get(&key(service, endpoint));
-                let failure = watch.and_then(Watch::failure);
-                backends.push(BackendStatus {
-                    name: backend.name.clone(),
-                    address: backend.address,
-                    port: backend.port,
-                    backup: backend.backup,
-                    server_id: backend.server_id.map(|id| id.to_string()),
-                    number,
-                    configured_weight: backend.weight,
-                    set_weight: state.weight_override,
-                    weight: standing.weight,
-                    share: share(endpoint),
-                    admin: match state.admin {
-                        Admin::Active => AdminState::Active,
-                        Admin::Draining => AdminState::Draining,
-                        Admin::Drained => AdminState::Drained,
-                    },
-                    health: match (&known, failure) {
-                        (Some(known), _) => Some(known.health().name().to_owned()),
-                        (None, Some(_)) => Some(Health::Down.name().to_owned()),
-                        (None, None) => None,
-                    },
-                    health_since_unix_ms: { known.as_ref().map(State::since_ns) }
-                        .or(failure.map(|f| f.since_ns))
-                        .map(|at| now.unix_ms_of(at)),
-                    health_changes: {
-                        let key = health_key(service, &backend.name);
-                        self.health_changes.get(&key).copied().unwrap_or_default()
-                    },
-                    why: match self.no_way(backend.address) {
-                        Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
-                        _ => standing.why.to_string(),
-                    },
-                    error: match &known {
-                        Some(k) => { k.last_error() }
-                            .filter(|_| k.health() != Health::Up)
-                            .map(|error| error.text.clone()),
-                        None => failure.map(|f| f.why.clone()),
-                    },
-                    no_way: self.no_way(backend.address).map(ToString::to_string),
-                    flows: self.flows_of(service, endpoint),
-                    packets: counter.packets,
-                    bytes: counter.bytes,
-                    syns: signals.map(|s| s.syns),
-                    syn_acks: signals.map(|s| s.syn_acks),
-                    refusals: signals.map(|s| s.resets),
-                });
-            }
-            services.push(BalancedService {
-                name: service.name.clone(),
-                forward: balance.forward.name().to_owned(),
-                hash: balance.hash.name().to_owned(),
-                quic_config_id: balance.quic().map(|_| balance.quic_config_id),
-                failed_open: in_force.plan.failed_open,
-                backends,
+        let in_force = force.services.get(at)?;
+        let (service, balance) = service_at(&force.model, in_force.position)?;
+        let share = shares(&in_force.candidates);
+        let mut backends = Vec::with_capacity(balance.backends.len());
+        let all = balance.backends.iter().zip(&in_force.plan.standings);
+        for ((backend, standing), &number) in all.zip(&in_force.numbers) {
+            let endpoint = Endpoint::of(backend);
+            let state = in_force.states.get(&endpoint).copied().unwrap_or_default();
+            let known = self.checks.state(&health_key(service, &backend.name));
+            let counter = force.tables.counter(number).unwrap_or_default();
+            let signals = balance.forward == Forward::Nat;
+            let signals = signals.then(|| force.tables.signals(number).unwrap_or_default());
+            let watch = self.watches.get(&key(service, endpoint));
+            let failure = watch.and_then(Watch::failure);
+            backends.push(BackendStatus {
+                name: backend.name.clone(),
+                address: backend.address,
+                port: backend.port,
+                backup: backend.backup,
+                server_id: backend.server_id.map(|id| id.to_string()),
+                number,
+                configured_weight: backend.weight,
+                set_weight: state.weight_override,
+                weight: standing.weight,
+                share: share(endpoint),
+                admin: match state.admin {
+                    Admin::Active => AdminState::Active,
+                    Admin::Draining => AdminState::Draining,
+                    Admin::Drained => AdminState::Drained,
+                },
+                health: match (&known, failure) {
+                    (Some(known), _) => Some(known.health().name().to_owned()),
+                    (None, Some(_)) => Some(Health::Down.name().to_owned()),
+                    (None, None) => None,
+                },
+                health_since_unix_ms: { known.as_ref().map(State::since_ns) }
+                    .or(failure.map(|f| f.since_ns))
+                    .map(|at| now.unix_ms_of(at)),
+                health_changes: {
+                    let key = health_key(service, &backend.name);
+                    self.health_changes.get(&key).copied().unwrap_or_default()
+                },
+                why: match self.no_way(backend.address) {
+                    Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
+                    _ => standing.why.to_string(),
+                },
+                error: match &known {
+                    Some(k) => { k.last_error() }
+                        .filter(|_| k.health() != Health::Up)
+                        .map(|error| error.text.clone()),
+                    None => failure.map(|f| f.why.clone()),
+                },
+                no_way: self.no_way(backend.address).map(ToString::to_string),
+                flows: self.flows_of(number),
+                packets: counter.packets,
+                bytes: counter.bytes,
+                syns: signals.map(|s| s.syns),
+                syn_acks: signals.map(|s| s.syn_acks),
+                refusals: signals.map(|s| s.resets),
             });
         }
-        Some(BalanceStatus {
-            services,
-            flows: FlowTable {
-                capacity: self.flows.capacity,
-                live: self.flows.live,
-                ..FlowTable::default()
-            },
-            sources: { force.sources.iter().zip(0..) }
-                .map(|(pair, number)| NatSource {
-                    addresses: pair.addresses().collect(),
-                    ports: self.ports.live.get(number).copied().unwrap_or(0),
-                    capacity: PORTS - FIRST_PORT,
-                })
-                .collect(),
+        Some(BalancedService {
+            name: service.name.clone(),
+            forward: balance.forward.name().to_owned(),
+            hash: balance.hash.name().to_owned(),
+            quic_config_id: balance.quic().map(|_| balance.quic_config_id),
+            failed_open: in_force.plan.failed_open,
+            backends,
         })
     }
 
@@ -124,9 +128,11 @@ impl Balancer {
             return situation;
         };
         for (in_force, (_, service, balance)) in force.services.iter().zip(balanced(&force.model)) {
-            let states = self.reachable(force, service, &in_force.states);
-            let all = balance.backends.iter().map(Endpoint::of);
-            let flows = all.map(|e| u64::from(self.flows_of(service, e))).sum();
+            let states = self.reachable(force, balance, in_force);
+            let numbers = in_force.numbers.iter();
+            let flows = numbers
+                .map(|&number| u64::from(self.flows_of(number)))
+                .sum();
             situation.states.insert(service.name.clone(), states);
             situation.flows.insert(service.name.clone(), flows);
         }
@@ -197,10 +203,9 @@ impl Balancer {
             let text = format!("it cannot be kept, and is not done: {e}");
             Failure::new(FailureKind::Store, text)
         })?;
-        let services = self.status(now).unwrap_or_default().services;
-        let mut backends = { services.into_iter() }
-            .filter(|s| s.name == service)
-            .flat_map(|s| s.backends);
+        let at = (self.force.as_ref()).and_then(|f| f.positions.get(&service).copied());
+        let told = at.and_then(|at| self.service_status(at, now));
+        let mut backends = told.into_iter().flat_map(|s| s.backends);
         backends
             .find(|b| b.name == name)
             .ok_or_else(|| Failure::new(FailureKind::Internal, "the backend is gone"))
@@ -208,10 +213,13 @@ impl Balancer {
 }
 
 /// Which share of the ring each has, by its weight.
-fn shares(candidates: &[crate::l4::maglev::Candidate]) -> impl Fn(Endpoint) -> f64 + '_ {
+fn shares(candidates: &[crate::l4::maglev::Candidate]) -> impl Fn(Endpoint) -> f64 + use<> {
     let sum: u64 = candidates.iter().map(|c| u64::from(c.weight)).sum();
+    let weights: HashMap<Endpoint, u32> = { candidates.iter() }
+        .map(|c| (c.endpoint, c.weight))
+        .collect();
     move |endpoint| {
-        let own = candidates.iter().find(|c| c.endpoint == endpoint);
-        own.map_or(0.0, |c| f64::from(c.weight) / sum.max(1) as f64)
+        let own = weights.get(&endpoint);
+        own.map_or(0.0, |weight| f64::from(*weight) / sum.max(1) as f64)
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::maps::Map;
 use edge_common::{
-    abi::Mode,
+    abi::{Mode, TableStat},
     addr::{Family, Prefix},
     hash::Seed,
     reason::{Reason, Verdict},
@@ -20,7 +20,7 @@ use edge_common::{
 use edge_userspace::{
     clock::coarse_tick_ns,
     config,
-    datapath::{Program, ServiceTables, Unattached},
+    datapath::{BalanceTables, Program, ServiceTables, Unattached},
     tables::{Capacity, Geometry, Listing, Reader, Regions, Tables},
 };
 
@@ -89,7 +89,8 @@ impl Edge {
         Ok(edge)
     }
 
-    fn load_with(
+    /// Loads it with changed settings of the program, to be filled by the caller.
+    pub(crate) fn load_with(
         settings: &str,
         capacity: Capacity,
         object: Option<&Path>,
@@ -169,9 +170,26 @@ impl Edge {
         Ok(reasons.map(|r| counters.ended(*r).packets).sum())
     }
 
+    /// Reasons with which packets have ended so far, and how many.
+    pub(crate) fn endings(&self) -> Result<Vec<(Reason, u64)>> {
+        let counters = self.program.counters()?;
+        let all = Reason::ALL.iter().map(|r| (*r, counters.ended(*r).packets));
+        Ok(all.filter(|(_, n)| *n > 0).collect())
+    }
+
     /// The tables of the flood defence.
     pub(crate) fn services(&self) -> Result<ServiceTables> {
         Ok(self.program.services()?)
+    }
+
+    /// The tables of the balancer.
+    pub(crate) fn balance(&self) -> Result<BalanceTables> {
+        Ok(self.program.balance()?)
+    }
+
+    /// A statistic of the tables.
+    pub(crate) fn stat(&self, stat: TableStat) -> Result<u64> {
+        Ok(self.program.stat(stat)?)
     }
 
     /// Bytes that a map takes of the kernel's memory, by the kernel's own account.

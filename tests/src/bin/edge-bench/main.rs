@@ -2,16 +2,19 @@
 //! against the obvious way to do the same. Figures to compare within one run;
 //! nothing is asserted.
 
+mod balance;
 mod bulk;
 mod client;
 mod defence;
 mod edge;
+mod forward;
 mod frame;
 mod idle;
 mod import;
 mod latency;
 mod lists;
 mod machine;
+mod many;
 mod memory;
 mod packets;
 mod pair;
@@ -95,9 +98,17 @@ fn main() -> Result<()> {
         || machine::withdraw().and_then(|()| machine::settle()),
         || bench.idle(),
     )?;
+    apart(
+        || machine::withdraw().and_then(|()| machine::settle()),
+        || {
+            bench.balance()?;
+            bench.forwarding()
+        },
+    )?;
     apart(machine::hurry, || bench.service())?;
     apart(machine::hurry, || bench.bulk())?;
     apart(machine::real_time, || bench.latencies())?;
+    apart(machine::hurry, || bench.many())?;
     apart(machine::hurry, || {
         bench.imports()?;
         if args.scale { bench.scale() } else { Ok(()) }

@@ -160,14 +160,14 @@ impl Bench {
 }
 
 /// Starts the daemon; returns it and the seconds until it was ready.
-fn started(installation: &Installation<'_>) -> (Daemon, f64) {
+pub(crate) fn started(installation: &Installation<'_>) -> (Daemon, f64) {
     let start = Instant::now();
     let daemon = installation.start_within(PATIENCE);
     (daemon, start.elapsed().as_secs_f64())
 }
 
 /// MiB of memory that the daemon has, as `/proc/PID/status` names it.
-fn memory(daemon: &Daemon, name: &str) -> Result<f64> {
+pub(crate) fn memory(daemon: &Daemon, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib: f64 = line

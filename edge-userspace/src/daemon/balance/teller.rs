@@ -1,0 +1,110 @@
+//! The thread that counts flows and tells how the balancer is: both take long when there is
+//! much, and nothing that is in force waits for it.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use edge_common::balance::AGE_SHIFT;
+
+use super::follow::Handle;
+use crate::{
+    clock::Now,
+    daemon::facts::Shared,
+    status::balance::{BalanceStatus, BalancedService},
+};
+
+/// Between two tellings, if there is no news.
+const EVERY: Duration = Duration::from_millis(200);
+/// Between two counts of the flow table.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// Of the thread's time, telling takes one part in so many at the most.
+const SHARE: u32 = 4;
+/// How long others have their turn before the thread asks for its own again.
+const GIVE_WAY: Duration = Duration::from_micros(50);
+
+/// The thread. It ends when this is dropped.
+pub(super) struct Teller(SyncSender<()>);
+
+impl Teller {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn start(balancer: Handle, shared: Arc<Shared>) -> io::Result<Self> {
+        let (wake, woken) = sync_channel(1);
+        let tell = move || {
+            let mut counted = None;
+            loop {
+                let start = Instant::now();
+                if counted.is_none_or(|at: Instant| at.elapsed() >= COUNT_EVERY) {
+                    counted = Some(start);
+                    count(&balancer);
+                }
+                shared.publish_balance(told(&balancer));
+                let until = start + start.elapsed() * SHARE;
+                match woken.recv_timeout(EVERY) {
+                    Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                thread::park_timeout(until.saturating_duration_since(Instant::now()));
+            }
+        };
+        thread::Builder::new()
+            .name("balance-tell".into())
+            .spawn(tell)?;
+        Ok(Self(wake))
+    }
+
+    /// There is news.
+    pub(super) fn wake(&self) {
+        // It is full when the thread is to tell already.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// Counts the flows. Only to take in the count is it the balancer's turn.
+fn count(balancer: &Handle) {
+    let Some((tables, idle)) = balancer.lock().counting() else {
+        return;
+    };
+    let now = Now::read();
+    let steps = u32::try_from(now.mono_ns >> AGE_SHIFT).unwrap_or(u32::MAX);
+    let flows = tables.count_flows(steps, idle);
+    let ports = tables.count_ports(steps, idle);
+    balancer.lock().counted(flows, ports, now);
+}
+
+/// How all balanced services are; `None` when there are none. One after the other, so that
+/// whoever has something to change waits for one at the most.
+fn told(balancer: &Handle) -> Option<BalanceStatus> {
+    let mut services: Vec<BalancedService> = Vec::new();
+    let mut epoch = None;
+    loop {
+        while balancer.is_wanted() {
+            thread::park_timeout(GIVE_WAY);
+        }
+        let turn = balancer.lock();
+        if epoch != Some(turn.epoch) {
+            epoch = Some(turn.epoch);
+            services.clear();
+        }
+        turn.force.as_ref()?;
+        match turn.service_status(services.len(), Now::read()) {
+            Some(service) => services.push(service),
+            None => {
+                return Some(BalanceStatus {
+                    services,
+                    flows: turn.flow_table(),
+                    sources: turn.nat_sources(),
+                });
+            }
+        }
+    }
+}
