@@ -229,7 +229,7 @@ fn backend(number: u32, family: Family) -> Backend {
             port: 0,
         }
         .word(),
-        pad: 0,
+        spread: 0,
     }
 }
 
