@@ -179,18 +179,28 @@ pub struct BackendWord {
     pub vlan: u16,
     /// The port that packets go to with [`Forward::Nat`], 0 for that which they came to.
     pub port: u16,
+    /// How packets of its service reach it.
+    pub forward: Forward,
+    /// Whether connection ids of QUIC may say more than the table of flows.
+    pub by_id: bool,
 }
 
 impl BackendWord {
     const ALIVE: u64 = 1 << 8;
     const V6: u64 = 1 << 9;
+    const FORWARD: u32 = 10;
+    const BY_ID: u64 = 1 << 12;
 
     /// The word.
     pub const fn word(self) -> u64 {
         let mut word = self.generation as u64
             | (self.mtu as u64) << 16
             | (self.vlan as u64) << 32
-            | (self.port as u64) << 48;
+            | (self.port as u64) << 48
+            | (self.forward as u64) << Self::FORWARD;
+        if self.by_id {
+            word |= Self::BY_ID;
+        }
         if self.alive {
             word |= Self::ALIVE;
         }
@@ -204,6 +214,18 @@ impl BackendWord {
     #[inline(always)]
     pub const fn is_alive(word: u64) -> bool {
         word & Self::ALIVE != 0
+    }
+
+    /// Whether packets of its service reach it this way.
+    #[inline(always)]
+    pub const fn is(word: u64, forward: Forward) -> bool {
+        word >> Self::FORWARD & 3 == forward as u64
+    }
+
+    /// Whether connection ids may say more than the table of flows.
+    #[inline(always)]
+    pub const fn is_by_id(word: u64) -> bool {
+        word & Self::BY_ID != 0
     }
 
     /// Whether its address is IPv6.
@@ -529,8 +551,11 @@ mod tests {
             mtu: 9000,
             vlan: 4094,
             port: 8080,
+            forward: Forward::Nat,
+            by_id: true,
         };
         let word = backend.word();
+        assert!(BackendWord::is(word, Forward::Nat) && BackendWord::is_by_id(word));
         assert!(BackendWord::is_alive(word) && BackendWord::is_v6(word));
         assert_eq!(BackendWord::generation_of(word), 9);
         assert_eq!(

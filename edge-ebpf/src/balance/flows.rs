@@ -16,8 +16,8 @@ use crate::{
 use edge_common::{
     abi::TableStat,
     balance::{
-        AGE_SHIFT, Backend, BackendWord, FLOW_WAYS, Flow, FlowSlot, FlowState, FlowWord, Idle,
-        bucket_of, worth,
+        AGE_SHIFT, Backend, BackendWord, FLOW_WAYS, Flow, FlowSlot, FlowState, FlowWord, Forward,
+        Idle, bucket_of, worth,
     },
     parse::tcp as flag,
 };
@@ -77,48 +77,84 @@ fn find(bucket: *mut FlowSlot, tag: u64) -> Option<*mut FlowSlot> {
     None
 }
 
-/// The backend for a packet of a flow, which `named` one if that is not 0.
+/// The bucket of a flow with this hash.
+#[inline(always)]
+fn bucket(hash: u64) -> Option<*mut FlowSlot> {
+    let bucket = FLOWS.get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?;
+    Some(bucket.cast::<FlowSlot>())
+}
+
+/// Whether a packet begins a connection where one has ended: it may go elsewhere.
+#[inline(always)]
+fn begins_anew(word: u64, packet: Packet) -> bool {
+    packet.is_tcp
+        && packet.flags & (flag::SYN | flag::ACK) == flag::SYN
+        && FlowWord::is(word, FlowState::Closing)
+}
+
+/// Notes one packet more of a flow in its slot, whose word was this.
+#[inline(always)]
+fn go_on(slot: *mut FlowSlot, word: u64, packet: Packet, now: u32) {
+    maps::count(TableStat::FlowHits);
+    let new = FlowWord::with(word, next_state(word, packet), now);
+    if new != word {
+        // SAFETY: a map value, 8 bytes aligned. Whoever loses the race has the same to say, or
+        // the slot is another flow's by now.
+        unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
+    }
+}
+
+/// The backend of a flow that is in the table and goes on, by its hash alone: its service has
+/// nothing to add. Not so where connection ids say more, or flows have another table.
+#[inline(always)]
+pub fn known(facts: Facts<'_>, packet: Packet, hash: u64) -> Option<Chosen> {
+    let slot = find(bucket(hash)?, tag(hash))?;
+    // SAFETY: a map value, read whole.
+    let word = unsafe { (&raw const (*slot).word).read_volatile() };
+    let now = steps(facts.now);
+    let chosen = kept(word, now, idle(), hash)?;
+    if BackendWord::is_by_id(chosen.word)
+        || BackendWord::is(chosen.word, Forward::Nat)
+        || begins_anew(word, packet)
+    {
+        return None;
+    }
+    go_on(slot, word, packet, now);
+    Some(chosen)
+}
+
+/// The backend for a packet of a flow with this hash, which `named` one if that is not 0.
 #[inline(always)]
 pub fn choose(
     facts: Facts<'_>,
     packet: Packet,
-    flow: Flow,
+    client: [u64; 2],
+    hash: u64,
     balance: u64,
     named: u32,
 ) -> Option<Chosen> {
-    let hash = flow.hash(seed());
     let (now, idle) = (steps(facts.now), idle());
-    let bucket = FLOWS
-        .get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?
-        .cast::<FlowSlot>();
+    let bucket = bucket(hash)?;
     if let Some(slot) = find(bucket, tag(hash)) {
         // SAFETY: a map value, read whole.
         let word = unsafe { (&raw const (*slot).word).read_volatile() };
-        // A connection that begins where one has ended may go elsewhere.
-        let begins = packet.is_tcp && packet.flags & (flag::SYN | flag::ACK) == flag::SYN;
-        let is_another = begins && FlowWord::is(word, FlowState::Closing);
-        if !is_another && let Some(chosen) = kept(word, now, idle, hash) {
+        if !begins_anew(word, packet)
+            && let Some(chosen) = kept(word, now, idle, hash)
+        {
             if named != 0 && named != chosen.number {
                 return usable(named, hash);
             }
-            maps::count(TableStat::FlowHits);
-            let state = next_state(word, packet);
-            let new = FlowWord::with(word, state, now);
-            if new != word {
-                // SAFETY: a map value, 8 bytes aligned. Whoever loses the race has the
-                // same to say, or the slot is another flow's by now.
-                unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
-            }
+            go_on(slot, word, packet, now);
             return Some(chosen);
         }
-        let chosen = first(named, balance, hash, flow.client)?;
+        let chosen = first(named, balance, hash, client)?;
         let new = first_word(chosen, packet, now);
         // SAFETY: as above.
         unsafe { compare_exchange(&raw mut (*slot).word, word, new) };
         return Some(chosen);
     }
     maps::count(TableStat::FlowMisses);
-    let chosen = first(named, balance, hash, flow.client)?;
+    let chosen = first(named, balance, hash, client)?;
     // What has ended begins nothing.
     if packet.flags & (flag::FIN | flag::RST) == 0 || !packet.is_tcp {
         insert(
@@ -146,10 +182,7 @@ fn first(named: u32, balance: u64, hash: u64, client: [u64; 2]) -> Option<Chosen
 pub fn look(facts: Facts<'_>, flow: Flow, balance: u64) -> Option<Chosen> {
     let hash = flow.hash(seed());
     let (now, idle) = (steps(facts.now), idle());
-    let bucket = FLOWS
-        .get_ptr_mut(bucket_of(hash, config!(flow_buckets)))?
-        .cast::<FlowSlot>();
-    if let Some(slot) = find(bucket, tag(hash)) {
+    if let Some(slot) = find(bucket(hash)?, tag(hash)) {
         // SAFETY: a map value, read whole.
         let word = unsafe { (&raw const (*slot).word).read_volatile() };
         if let Some(chosen) = kept(word, now, idle, hash) {

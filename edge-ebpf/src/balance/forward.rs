@@ -9,7 +9,7 @@ use crate::{
 };
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use edge_common::{
-    balance::{BackendWord, Balance, Forward},
+    balance::{BackendWord, Forward},
     header::replaced,
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
@@ -71,7 +71,7 @@ impl Head {
 
 /// Sends a packet to a backend.
 #[inline(always)]
-pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End {
+pub fn to(facts: Facts<'_>, packet: Packet, chosen: Chosen) -> End {
     let source = XdpSource::new(facts.ctx);
     // SAFETY: a map value; each word is read whole.
     let [macs, rest] = unsafe { (&raw const (*chosen.backend).hop).read_volatile() };
@@ -82,7 +82,7 @@ pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End
     let Some(head) = Head::read(&source, packet) else {
         return End::new(Reason::Pass);
     };
-    let outer = outer_len(balance, chosen.word);
+    let outer = outer_len(chosen.word);
     let most = BackendWord::mtu_of(chosen.word).saturating_sub(outer as u32);
     // Less than any way must carry (RFC 791): it was found only this moment.
     if most < LEAST {
@@ -117,7 +117,7 @@ pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End
         return End::new(Reason::ForwardNoRoom);
     }
     let frame = XdpSource::new(facts.ctx);
-    if !write(&frame, packet, head, balance, chosen, vlan, [macs, rest]) {
+    if !write(&frame, packet, head, chosen, vlan, [macs, rest]) {
         return End::new(Reason::ForwardNoRoom);
     }
     count(facts, chosen.number);
@@ -131,8 +131,8 @@ pub fn to(facts: Facts<'_>, packet: Packet, balance: u64, chosen: Chosen) -> End
 
 /// Bytes of the headers that go before a packet.
 #[inline(always)]
-fn outer_len(balance: u64, backend: u64) -> usize {
-    if Balance::is(balance, Forward::L2) {
+fn outer_len(backend: u64) -> usize {
+    if BackendWord::is(backend, Forward::L2) {
         return 0;
     }
     let ip = if BackendWord::is_v6(backend) {
@@ -140,7 +140,7 @@ fn outer_len(balance: u64, backend: u64) -> usize {
     } else {
         IPV4_LEN
     };
-    if Balance::is(balance, Forward::Gue) {
+    if BackendWord::is(backend, Forward::Gue) {
         ip + UDP_LEN
     } else {
         ip
@@ -166,7 +166,6 @@ fn write(
     frame: &XdpSource<'_>,
     packet: Packet,
     head: Head,
-    balance: u64,
     chosen: Chosen,
     vlan: u16,
     [macs, rest]: [u64; 2],
@@ -176,7 +175,7 @@ fn write(
     } else {
         ethertype::IPV4
     };
-    let is_l2 = Balance::is(balance, Forward::L2);
+    let is_l2 = BackendWord::is(chosen.word, Forward::L2);
     let v6 = BackendWord::is_v6(chosen.word);
     let kind = if is_l2 {
         inner
@@ -200,7 +199,7 @@ fn write(
     } else {
         ETHERNET_LEN + TAG_LEN
     };
-    let is_gue = Balance::is(balance, Forward::Gue);
+    let is_gue = BackendWord::is(chosen.word, Forward::Gue);
     let (next, len) = if is_gue {
         (proto::UDP, head.len + UDP_LEN as u32)
     } else if packet.v6 {

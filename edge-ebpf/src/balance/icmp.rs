@@ -68,7 +68,7 @@ fn error(facts: Facts<'_>, packet: Packet, vip: [u64; 2]) -> End {
                 is_error: true,
                 ..packet
             };
-            forward::to(facts, packet, balance, chosen)
+            forward::to(facts, packet, chosen)
         }
         None => End::new(Reason::BackendNone),
     }

@@ -147,6 +147,11 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
         ports,
         proto,
     };
+    let hash = flow.hash(seed());
+    // Most packets are of flows that are known, and need no look at their service.
+    if let Some(chosen) = flows::known(facts, packet, hash) {
+        return forward::to(facts, packet, chosen);
+    }
     let Some(service) = find(vip, dest_port(ports), proto) else {
         return End::new(Reason::Pass);
     };
@@ -158,8 +163,8 @@ fn judge(facts: Facts<'_>, marks: u64) -> End {
         return nat::go_on(facts, balance);
     }
     let named = quic::named(&source, packet, service, balance);
-    match flows::choose(facts, packet, flow, balance, named) {
-        Some(chosen) => forward::to(facts, packet, balance, chosen),
+    match flows::choose(facts, packet, client, hash, balance, named) {
+        Some(chosen) => forward::to(facts, packet, chosen),
         None => End::new(Reason::BackendNone),
     }
 }
@@ -191,7 +196,7 @@ fn fragment(facts: Facts<'_>, packet: Packet, client: [u64; 2], vip: [u64; 2], p
     };
     let hash = flow.hash(seed());
     match by_ring(balance, hash, client).and_then(|number| flows::usable(number, hash)) {
-        Some(chosen) => forward::to(facts, packet, balance, chosen),
+        Some(chosen) => forward::to(facts, packet, chosen),
         None => End::new(Reason::BackendNone),
     }
 }

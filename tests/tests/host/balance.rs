@@ -104,7 +104,7 @@ pub(super) fn lab() -> Lab {
     lab
 }
 
-fn settings(forward: &str, more: &str) -> String {
+pub(super) fn settings(forward: &str, more: &str) -> String {
     let backends: String = (1..4)
         .map(|n| format!("[[service.backend]]\nname = \"b{n}\"\naddress = \"10.77.{n}.2\"\n"))
         .collect();

@@ -4,8 +4,8 @@
 //! route by which their answers to the source addresses of NAT come back to this host.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -17,6 +17,7 @@ use edge_tests::server::Nginx;
 use edge_tests::wait;
 
 use super::balance::{Client, PORT, Server, VIPS, backend, wait_until_up};
+use super::traffic::{all_at_once, download, noise};
 
 /// Source addresses towards backends, which the host has on its loopback interface.
 const SOURCES: [&str; 2] = ["10.98.0.1", "fd98::1"];
@@ -105,46 +106,6 @@ fn ports(edge: &Installation<'_>) -> u64 {
         .unwrap_or_default()
 }
 
-/// Bytes that do not compress, nor repeat within a packet.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut word = 0x9e37_79b9_7f4a_7c15u64;
-    let mut all = Vec::with_capacity(bytes + 8);
-    while all.len() < bytes {
-        word ^= word << 13;
-        word ^= word >> 7;
-        word ^= word << 17;
-        all.extend(word.to_le_bytes());
-    }
-    all.truncate(bytes);
-    all
-}
-
-/// A request on each of so many connections that are all open at once.
-fn all_at_once(lab: &Lab, vip: &str, count: usize) {
-    let at = SocketAddr::new(vip.parse().unwrap(), OTHER_PORT);
-    let client = &lab.link().outside;
-    let connect = || -> io::Result<Vec<TcpStream>> {
-        let all = (0..count).map(|_| TcpStream::connect_timeout(&at, wait::PATIENCE));
-        all.collect()
-    };
-    let mut open = client.inside(connect).unwrap();
-    for stream in &mut open {
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nHost: edge\r\n\r\n")
-            .unwrap();
-    }
-    for stream in &mut open {
-        stream.set_read_timeout(Some(wait::PATIENCE)).unwrap();
-        let mut got = Vec::new();
-        let mut bytes = [0; 1024];
-        while !got.ends_with(b"protected by Edge\n") {
-            let n = stream.read(&mut bytes).unwrap();
-            assert_ne!(n, 0, "{}", String::from_utf8_lossy(&got));
-            got.extend(&bytes[..n]);
-        }
-    }
-}
-
 /// From clients of both families to backends of one, through nginx and curl.
 fn downloads(v6: bool, connections: [usize; 2]) {
     let lab = lab();
@@ -160,33 +121,8 @@ fn downloads(v6: bool, connections: [usize; 2]) {
     let _daemon = edge.start();
     wait_until_up(&edge, &["b1", "b2", "b3"]);
     for (vip, count) in VIPS.into_iter().zip(connections) {
-        let got = directory.path().join("got");
-        let host = if vip.contains(':') {
-            format!("[{vip}]")
-        } else {
-            vip.to_owned()
-        };
-        let url = format!("http://{host}:{OTHER_PORT}/files/large");
-        let got_at = got.to_str().unwrap();
-        let arguments = [
-            "--silent",
-            "--show-error",
-            "--fail",
-            "--globoff",
-            "--noproxy",
-            "*",
-        ];
-        let arguments = [
-            &arguments[..],
-            &["--max-time", "120", "--output", got_at, &url],
-        ]
-        .concat();
-        lab.link().outside.run("curl", &arguments);
-        assert!(
-            fs::read(&got).unwrap() == content,
-            "another content from {vip}"
-        );
-        all_at_once(&lab, vip, count);
+        download(&lab, (vip, OTHER_PORT), directory.path(), &content);
+        all_at_once(&lab, (vip, OTHER_PORT), count);
     }
     wait::until("their ports are told", || {
         ports(&edge) >= connections[1] as u64

@@ -601,15 +601,9 @@ impl Balancer {
             self.write(force, balance, number, standing, true);
         }
         let candidates = new.candidates();
-        let forward = match balance.forward {
-            Forward::Ipip => edge_common::balance::Forward::Ipip,
-            Forward::Gue => edge_common::balance::Forward::Gue,
-            Forward::L2 => edge_common::balance::Forward::L2,
-            Forward::Nat => edge_common::balance::Forward::Nat,
-        };
         let how = AbiBalance {
             ring: balanced.ring,
-            forward,
+            forward: forward_of(balance),
             by: match balance.hash {
                 HashBy::Source => edge_common::balance::HashBy::Source,
                 HashBy::FiveTuple => edge_common::balance::HashBy::FiveTuple,
@@ -695,6 +689,7 @@ impl Balancer {
         let is_tunnel = matches!(balance.forward, Forward::Ipip | Forward::Gue);
         let way = way.filter(|_| !is_tunnel || source.is_some_and(|s| !s.is_unspecified()));
         let port = standing.endpoint.port.unwrap_or(0);
+        let (forward, by_id) = (forward_of(balance), balance.quic().is_some());
         let mut backend = AbiBackend {
             address: halves(address),
             source: source.map_or([0; 2], halves),
@@ -706,6 +701,8 @@ impl Balancer {
                 mtu: way.map_or(0, |w| u16::try_from(w.mtu).unwrap_or(u16::MAX)),
                 vlan: way.and_then(|w| w.vlan).unwrap_or(0),
                 port,
+                forward,
+                by_id,
             }
             .word(),
             spread: balancing.tunnel_source_v4.map_or(0, spread).into(),
@@ -726,6 +723,8 @@ impl Balancer {
                 mtu: u16::try_from(BackendWord::mtu_of(word)).unwrap_or(u16::MAX),
                 vlan: BackendWord::vlan_of(word),
                 port,
+                forward,
+                by_id,
             }
             .word();
         }
@@ -743,6 +742,16 @@ impl Balancer {
     /// Why there is none.
     fn no_way(&self, address: IpAddr) -> Option<&NoNextHop> {
         self.hops.get(&address)?.as_ref().err()
+    }
+}
+
+/// How packets of a service reach its backends.
+const fn forward_of(balance: &Balance) -> edge_common::balance::Forward {
+    match balance.forward {
+        Forward::Ipip => edge_common::balance::Forward::Ipip,
+        Forward::Gue => edge_common::balance::Forward::Gue,
+        Forward::L2 => edge_common::balance::Forward::L2,
+        Forward::Nat => edge_common::balance::Forward::Nat,
     }
 }
 

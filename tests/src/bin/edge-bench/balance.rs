@@ -157,7 +157,7 @@ impl Balanced {
             let first = 1 + service * BACKENDS;
             for n in 0..BACKENDS {
                 let family = if n % 2 == 0 { Family::V4 } else { Family::V6 };
-                let own = backend(first + n, family);
+                let own = backend(first + n, family, forward);
                 tables.set_backend(first + n, &own);
             }
             let balance = Balance {
@@ -215,7 +215,7 @@ const fn target(service: u32, kind: u8) -> Target {
 }
 
 /// The backend with a number: an address of the harness's sources, for it answers as well.
-fn backend(number: u32, family: Family) -> Backend {
+fn backend(number: u32, family: Family, forward: Forward) -> Backend {
     Backend {
         address: halves(lists::source(family, number.into())),
         source: halves(frame::host(family)),
@@ -227,6 +227,8 @@ fn backend(number: u32, family: Family) -> Backend {
             mtu: 1500,
             vlan: 0,
             port: 0,
+            forward,
+            by_id: false,
         }
         .word(),
         spread: 0,

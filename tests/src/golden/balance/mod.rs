@@ -11,7 +11,7 @@ mod world;
 use anyhow::Result;
 use edge_common::{
     abi::Config,
-    balance::{BackendWord, NUMBER_BITS},
+    balance::{BackendWord, Forward, NUMBER_BITS},
     reason::Reason,
 };
 
@@ -54,6 +54,8 @@ const UP: BackendWord = BackendWord {
     mtu: MTU,
     vlan: 0,
     port: 0,
+    forward: Forward::Ipip,
+    by_id: false,
 };
 
 /// Runs everything.

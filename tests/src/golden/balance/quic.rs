@@ -81,9 +81,7 @@ fn table(layout: Layout, ids: &[(&[u8], u32)]) -> std::collections::BTreeMap<IdK
         service: 0,
         layout: layout.bits(),
     };
-    ids.iter()
-        .map(|(id, number)| (key(id), (*number).into()))
-        .collect()
+    ids.iter().map(|(id, number)| (key(id), *number)).collect()
 }
 
 fn by_id(forward: Forward, layout: Layout) -> Balance {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::Result;
 use edge_common::{
     abi::{Config, Mode},
-    balance::{Backend, BackendWord, Balance, Idle, hop},
+    balance::{Backend, BackendWord, Balance, Forward, HashBy, Idle, hop},
     defence::{
         SOURCE_PROTO, TARGET_FORWARDED, TARGET_SOURCE, Target, TargetKey, WSCALE_UNKNOWN, v4_halves,
     },
@@ -52,6 +52,11 @@ pub(super) struct World {
     pub(super) services: ServiceTables,
     pub(super) tables: BalanceTables,
     targets: BTreeMap<TargetKey, Target>,
+    /// Of backends by number: how their service is balanced, and what they are without that.
+    ways: BTreeMap<u32, (Forward, bool)>,
+    /// The same of those that are in no ring yet.
+    latest: (Forward, bool),
+    words: BTreeMap<u32, BackendWord>,
     pub(super) now: u64,
     pub(super) rows: usize,
     pub(super) failures: Vec<String>,
@@ -90,6 +95,9 @@ impl World {
             services,
             tables,
             targets: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            latest: (Forward::Ipip, false),
+            words: BTreeMap::new(),
             now: START,
             rows: 0,
             failures: Vec::new(),
@@ -175,21 +183,44 @@ impl World {
             ..balance
         };
         self.tables.set_balance(service as usize, balance);
+        // Backends know how packets of their service reach them.
+        let by_id = matches!(balance.by, HashBy::Quic(_));
+        self.latest = (balance.forward, by_id);
+        for &number in backends {
+            self.ways.insert(number, self.latest);
+        }
+        for (&number, &word) in &self.words {
+            let backend = Backend {
+                word: self.way_of(number, word).word(),
+                ..self.tables.backend(number)
+            };
+            self.tables.set_backend(number, &backend);
+        }
+    }
+
+    fn way_of(&self, number: u32, word: BackendWord) -> BackendWord {
+        let (forward, by_id) = self.ways.get(&number).copied().unwrap_or(self.latest);
+        BackendWord {
+            forward,
+            by_id,
+            ..word
+        }
     }
 
     /// Puts a backend at a number.
     pub(super) fn backend(&mut self, number: u32, address: &str, out: u32, word: BackendWord) {
         let address: IpAddr = address.parse().expect("an address");
         let source = if address.is_ipv6() { FROM_V6 } else { FROM_V4 };
+        let word = BackendWord {
+            v6: address.is_ipv6(),
+            ..word
+        };
+        self.words.insert(number, word);
         let backend = Backend {
             address: halves(address),
             source: halves(source.parse().expect("an address")),
             hop: hop(HOP, OWN, out),
-            word: BackendWord {
-                v6: address.is_ipv6(),
-                ..word
-            }
-            .word(),
+            word: self.way_of(number, word).word(),
             spread: 0,
         };
         self.tables.set_backend(number, &backend);
