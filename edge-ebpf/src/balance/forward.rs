@@ -25,7 +25,7 @@ const TAG_LEN: usize = 4;
 /// TTL or hop limit of outer headers.
 const HOPS: u8 = 64;
 /// The smallest packet that every way carries, bytes.
-const LEAST: u32 = 68;
+pub const LEAST: u32 = 68;
 /// In the second word of an IPv4 header: more fragments, and the offset.
 const FRAGMENT: u32 = 0x3fff;
 /// Likewise: not to be fragmented.

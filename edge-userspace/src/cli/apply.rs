@@ -13,7 +13,10 @@ use serde::Serialize;
 use super::{Error, ask, output::Out, status, unexpected};
 use crate::{
     clock, config,
-    control::protocol::{Comparison, MAX_LINE, Request, Response},
+    control::{
+        client::ClientError,
+        protocol::{Comparison, MAX_LINE, Request, Response},
+    },
     durable,
 };
 
@@ -124,12 +127,23 @@ fn replace(path: &Path, text: &str, socket: &Path) -> Result<(u64, Vec<String>),
     let metadata = own.metadata().map_err(|e| failed("read", &e))?;
     let mode = metadata.permissions().mode() & 0o7777;
     durable::replace(&own, text.as_bytes(), mode).map_err(|e| failed("replaced", &e))?;
-    status::reload_request(socket).map_err(|error| match durable::replace(&own, &former, mode) {
+    let error = match status::reload_request(socket) {
+        Ok(reloaded) => return Ok(reloaded),
+        Err(error) => error,
+    };
+    let said = error.message().unwrap_or_default();
+    // What is not known to have been refused may be in force.
+    if !matches!(error, Error::Client(ClientError::Failed(_))) {
+        return Err(Error::Failed(format!(
+            "{said}; {} has the new configuration, and `edge status` tells whether it is in force",
+            own.display()
+        )));
+    }
+    Err(match durable::replace(&own, &former, mode) {
         Ok(()) => error,
         Err(e) => Error::Failed(format!(
-            "{}; and {} has the new configuration still, because the former one cannot be put \
-                 back: {e}",
-            error.message().unwrap_or_default(),
+            "{said}; and {} has the new configuration still, because the former one cannot be put \
+             back: {e}",
             own.display()
         )),
     })

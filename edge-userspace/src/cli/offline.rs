@@ -69,7 +69,7 @@ pub(super) fn check<W: Write>(path: &Path, socket: &Path, out: &mut Out<W>) -> R
                 ..comparison.clone()
             });
         } else if let Some(error) = &check.against_error {
-            text += &format!("\nthe daemon that runs here would not take it:\n{error}\n");
+            text += &format!("\nnot compared with what is in force here:\n{error}\n");
         }
         text
     })?;

@@ -252,7 +252,8 @@ impl Engine {
         }
     }
 
-    /// Loads the programs anew for a host whose TCP grants something else now.
+    /// Loads the programs anew for a host whose TCP grants something else now, or whose
+    /// interfaces have another MTU.
     fn replan(&mut self) {
         let now_ns = Now::read().mono_ns;
         if !self.replans.is_due(now_ns) || self.defence.lock().is_up_to_date() {
@@ -262,11 +263,13 @@ impl Engine {
             Ok(_) => {
                 self.replans.succeeded();
                 self.publish_generation(Now::read());
-                info!("sysctls of TCP have changed: the programs were loaded anew");
+                info!("sysctls of TCP or an MTU have changed: the programs were loaded anew");
             }
             Err(e) => {
                 self.replans.failed(now_ns);
-                error!("sysctls of TCP have changed, and the programs know the old ones: {e}");
+                error!(
+                    "sysctls of TCP or an MTU have changed, and the programs know the old ones: {e}"
+                );
             }
         }
     }

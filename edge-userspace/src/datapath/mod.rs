@@ -178,6 +178,10 @@ impl Datapath {
         self.pins.clear_staging();
         let config = &mut settings.program.config;
         config.backends = config.backends.max(self.backends());
+        if config.server_ids != 0 {
+            // An id for each, also of those that are leaving.
+            config.server_ids = config.backends;
+        }
         let program = &settings.program;
         let specs = program.specs();
         let (kept, notes) = self.fitting(&specs, &program::fingerprint(&program.config.seed));

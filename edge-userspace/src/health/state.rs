@@ -152,10 +152,10 @@ impl State {
         }
     }
 
-    /// Takes in what the traffic of clients says against it. That is about many connections, and
-    /// so decides at once.
+    /// Takes in what the traffic of clients says against it: as much as a check that fails.
+    /// Clients may be made up; checks that succeed meanwhile weigh more.
     pub fn passive_failure(&mut self, why: &str, now_ns: u64) -> Option<Transition> {
-        self.failure(why, 1, now_ns)
+        self.take(&Outcome::Failure(why.to_owned()), now_ns)
     }
 
     fn success(&mut self, now_ns: u64) -> Option<Transition> {

@@ -55,12 +55,13 @@ impl Targets {
 }
 
 /// Resolves services, in `slots` of the tables, to at most `room` targets. A prefix becomes
-/// its addresses.
+/// its addresses. `snat` are those that NAT sends from.
 pub fn resolve(
     services: &[Service],
     slots: &[Slot],
     host: &Host,
     listeners: &Listeners,
+    snat: &BTreeSet<IpAddr>,
     room: u32,
 ) -> Targets {
     let mut targets = Targets::default();
@@ -130,7 +131,8 @@ pub fn resolve(
         }
     }
     for (i, service) in all.filter(|(_, s)| s.ports == Ports::Rest) {
-        for (address, mss) in addresses(service, host) {
+        // What comes to the source addresses of NAT belongs to no socket here.
+        for (address, mss) in addresses(service, host).filter(|(a, _)| !snat.contains(a)) {
             let at = SocketAddr::new(address, 0);
             add(&mut targets, i, service, at, mss, None);
         }
@@ -297,6 +299,7 @@ mod tests {
             &slots,
             host,
             &Listeners::new(listeners),
+            &model.balancing.snat,
             room,
         )
     }

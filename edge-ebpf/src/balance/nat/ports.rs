@@ -109,7 +109,9 @@ pub fn forth(about: &About<'_>, balance: u64, work: *mut Translation) -> Reason 
             }
         }
         follow(slot, hop, Ends::with_tags(ends, tags));
-        if packet.is_tcp
+        // Once a connection: who repeats a SYN is not answered each time.
+        if is_new
+            && packet.is_tcp
             && packet.flags & (flag::SYN | flag::ACK) == flag::SYN
             && let Some(signals) = signals(chosen.number)
         {

@@ -5,7 +5,7 @@ use super::{Translation, work};
 use crate::{
     balance::{
         End, Packet,
-        forward::{self, DONT_FRAGMENT, ETHERNET_LEN, Head, IPV4_LEN, IPV6_LEN},
+        forward::{self, DONT_FRAGMENT, ETHERNET_LEN, Head, IPV4_LEN, IPV6_LEN, LEAST},
         too_big,
     },
     defence::{frame::Addresses, halves},
@@ -53,6 +53,10 @@ pub fn send(facts: Facts<'_>, packet: Packet, work: *const Translation, proto: u
     } else {
         IPV4_LEN
     };
+    // The way was found only this moment.
+    if work!(work, mtu) < LEAST {
+        return End::new(Reason::BackendNoHop);
+    }
     let most = (work!(work, mtu) + ip_len as u32).saturating_sub(new_len as u32);
     if head.len > most {
         return too_big::answer(facts, packet, head, most);
@@ -65,7 +69,9 @@ pub fn send(facts: Facts<'_>, packet: Packet, work: *const Translation, proto: u
         let headers = if v6 || packet.v6 { IPV6_LEN } else { IPV4_LEN } as u32 + 20;
         let (mtu, mtu_back) = (work!(work, mtu), work!(work, mtu_back));
         let mtu = if mtu < mtu_back { mtu } else { mtu_back };
-        forward::clamp(facts, packet, mtu.saturating_sub(headers) as u16);
+        if mtu >= LEAST {
+            forward::clamp(facts, packet, mtu.saturating_sub(headers) as u16);
+        }
     }
     let mut check = 0;
     if proto != 0 {

@@ -204,6 +204,11 @@ impl Following {
                 () = sleep(wait) => {}
             }
             self.look(&changes);
+            // With it go the counts, and so draining and what clients say: a new daemon is the
+            // remedy, as when this thread ends.
+            if self.teller.is_dead() {
+                return;
+            }
         }
     }
 

@@ -13,6 +13,7 @@ pub(super) mod seed;
 mod tell;
 mod teller;
 mod watch;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,7 +24,6 @@ use std::{
 };
 
 use edge_common::{
-    addr::Prefix,
     balance::{AGE_SHIFT, Backend as AbiBackend, BackendWord, Balance as AbiBalance, hop},
     hash::Seed,
 };
@@ -53,6 +53,7 @@ use crate::{
 };
 use memory::{Memory, Said};
 use rings::Rings;
+use words::{forward_of, spread};
 
 /// Why the tables of the balancer could not be filled.
 #[derive(Debug, thiserror::Error)]
@@ -411,7 +412,12 @@ impl Balancer {
             ..BackendState::default()
         };
         if service.balance.as_ref().is_none_or(|b| b.health.is_none()) {
+            let is_watched = service
+                .balance
+                .as_ref()
+                .is_some_and(|b| b.passive.is_some());
             let watch = self.watches.get(&key(service, Endpoint::of(backend)));
+            let watch = watch.filter(|_| is_watched);
             if watch.is_some_and(|w| w.failure().is_some()) {
                 state.health = Health::Failing;
             }
@@ -714,7 +720,7 @@ impl Balancer {
         if !self.hops.contains_key(&address) && present.address == backend.address {
             // Not asked yet: what a former daemon knew is better than nothing.
             backend.hop = present.hop;
-            backend.source = present.source;
+            (backend.source, backend.spread) = (present.source, present.spread);
             let word = present.word;
             backend.word = BackendWord {
                 alive,
@@ -743,22 +749,6 @@ impl Balancer {
     fn no_way(&self, address: IpAddr) -> Option<&NoNextHop> {
         self.hops.get(&address)?.as_ref().err()
     }
-}
-
-/// How packets of a service reach its backends.
-const fn forward_of(balance: &Balance) -> edge_common::balance::Forward {
-    match balance.forward {
-        Forward::Ipip => edge_common::balance::Forward::Ipip,
-        Forward::Gue => edge_common::balance::Forward::Gue,
-        Forward::L2 => edge_common::balance::Forward::L2,
-        Forward::Nat => edge_common::balance::Forward::Nat,
-    }
-}
-
-/// The host bits of a prefix of IPv4 addresses, as on the wire.
-fn spread(prefix: Prefix) -> u32 {
-    let mask = u32::MAX.checked_shr(prefix.len().into()).unwrap_or(0);
-    mask.to_be()
 }
 
 /// The balanced services of a configuration, and their positions.

@@ -7,7 +7,7 @@ use std::{
         Arc,
         mpsc::{RecvTimeoutError, SyncSender, sync_channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -30,7 +30,10 @@ const SHARE: u32 = 4;
 const GIVE_WAY: Duration = Duration::from_micros(50);
 
 /// The thread. It ends when this is dropped.
-pub(super) struct Teller(SyncSender<()>);
+pub(super) struct Teller {
+    wake: SyncSender<()>,
+    thread: JoinHandle<()>,
+}
 
 impl Teller {
     /// Starts it.
@@ -56,16 +59,21 @@ impl Teller {
                 thread::park_timeout(until.saturating_duration_since(Instant::now()));
             }
         };
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("balance-tell".into())
             .spawn(tell)?;
-        Ok(Self(wake))
+        Ok(Self { wake, thread })
     }
 
     /// There is news.
     pub(super) fn wake(&self) {
         // It is full when the thread is to tell already.
-        let _ = self.0.try_send(());
+        let _ = self.wake.try_send(());
+    }
+
+    /// Whether it has ended though nobody told it to: it has panicked.
+    pub(super) fn is_dead(&self) -> bool {
+        self.thread.is_finished()
     }
 }
 

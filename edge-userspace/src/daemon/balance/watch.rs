@@ -53,6 +53,8 @@ impl Balancer {
                         warn!("backend {named} is down, by what clients meet: {why}");
                         Health::Failing
                     }
+                    // Its checks say how it is by now.
+                    Change::Tried if is_checked => continue,
                     Change::Tried => {
                         info!("backend {named} is tried again");
                         Health::Unknown

@@ -93,7 +93,6 @@ impl Journal {
     }
 }
 
-/// For root only: it has packets of clients in it.
 fn set_aside(path: &Path, why: &dyn std::error::Error) {
     let aside = path.with_extension("broken");
     let to = match fs::rename(path, &aside) {

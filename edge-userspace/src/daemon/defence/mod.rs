@@ -334,6 +334,7 @@ impl Defence {
             &s.slots,
             &self.sight.host,
             &self.sight.listeners,
+            &s.model.balancing.snat,
             room,
         );
         if s.targets.left_out > self.left_out {

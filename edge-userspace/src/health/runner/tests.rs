@@ -297,7 +297,9 @@ async fn what_the_traffic_shows_is_told_as_well() {
     rig.checks.set(targets(1, nowhere(), &check(INTERVAL)));
     assert_eq!(rig.next().await[0].1.new, Health::Up);
     rig.checks.passive_failure(&key(7), "of nobody");
-    rig.checks.passive_failure(&key(0), "reset by the backend");
+    for _ in 0..check(INTERVAL).fall {
+        rig.checks.passive_failure(&key(0), "reset by the backend");
+    }
     let (of, down) = rig.next().await.remove(0);
     assert_eq!((of, down.old, down.new), (key(0), Health::Up, Health::Down));
     assert_eq!(down.why, "reset by the backend");

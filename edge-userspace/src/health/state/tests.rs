@@ -68,7 +68,7 @@ fn it_falls_and_rises_as_often_as_the_check_says() {
 }
 
 #[test]
-fn what_is_seen_in_the_traffic_decides_at_once() {
+fn what_is_seen_in_the_traffic_counts_as_a_check_that_fails() {
     // Also of one that was never asked.
     let mut state = State::new(&check(1, 3), 0);
     let down = state.passive_failure("it refuses connections", 1).unwrap();
@@ -77,7 +77,12 @@ fn what_is_seen_in_the_traffic_decides_at_once() {
         (Health::Unknown, Health::Down, "it refuses connections")
     );
     assert!(state.take(&Outcome::Success, 2).is_some());
-    assert!(state.passive_failure("again", 3).is_some());
+    assert_eq!(state.passive_failure("again", 3), None);
+    // A check that succeeds contradicts it.
+    assert_eq!(state.take(&Outcome::Success, 4), None);
+    assert_eq!(state.passive_failure("again", 5), None);
+    assert_eq!(state.passive_failure("again", 6), None);
+    assert!(state.passive_failure("again", 7).is_some());
     // And starts a rise from the beginning.
     let mut state = State::new(&check(2, 1), 0);
     state.take(&failure(), 1).unwrap();

@@ -358,6 +358,8 @@ pub(in super::super) fn signals(world: &mut World) {
             return;
         };
         let back = left.reversed();
+        // Again, which is no other connection.
+        went(world, &segment(tuple, SYN));
         match port {
             4000..4003 => {
                 went(world, &segment(back, SYN | ACK));
@@ -375,7 +377,7 @@ pub(in super::super) fn signals(world: &mut World) {
     let is = (signals.syns, signals.syn_acks, signals.resets) == (10, 3, 2);
     world.check(&format!("{signals:?}"), is);
     let packets = world.tables.counter(3).expect("a counter").packets;
-    world.check(&format!("{packets} packets went there"), packets == 13);
+    world.check(&format!("{packets} packets went there"), packets == 23);
     // What is reset because it is of no connection is no refusal.
     for port in 5000..5010 {
         let Some(left) = went(world, &segment(of_port(port), ACK)) else {
