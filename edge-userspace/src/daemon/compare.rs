@@ -39,7 +39,10 @@ impl InForce {
         let services = self.services(&model);
         Ok(Comparison {
             warnings: warnings.iter().map(ToString::to_string).collect(),
-            changes: sentences(&changes),
+            changes: sentences(&changes)
+                .into_iter()
+                .chain(self.reseeds(&model))
+                .collect(),
             more_services: services.len().saturating_sub(MAX_COMPARED),
             services: services.into_iter().take(MAX_COMPARED).collect(),
         })
@@ -53,7 +56,7 @@ impl InForce {
             .into_iter()
             .flat_map(|c| c.services.keys().copied())
             .collect();
-        match names.into_iter().filter(differs).count() {
+        let mut notes = match names.into_iter().filter(differs).count() {
             0 => Vec::new(),
             1..=MOST_NOTES => self
                 .services(next)
@@ -61,7 +64,18 @@ impl InForce {
                 .map(|s| s.sentence)
                 .collect(),
             n => vec![format!("{n} balanced services change")],
-        }
+        };
+        notes.extend(self.reseeds(next));
+        notes
+    }
+
+    /// That all rings change, where another secret chooses.
+    fn reseeds(&self, next: &Model) -> Option<String> {
+        let [was, is] = [&self.model, next].map(|m| (&m.balancing.seed_file, m.has_balanced()));
+        (was.0 != is.0 && was.1 && is.1).then(|| {
+            "balance.seed_file is another: new flows of all balanced services are spread anew"
+                .to_owned()
+        })
     }
 
     /// What changes of balanced services.

@@ -294,7 +294,7 @@ fn edits(was: (&Service, &Balance), is: (&Service, &Balance)) -> Vec<Edit> {
     if a.slow_start != b.slow_start {
         edits.push(Edit::SlowStart);
     }
-    if a.health != b.health {
+    if (&a.health, &a.passive) != (&b.health, &b.passive) {
         edits.push(Edit::Health);
     }
     edits

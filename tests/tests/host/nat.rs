@@ -282,6 +282,13 @@ fn clients_of_nat_tell_of_dead_backends() {
     assert!(!metrics.contains("edge_backend_refusals_total{service=\"web\",backend=\"b2\"} 0\n"));
     let list = edge.ok(&["backend", "list"]);
     assert!(list.contains("refuses connections"), "{list}");
+    let events = edge.ok(&["events", "-n", "1024"]);
+    assert!(
+        events.contains("backend b2 up -> down: it refuses connections"),
+        "{events}"
+    );
+    let counted = "edge_backend_health_changes_total{service=\"web\",backend=\"b2\"} 1\n";
+    assert!(metrics.contains(counted), "{metrics}");
     clients.retain(|c| c.backend != '2');
     for client in &mut clients {
         client.works().unwrap();

@@ -1,35 +1,49 @@
 //! What operators say of backends, and when draining is done.
 
-use std::{io, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc};
 
-use edge_common::balance::Idle;
+use edge_common::{balance::Idle, nat::Signals};
 use tracing::{error, info};
 
-use super::{Balancer, memory::Said, service_at, steps};
+use super::{Balanced, Balancer, memory::Said, service_at, steps};
 use crate::{
     clock::Now,
     datapath::{BalanceTables, FlowCount, PortCount},
     l4::{Endpoint, plan::Admin},
+    status::balance::HealthNotice,
 };
 
 impl Balancer {
-    /// What counts the flows, without the balancer: there may be many.
-    pub(super) fn counting(&self) -> Option<(Arc<BalanceTables>, Idle)> {
+    /// What counts the flows, without the balancer: there may be many. And the numbers of backends
+    /// whose answers are looked at.
+    pub(super) fn counting(&self) -> Option<(Arc<BalanceTables>, Idle, Vec<u32>)> {
         let force = self.force.as_ref()?;
         let balancing = &force.model.balancing;
         let idle = Idle {
             tcp: steps(balancing.tcp_idle),
             udp: steps(balancing.udp_idle),
         };
-        Some((force.tables.clone(), idle))
+        let is_watched = |b: &&Balanced| {
+            service_at(&force.model, b.position).is_some_and(|(_, b)| b.passive.is_some())
+        };
+        let watched = force.services.iter().filter(is_watched);
+        let watched = watched.flat_map(|b| b.numbers.iter().copied()).collect();
+        Some((force.tables.clone(), idle, watched))
     }
 
-    /// Takes in how many flows there are, and acts on it.
-    pub(super) fn counted(&mut self, flows: FlowCount, ports: PortCount, now: Now) {
+    /// Takes in how many flows there are, and acts on it; what is to be told of it.
+    pub(super) fn counted(
+        &mut self,
+        flows: FlowCount,
+        ports: PortCount,
+        signals: &HashMap<u32, Signals>,
+        now: Now,
+    ) -> Vec<HealthNotice> {
         self.flows = flows;
         self.ports = ports;
-        self.watch(now);
+        let notices = self.watch(signals, now);
         self.drain(now);
+        notices
     }
 
     /// Ends draining where no flow is left, or time is up.

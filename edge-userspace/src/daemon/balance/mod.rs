@@ -320,10 +320,15 @@ impl Balancer {
     /// What was filled is in force.
     pub(super) fn keep(&mut self) {
         self.former = None;
-        let targets = self.targets();
-        let keys: BTreeSet<&health::BackendKey> = targets.iter().map(|t| &t.key).collect();
+        let force = self.force.iter().flat_map(|force| balanced(&force.model));
+        let keys: BTreeSet<health::BackendKey> = force
+            .flat_map(|(_, service, balance)| {
+                let backends = balance.backends.iter();
+                backends.map(|backend| health_key(service, &backend.name))
+            })
+            .collect();
         self.health_changes.retain(|key, _| keys.contains(key));
-        self.checks.set(targets);
+        self.checks.set(self.targets());
         self.woken.notify_one();
     }
 

@@ -2,6 +2,7 @@
 //! much, and nothing that is in force waits for it.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -12,12 +13,13 @@ use std::{
 };
 
 use edge_common::balance::AGE_SHIFT;
+use tracing::warn;
 
 use super::follow::Handle;
 use crate::{
     clock::Now,
     daemon::facts::Shared,
-    status::balance::{BalanceStatus, BalancedService},
+    status::balance::{BalanceStatus, BalancedService, HealthNotice},
 };
 
 /// Between two tellings, if there is no news.
@@ -48,7 +50,8 @@ impl Teller {
                 let start = Instant::now();
                 if counted.is_none_or(|at: Instant| at.elapsed() >= COUNT_EVERY) {
                     counted = Some(start);
-                    count(&balancer);
+                    let notices = count(&balancer);
+                    { notices.into_iter() }.for_each(|notice| shared.hub.tell_health(notice));
                 }
                 shared.publish_balance(told(&balancer));
                 let until = start + start.elapsed() * SHARE;
@@ -77,16 +80,28 @@ impl Teller {
     }
 }
 
-/// Counts the flows. Only to take in the count is it the balancer's turn.
-fn count(balancer: &Handle) {
-    let Some((tables, idle)) = balancer.lock().counting() else {
-        return;
+/// Counts the flows, and has done what follows from it. Only for that is it the balancer's turn.
+fn count(balancer: &Handle) -> Vec<HealthNotice> {
+    let Some((tables, idle, watched)) = balancer.lock().counting() else {
+        return Vec::new();
     };
     let now = Now::read();
     let steps = u32::try_from(now.mono_ns >> AGE_SHIFT).unwrap_or(u32::MAX);
     let flows = tables.count_flows(steps, idle);
     let ports = tables.count_ports(steps, idle);
-    balancer.lock().counted(flows, ports, now);
+    let mut signals = HashMap::with_capacity(watched.len());
+    for number in watched {
+        match tables.signals(number) {
+            Ok(found) => {
+                signals.insert(number, found);
+            }
+            Err(e) => {
+                warn!("what backends answer cannot be read: {e}");
+                break;
+            }
+        }
+    }
+    balancer.lock().counted(flows, ports, &signals, now)
 }
 
 /// How all balanced services are; `None` when there are none. One after the other, so that
