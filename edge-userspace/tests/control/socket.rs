@@ -281,7 +281,7 @@ fn other_versions_are_told_so() {
     let rig = start(Bounds::default());
     let mut raw = Raw::connect(&rig.path());
     raw.send(format!(r#"{{"hello":{{"protocol":{}}}}}"#, VERSION + 1).as_bytes());
-    raw.is_refused(FailureKind::Protocol, "version 3");
+    raw.is_refused(FailureKind::Protocol, &format!("daemon version {VERSION}"));
     let mut raw = Raw::connect(&rig.path());
     raw.send(br#"{"call":{"status":{}}}"#);
     raw.is_refused(FailureKind::Protocol, "hello");

@@ -185,9 +185,10 @@ fn the_challenge_stands_before_balanced_services() {
             frames::frame(link.macs(), source, vip, Payload::Tcp(frames::SYN))
         })
         .collect();
-    assert_eq!(link.sender.send_all(&syns), 200);
+    let taken = link.sender.send_all(&syns) as u64;
+    assert!(taken > 100, "{taken}");
     wait::until("all are challenged", || {
-        edge.packets("reply_challenge", "ended") >= before + 200
+        edge.packets("reply_challenge", "ended") >= before + taken
     });
     assert_eq!(counters.iter().map(Counter::packets).sum::<u64>(), 0);
     client.works().unwrap();

@@ -132,9 +132,11 @@ fn spoofed_sources_do_not_reach_the_server() {
             frames::frame(near.macs(), source, far.v4(2), Payload::Tcp(frames::SYN))
         })
         .collect();
-    assert_eq!(near.sender.send_all(&spoofed), spoofed.len());
+    // A busy machine's link does not take all of them.
+    let taken = near.sender.send_all(&spoofed) as u64;
+    assert!(taken > 5000, "{taken}");
     wait::until("all were challenged", || {
-        counter(&edge, "web", "challenges") >= spoofed.len() as u64
+        counter(&edge, "web", "challenges") >= taken
     });
     // Where so many others are remembered, the first connection may be the one that verifies the
     // client and is reset.
