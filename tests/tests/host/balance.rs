@@ -116,6 +116,13 @@ pub(super) fn settings(forward: &str, more: &str) -> String {
     )
 }
 
+/// A server on each backend, named by its number.
+pub(super) fn servers(lab: &Lab) -> Vec<Server> {
+    { lab.links[1..].iter().zip(['1', '2', '3']) }
+        .map(|(link, name)| Server::start(&link.outside, name))
+        .collect()
+}
+
 /// A connection of the client, and who answers it.
 pub(crate) struct Client {
     stream: TcpStream,
@@ -269,11 +276,7 @@ fn connections_are_spread_and_live_through_every_change() {
 #[test]
 fn operators_drain_and_weigh_backends() {
     let lab = lab();
-    let _servers: Vec<Server> = lab.links[1..]
-        .iter()
-        .zip(['1', '2', '3'])
-        .map(|(link, name)| Server::start(&link.outside, name))
-        .collect();
+    let _servers = servers(&lab);
     let edge = Installation::new(&lab.host, &["eth0"], &settings("l2", ""));
     let daemon = edge.start();
     wait_until_up(&edge, &["b1", "b2", "b3"]);
@@ -383,11 +386,7 @@ fn tunnels_lead_to_backends_without_tunnel_modules() {
                 Decapsulator::start(&link.outside, &arguments)
             })
             .collect();
-        let _servers: Vec<Server> = lab.links[1..]
-            .iter()
-            .zip(['1', '2', '3'])
-            .map(|(link, name)| Server::start(&link.outside, name))
-            .collect();
+        let _servers = servers(&lab);
         let mut settings = settings(forward, "");
         if outside == 6 {
             for n in 1..4 {
@@ -420,11 +419,7 @@ fn tunnels_lead_to_backends_without_tunnel_modules() {
 #[test]
 fn flows_stay_when_the_table_of_backends_grows() {
     let lab = lab();
-    let _servers: Vec<Server> = lab.links[1..]
-        .iter()
-        .zip(['1', '2', '3'])
-        .map(|(link, name)| Server::start(&link.outside, name))
-        .collect();
+    let _servers = servers(&lab);
     let edge = Installation::new(&lab.host, &["eth0"], &settings("l2", ""));
     edge.start().stop();
     // Who has the numbers now is not who had them before.

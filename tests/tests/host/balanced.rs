@@ -11,16 +11,10 @@ use edge_tests::raw::{Counter, Which};
 use edge_tests::server::Nginx;
 use edge_tests::wait;
 
-use super::balance::{Client, PORT, Server, VIPS, backend, lab, settings, wait_until_up};
+use super::balance::{Client, PORT, Server, VIPS, backend, lab, servers, settings, wait_until_up};
 use super::traffic::{all_at_once, download, noise};
 
 const NAMES: [&str; 3] = ["b1", "b2", "b3"];
-
-fn servers(lab: &Lab) -> Vec<Server> {
-    { lab.links[1..].iter().zip(['1', '2', '3']) }
-        .map(|(link, name)| Server::start(&link.outside, name))
-        .collect()
-}
 
 /// Who answers so many connections, one after the other.
 fn answers(lab: &Lab, count: usize) -> Vec<char> {

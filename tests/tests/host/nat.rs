@@ -16,7 +16,7 @@ use edge_tests::lab::{Lab, Link};
 use edge_tests::server::Nginx;
 use edge_tests::wait;
 
-use super::balance::{Client, PORT, Server, VIPS, backend, wait_until_up};
+use super::balance::{Client, PORT, Server, VIPS, backend, servers, wait_until_up};
 use super::traffic::{all_at_once, download, noise};
 
 /// Source addresses towards backends, which the host has on its loopback interface.
@@ -154,9 +154,7 @@ fn nat_leads_to_ipv6_backends() {
 #[test]
 fn nat_connections_live_through_every_change() {
     let lab = lab();
-    let _servers: Vec<Server> = { backends(&lab).iter().zip(['1', '2', '3']) }
-        .map(|(link, name)| Server::start(&link.outside, name))
-        .collect();
+    let _servers = servers(&lab);
     let settings = service("web", (PORT, false), None, "", CHECKED);
     let edge = Installation::new(&lab.host, &INTERFACES, &(settings.clone() + &snat()));
     let daemon = edge.start();
@@ -249,9 +247,7 @@ fn connect_until(
 #[test]
 fn clients_of_nat_tell_of_dead_backends() {
     let lab = lab();
-    let mut servers: Vec<Server> = { backends(&lab).iter().zip(['1', '2', '3']) }
-        .map(|(link, name)| Server::start(&link.outside, name))
-        .collect();
+    let mut servers = servers(&lab);
     let passive = "[service.health]\npassive_syns = 3\npassive_retry = \"2s\"\n";
     let settings = service("web", (PORT, false), None, "floor = 0", passive) + &snat();
     let edge = Installation::new(&lab.host, &INTERFACES, &settings);
@@ -384,9 +380,7 @@ fn datagrams(lab: &Lab, vip: &str) -> UdpSocket {
 fn nat_translates_datagrams_errors_and_what_is_allowlisted() {
     for v6 in [false, true] {
         let lab = lab();
-        let servers: Vec<Server> = { backends(&lab).iter().zip(['1', '2', '3']) }
-            .map(|(link, name)| Server::start(&link.outside, name))
-            .collect();
+        let servers = servers(&lab);
         let echoes: Vec<Echo> = backends(&lab)
             .iter()
             .map(|link| Echo::start(link, v6))
@@ -450,9 +444,7 @@ fn nat_tells_backends_of_a_narrow_way() {
                 .outside
                 .ip(&format!("route replace {vip} via {via} advmss 1440"));
         }
-        let _servers: Vec<Server> = { backends(&lab).iter().zip(['1', '2', '3']) }
-            .map(|(link, name)| Server::start(&link.outside, name))
-            .collect();
+        let _servers = servers(&lab);
         let snat = snat() + "mss_clamp = false\n";
         let settings = service("web", (PORT, v6), None, "", CHECKED) + &snat;
         let edge = Installation::new(&lab.host, &INTERFACES, &settings);
