@@ -1,0 +1,6 @@
+//! The proxy for HTTP.
+//!
+//! Its rooms know each other only through what composes them; what they share is [`head`].
+
+pub mod head;
+pub mod http1;
