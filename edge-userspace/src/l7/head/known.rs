@@ -86,9 +86,9 @@ const fn slot(first: u8, before_last: u8, last: u8, len: usize) -> usize {
     // Only letters differ between their cases by this bit; that it also maps other bytes onto
     // each other does no harm, since the name is compared afterwards.
     let key = ((first | 0x20) as u32)
-        | ((before_last | 0x20) as u32) << 8
-        | ((last | 0x20) as u32) << 16
-        | (len as u32 & 0xff) << 24;
+        | (((before_last | 0x20) as u32) << 8)
+        | (((last | 0x20) as u32) << 16)
+        | ((len as u32 & 0xff) << 24);
     (key.wrapping_mul(MULTIPLIER) >> (32 - SLOTS.ilog2())) as usize
 }
 

@@ -103,7 +103,7 @@ impl Chunked {
         let mut at = 0;
         while self.state != State::Trailer && self.state != State::Done {
             if let State::Data { left } = self.state {
-                let len = usize::try_from(left).map_or(usize::MAX, |left| left);
+                let len = usize::try_from(left).unwrap_or(usize::MAX);
                 let len = len.min(buf.len() - at);
                 self.state = match left - len as u64 {
                     0 => State::DataCr,
@@ -149,7 +149,7 @@ impl Chunked {
                 }
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
                 State::Size {
-                    size: size << 4 | u64::from(digit),
+                    size: (size << 4) | u64::from(digit),
                     digits: digits + 1,
                 }
             }

@@ -120,7 +120,7 @@ pub fn chunk(out: &mut Vec<u8>, len: usize) {
     debug_assert!(len > 0, "a chunk without data ends the body");
     let digits = (usize::BITS - len.leading_zeros()).div_ceil(4).max(1);
     for digit in (0..digits).rev() {
-        out.push(b"0123456789abcdef"[len >> (4 * digit) & 0xf]);
+        out.push(b"0123456789abcdef"[(len >> (4 * digit)) & 0xf]);
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -1,0 +1,144 @@
+//! Who the client is when trusted proxies stand in front, and what is said of it to upstreams.
+//!
+//! Each proxy adds the address that connected to it at the right. What stands there is as good as
+//! who wrote it, so the chain is read from the right, for as long as its writers are
+//! trusted. One kind of field is believed, which the configuration names: a proxy that
+//! writes `X-Forwarded-For` passes the `Forwarded` of its client on as it came. The fields of
+//! the other kind, and all of them when the peer is not trusted, are replaced and not added to.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// The kind of field from which the chain is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Believed {
+    /// `X-Forwarded-For` and its relatives.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// How many elements of a chain are read: a longer one ends there.
+const MAX_CHAIN: usize = 64;
+
+/// Finds the client: the first address from the right that is not of a trusted proxy. When all
+/// are, it is the leftmost. What cannot be read as an address (`unknown`, a hidden name) ends
+/// the search at the proxy that wrote it.
+///
+/// `values` are the values of all fields of the kind, in the order in which they came.
+pub fn client<'a>(
+    peer: IpAddr,
+    believed: Believed,
+    values: impl DoubleEndedIterator<Item = &'a [u8]>,
+    trusted: impl Fn(IpAddr) -> bool,
+) -> IpAddr {
+    let mut client = peer.to_canonical();
+    let mut left = MAX_CHAIN;
+    for value in values.rev() {
+        for element in elements(value, believed) {
+            if left == 0 || !trusted(client) {
+                return client;
+            }
+            left -= 1;
+            let address = match believed {
+                Believed::XForwardedFor => node(element),
+                Believed::Forwarded => parameter(element, b"for").and_then(node),
+            };
+            match address {
+                Some(address) => client = address,
+                None => return client,
+            }
+        }
+    }
+    client
+}
+
+/// The elements of a chain from the right to the left, each without the space around it. A quote
+/// that is never closed makes the whole value one element, which is then none.
+fn elements(value: &[u8], believed: Believed) -> impl Iterator<Item = &[u8]> {
+    let quotes = believed == Believed::Forwarded;
+    let mut rest = Some(value);
+    std::iter::from_fn(move || {
+        let value = rest?;
+        let mut quoted = false;
+        let comma = value.iter().rposition(|byte| {
+            quoted ^= quotes && *byte == b'"';
+            *byte == b',' && !quoted
+        });
+        rest = comma.map(|comma| &value[..comma]);
+        let element = comma.map_or(value, |comma| &value[comma + 1..]);
+        Some(element.trim_ascii())
+    })
+    // Empty elements mean nothing (RFC 9110, section 5.6.1).
+    .filter(|element| !element.is_empty())
+}
+
+/// The value of a parameter of one element of `Forwarded`, without quotes. Nothing if it is
+/// there twice, or not well-formed: escapes are of no use in what is read here.
+fn parameter<'a>(element: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut found = None;
+    for pair in element.split(|byte| *byte == b';') {
+        let equals = pair.iter().position(|byte| *byte == b'=')?;
+        if pair[..equals].trim_ascii().eq_ignore_ascii_case(name) {
+            let value = pair[equals + 1..].trim_ascii();
+            let value = match value {
+                [b'"', inner @ .., b'"'] => inner,
+                [b'"', ..] | [.., b'"'] => return None,
+                plain => plain,
+            };
+            if found.replace(value).is_some() {
+                return None;
+            }
+        }
+    }
+    found
+}
+
+/// An address, with or without brackets and port.
+fn node(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?;
+    let bracketed = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .and_then(|text| text.parse::<Ipv6Addr>().ok());
+    text.parse::<IpAddr>()
+        .ok()
+        .or(bracketed.map(IpAddr::V6))
+        .or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
+        // An IPv4 address in IPv6 clothes would miss the prefixes it is listed by.
+        .map(|address| address.to_canonical())
+}
+
+/// Appends a value: what `before` has, joined by commas, and `last`. For `X-Forwarded-For`,
+/// `before` is the chain when the peer is trusted and nothing else, `last` the peer.
+pub fn join<'a>(out: &mut Vec<u8>, before: impl Iterator<Item = &'a [u8]>, last: &[u8]) {
+    for value in before.filter(|value| !value.is_empty()) {
+        out.extend_from_slice(value);
+        out.extend_from_slice(b", ");
+    }
+    out.extend_from_slice(last);
+}
+
+/// Appends the text of an address as `X-Forwarded-For` and `X-Real-IP` have it: no brackets,
+/// and IPv4 as IPv4.
+pub fn address(out: &mut Vec<u8>, address: IpAddr) {
+    // Writing to a vector does not fail.
+    let _ = write!(out, "{}", address.to_canonical());
+}
+
+/// Appends the element of `Forwarded` (RFC 7239, section 4) that this hop adds. `host` is the
+/// authority of the request; checked as it is, it needs no escapes.
+pub fn element(out: &mut Vec<u8>, peer: IpAddr, scheme: &str, host: &[u8]) {
+    // Writing to a vector does not fail.
+    let _ = match peer.to_canonical() {
+        IpAddr::V4(peer) => write!(out, "for={peer}"),
+        IpAddr::V6(peer) => write!(out, "for=\"[{peer}]\""),
+    };
+    let _ = write!(out, ";proto={scheme}");
+    if !host.is_empty() {
+        out.extend_from_slice(b";host=\"");
+        out.extend_from_slice(host);
+        out.push(b'"');
+    }
+}
