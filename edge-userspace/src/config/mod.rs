@@ -3,7 +3,7 @@
 //! * `raw` (with `reader`, `quantity`, `report`): what the file says, typed,
 //!   every key known, every value with its place;
 //! * `validate`: what it means, and whether that can be;
-//! * [`model`], [`limits`], [`services`], [`balance`], [`floods`], [`bogons`]: the
+//! * [`model`], [`limits`], [`services`], [`balance`], [`floods`], [`bogons`], [`proxy`]: the
 //!   result;
 //! * `kernel`, [`reload`], `describe`: what the program reads of it, what a
 //!   change of it takes, and what it is in words.
@@ -23,6 +23,7 @@ mod kernel;
 pub mod limits;
 mod load;
 pub mod model;
+pub mod proxy;
 pub mod quantity;
 mod raw;
 mod reader;

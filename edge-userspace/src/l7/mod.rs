@@ -1,8 +1,10 @@
 //! The proxy for HTTP.
 //!
-//! Its rooms know each other only through what composes them; what they share is [`head`].
+//! Its rooms know each other only through what composes them, [`proxy`]; what all of them share
+//! is [`head`].
 
 pub mod forwarded;
 pub mod head;
 pub mod http1;
 pub mod proxy_protocol;
+pub mod route;

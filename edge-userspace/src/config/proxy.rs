@@ -1,0 +1,72 @@
+//! The L7 proxy: listeners take requests, routes say what becomes of them, upstreams answer.
+//!
+//! Listeners and routes name others by their index in [`Proxy`]: names are for people, and were
+//! checked. Everything compares, so that a reload knows what it changes.
+
+pub mod listener;
+pub mod pattern;
+pub mod route;
+pub mod template;
+pub mod upstream;
+
+use std::path::PathBuf;
+
+pub use listener::Listener;
+pub use route::Route;
+pub use upstream::Upstream;
+
+/// The most workers.
+pub const MAX_WORKERS: u32 = 1024;
+/// The most listeners.
+pub const MAX_LISTENERS: usize = 256;
+/// The most upstreams.
+pub const MAX_UPSTREAMS: usize = 4096;
+/// The most routes.
+pub const MAX_ROUTES: usize = 50_000;
+
+/// The proxy's part of a configuration. Without listeners there is no proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// Threads that serve requests, 1 to [`MAX_WORKERS`]; `None`: one for each CPU.
+    pub workers: Option<u32>,
+    /// Where requests are written down; `None`: nowhere.
+    pub access_log: Option<AccessLog>,
+    /// In the order of the file; no name twice, no two take connections of one address.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file; no name twice.
+    pub upstreams: Vec<Upstream>,
+    /// In the order of the file; no name twice.
+    pub routes: Vec<Route>,
+}
+
+/// Where and how requests are written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// The file, an absolute path.
+    pub path: PathBuf,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a line of the access log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A JSON object.
+    #[default]
+    Json,
+    /// `key=value` pairs.
+    Logfmt,
+}
+
+impl LogFormat {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Json, Self::Logfmt];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Logfmt => "logfmt",
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The router against a naive reading of its order.
