@@ -12,6 +12,7 @@ pub mod feed;
 pub mod health;
 pub mod host;
 pub mod l4;
+pub mod l7;
 pub mod memory;
 pub mod metrics;
 pub mod netlink;

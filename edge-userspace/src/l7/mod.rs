@@ -1,0 +1,4 @@
+//! The HTTP tier.
+
+pub mod balance;
+pub mod resilience;
