@@ -96,7 +96,22 @@ impl Spread {
 /// comes back to a slot in one turn; any other number works. Candidates behind the
 /// 65,536th get nothing, as positions have 16 bits.
 pub fn ring(seed: &Seed, candidates: &[Candidate], slots: u32) -> Ring {
-    let mut walkers = walkers(seed, candidates, slots);
+    // The endpoint decides between two keys that are the same by chance.
+    let identities = candidates
+        .iter()
+        .map(|c| ((key(seed, c.endpoint), c.endpoint), c.weight));
+    fill(seed, walkers(identities, |&(key, _)| key, slots), slots)
+}
+
+/// The ring of `slots` slots for candidates that are known by keys of their own, with
+/// their weights: as [`ring`] in everything else. Between equal keys their order decides.
+pub fn ring_of_keys(seed: &Seed, candidates: &[(u64, u32)], slots: u32) -> Ring {
+    let walkers = walkers(candidates.iter().copied(), |&key| key, slots);
+    fill(seed, walkers, slots)
+}
+
+/// The ring of those that get slots.
+fn fill(seed: &Seed, mut walkers: Vec<(u32, Walker)>, slots: u32) -> Ring {
     let Some(mut last) = walkers.first().map(|(_, walker)| walker.position) else {
         return Ring::new();
     };
@@ -218,28 +233,30 @@ impl Walker {
     }
 }
 
-/// The candidates that get slots, with their weights, in the order of their identities
-/// under the seed.
-fn walkers(seed: &Seed, candidates: &[Candidate], slots: u32) -> Vec<(u32, Walker)> {
-    let mut all: Vec<(u64, Endpoint, u32, u16)> = candidates
-        .iter()
+/// The candidates that get slots, with their weights, in the order of their identities,
+/// which begin with their keys.
+fn walkers<T: Ord>(
+    candidates: impl Iterator<Item = (T, u32)>,
+    key: impl Fn(&T) -> u64,
+    slots: u32,
+) -> Vec<(u32, Walker)> {
+    let mut all: Vec<(T, u32, u16)> = candidates
         .zip(0..=u16::MAX)
-        .filter(|(candidate, _)| candidate.weight > 0)
-        .map(|(c, position)| (key(seed, c.endpoint), c.endpoint, c.weight, position))
+        .filter(|((_, weight), _)| *weight > 0)
+        .map(|((identity, weight), position)| (identity, weight, position))
         .collect();
-    // The endpoint decides between two keys that are the same by chance.
     all.sort_unstable();
     all.truncate(slots as usize);
-    let weights: Vec<u32> = all.iter().map(|&(_, _, weight, _)| weight).collect();
-    all.into_iter()
+    let weights: Vec<u32> = all.iter().map(|&(_, weight, _)| weight).collect();
+    all.iter()
         .zip(quotas(&weights, slots))
-        .map(|((key, _, weight, position), left)| {
+        .map(|((identity, weight, position), left)| {
             let walker = Walker {
-                key,
+                key: key(identity),
                 left,
-                position,
+                position: *position,
             };
-            (weight, walker)
+            (*weight, walker)
         })
         .collect()
 }

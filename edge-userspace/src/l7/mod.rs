@@ -3,8 +3,10 @@
 //! Its rooms know each other only through what composes them, [`proxy`]; what all of them share
 //! is [`head`].
 
+pub mod balance;
 pub mod forwarded;
 pub mod head;
 pub mod http1;
 pub mod proxy_protocol;
+pub mod resilience;
 pub mod route;

@@ -1,7 +1,8 @@
 //! Who may know whom in `edge-userspace`: dependencies point downward only.
 //!
 //! - Components (the first part of a module's name) form no circle.
-//! - Only `main` knows `cli` and `daemon`; `cli` and `l4` know of ours only what the table says.
+//! - Only `main` knows `cli` and `daemon`; `cli`, `l4` and the pure parts of `l7` know of ours
+//!   only what the table says.
 //! - Pure modules import no module and no library that does I/O, starts threads or reads clocks:
 //!   time and facts are arguments. A module is pure unless it is listed here as a rim.
 //! - Only `datapath` knows aya; `anyhow` stays where errors meet a person.
@@ -80,7 +81,7 @@ const IMPURE: [(&str, &str); 17] = [
 ];
 
 /// Components that may know of ours only what stands here, besides themselves, and why.
-const MAY_USE: [(&str, &[&str], &str); 2] = [
+const MAY_USE: [(&str, &[&str], &str); 4] = [
     // What it says to the daemon, and what needs no daemon: checking a configuration and putting
     // it in place, reading a feed.
     (
@@ -95,6 +96,9 @@ const MAY_USE: [(&str, &[&str], &str); 2] = [
         &["config::balance", "config::services"],
         "facts are arguments",
     ),
+    // The same rings for requests as for flows.
+    ("l7::balance", &["l4::maglev"], "facts are arguments"),
+    ("l7::resilience", &[], "facts are arguments"),
 ];
 
 /// Where errors meet a person and may be of any type.
