@@ -102,6 +102,11 @@ impl Now {
     }
 }
 
+/// `CLOCK_MONOTONIC`, nanoseconds: for those who need no other clock, often.
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(libc::CLOCK_MONOTONIC)
+}
+
 /// What a clock that every Linux has shows, nanoseconds.
 fn nanoseconds(clock: libc::clockid_t) -> u64 {
     let mut ts = libc::timespec {

@@ -20,7 +20,7 @@ pub(crate) struct Tool {
 }
 
 /// All of them.
-pub(crate) const TOOLS: [Tool; 7] = [
+pub(crate) const TOOLS: [Tool; 9] = [
     Tool {
         command: "ip",
         package: "iproute2",
@@ -55,6 +55,16 @@ pub(crate) const TOOLS: [Tool; 7] = [
         command: "tcpdump",
         package: "tcpdump",
         purpose: "reads the packets of an attack",
+    },
+    Tool {
+        command: "haproxy",
+        package: "haproxy",
+        purpose: "the proxy the bench compares with",
+    },
+    Tool {
+        command: "h2load",
+        package: "nghttp2-client",
+        purpose: "the load on proxies",
     },
 ];
 

@@ -18,6 +18,9 @@ const V2_HEAD: usize = 16;
 /// what some say of a client's certificate takes more.
 const MAX_V2: usize = 4096;
 
+/// Bytes of the longest header that is read.
+pub const MAX_LEN: usize = V2_HEAD + MAX_V2;
+
 /// The type of the additional field with a checksum (section 2.2.3).
 const TLV_CRC32C: u8 = 0x03;
 

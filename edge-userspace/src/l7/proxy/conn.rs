@@ -1,0 +1,292 @@
+//! A client's connection: what comes before its requests, and one request after the other.
+
+use std::{future::poll_fn, io, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
+
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+use super::{
+    exchange::{self, Next},
+    group::nanoseconds,
+    link::Link,
+    snapshot::{Listener, Place},
+    stream::Stream,
+    timers::Timer,
+    worker::{Scratch, Worker},
+};
+use crate::{
+    config::proxy::listener::ProxyProtocol,
+    l7::{
+        head::Reject,
+        http1::{Chunked, parse_request},
+        proxy_protocol,
+        refusal::Refusal,
+        resilience::Deadlines,
+    },
+};
+
+/// How long a client may take to read a last answer, nanoseconds, and how many bytes it may still
+/// send meanwhile: a connection that is closed while bytes of it were not read is reset, and takes
+/// the answer with it.
+const LINGER: (u64, usize) = (2_000_000_000, 1 << 20);
+
+/// What is known of a client's connection.
+pub(super) struct Conn {
+    pub(super) worker: Rc<Worker>,
+    /// As it was when the connection came.
+    pub(super) listener: Arc<Listener>,
+    /// Who connected, as a proxy that is trusted tells by the PROXY protocol.
+    pub(super) peer: SocketAddr,
+    /// Where it connected to, likewise.
+    pub(super) local: SocketAddr,
+    /// Whether it is by TLS.
+    pub(super) is_secure: bool,
+    pub(super) timer: Timer,
+}
+
+/// Moves a deadline to the one that comes first.
+pub(super) fn arm(timer: &Timer, deadlines: &Deadlines) {
+    timer.set(deadlines.next().map_or(u64::MAX, |(at, _)| at));
+}
+
+/// Counts the end of a connection.
+struct Closing {
+    listener: Arc<Listener>,
+    worker: usize,
+    _place: Place,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.listener.connections.of(self.worker).closed.add(1);
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    place: Place,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+) {
+    let _closing = Closing {
+        listener: listener.clone(),
+        worker: worker.index,
+        _place: place,
+    };
+    let timer = worker.timers.timer();
+    let limits = &listener.config.limits;
+    timer.set(Worker::now().saturating_add(nanoseconds(limits.header_timeout)));
+    // An answer is written in one go.
+    let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) else {
+        return;
+    };
+    let mut ends = (peer, local);
+    if listener.config.proxy_protocol != ProxyProtocol::Off {
+        match timer.within(preface(&listener, &mut stream, peer)).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(told))) => ends = (told.source, told.destination),
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+    let mut conn = Conn {
+        peer: ends.0,
+        local: ends.1,
+        is_secure: false,
+        worker,
+        timer,
+        listener,
+    };
+    let stream = match conn.listener.tls() {
+        None => Stream::Tcp(stream),
+        Some(tls) => {
+            let session = Box::pin(TlsAcceptor::from(tls).accept(stream));
+            let Ok(Ok(session)) = conn.timer.within(session).await else {
+                let connections = conn.listener.connections.of(conn.worker.index);
+                connections.tls_failed.add(1);
+                return;
+            };
+            conn.is_secure = true;
+            Stream::Tls(Box::new(TlsStream::Server(session)))
+        }
+    };
+    http1(&conn, stream).await;
+}
+
+/// Reads the header of the PROXY protocol, if the peer may send one.
+async fn preface(
+    listener: &Listener,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+) -> io::Result<Option<proxy_protocol::Addresses>> {
+    let is_required = listener.config.proxy_protocol == ProxyProtocol::Require;
+    if !listener.trusts(peer.ip()) {
+        return if is_required {
+            Err(io::ErrorKind::PermissionDenied.into())
+        } else {
+            Ok(None)
+        };
+    }
+    // Bytes behind the header are somebody else's: they are looked at, and only the header is taken.
+    let mut seen = vec![0; proxy_protocol::MAX_LEN];
+    let mut had = 0;
+    loop {
+        let n = stream.peek(&mut seen).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match proxy_protocol::parse(seen.get(..n).unwrap_or_default()) {
+            Ok(Some(header)) => {
+                let mut header_bytes = vec![0; header.len];
+                stream.read_exact(&mut header_bytes).await?;
+                return Ok(header.addresses);
+            }
+            Ok(None) => {}
+            // Neither version begins like this.
+            Err(proxy_protocol::Error::Absent) if !is_required => return Ok(None),
+            Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e.name())),
+        }
+        if n == had {
+            // What was peeked at stays readable: nothing tells when there is more of it.
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        had = n;
+    }
+}
+
+/// Serves requests of HTTP/1. Between them the connection has no buffer.
+async fn http1(conn: &Conn, stream: Stream) {
+    let limits = &conn.listener.config.limits;
+    let idle = nanoseconds(limits.idle_timeout);
+    let mut stream = stream;
+    let mut served = 0;
+    loop {
+        // The first request has less time than those that follow.
+        let patience = if served == 0 {
+            nanoseconds(limits.header_timeout)
+        } else {
+            idle
+        };
+        conn.timer.set_idle(Worker::now().saturating_add(patience));
+        // What came with the end of a handshake is in the session already.
+        let may_be_there = served == 0 && conn.is_secure;
+        if !may_be_there && !matches!(conn.timer.within(stream.readable()).await, Ok(Ok(()))) {
+            return;
+        }
+        match Box::pin(burst(conn, stream, &mut served)).await {
+            Some(back) => stream = back,
+            None => return,
+        }
+    }
+}
+
+/// Serves requests for as long as there are any. Gives the connection back when there is none, and
+/// nothing if it is to end.
+async fn burst(conn: &Conn, stream: Stream, served: &mut u32) -> Option<Stream> {
+    let worker = &conn.worker;
+    let mut link = Link::new(stream, worker.client_buffers.take(), worker.out());
+    let mut scratch = worker.scratch();
+    let goes_on = requests(conn, &mut link, &mut scratch, served).await;
+    worker.give_scratch(scratch);
+    if !goes_on {
+        linger(conn, &mut link).await;
+    }
+    let (stream, out) = link.into_parts();
+    worker.give_out(out);
+    goes_on.then_some(stream)
+}
+
+/// Whether the connection can go on.
+async fn requests(conn: &Conn, link: &mut Link, scratch: &mut Scratch, served: &mut u32) -> bool {
+    let limits = &conn.listener.config.limits;
+    loop {
+        let started = match head(conn, link, scratch).await {
+            Head::Whole(started) => started,
+            Head::None => return true,
+            Head::Gone => return false,
+            Head::Bad(refusal, started) => {
+                exchange::refuse(conn, link, scratch, refusal, started).await;
+                return false;
+            }
+        };
+        *served += 1;
+        let is_last = limits.requests_per_connection == *served || conn.worker.is_stopping();
+        match exchange::run(conn, link, scratch, started, is_last).await {
+            Next::Close => return false,
+            Next::KeepAlive => {}
+        }
+        link.next_message();
+        scratch.request.reset();
+    }
+}
+
+/// What came instead of a head, or with it.
+enum Head {
+    /// A whole head, and when its first byte came.
+    Whole(u64),
+    /// Nothing, for now.
+    None,
+    /// The end of the connection.
+    Gone,
+    /// What is no head.
+    Bad(Refusal, u64),
+}
+
+async fn head(conn: &Conn, link: &mut Link, scratch: &mut Scratch) -> Head {
+    let limits = &conn.listener.limits;
+    let mut started = 0;
+    loop {
+        if !link.bytes().is_empty() {
+            if started == 0 {
+                started = Worker::now();
+                let patience = nanoseconds(conn.listener.config.limits.header_timeout);
+                conn.timer.set(started.saturating_add(patience));
+            }
+            match parse_request(link.bytes(), limits, &mut scratch.request) {
+                Ok(Some(len)) => {
+                    let framing = scratch.request.framing;
+                    link.begin(len, framing, Chunked::request(limits.body_bytes));
+                    return Head::Whole(started);
+                }
+                Ok(None) if !link.has_room() => {
+                    return Head::Bad(Reject::HeadTooLarge.into(), started);
+                }
+                Ok(None) => {}
+                Err(reject) => return Head::Bad(reject.into(), started),
+            }
+        }
+        // A connection that has nothing to say waits without a buffer.
+        let has_begun = started != 0;
+        let read = poll_fn(|cx| match link.poll_fill(cx) {
+            Poll::Pending if !has_begun => Poll::Ready(None),
+            other => other.map(Some),
+        });
+        match conn.timer.within(read).await {
+            Ok(None) => return Head::None,
+            Ok(Some(Ok(0) | Err(_))) => return Head::Gone,
+            Ok(Some(Ok(_))) => {}
+            Err(_) => return Head::Bad(Refusal::HeadTimeout, started),
+        }
+    }
+}
+
+/// Ends a connection so that the client sees all that was sent.
+async fn linger(conn: &Conn, link: &mut Link) {
+    let (patience, mut most) = LINGER;
+    conn.timer.set(Worker::now().saturating_add(patience));
+    let ending = async {
+        poll_fn(|cx| link.poll_drain(cx)).await?;
+        poll_fn(|cx| link.stream.poll_shutdown(cx)).await?;
+        let mut sink = [0; 2048];
+        while most > 0 {
+            match poll_fn(|cx| link.stream.poll_read(cx, &mut sink)).await? {
+                0 => break,
+                n => most = most.saturating_sub(n),
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whoever does not read has been given its chance.
+    let _ = conn.timer.within(ending).await;
+}

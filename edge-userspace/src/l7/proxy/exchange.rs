@@ -1,0 +1,531 @@
+//! One request, from its head to the last byte of its answer.
+
+use std::{future::poll_fn, io, net::SocketAddr, rc::Rc, task::Poll};
+
+use super::{
+    conn::{Conn, arm},
+    forward,
+    front::{Front, Then},
+    relay::Progress,
+    snapshot::Listener,
+    worker::{Current, Scratch, Worker},
+};
+use crate::l7::{
+    access_log,
+    forwarded::{self, Believed},
+    head::{Framing, Known, Method, Request, Version},
+    http1::write,
+    refusal::Refusal,
+    resilience::{Deadlines, Timeouts},
+    route::{self, Action, View},
+    stats::Requests,
+};
+
+/// What becomes of a connection after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Another request may follow.
+    KeepAlive,
+    /// It ends.
+    Close,
+}
+
+/// What is told of a request when it is over. Times are nanoseconds.
+#[derive(Default)]
+pub(super) struct Facts {
+    /// When its first byte came.
+    pub(super) started: u64,
+    pub(super) status: u16,
+    pub(super) progress: Progress,
+    pub(super) queued: u64,
+    pub(super) connect: u64,
+    pub(super) first_byte: u64,
+    pub(super) tries: u32,
+    pub(super) refusal: Option<Refusal>,
+    /// Positions of its route, its upstream, and of the server in it.
+    pub(super) route: Option<usize>,
+    pub(super) upstream: Option<usize>,
+    pub(super) server: Option<usize>,
+    pub(super) client: Option<SocketAddr>,
+    /// Its id and its trace.
+    pub(super) ids: Ids,
+}
+
+/// The id of a request, and its trace (W3C Trace Context), hexadecimal.
+#[derive(Clone, Copy)]
+pub(super) struct Ids {
+    pub(super) request: [u8; 32],
+    pub(super) trace: [u8; 32],
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self {
+            request: [b'0'; 32],
+            trace: [b'0'; 32],
+        }
+    }
+}
+
+/// The request as the router sees it.
+pub(super) struct Seen<'a> {
+    pub(super) request: &'a Request,
+    pub(super) bytes: &'a [u8],
+    pub(super) host: &'a [u8],
+    pub(super) path: &'a [u8],
+}
+
+impl View for Seen<'_> {
+    fn host(&self) -> &[u8] {
+        self.host
+    }
+
+    fn method(&self) -> &[u8] {
+        self.request.method_name.of(self.bytes)
+    }
+
+    fn path(&self) -> &[u8] {
+        self.path
+    }
+
+    fn query(&self) -> &[u8] {
+        self.request.query(self.bytes).unwrap_or_default()
+    }
+
+    fn any_header(&self, name: &str, mut test: impl FnMut(&[u8]) -> bool) -> bool {
+        self.request
+            .values(self.bytes, name.as_bytes())
+            .any(|value| test(value))
+    }
+}
+
+/// Answers a request. `is_last` tells that the connection ends with it.
+pub(super) async fn run<F: Front>(
+    conn: &Conn,
+    front: &mut F,
+    scratch: &mut Scratch,
+    started: u64,
+    is_last: bool,
+) -> Next {
+    let mut facts = Facts {
+        started,
+        ids: Ids::new(conn, front, &scratch.request),
+        ..Facts::default()
+    };
+    let Some(current) = conn.worker.current() else {
+        return Next::Close;
+    };
+    // A listener that is gone has no requests any more but this one.
+    let named = current.snapshot.listener_named(&conn.listener.config.name);
+    let is_last = is_last || named.is_none();
+    let listener = named.map(|(_, listener)| listener.clone());
+    let listener = listener.unwrap_or_else(|| conn.listener.clone());
+    let position = named.map(|(position, _)| position);
+    facts.client = Some(client(conn, &listener, front, &scratch.request));
+    let mut exchange = Exchange {
+        conn,
+        current: &current,
+        listener: &listener,
+        facts: &mut facts,
+        is_last,
+    };
+    let outcome = match position {
+        Some(position) => exchange.answer(position, front, scratch).await,
+        None => Err(Refusal::NoRoute),
+    };
+    let next = match outcome {
+        Ok(next) => next,
+        Err(refusal) => exchange.refused(front, scratch, refusal).await,
+    };
+    settle(conn, &current, &listener, front, &scratch.request, &facts);
+    next
+}
+
+/// Answers what is no request.
+pub(super) async fn refuse<F: Front>(
+    conn: &Conn,
+    front: &mut F,
+    scratch: &mut Scratch,
+    refusal: Refusal,
+    started: u64,
+) {
+    let Some(current) = conn.worker.current() else {
+        return;
+    };
+    // Nothing of it counts.
+    scratch.request.reset();
+    let mut facts = Facts {
+        started,
+        client: Some(conn.peer),
+        ids: Ids::new(conn, front, &scratch.request),
+        ..Facts::default()
+    };
+    let listener = &conn.listener;
+    let mut exchange = Exchange {
+        conn,
+        current: &current,
+        listener,
+        facts: &mut facts,
+        is_last: true,
+    };
+    exchange.refused(front, scratch, refusal).await;
+    settle(conn, &current, listener, front, &scratch.request, &facts);
+}
+
+/// A request under way.
+pub(super) struct Exchange<'a> {
+    pub(super) conn: &'a Conn,
+    pub(super) current: &'a Rc<Current>,
+    pub(super) listener: &'a Listener,
+    pub(super) facts: &'a mut Facts,
+    pub(super) is_last: bool,
+}
+
+impl Exchange<'_> {
+    async fn answer<F: Front>(
+        &mut self,
+        listener: usize,
+        front: &mut F,
+        scratch: &mut Scratch,
+    ) -> Result<Next, Refusal> {
+        let Scratch {
+            request,
+            host,
+            path,
+            rewritten,
+            ..
+        } = scratch;
+        let bytes = front.bytes();
+        let seen = Seen {
+            host: route::host::authority(request.authority.whole.of(bytes), host)
+                .map_or(&[], |authority| authority.host),
+            path: if request.asterisk {
+                b"*"
+            } else {
+                route::path::normalise(request.path(bytes), path).map_err(|_| Refusal::Path)?
+            },
+            request,
+            bytes,
+        };
+        if self.listener.config.redirect_https {
+            return self.redirect_to_https(front, scratch).await;
+        }
+        let current = self.current;
+        let router = &current.router;
+        let route = router.find(listener, &seen).ok_or(Refusal::NoRoute)?;
+        self.facts.route = Some(route.index);
+        match &route.action {
+            Action::Forward(split) => {
+                let target = split.pick(self.conn.worker.random());
+                let path = router
+                    .rewrite(route, seen.path, rewritten)
+                    .map_err(|_| Refusal::Path)?;
+                let mut head = self.conn.worker.out();
+                forward::write_head(self, &seen, path, route, &mut head);
+                let done = forward::run(self, front, scratch, route, target, &head).await;
+                self.conn.worker.give_out(head);
+                done
+            }
+            Action::Redirect { status, to } => {
+                let mut location = self.conn.worker.out();
+                route::write_location(to, &seen, &mut location);
+                let fields = [(b"Location".as_slice(), location.as_slice())];
+                let next = self.own(front, scratch, *status, &fields, b"").await;
+                self.conn.worker.give_out(location);
+                Ok(next)
+            }
+            Action::Respond {
+                status,
+                body,
+                headers,
+            } => {
+                let fields: Vec<(&[u8], &[u8])> = headers
+                    .iter()
+                    .map(|(name, value)| (&name[..], &value[..]))
+                    .collect();
+                Ok(self.own(front, scratch, *status, &fields, body).await)
+            }
+        }
+    }
+
+    /// RFC 9110, section 15.4.9: the method stays what it was.
+    async fn redirect_to_https<F: Front>(
+        &mut self,
+        front: &mut F,
+        scratch: &mut Scratch,
+    ) -> Result<Next, Refusal> {
+        let mut location = self.conn.worker.out();
+        let (bytes, request) = (front.bytes(), &scratch.request);
+        location.extend_from_slice(b"https://");
+        location.extend_from_slice(request.host(bytes));
+        location.extend_from_slice(request.path(bytes));
+        if let Some(query) = request.query(bytes) {
+            location.push(b'?');
+            location.extend_from_slice(query);
+        }
+        let fields = [(b"Location".as_slice(), location.as_slice())];
+        let next = self.own(front, scratch, 308, &fields, b"").await;
+        self.conn.worker.give_out(location);
+        Ok(next)
+    }
+
+    /// Tells the client why it gets nothing else, if there is one and it was told nothing yet.
+    async fn refused<F: Front>(
+        &mut self,
+        front: &mut F,
+        scratch: &mut Scratch,
+        refusal: Refusal,
+    ) -> Next {
+        self.facts.refusal = Some(refusal);
+        let refusals = self.listener.refusals.of(self.conn.worker.index);
+        refusals.of(refusal).add(1);
+        // An answer that has begun cannot become another one.
+        if refusal == Refusal::ClientGone || self.facts.status != 0 {
+            return Next::Close;
+        }
+        if matches!(refusal, Refusal::Malformed(_) | Refusal::HeadTimeout) {
+            self.is_last = true;
+        }
+        let status = refusal.status();
+        let mut body = self.conn.worker.out();
+        body.extend_from_slice(status.to_string().as_bytes());
+        body.push(b' ');
+        body.extend_from_slice(write::reason(status).as_bytes());
+        body.extend_from_slice(b"\nrequest id: ");
+        body.extend_from_slice(&self.facts.ids.request);
+        body.push(b'\n');
+        let retry_after = refusal.retry_after().map(|seconds| seconds.to_string());
+        let mut fields: Vec<(&[u8], &[u8])> = vec![
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"X-Request-Id", &[]),
+        ];
+        let id = self.facts.ids.request;
+        fields[1].1 = &id;
+        if let Some(seconds) = &retry_after {
+            fields.push((b"Retry-After", seconds.as_bytes()));
+        }
+        let next = self.own(front, scratch, status, &fields, &body).await;
+        self.conn.worker.give_out(body);
+        next
+    }
+
+    /// An answer of our own.
+    async fn own<F: Front>(
+        &mut self,
+        front: &mut F,
+        scratch: &Scratch,
+        status: u16,
+        fields: &[(&[u8], &[u8])],
+        body: &[u8],
+    ) -> Next {
+        let request = &scratch.request;
+        // What of the body has come is passed over. If there is more to come, it ends here.
+        let rest = poll_fn(|cx| {
+            loop {
+                match front.poll_body(cx) {
+                    Poll::Ready(Ok(true)) => {
+                        let n = front.data().len();
+                        front.consume(n);
+                    }
+                    Poll::Ready(Ok(false)) => return Poll::Ready(true),
+                    Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
+                }
+            }
+        });
+        let keep = rest.await && request.keep_alive && !self.is_last;
+        self.facts.status = status;
+        front.begin(status, write::reason(status).as_bytes());
+        let mut date = self.conn.worker.out();
+        access_log::http_date(self.conn.worker.unix_ms(Worker::now()) / 1000, &mut date);
+        front.field(b"Date", &date);
+        self.conn.worker.give_out(date);
+        for (name, value) in fields {
+            front.field(name, value);
+        }
+        let has_body = !matches!(status, 204 | 304);
+        let told = if has_body {
+            Framing::Length(body.len() as u64)
+        } else {
+            Framing::None
+        };
+        front.end(told, told, self.then(request, keep, None));
+        let body = if request.method == Method::Head || !has_body {
+            &[]
+        } else {
+            body
+        };
+        self.facts.progress.down = body.len() as u64;
+        let timeout = super::group::nanoseconds(self.listener.config.limits.body_timeout);
+        self.conn.timer.set(Worker::now().saturating_add(timeout));
+        match self.conn.timer.within(send(front, body)).await {
+            Ok(Ok(())) if keep => Next::KeepAlive,
+            _ => Next::Close,
+        }
+    }
+
+    /// What is said of the connection.
+    pub(super) fn then<'h>(
+        &self,
+        request: &Request,
+        keep: bool,
+        upgrade: Option<&'h [u8]>,
+    ) -> Then<'h> {
+        Then {
+            close: !keep && upgrade.is_none(),
+            keep_alive: keep && request.version == Version::Http10,
+            upgrade,
+        }
+    }
+
+    /// When the request's time is over.
+    pub(super) fn deadlines(&self, timeouts: Timeouts) -> Deadlines {
+        let deadlines = Deadlines::new(timeouts, self.facts.started);
+        arm(&self.conn.timer, &deadlines);
+        deadlines
+    }
+}
+
+async fn send<F: Front>(front: &mut F, mut body: &[u8]) -> io::Result<()> {
+    while !body.is_empty() {
+        let n = poll_fn(|cx| front.poll_send(cx, body)).await?;
+        body = body.get(n..).unwrap_or_default();
+    }
+    front.finish(&[], &[]);
+    poll_fn(|cx| front.poll_drain(cx)).await
+}
+
+/// Who the client is.
+fn client<F: Front>(conn: &Conn, listener: &Listener, front: &F, request: &Request) -> SocketAddr {
+    if listener.config.trusted_proxies.is_empty() {
+        return conn.peer;
+    }
+    let bytes = front.bytes();
+    let kind = if request.known(bytes, Known::XForwardedFor).next().is_some() {
+        (Believed::XForwardedFor, Known::XForwardedFor)
+    } else {
+        (Believed::Forwarded, Known::Forwarded)
+    };
+    let values = request.known(bytes, kind.1);
+    let address = forwarded::client(conn.peer.ip(), kind.0, values, |ip| listener.trusts(ip));
+    if address == conn.peer.ip().to_canonical() {
+        conn.peer
+    } else {
+        // Its port is nobody's knowledge.
+        SocketAddr::new(address, 0)
+    }
+}
+
+impl Ids {
+    /// New ones, or those of a proxy that is trusted; a trace is anybody's.
+    fn new<F: Front>(conn: &Conn, front: &F, request: &Request) -> Self {
+        let bytes = front.bytes();
+        let fresh = || {
+            let mut id = [0; 32];
+            let random = [conn.worker.random(), conn.worker.random()];
+            let nibbles = random
+                .iter()
+                .flat_map(|word| (0..16).map(move |i| (word >> (60 - 4 * i)) as usize & 15));
+            for (to, nibble) in id.iter_mut().zip(nibbles) {
+                *to = b"0123456789abcdef"[nibble];
+            }
+            id
+        };
+        let given = request.known(bytes, Known::XRequestId).next();
+        let given = given.filter(|_| conn.listener.trusts(conn.peer.ip()));
+        let request_id = given
+            .and_then(|id| <[u8; 32]>::try_from(id).ok())
+            .filter(|id| id.iter().all(u8::is_ascii_hexdigit));
+        let trace = request.known(bytes, Known::Traceparent).next();
+        Self {
+            request: request_id.unwrap_or_else(fresh),
+            trace: trace.and_then(trace_id).unwrap_or_else(fresh),
+        }
+    }
+}
+
+/// The trace of a `traceparent` (W3C Trace Context, 3.2.2).
+fn trace_id(value: &[u8]) -> Option<[u8; 32]> {
+    let (version, rest) = value.split_first_chunk::<3>()?;
+    let (trace, rest) = rest.split_first_chunk::<32>()?;
+    let is_hex = |text: &[u8]| text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let is_right = is_hex(&version[..2])
+        && &version[..2] != b"ff"
+        && version[2] == b'-'
+        && is_hex(trace)
+        && trace.iter().any(|b| *b != b'0')
+        && rest.first() == Some(&b'-');
+    is_right.then_some(*trace)
+}
+
+/// Counts a request that is over, and writes it down.
+fn settle<F: Front>(
+    conn: &Conn,
+    current: &Current,
+    listener: &Listener,
+    front: &F,
+    request: &Request,
+    facts: &Facts,
+) {
+    let worker = &conn.worker;
+    let us = |ns: u64| ns / 1000;
+    let duration = us(Worker::now().saturating_sub(facts.started));
+    let status = if facts.refusal == Some(Refusal::ClientGone) {
+        0
+    } else {
+        facts.status
+    };
+    let count = |requests: &Requests| {
+        requests.ended(status, duration);
+        requests.received.add(facts.progress.up);
+        requests.sent.add(facts.progress.down);
+    };
+    count(listener.requests.of(worker.index));
+    let snapshot = &current.snapshot;
+    let route = facts.route.and_then(|at| snapshot.routes.get(at));
+    if let Some(route) = route {
+        count(route.requests.of(worker.index));
+    }
+    let group = facts.upstream.and_then(|at| snapshot.groups.get(at));
+    if let Some(group) = group {
+        count(group.requests.of(worker.index));
+    }
+    let server = group
+        .zip(facts.server)
+        .and_then(|(g, at)| g.servers.get(at));
+    if let Some(server) = server {
+        count(server.requests.of(worker.index));
+    }
+    if snapshot.log.is_none() {
+        return;
+    }
+    let bytes = front.bytes();
+    let record = access_log::Record {
+        time_unix_ms: worker.unix_ms(facts.started),
+        request_id: &facts.ids.request,
+        trace_id: &facts.ids.trace,
+        client: facts.client.unwrap_or(conn.peer),
+        listener: &listener.config.name,
+        route: facts.route.map(|at| &*current.router.route(at).name),
+        upstream: group.map(|group| group.config.name.as_str()),
+        server: server.map(|server| &*server.name),
+        method: request.method_name.of(bytes),
+        host: request.host(bytes),
+        target: request.target.of(bytes),
+        version: match request.version {
+            Version::Http10 => "1.0",
+            Version::Http11 => "1.1",
+            Version::Http2 => "2",
+        },
+        status: facts.status,
+        received: facts.progress.up,
+        sent: facts.progress.down,
+        duration,
+        queued: us(facts.queued),
+        connect: us(facts.connect),
+        first_byte: us(facts.first_byte),
+        tries: facts.tries,
+        reason: facts.refusal.map(Refusal::name),
+        user_agent: request.known(bytes, Known::UserAgent).next(),
+    };
+    worker.log(snapshot, &record);
+}

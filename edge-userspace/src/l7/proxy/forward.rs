@@ -1,0 +1,848 @@
+//! A request that an upstream answers: its turn, a server, and another one if that fails.
+
+use std::{
+    future::{Future, poll_fn},
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use super::{
+    conn::{Conn, arm},
+    exchange::{Exchange, Next, Seen},
+    front::Front,
+    group::{Group, Places, Server, nanoseconds},
+    link::{BodyError, Link},
+    pool,
+    relay::{self, Side},
+    stream::Stream,
+    worker::{Scratch, Worker},
+};
+use crate::{
+    config::proxy::upstream::{self, HashKey, SendProxy},
+    l7::{
+        access_log,
+        balance::{self, Ask, address_key},
+        forwarded,
+        head::{Framing, Known, Limits, Request, Version},
+        http1::{Asked, Chunked, parse_response, write},
+        proxy_protocol::{self, Addresses},
+        refusal::Refusal,
+        resilience::{
+            Deadlines, Entry, Failure, Permit, Replay, RetryPolicy, Sample, Timeout, Timeouts,
+        },
+        route::{Route, Target},
+    },
+};
+
+/// What heads of answers may be: what servers send is less in doubt than what clients do.
+const ANSWERS: Limits = Limits {
+    head_bytes: 32 * 1024,
+    fields: 256,
+    uri_bytes: 0,
+    body_bytes: u64::MAX,
+};
+/// Tries of a request that are remembered, so as to go elsewhere.
+const TRIED: usize = 8;
+/// Slowest bodies are not looked at before so many nanoseconds.
+const RATE_GRACE: u64 = 5_000_000_000;
+
+/// Writes the head of a request as a server gets it.
+pub(super) fn write_head(
+    exchange: &Exchange<'_>,
+    seen: &Seen<'_>,
+    path: &[u8],
+    route: &Route,
+    out: &mut Vec<u8>,
+) {
+    let Seen { request, bytes, .. } = *seen;
+    let Exchange {
+        conn,
+        listener,
+        facts,
+        ..
+    } = exchange;
+    let rules = &route.request_headers;
+    write::request_line(
+        out,
+        request.method_name.of(bytes),
+        path,
+        request.query(bytes),
+    );
+    write::host(out, request.authority.whole.of(bytes));
+    write::fields(out, bytes, &request.fields, |field| {
+        !field.known.is_forwarding()
+            && !matches!(
+                field.known,
+                // Whoever waits for 100 gets it from here.
+                Known::Expect | Known::XRequestId | Known::Traceparent
+            )
+            && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
+    });
+    let peer = conn.peer.ip();
+    let is_trusted = listener.trusts(peer);
+    let chain = |known| {
+        let values = request.known(bytes, known);
+        values.filter(move |_| is_trusted)
+    };
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    for value in chain(Known::XForwardedFor).filter(|value| !value.is_empty()) {
+        out.extend_from_slice(value);
+        out.extend_from_slice(b", ");
+    }
+    forwarded::address(out, peer);
+    out.extend_from_slice(b"\r\n");
+    let scheme = if conn.is_secure { "https" } else { "http" };
+    let told = chain(Known::XForwardedProto).next();
+    write::field(out, b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
+    let told = chain(Known::XForwardedHost).next();
+    let host = told.unwrap_or(request.authority.whole.of(bytes));
+    write::field(out, b"X-Forwarded-Host", host);
+    // Only where somebody before speaks it.
+    if chain(Known::Forwarded).next().is_some() {
+        out.extend_from_slice(b"Forwarded: ");
+        for value in chain(Known::Forwarded) {
+            out.extend_from_slice(value);
+            out.extend_from_slice(b", ");
+        }
+        forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
+        out.extend_from_slice(b"\r\n");
+    }
+    write::field(out, b"X-Request-Id", &facts.ids.request);
+    traceparent(out, conn, &facts.ids.trace);
+    for (name, value) in rules.added() {
+        write::field(out, name, value);
+    }
+    write::framing(out, request.framing);
+    write::connection(
+        out,
+        write::Connection {
+            upgrade: request.upgrade.map(|span| span.of(bytes)),
+            te_trailers: request.te_trailers,
+            ..write::Connection::default()
+        },
+    );
+    write::end(out);
+}
+
+/// The trace goes on with a span of our own (W3C Trace Context, 3.2). Whether it is sampled is
+/// for those to say who record it.
+fn traceparent(out: &mut Vec<u8>, conn: &Conn, trace: &[u8; 32]) {
+    out.extend_from_slice(b"traceparent: 00-");
+    out.extend_from_slice(trace);
+    out.push(b'-');
+    let span = conn.worker.random() | 1;
+    for i in (0..16).rev() {
+        out.push(b"0123456789abcdef"[(span >> (4 * i)) as usize & 15]);
+    }
+    out.extend_from_slice(b"-01\r\n");
+}
+
+/// Waits for something, as long as the client is there and the request has time.
+async fn wait<F: Front, T>(
+    exchange: &Exchange<'_>,
+    front: &mut F,
+    until: u64,
+    work: impl Future<Output = T>,
+) -> Result<T, Side> {
+    exchange.conn.timer.set(until);
+    let mut work = pin!(work);
+    let both = poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        // One who has more to send is there, and its body waits.
+        if front.has_ended() && front.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(gone()));
+        }
+        Poll::Pending
+    });
+    exchange.conn.timer.within(both).await?
+}
+
+fn gone() -> Side {
+    Side::Client(BodyError::Io(std::io::ErrorKind::ConnectionAborted.into()))
+}
+
+/// A place among the requests under way.
+async fn place<'p, F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    places: Option<&'p Places>,
+    deadlines: &Deadlines,
+) -> Result<Option<Permit<'p>>, Refusal> {
+    let Some(places) = places else {
+        return Ok(None);
+    };
+    let mut ticket = match places.bulkhead.enter() {
+        Entry::Admitted(permit) => return Ok(Some(permit)),
+        Entry::Full => return Err(Refusal::Overloaded),
+        Entry::Queued(ticket) => ticket,
+    };
+    let began = Worker::now();
+    let patience = began.saturating_add(nanoseconds(places.patience));
+    let (end, _) = deadlines.next().unwrap_or((u64::MAX, Timeout::Request));
+    let waited = loop {
+        ticket = match ticket.admit() {
+            Ok(permit) => break Ok(Some(permit)),
+            Err(ticket) => ticket,
+        };
+        match wait(exchange, front, patience.min(end), places.free.notified()).await {
+            Ok(()) => {}
+            Err(Side::Expired) if end <= patience => break Err(Refusal::RequestTimeout),
+            Err(Side::Expired) => break Err(Refusal::QueueTimeout),
+            Err(_) => break Err(Refusal::ClientGone),
+        }
+    };
+    exchange.facts.queued += Worker::now().saturating_sub(began);
+    waited
+}
+
+/// Has the request answered by a server of an upstream. `head` is its head as the server gets it.
+pub(super) async fn run<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    scratch: &mut Scratch,
+    route: &Route,
+    target: &Target,
+    head: &[u8],
+) -> Result<Next, Refusal> {
+    let current = exchange.current;
+    let (Some(group), Some(of_route)) = (
+        current.snapshot.groups.get(target.upstream),
+        current.snapshot.routes.get(route.index),
+    ) else {
+        return Err(Refusal::Internal);
+    };
+    exchange.facts.upstream = Some(target.upstream);
+    let timeouts = timeouts(&target.timeouts);
+    let mut deadlines = exchange.deadlines(timeouts);
+    let stats = group.stats.of(exchange.conn.worker.index);
+    let queue = async {
+        let route = place(exchange, front, of_route.places.as_ref(), &deadlines).await?;
+        let group = place(exchange, front, group.places.as_ref(), &deadlines).await?;
+        Ok((route, group))
+    };
+    let places = queue.await;
+    if exchange.facts.queued > 0 {
+        stats.queued.add(1);
+    }
+    if matches!(places, Err(Refusal::Overloaded | Refusal::QueueTimeout)) {
+        stats.overflows.add(1);
+    }
+    let _places = places?;
+    let now = Worker::now();
+    let admission = match &group.breaker {
+        Some(breaker) => match breaker.admit(now) {
+            Ok(admission) => Some(admission),
+            Err(_) => {
+                stats.broken.add(1);
+                return Err(Refusal::BreakerOpen);
+            }
+        },
+        None => None,
+    };
+    group.budget.deposit(1, now);
+    let answered = tries(
+        exchange,
+        front,
+        scratch,
+        route,
+        target,
+        group,
+        head,
+        &mut deadlines,
+    )
+    .await;
+    if let Some(admission) = admission {
+        match &answered {
+            Err(Refusal::ClientGone | Refusal::BodyTimeout | Refusal::Malformed(_)) => {}
+            Ok(_) if exchange.facts.status < 500 => admission.succeeded(),
+            _ => admission.failed(Worker::now()),
+        }
+    }
+    answered
+}
+
+fn timeouts(of: &upstream::Timeouts) -> Timeouts {
+    Timeouts {
+        connect: nanoseconds(of.connect),
+        first_byte: nanoseconds(of.first_byte),
+        between_bytes: nanoseconds(of.between_bytes),
+        request: nanoseconds(of.request),
+    }
+}
+
+/// Tries servers until one answers, or none is left to be tried.
+#[expect(clippy::too_many_arguments, reason = "all of a request meets here")]
+async fn tries<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    scratch: &mut Scratch,
+    route: &Route,
+    target: &Target,
+    group: &Arc<Group>,
+    head: &[u8],
+    deadlines: &mut Deadlines,
+) -> Result<Next, Refusal> {
+    let worker = exchange.conn.worker.clone();
+    let request = &scratch.request;
+    let framing = request.framing;
+    let idempotent = request.method.is_idempotent();
+    let policy = RetryPolicy {
+        tries: target.retries.tries,
+        base: nanoseconds(target.retries.base),
+    };
+    let session = session(exchange, front, request, group);
+    let key = hash_key(exchange, front, request, group);
+    let mut tried = [0; TRIED];
+    let stats = group.stats.of(worker.index);
+    loop {
+        let already = (exchange.facts.tries as usize).min(TRIED);
+        let ask = Ask {
+            now: Worker::now(),
+            random: worker.random(),
+            key,
+            tried: &tried[..already],
+        };
+        let picked = exchange
+            .current
+            .pickers
+            .get(target.upstream)
+            .and_then(|picker| {
+                let mut picker = picker.borrow_mut();
+                session
+                    .and_then(|id| picker.resume(id, &ask))
+                    .or_else(|| picker.pick(&ask))
+            });
+        let Some((position, server)) = picked.and_then(|at| Some((at, group.servers.get(at)?)))
+        else {
+            return Err(Refusal::NoServer);
+        };
+        let Some(balanced) = group.pick.server(position) else {
+            return Err(Refusal::NoServer);
+        };
+        if let Some(slot) = tried.get_mut(already) {
+            *slot = position;
+        }
+        exchange.facts.tries += 1;
+        exchange.facts.server = Some(position);
+        let active = balanced.enter();
+        let began = Worker::now();
+        let asked = ask_server(exchange, front, scratch, group, server, head, deadlines).await;
+        // A failure of the client says nothing of the server.
+        let failure = match &asked {
+            Ok(answer) => Some(Failure::Status(answer.status)),
+            Err(failed) => failed.failure,
+        };
+        if let (Some(outliers), Some(failure)) = (&group.outliers, failure) {
+            let now = Worker::now();
+            let sample = Sample {
+                error: !matches!(failure, Failure::Status(status) if status < 500),
+                took: now.saturating_sub(began),
+            };
+            if let Some(until) = outliers.report(position, sample, now) {
+                group.pick.eject(position, until);
+            }
+        }
+        let again = match failure {
+            None => None,
+            Some(failure) => {
+                let replay = Replay {
+                    idempotent,
+                    body: front.is_whole(),
+                };
+                let now = Worker::now();
+                let left = deadlines.left(now);
+                let tries = exchange.facts.tries;
+                policy
+                    .next(
+                        replay,
+                        failure,
+                        tries,
+                        worker.random(),
+                        left,
+                        (&group.budget, now),
+                    )
+                    .inspect_err(|no| {
+                        if *no == crate::l7::resilience::NoRetry::Budget {
+                            stats.retries_denied.add(1);
+                        }
+                    })
+                    .ok()
+            }
+        };
+        if let Some(wait_ns) = again
+            && front.rewind(framing, exchange.listener.limits.body_bytes)
+        {
+            drop((active, asked));
+            stats.retries.add(1);
+            exchange.facts.progress = relay::Progress::default();
+            deadlines.begin(Timeout::Request, Worker::now());
+            if wait_ns > 0 {
+                let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
+                let pause = tokio::time::sleep(std::time::Duration::from_nanos(wait_ns));
+                match wait(exchange, front, until, pause).await {
+                    Ok(()) => {}
+                    Err(Side::Expired) => return Err(Refusal::RequestTimeout),
+                    Err(_) => return Err(Refusal::ClientGone),
+                }
+            }
+            continue;
+        }
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(failed) => return Err(failed.refusal),
+        };
+        let sticky = group
+            .sticky
+            .as_ref()
+            .filter(|_| session != Some(balanced.id()));
+        let cookie = sticky.map(|(name, signer)| {
+            let ttl = group.config.sticky.as_ref().map_or(0, |s| s.ttl.as_secs());
+            let ends = worker.unix_ms(Worker::now()) / 1000 + ttl;
+            let value = signer.mint(balanced.id(), ends);
+            let mut text = Vec::with_capacity(name.len() + value.len() + 64);
+            text.extend_from_slice(name);
+            text.push(b'=');
+            text.extend_from_slice(&value);
+            text.extend_from_slice(b"; Path=/; HttpOnly; SameSite=Lax; Max-Age=");
+            access_log::decimal(ttl, &mut text);
+            if exchange.conn.is_secure {
+                text.extend_from_slice(b"; Secure");
+            }
+            text
+        });
+        return deliver(
+            exchange,
+            front,
+            scratch,
+            route,
+            group,
+            server,
+            answer,
+            cookie.as_deref(),
+            deadlines,
+        )
+        .await;
+    }
+}
+
+/// An answer whose head has come.
+struct Answer {
+    status: u16,
+    /// Bytes of its head.
+    head: usize,
+    link: Link,
+}
+
+/// Why there is none.
+struct Failed {
+    /// What the server has to do with it, if anything.
+    failure: Option<Failure>,
+    refusal: Refusal,
+}
+
+impl Failed {
+    const fn of_server(failure: Failure, refusal: Refusal) -> Self {
+        Self {
+            failure: Some(failure),
+            refusal,
+        }
+    }
+
+    const fn of_client(refusal: Refusal) -> Self {
+        Self {
+            failure: None,
+            refusal,
+        }
+    }
+}
+
+/// Sends the request to a server, and waits for the head of its answer.
+async fn ask_server<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    scratch: &mut Scratch,
+    group: &Group,
+    server: &Server,
+    head: &[u8],
+    deadlines: &mut Deadlines,
+) -> Result<Answer, Failed> {
+    let worker = exchange.conn.worker.clone();
+    loop {
+        let pooled = (!group.is_per_client())
+            .then(|| worker.pools.take(server.number))
+            .flatten();
+        let is_reused = pooled.is_some();
+        let stream = match pooled {
+            Some(stream) => stream,
+            None => connect(exchange, front, group, server, deadlines).await?,
+        };
+        let mut out = worker.out();
+        out.extend_from_slice(head);
+        let mut link = Link::new(stream, worker.server_buffers.take(), out);
+        link.send_body(scratch.request.framing);
+        match converse(exchange, front, scratch, &mut link, deadlines).await {
+            Ok(head) => {
+                return Ok(Answer {
+                    status: scratch.response.status,
+                    head,
+                    link,
+                });
+            }
+            Err(failed) => {
+                let said_nothing = link.bytes().is_empty();
+                let (_, out) = link.into_parts();
+                worker.give_out(out);
+                // The server hung up before the request came, which is nobody's fault.
+                let request = &scratch.request;
+                let is_stale = is_reused
+                    && said_nothing
+                    && failed.failure == Some(Failure::Broken)
+                    && request.method.is_idempotent();
+                if is_stale && front.rewind(request.framing, exchange.listener.limits.body_bytes) {
+                    exchange.facts.progress = relay::Progress::default();
+                    continue;
+                }
+                return Err(failed);
+            }
+        }
+    }
+}
+
+/// A new connection to a server.
+async fn connect<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    group: &Group,
+    server: &Server,
+    deadlines: &mut Deadlines,
+) -> Result<Stream, Failed> {
+    let mut preface = Vec::new();
+    let addresses = addresses(exchange);
+    match group.config.proxy_protocol {
+        SendProxy::Off => {}
+        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
+        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
+    }
+    let began = Worker::now();
+    deadlines.begin(Timeout::Connect, began);
+    let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
+    let stats = group.stats.of(exchange.conn.worker.index);
+    let work = pool::connect(server, server.tls.as_ref(), &preface);
+    let connected = wait(exchange, front, until, work).await;
+    exchange.facts.connect += Worker::now().saturating_sub(began);
+    match connected {
+        Ok(Ok(stream)) => {
+            stats.connects.add(1);
+            Ok(stream)
+        }
+        Ok(Err(_)) => {
+            stats.connect_failures.add(1);
+            Err(Failed::of_server(Failure::Connect, Refusal::ConnectFailed))
+        }
+        Err(Side::Expired) => {
+            stats.connect_failures.add(1);
+            Err(match deadlines.expired(Worker::now()) {
+                Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
+                _ => Failed::of_server(Failure::Connect, Refusal::ConnectTimeout),
+            })
+        }
+        Err(_) => Err(Failed::of_client(Refusal::ClientGone)),
+    }
+}
+
+/// The ends of the client's connection, as the PROXY protocol tells them.
+fn addresses(exchange: &Exchange<'_>) -> Option<Addresses> {
+    let source = exchange.facts.client?;
+    Some(Addresses {
+        source,
+        destination: exchange.conn.local,
+    })
+}
+
+/// Sends the request, and reads the head of the answer; how many bytes it has.
+async fn converse<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    scratch: &mut Scratch,
+    link: &mut Link,
+    deadlines: &mut Deadlines,
+) -> Result<usize, Failed> {
+    let Scratch {
+        request, response, ..
+    } = scratch;
+    response.reset();
+    let asked = Asked {
+        method: request.method,
+        upgrade: request.upgrade.is_some(),
+    };
+    let limits = &exchange.listener.config.limits;
+    let (patience, rate) = (nanoseconds(limits.body_timeout), limits.min_rate);
+    let (timer, facts) = (&exchange.conn.timer, &mut *exchange.facts);
+    if request.expect_continue && !front.has_ended() && front.data().is_empty() {
+        front.go_on();
+    }
+    let began = Worker::now();
+    deadlines.begin(Timeout::Request, began);
+    let end = deadlines.next().map_or(u64::MAX, |(at, _)| at);
+    // How long the client has for the next piece of its body.
+    let slowest = |up: u64, now: u64| {
+        let next = now.saturating_add(patience);
+        match rate {
+            0 => next,
+            rate => next.min(
+                began
+                    .saturating_add(RATE_GRACE)
+                    .saturating_add(up.saturating_mul(1_000_000_000) / rate),
+            ),
+        }
+    };
+    timer.set(end.min(slowest(0, began)));
+    let mut is_flushed = false;
+    let talking = poll_fn(|cx| {
+        if front.has_out()
+            && let Poll::Ready(Err(_)) = front.poll_drain(cx)
+        {
+            return Poll::Ready(Err(gone()));
+        }
+        if !facts.progress.sent {
+            let before = facts.progress.up;
+            match relay::poll_up(cx, front, link, &mut facts.progress.up) {
+                Poll::Ready(Ok(())) => facts.progress.sent = true,
+                // It may have said why before it hung up.
+                Poll::Ready(Err(Side::Server(_))) => facts.progress.sent = true,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending if facts.progress.up > before => {
+                    timer.set(end.min(slowest(facts.progress.up, Worker::now())));
+                }
+                Poll::Pending => {}
+            }
+        }
+        if facts.progress.sent && !is_flushed {
+            // Its failure shows when the answer is read.
+            is_flushed = link.poll_drain(cx).is_ready();
+            if is_flushed {
+                deadlines.begin(Timeout::FirstByte, Worker::now());
+                arm(timer, deadlines);
+            }
+        }
+        loop {
+            match link.poll_fill(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(Err(Refusal::ServerBroke))),
+                Poll::Pending => break,
+            }
+            loop {
+                match parse_response(link.bytes(), &ANSWERS, asked, response) {
+                    Ok(Some(head)) if response.is_interim() => {
+                        // The client has got its 100 already; of others it needs none.
+                        link.skip(head);
+                        response.reset();
+                        if link.bytes().is_empty() {
+                            break;
+                        }
+                    }
+                    Ok(Some(head)) => return Poll::Ready(Ok(Ok(head))),
+                    Ok(None) => break,
+                    Err(_) => return Poll::Ready(Ok(Err(Refusal::BadAnswer))),
+                }
+            }
+            if !link.has_room() {
+                return Poll::Ready(Ok(Err(Refusal::BadAnswer)));
+            }
+        }
+        if is_flushed && front.has_ended() && front.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(gone()));
+        }
+        Poll::Pending
+    });
+    let talked = timer.within(talking).await;
+    let now = Worker::now();
+    facts.first_byte = now.saturating_sub(began);
+    match talked {
+        Ok(Ok(Ok(head))) => {
+            let framing = response.framing;
+            link.begin(head, framing, Chunked::response());
+            link.let_go();
+            Ok(head)
+        }
+        Ok(Ok(Err(refusal))) => Err(Failed::of_server(Failure::Broken, refusal)),
+        Ok(Err(Side::Client(BodyError::Reject(reject)))) => {
+            Err(Failed::of_client(Refusal::Malformed(reject)))
+        }
+        Ok(Err(Side::Client(BodyError::Io(_)))) => Err(Failed::of_client(Refusal::ClientGone)),
+        Ok(Err(Side::Server(_))) => Err(Failed::of_server(Failure::Broken, Refusal::ServerBroke)),
+        Ok(Err(Side::Expired)) | Err(_) => Err(match deadlines.expired(now) {
+            Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
+            _ if !facts.progress.sent => Failed::of_client(Refusal::BodyTimeout),
+            _ => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
+        }),
+    }
+}
+
+/// Brings an answer to the client.
+#[expect(clippy::too_many_arguments, reason = "all of a request meets here")]
+async fn deliver<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    scratch: &Scratch,
+    route: &Route,
+    group: &Group,
+    server: &Server,
+    answer: Answer,
+    cookie: Option<&[u8]>,
+    deadlines: &mut Deadlines,
+) -> Result<Next, Refusal> {
+    let Scratch {
+        request, response, ..
+    } = scratch;
+    let Answer { head, mut link, .. } = answer;
+    let is_upgrade = response.status == 101;
+    let body = response.framing.towards(request.version);
+    let keep = request.keep_alive
+        && !exchange.is_last
+        && body != Framing::UntilClose
+        // What is left of its body would be taken for the next request.
+        && (front.has_ended() || !exchange.facts.progress.sent);
+    let bytes = link.bytes();
+    let bytes = bytes.get(..head).unwrap_or(bytes);
+    let rules = &route.response_headers;
+    exchange.facts.status = response.status;
+    let reason = match response.reason.of(bytes) {
+        b"" => write::reason(response.status).as_bytes(),
+        reason => reason,
+    };
+    front.begin(response.status, reason);
+    for field in &response.fields {
+        let name = field.name.of(bytes);
+        if field.kept && !field.known.is_framing() && (rules.is_empty() || !rules.drops(name)) {
+            front.field(name, field.value.of(bytes));
+        }
+    }
+    for (name, value) in rules.added() {
+        front.field(name, value);
+    }
+    if let Some(cookie) = cookie {
+        front.field(b"Set-Cookie", cookie);
+    }
+    let told = match (body, response.declared) {
+        (Framing::None, Some(length)) => Framing::Length(length),
+        (body, _) => body,
+    };
+    let upgrade = response.upgrade.filter(|_| is_upgrade);
+    let upgrade = upgrade.map(|span| span.of(bytes));
+    front.end(body, told, exchange.then(request, keep, upgrade));
+    let (timer, facts) = (&exchange.conn.timer, &mut *exchange.facts);
+    let ended = if is_upgrade {
+        let patience = deadlines_of_tunnel(exchange.listener, group);
+        relay::tunnel(timer, patience, front, &mut link, &mut facts.progress).await
+    } else {
+        relay::answer((timer, deadlines), front, &mut link, &mut facts.progress).await
+    };
+    let now = Worker::now();
+    let worker = &exchange.conn.worker;
+    let is_whole = ended.is_ok() && !is_upgrade;
+    let can_stay = is_whole
+        && response.keep_alive
+        && facts.progress.sent
+        && !link.has_out()
+        && !link.next_message()
+        && !group.is_per_client();
+    let (stream, out) = link.into_parts();
+    worker.give_out(out);
+    if can_stay {
+        let keep_alive = &group.config.keep_alive;
+        let until = now.saturating_add(nanoseconds(keep_alive.idle));
+        let most = keep_alive.connections as usize;
+        worker.pools.put(server.number, stream, most, until);
+    }
+    match ended {
+        Ok(()) if keep && is_whole && front.has_ended() => Ok(Next::KeepAlive),
+        Ok(()) => Ok(Next::Close),
+        Err(Side::Client(_)) => Err(Refusal::ClientGone),
+        Err(Side::Server(_)) => Err(Refusal::AnswerBroke),
+        Err(Side::Expired) if is_upgrade => Ok(Next::Close),
+        Err(Side::Expired) => Err(match deadlines.expired(now) {
+            Some(Timeout::Request) => Refusal::RequestTimeout,
+            _ if front.has_out() => Refusal::ClientGone,
+            _ => Refusal::AnswerTimeout,
+        }),
+    }
+}
+
+/// How long a tunnel may be silent, nanoseconds.
+fn deadlines_of_tunnel(listener: &super::snapshot::Listener, group: &Group) -> u64 {
+    let longest = listener.config.limits.idle_timeout;
+    nanoseconds(longest.max(group.config.timeouts.between_bytes))
+}
+
+/// The server to which a session of the client belongs.
+fn session<F: Front>(
+    exchange: &Exchange<'_>,
+    front: &F,
+    request: &Request,
+    group: &Group,
+) -> Option<u64> {
+    let (name, signer) = group.sticky.as_ref()?;
+    let value = cookie(request, front.bytes(), name)?;
+    let now = exchange.conn.worker.unix_ms(Worker::now()) / 1000;
+    signer.parse(value, now).ok()
+}
+
+/// What a request is hashed by.
+fn hash_key<F: Front>(
+    exchange: &Exchange<'_>,
+    front: &F,
+    request: &Request,
+    group: &Group,
+) -> Option<u64> {
+    let bytes = front.bytes();
+    let value = match &group.config.balance {
+        upstream::Balance::IpHash => {
+            let client: SocketAddr = exchange.facts.client.unwrap_or(exchange.conn.peer);
+            let client: IpAddr = client.ip();
+            return Some(address_key(&group.seed, client));
+        }
+        upstream::Balance::ConsistentHash(HashKey::Header(name)) => {
+            request.values(bytes, name.as_bytes()).next()?
+        }
+        upstream::Balance::ConsistentHash(HashKey::Cookie(name)) => {
+            cookie(request, bytes, name.as_bytes())?
+        }
+        upstream::Balance::ConsistentHash(HashKey::Query(name)) => {
+            let query = request.query(bytes)?;
+            query.split(|b| *b == b'&').find_map(|pair| {
+                let rest = pair.strip_prefix(name.as_bytes())?;
+                rest.strip_prefix(b"=")
+            })?
+        }
+        _ => return None,
+    };
+    Some(balance::key(&group.seed, value))
+}
+
+/// The value of a cookie (RFC 6265, section 5.4).
+fn cookie<'a>(request: &'a Request, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    request.known(bytes, Known::Cookie).find_map(|field| {
+        field.split(|b| *b == b';').find_map(|pair| {
+            let rest = pair.trim_ascii().strip_prefix(name)?;
+            rest.strip_prefix(b"=")
+        })
+    })
+}
+
+/// Whether an answer goes to a client of this version in chunks.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_without_a_length_goes_in_chunks_where_there_are_any() {
+        let until_close = Framing::UntilClose;
+        assert_eq!(until_close.towards(Version::Http11), Framing::Chunked);
+        assert_eq!(until_close.towards(Version::Http10), Framing::UntilClose);
+    }
+}

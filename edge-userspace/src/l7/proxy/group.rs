@@ -1,0 +1,285 @@
+//! Upstreams and their servers, as all workers see them.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use edge_common::hash::Seed;
+use tokio::sync::Notify;
+
+use super::pool::TlsTo;
+use crate::{
+    config::proxy::upstream::{self, Address, Balance, SendProxy},
+    l7::{
+        balance::{self, Algorithm, Settings, key, sticky::Signer},
+        resilience::{
+            BreakerSettings, Bulkhead, CircuitBreaker, OutlierSettings, Outliers, Record,
+            RetryBudget,
+        },
+        stats::{self, Requests, Shards},
+    },
+};
+
+/// A bulkhead, and where those wait who are in its queue.
+pub(super) struct Places {
+    pub(super) bulkhead: Bulkhead,
+    pub(super) free: Arc<Notify>,
+    pub(super) patience: Duration,
+}
+
+impl Places {
+    pub(super) fn new(concurrency: &upstream::Concurrency) -> Self {
+        let free = Arc::new(Notify::new());
+        let wake = free.clone();
+        Self {
+            bulkhead: Bulkhead::new(concurrency.requests, concurrency.queue, move || {
+                wake.notify_one();
+            }),
+            free,
+            patience: concurrency.queue_timeout,
+        }
+    }
+}
+
+/// A server of an upstream.
+pub(super) struct Server {
+    /// Which pool its connections are in: the same as long as they can be used for it.
+    pub(super) number: usize,
+    pub(super) address: Address,
+    /// As in the configuration.
+    pub(super) name: Box<str>,
+    pub(super) tls: Option<TlsTo>,
+    pub(super) requests: Arc<Shards<Requests>>,
+    resolved: Arc<RwLock<Arc<[SocketAddr]>>>,
+}
+
+impl Server {
+    /// The addresses that its name has now. Asked only for new connections.
+    pub(super) fn resolved(&self) -> Arc<[SocketAddr]> {
+        self.resolved
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Notes the addresses of its name.
+    pub(super) fn set_resolved(&self, addresses: &[SocketAddr]) {
+        *self
+            .resolved
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = addresses.into();
+    }
+}
+
+/// An upstream.
+pub(super) struct Group {
+    pub(super) config: upstream::Upstream,
+    /// Who of `servers` is asked; the same positions.
+    pub(super) pick: Arc<balance::Group>,
+    pub(super) servers: Box<[Server]>,
+    pub(super) places: Option<Places>,
+    pub(super) breaker: Option<CircuitBreaker>,
+    pub(super) budget: RetryBudget,
+    pub(super) outliers: Option<Outliers>,
+    pub(super) sticky: Option<(Box<[u8]>, Signer)>,
+    pub(super) requests: Arc<Shards<Requests>>,
+    pub(super) stats: Arc<Shards<stats::Upstream>>,
+    /// Of the hashes by which servers are chosen.
+    pub(super) seed: Seed,
+}
+
+impl Group {
+    /// Whether connections are of one client only, and cannot be used for others.
+    pub(super) const fn is_per_client(&self) -> bool {
+        !matches!(self.config.proxy_protocol, SendProxy::Off)
+    }
+}
+
+/// What is counted, by name.
+pub(super) struct Counted {
+    pub(super) upstreams: stats::Registry<Requests>,
+    pub(super) upstream_stats: stats::Registry<stats::Upstream>,
+    pub(super) servers: stats::Registry<Requests>,
+    pub(super) routes: stats::Registry<Requests>,
+    pub(super) listeners: stats::Registry<Requests>,
+    pub(super) connections: stats::Registry<stats::Connections>,
+    pub(super) refusals: stats::Registry<stats::Refusals>,
+}
+
+impl Counted {
+    /// Nothing yet, for so many workers.
+    pub(super) const fn new(workers: usize) -> Self {
+        Self {
+            upstreams: stats::Registry::new(workers),
+            upstream_stats: stats::Registry::new(workers),
+            servers: stats::Registry::new(workers),
+            routes: stats::Registry::new(workers),
+            listeners: stats::Registry::new(workers),
+            connections: stats::Registry::new(workers),
+            refusals: stats::Registry::new(workers),
+        }
+    }
+}
+
+/// What outlives configurations: what is known of servers, and the numbers of their pools.
+pub(super) struct Memory {
+    seed: Seed,
+    /// Signs session cookies.
+    secret: [u8; 32],
+    /// By upstream and address.
+    known: HashMap<(String, Address), Known>,
+    next_number: usize,
+}
+
+#[derive(Clone)]
+struct Known {
+    number: usize,
+    /// What connections to it are like.
+    transport: (Option<upstream::Tls>, upstream::Protocol, SendProxy),
+    balance: Arc<balance::Server>,
+    record: Arc<Record>,
+    resolved: Arc<RwLock<Arc<[SocketAddr]>>>,
+}
+
+impl Memory {
+    pub(super) fn new(seed: Seed, secret: [u8; 32]) -> Self {
+        Self {
+            seed,
+            secret,
+            known: HashMap::new(),
+            next_number: 0,
+        }
+    }
+
+    /// The upstream of a configuration. `tls` says how its servers are spoken to.
+    pub(super) fn group(
+        &mut self,
+        config: &upstream::Upstream,
+        counted: &Counted,
+        tls: impl Fn(&Address) -> Option<TlsTo>,
+    ) -> Group {
+        let transport = (config.tls.clone(), config.protocol, config.proxy_protocol);
+        let mut known = Vec::new();
+        for server in &config.servers {
+            let id = (config.name.clone(), server.address.clone());
+            let weight = u16::try_from(server.weight).unwrap_or(u16::MAX);
+            let next = self.next_number;
+            let seed = &self.seed;
+            let entry = self.known.entry(id).or_insert_with(|| Known {
+                number: next,
+                transport: transport.clone(),
+                balance: Arc::new(balance::Server::new(
+                    key(seed, server.address.to_string().as_bytes()),
+                    weight,
+                )),
+                record: Arc::default(),
+                resolved: Arc::new(RwLock::new(Arc::new([]))),
+            });
+            if entry.transport != transport {
+                // Connections of before are not like those from now on.
+                entry.transport = transport.clone();
+                entry.number = next;
+            }
+            if entry.number == next {
+                self.next_number += 1;
+            }
+            known.push((entry.clone(), weight));
+        }
+        let settings = Settings {
+            algorithm: match config.balance {
+                Balance::RoundRobin => Algorithm::RoundRobin,
+                Balance::WeightedRoundRobin => Algorithm::WeightedRoundRobin,
+                Balance::LeastConnections => Algorithm::LeastConnections,
+                Balance::IpHash | Balance::ConsistentHash(_) => Algorithm::Hash,
+                Balance::RandomOfTwo => Algorithm::RandomOfTwo,
+            },
+            panic_threshold: share(config.panic_permille),
+            slow_start: nanoseconds(config.slow_start),
+        };
+        let backups = config.servers.iter().map(|server| server.backup);
+        let members = known.iter().map(|(known, _)| known.balance.clone());
+        let pick = balance::Group::new(settings, self.seed, members.zip(backups).collect());
+        for (position, (_, weight)) in known.iter().enumerate() {
+            pick.set_weight(position, *weight);
+        }
+        let servers = config
+            .servers
+            .iter()
+            .zip(&known)
+            .map(|(server, (known, _))| {
+                let name = server.address.to_string();
+                Server {
+                    number: known.number,
+                    tls: tls(&server.address),
+                    requests: counted.servers.get(&server_key(&config.name, &name)),
+                    name: name.into(),
+                    address: server.address.clone(),
+                    resolved: known.resolved.clone(),
+                }
+            });
+        let records = known.iter().map(|(known, _)| known.record.clone());
+        Group {
+            pick: Arc::new(pick),
+            servers: servers.collect(),
+            places: config.concurrency.as_ref().map(Places::new),
+            breaker: config.breaker.map(|breaker| {
+                CircuitBreaker::new(&BreakerSettings {
+                    failure_rate: share(breaker.failure_permille),
+                    window: breaker.window,
+                    open: nanoseconds(breaker.open),
+                    probes: breaker.probes,
+                })
+            }),
+            budget: RetryBudget::new(share(config.retries.budget_permille)),
+            outliers: config.passive.map(|passive| {
+                let settings = OutlierSettings {
+                    consecutive_errors: passive.consecutive_errors,
+                    error_rate: 0.0,
+                    window: 1,
+                    latency: 0,
+                    eject: nanoseconds(passive.eject),
+                    max_ejected: share(passive.max_ejected_permille),
+                };
+                Outliers::new(settings, records.collect())
+            }),
+            sticky: config.sticky.as_ref().map(|sticky| {
+                let signer = Signer::new(&self.secret, &config.name);
+                (sticky.cookie.as_bytes().into(), signer)
+            }),
+            requests: counted.upstreams.get(&config.name),
+            stats: counted.upstream_stats.get(&config.name),
+            config: config.clone(),
+            seed: self.seed,
+        }
+    }
+
+    /// Forgets the servers that a configuration no longer has.
+    pub(super) fn retain(&mut self, groups: &[Arc<Group>]) {
+        self.known.retain(|(upstream, address), _| {
+            groups.iter().any(|group| {
+                group.config.name == *upstream
+                    && group
+                        .servers
+                        .iter()
+                        .any(|server| server.address == *address)
+            })
+        });
+    }
+}
+
+/// The name under which a server's counters are kept.
+pub(super) fn server_key(upstream: &str, server: &str) -> String {
+    format!("{upstream} {server}")
+}
+
+fn share(permille: u32) -> f64 {
+    f64::from(permille) / 1000.0
+}
+
+/// A time as the pure parts have it.
+pub(super) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,27 @@
+//! The proxy at work: workers, connections, requests.
+//!
+//! Each worker is a thread with a runtime, sockets (`SO_REUSEPORT`), buffers, and connections to
+//! servers of its own; workers share counters and what is known of servers, all plain atomics.
+//! Where the stages compose is [`exchange`]: there a request finds its route and every failure
+//! becomes an answer.
+
+mod buffers;
+mod conn;
+mod exchange;
+mod forward;
+mod front;
+mod group;
+mod link;
+mod listen;
+mod log_writer;
+mod pool;
+mod relay;
+mod snapshot;
+mod stream;
+mod tier;
+mod timers;
+mod tls;
+mod worker;
+
+pub use tier::{Prepared, Tier, TierError};
+pub use tls::TlsError;

@@ -1,0 +1,149 @@
+//! Connections to servers: those of a worker that wait for their next request, and new ones.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    task::{Context, Waker},
+};
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{TlsConnector, TlsStream, rustls::pki_types::ServerName};
+
+use super::{group::Server, stream::Stream};
+use crate::config::proxy::upstream::Address;
+
+/// Addresses of a name that are tried, at the most.
+const ADDRESSES: usize = 4;
+
+/// The idle connections of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Pools {
+    /// By the number of the server; the one that came last is at the end.
+    idle: RefCell<Vec<Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    stream: Stream,
+    /// When it is closed, nanoseconds of the worker's clock.
+    until: u64,
+}
+
+impl Pools {
+    /// A connection to a server that was used before and is open still, for all that is known.
+    pub(super) fn take(&self, server: usize) -> Option<Stream> {
+        let mut idle = self.idle.borrow_mut();
+        let idle = idle.get_mut(server)?;
+        while let Some(Idle { mut stream, .. }) = idle.pop() {
+            if is_quiet(&mut stream) {
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request, unless `most` are kept already.
+    pub(super) fn put(&self, server: usize, stream: Stream, most: usize, until: u64) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() <= server {
+            idle.resize_with(server + 1, Vec::new);
+        }
+        if let Some(idle) = idle.get_mut(server)
+            && idle.len() < most
+        {
+            idle.push(Idle { stream, until });
+        }
+    }
+
+    /// Closes those whose time is over.
+    pub(super) fn sweep(&self, now: u64) {
+        for idle in self.idle.borrow_mut().iter_mut() {
+            // The oldest come first.
+            let over = idle.partition_point(|idle| idle.until <= now);
+            idle.drain(..over);
+        }
+    }
+
+    /// Closes all connections to a server.
+    pub(super) fn forget(&self, server: usize) {
+        if let Some(idle) = self.idle.borrow_mut().get_mut(server) {
+            *idle = Vec::new();
+        }
+    }
+}
+
+/// Whether the server has neither said anything nor hung up. No system call unless the kernel
+/// has told that there is something.
+fn is_quiet(stream: &mut Stream) -> bool {
+    let mut byte = [0];
+    let mut cx = Context::from_waker(Waker::noop());
+    stream.poll_read(&mut cx, &mut byte).is_pending()
+}
+
+/// TLS towards a server.
+#[derive(Clone)]
+pub(super) struct TlsTo {
+    pub(super) connector: TlsConnector,
+    pub(super) name: ServerName<'static>,
+}
+
+/// A new connection to a server, which begins with `preface`.
+///
+/// # Errors
+/// When there is none to be had; the caller bounds the time.
+pub(super) async fn connect(
+    server: &Server,
+    tls: Option<&TlsTo>,
+    preface: &[u8],
+) -> io::Result<Stream> {
+    let tcp = match &server.address {
+        Address::Ip(address) => tcp(*address).await?,
+        Address::Name(..) => any(&server.resolved()).await?,
+        Address::Unix(path) => {
+            let mut stream = Stream::Unix(UnixStream::connect(path).await?);
+            write_all(&mut stream, preface).await?;
+            return Ok(stream);
+        }
+    };
+    let Some(tls) = tls else {
+        let mut stream = Stream::Tcp(tcp);
+        write_all(&mut stream, preface).await?;
+        return Ok(stream);
+    };
+    let mut plain = Stream::Tcp(tcp);
+    write_all(&mut plain, preface).await?;
+    let Stream::Tcp(tcp) = plain else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let session = tls.connector.connect(tls.name.clone(), tcp).await?;
+    Ok(Stream::Tls(Box::new(TlsStream::Client(session))))
+}
+
+async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    // A request is written in one go, and nothing is gained by waiting for more.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A connection to the first of some addresses that takes one.
+async fn any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses.iter().take(ADDRESSES) {
+        match tcp(*address).await {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+async fn write_all(stream: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let n = poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(bytes)])).await?;
+        bytes = bytes.get(n..).unwrap_or_default();
+    }
+    Ok(())
+}

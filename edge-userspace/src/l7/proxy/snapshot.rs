@@ -1,0 +1,192 @@
+//! What holds for requests: made whole from a configuration, and exchanged as a whole.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use edge_common::addr::Prefix;
+use tokio_rustls::rustls::ServerConfig;
+
+use super::{
+    group::{Group, Places},
+    log_writer::LogWriter,
+};
+use crate::{
+    config::proxy::listener,
+    l7::{
+        access_log, head,
+        stats::{Connections, Refusals, Requests, Shards},
+    },
+};
+
+/// What holds for requests.
+pub(super) struct Snapshot {
+    /// As in the configuration.
+    pub(super) listeners: Box<[Arc<Listener>]>,
+    /// Likewise.
+    pub(super) groups: Box<[Arc<Group>]>,
+    /// Likewise.
+    pub(super) routes: Box<[Route]>,
+    pub(super) log: Option<(LogWriter, access_log::Format)>,
+    /// Whose listener an address is.
+    pub(super) addresses: HashMap<SocketAddr, usize>,
+}
+
+impl Snapshot {
+    /// The listener of an address.
+    pub(super) fn listener_at(&self, address: SocketAddr) -> Option<&Arc<Listener>> {
+        self.listeners.get(*self.addresses.get(&address)?)
+    }
+
+    /// The listener with a name, and its position.
+    pub(super) fn listener_named(&self, name: &str) -> Option<(usize, &Arc<Listener>)> {
+        let mut all = self.listeners.iter().enumerate();
+        all.find(|(_, listener)| listener.config.name == name)
+    }
+}
+
+/// What is kept of a route besides what the router knows.
+pub(super) struct Route {
+    pub(super) requests: Arc<Shards<Requests>>,
+    pub(super) places: Option<Places>,
+}
+
+/// Where clients connect.
+pub(super) struct Listener {
+    pub(super) config: listener::Listener,
+    /// The part of its limits that heads are read with.
+    pub(super) limits: head::Limits,
+    /// Changed when the files of certificates do.
+    pub(super) tls: Option<RwLock<Arc<ServerConfig>>>,
+    pub(super) requests: Arc<Shards<Requests>>,
+    pub(super) connections: Arc<Shards<Connections>>,
+    pub(super) refusals: Arc<Shards<Refusals>>,
+    open: Arc<Open>,
+}
+
+/// The connections of a listener, which live on through changes of its configuration.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    all: AtomicU32,
+    /// By source, where those are limited.
+    sources: Mutex<HashMap<IpAddr, u32>>,
+}
+
+impl Listener {
+    pub(super) fn new(
+        config: listener::Listener,
+        tls: Option<Arc<ServerConfig>>,
+        requests: Arc<Shards<Requests>>,
+        connections: Arc<Shards<Connections>>,
+        refusals: Arc<Shards<Refusals>>,
+        open: Arc<Open>,
+    ) -> Self {
+        let limits = &config.limits;
+        Self {
+            limits: head::Limits {
+                head_bytes: limits.header_bytes as usize,
+                fields: limits.headers as usize,
+                uri_bytes: limits.uri_bytes as usize,
+                body_bytes: match limits.body_bytes {
+                    0 => u64::MAX,
+                    most => most,
+                },
+            },
+            tls: tls.map(RwLock::new),
+            config,
+            requests,
+            connections,
+            refusals,
+            open,
+        }
+    }
+
+    /// What is known of its connections.
+    pub(super) const fn open(&self) -> &Arc<Open> {
+        &self.open
+    }
+
+    /// Connections that are open.
+    pub(super) fn count(&self) -> u32 {
+        self.open.all.load(Relaxed)
+    }
+
+    /// The TLS of connections that begin now.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let tls = self.tls.as_ref()?;
+        Some(tls.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Whether an address is a trusted proxy's.
+    pub(super) fn trusts(&self, address: IpAddr) -> bool {
+        let address = Prefix::host(address.to_canonical());
+        let all = self.config.trusted_proxies.iter();
+        all.copied().any(|prefix| prefix.contains(address))
+    }
+
+    /// A place for one more connection from a source, if there is one.
+    pub(super) fn admit(listener: &Arc<Self>, source: IpAddr) -> Option<Place> {
+        let limits = &listener.config.limits;
+        let open = &listener.open;
+        let (before, most) = (open.all.fetch_add(1, Relaxed), limits.connections);
+        let mut place = Place {
+            open: open.clone(),
+            source: None,
+        };
+        if before >= most {
+            return None;
+        }
+        if limits.connections_per_source > 0 && !listener.trusts(source) {
+            let key = source_key(source);
+            let mut sources = open.sources.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = sources.entry(key).or_default();
+            if *count >= limits.connections_per_source {
+                return None;
+            }
+            *count += 1;
+            place.source = Some(key);
+        }
+        Some(place)
+    }
+}
+
+/// The source that connections are counted by: an IPv4 address, an IPv6 /64.
+fn source_key(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+    }
+}
+
+/// The place of a connection among those of its listener, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    open: Arc<Open>,
+    source: Option<IpAddr>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.all.fetch_sub(1, Relaxed);
+        let Some(key) = self.source else {
+            return;
+        };
+        let mut sources = self.open.sources.lock();
+        if let Ok(sources) = &mut sources
+            && let Some(count) = sources.get_mut(&key)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                sources.remove(&key);
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! The tier as the daemon sees it: workers, and what they are to do.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use edge_common::hash::Seed;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tracing::{error, info};
+
+use super::{
+    group::{Counted, Group, Memory, Places},
+    listen,
+    log_writer::LogWriter,
+    snapshot::{Listener, Route, Snapshot},
+    tls::{self, TlsError, Towards},
+    worker::{self, Ended, Order},
+};
+use crate::{
+    config::proxy::{AccessLog, LogFormat, Proxy},
+    l7::{
+        access_log::Format,
+        route::{CompileError, Router},
+    },
+};
+
+/// Why a configuration cannot be put into force.
+#[derive(Debug, thiserror::Error)]
+pub enum TierError {
+    /// The system does not give an address.
+    #[error("[[listener]] {listener:?}: cannot listen on {address}: {source}{}", remedy(.source))]
+    Bind {
+        /// The listener.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// TLS of a listener or an upstream.
+    #[error("{whose}: {source}")]
+    Tls {
+        /// Whose it is, as in the file.
+        whose: String,
+        /// What is wrong.
+        source: TlsError,
+    },
+    /// The file of the access log cannot be opened.
+    #[error("proxy.access_log.path = {path:?}: {source}")]
+    Log {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Routes cannot be compiled.
+    #[error(transparent)]
+    Routes(#[from] CompileError),
+    /// The number of workers has changed.
+    #[error(
+        "proxy.workers: {now} run, and the file wants {wanted}; their number changes only with a \
+         restart: restart edge, or put the number back"
+    )]
+    Workers {
+        /// How many run.
+        now: usize,
+        /// How many the file wants.
+        wanted: usize,
+    },
+    /// There is no thread to be had.
+    #[error("cannot start a worker of the proxy: {0}")]
+    Thread(io::Error),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; see who has it with `ss -ltnp`",
+        io::ErrorKind::AddrNotAvailable => {
+            "; no interface has this address: give it to one, or listen on 0.0.0.0 or [::]"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE, see config/edge.service"
+        }
+        _ => "",
+    }
+}
+
+/// What workers and those who tell them have in common.
+struct Shared {
+    /// What holds, once there is anything.
+    current: Mutex<Option<(Arc<Snapshot>, Router)>>,
+    /// Of each address, the socket of each worker. They stay open here, so that a worker that
+    /// starts anew finds the connections that came meanwhile.
+    sockets: Mutex<HashMap<SocketAddr, Vec<TcpListener>>>,
+}
+
+/// The proxy.
+pub struct Tier {
+    memory: Memory,
+    counted: Counted,
+    workers: usize,
+    shared: Arc<Shared>,
+    seats: Vec<Seat>,
+    log: Option<(AccessLog, LogWriter)>,
+    proxy: Proxy,
+}
+
+struct Seat {
+    orders: UnboundedSender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What is ready to be put into force.
+pub struct Prepared {
+    snapshot: Arc<Snapshot>,
+    router: Router,
+    sockets: Vec<(SocketAddr, Vec<TcpListener>)>,
+    log: Option<(AccessLog, LogWriter)>,
+    proxy: Proxy,
+}
+
+impl Tier {
+    /// Without workers, until a configuration with listeners is put into force. `secret` signs
+    /// session cookies.
+    pub fn new(proxy: &Proxy, seed: Seed, secret: [u8; 32]) -> Self {
+        let workers = worker_count(proxy);
+        Self {
+            memory: Memory::new(seed, secret),
+            counted: Counted::new(workers),
+            workers,
+            shared: Arc::new(Shared {
+                current: Mutex::new(None),
+                sockets: Mutex::new(HashMap::new()),
+            }),
+            seats: Vec::new(),
+            log: None,
+            proxy: Proxy::default(),
+        }
+    }
+
+    /// Does all that can fail to put a configuration into force: binds, reads, compiles. What is
+    /// in force stays as it is.
+    ///
+    /// # Errors
+    /// [`TierError`].
+    pub fn prepare(&mut self, proxy: &Proxy) -> Result<Prepared, TierError> {
+        let wanted = worker_count(proxy);
+        if !self.seats.is_empty() && wanted != self.workers {
+            return Err(TierError::Workers {
+                now: self.workers,
+                wanted,
+            });
+        }
+        let router = Router::new(proxy)?;
+        let before = self.snapshot();
+        let groups = self.groups(proxy, before.as_deref())?;
+        let listeners = self.listeners(proxy, before.as_deref())?;
+        let log = match &proxy.access_log {
+            None => None,
+            Some(wanted) => match &self.log {
+                Some((had, writer)) if had == wanted => Some((had.clone(), writer.clone())),
+                _ => {
+                    let writer =
+                        LogWriter::start(&wanted.path).map_err(|source| TierError::Log {
+                            path: wanted.path.clone(),
+                            source,
+                        })?;
+                    Some((wanted.clone(), writer))
+                }
+            },
+        };
+        let routes = proxy.routes.iter().map(|route| Route {
+            requests: self.counted.routes.get(&route.name),
+            places: route.concurrency.as_ref().map(Places::new),
+        });
+        let mut addresses = HashMap::new();
+        for (at, listener) in proxy.listeners.iter().enumerate() {
+            addresses.extend(listener.addresses.iter().map(|address| (*address, at)));
+        }
+        let snapshot = Snapshot {
+            routes: routes.collect(),
+            listeners: listeners.into(),
+            groups: groups.into(),
+            log: log.as_ref().map(|(log, writer)| {
+                let format = match log.format {
+                    LogFormat::Json => Format::Json,
+                    LogFormat::Logfmt => Format::Logfmt,
+                };
+                (writer.clone(), format)
+            }),
+            addresses,
+        };
+        let sockets = self.bind(proxy)?;
+        Ok(Prepared {
+            snapshot: Arc::new(snapshot),
+            router,
+            sockets,
+            log,
+            proxy: proxy.clone(),
+        })
+    }
+
+    fn groups(
+        &mut self,
+        proxy: &Proxy,
+        before: Option<&Snapshot>,
+    ) -> Result<Vec<Arc<Group>>, TierError> {
+        let mut groups = Vec::new();
+        for upstream in &proxy.upstreams {
+            let same = before.and_then(|before| {
+                let mut all = before.groups.iter();
+                // Files may have changed where their names have not.
+                all.find(|group| group.config == *upstream && upstream.tls.is_none())
+            });
+            if let Some(same) = same {
+                groups.push(same.clone());
+                continue;
+            }
+            let of = |source| TierError::Tls {
+                whose: format!("[[upstream]] {:?}, tls", upstream.name),
+                source,
+            };
+            let towards = upstream.tls.as_ref().map(Towards::load);
+            let towards = towards.transpose().map_err(of)?;
+            let mut tls = HashMap::new();
+            if let Some(towards) = &towards {
+                for server in &upstream.servers {
+                    let to = towards.to(&server.address).map_err(of)?;
+                    tls.insert(server.address.clone(), to);
+                }
+            }
+            let group = self
+                .memory
+                .group(upstream, &self.counted, |address| tls.get(address).cloned());
+            groups.push(Arc::new(group));
+        }
+        Ok(groups)
+    }
+
+    fn listeners(
+        &self,
+        proxy: &Proxy,
+        before: Option<&Snapshot>,
+    ) -> Result<Vec<Arc<Listener>>, TierError> {
+        let mut listeners = Vec::new();
+        for listener in &proxy.listeners {
+            let had = before.and_then(|before| before.listener_named(&listener.name));
+            let tls = match &listener.tls {
+                None => None,
+                Some(tls) => {
+                    let loaded = tls::server(tls, listener.http2);
+                    Some(Arc::new(loaded.map_err(|source| TierError::Tls {
+                        whose: format!("[[listener]] {:?}, tls", listener.name),
+                        source,
+                    })?))
+                }
+            };
+            let open = had.map(|(_, had)| had.open().clone());
+            listeners.push(Arc::new(Listener::new(
+                listener.clone(),
+                tls,
+                self.counted.listeners.get(&listener.name),
+                self.counted.connections.get(&listener.name),
+                self.counted.refusals.get(&listener.name),
+                open.unwrap_or_default(),
+            )));
+        }
+        Ok(listeners)
+    }
+
+    /// Sockets for the addresses that have none.
+    fn bind(&self, proxy: &Proxy) -> Result<Vec<(SocketAddr, Vec<TcpListener>)>, TierError> {
+        let have = lock(&self.shared.sockets);
+        let mut sockets = Vec::new();
+        for listener in &proxy.listeners {
+            for address in &listener.addresses {
+                if have.contains_key(address) {
+                    continue;
+                }
+                let bound =
+                    listen::bind(*address, self.workers).map_err(|source| TierError::Bind {
+                        listener: listener.name.clone(),
+                        address: *address,
+                        source,
+                    })?;
+                sockets.push((*address, bound));
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Puts it into force.
+    ///
+    /// # Errors
+    /// When there is no thread for a worker: nothing has changed then.
+    pub fn commit(&mut self, prepared: Prepared) -> Result<(), TierError> {
+        let Prepared {
+            snapshot,
+            router,
+            sockets,
+            log,
+            proxy,
+        } = prepared;
+        if self.seats.is_empty() && !proxy.listeners.is_empty() {
+            self.seats = self.start()?;
+        }
+        {
+            let mut have = lock(&self.shared.sockets);
+            have.retain(|address, _| snapshot.addresses.contains_key(address));
+            have.extend(sockets);
+        }
+        self.memory.retain(&snapshot.groups);
+        let c = &self.counted;
+        let named = |name: &str| proxy.listeners.iter().any(|l| l.name == name);
+        c.listeners.retain(named);
+        c.connections.retain(named);
+        c.refusals.retain(named);
+        c.routes
+            .retain(|name| proxy.routes.iter().any(|r| r.name == name));
+        let named = |name: &str| proxy.upstreams.iter().any(|u| u.name == name);
+        c.upstreams.retain(named);
+        c.upstream_stats.retain(named);
+        c.servers.retain(|key| {
+            let mut all = proxy.upstreams.iter();
+            all.any(|u| {
+                key.strip_prefix(u.name.as_str())
+                    .and_then(|rest| rest.strip_prefix(' '))
+                    .is_some_and(|name| u.servers.iter().any(|s| s.address.to_string() == name))
+            })
+        });
+        *lock(&self.shared.current) = Some((snapshot, router));
+        self.log = log;
+        self.proxy = proxy;
+        for seat in &self.seats {
+            // A worker that is gone is about to start anew, and looks by itself.
+            let _ = seat.orders.send(Order::Look);
+        }
+        Ok(())
+    }
+
+    fn start(&self) -> Result<Vec<Seat>, TierError> {
+        let mut seats = Vec::new();
+        for index in 0..self.workers {
+            let (orders, inbox) = unbounded_channel();
+            let shared = self.shared.clone();
+            let random = random();
+            let thread = thread::Builder::new()
+                .name(format!("proxy-{index}"))
+                .spawn(move || sit(index, random, &shared, inbox))
+                .map_err(TierError::Thread)?;
+            seats.push(Seat {
+                orders,
+                thread: Some(thread),
+            });
+        }
+        info!(workers = self.workers, "the proxy has started");
+        Ok(seats)
+    }
+
+    /// What holds now.
+    fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        let current = lock(&self.shared.current);
+        current.as_ref().map(|(snapshot, _)| snapshot.clone())
+    }
+
+    /// What is in force.
+    pub const fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// Takes no more connections, and lets those that there are end their requests.
+    pub fn stop(&mut self) {
+        for seat in &self.seats {
+            let _ = seat.orders.send(Order::Stop);
+        }
+        lock(&self.shared.sockets).clear();
+        for seat in &mut self.seats {
+            if let Some(thread) = seat.thread.take()
+                && thread.join().is_err()
+            {
+                error!("a worker of the proxy panicked at its end");
+            }
+        }
+        self.seats.clear();
+    }
+}
+
+impl Drop for Tier {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A worker's thread: a worker that panics is followed by another one.
+fn sit(index: usize, random: u64, shared: &Shared, mut orders: UnboundedReceiver<Order>) {
+    let take = |held: &mut dyn FnMut(SocketAddr) -> bool| {
+        let (snapshot, router) = lock(&shared.current).clone()?;
+        let mut sockets = Vec::new();
+        for (address, all) in lock(&shared.sockets).iter() {
+            if held(*address) {
+                continue;
+            }
+            match all.get(index).map(TcpListener::try_clone) {
+                Some(Ok(socket)) => sockets.push((*address, socket)),
+                Some(Err(e)) => error!("{address}: {e}; worker {index} accepts none there"),
+                None => {}
+            }
+        }
+        Some(worker::Take {
+            snapshot,
+            router,
+            sockets,
+        })
+    };
+    loop {
+        match worker::run(index, random, &take, &mut orders, PATIENCE) {
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::Panicked) => {}
+            Err(e) => {
+                error!("worker {index} of the proxy cannot start: {e}; it is tried again");
+                thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+/// How long requests may take to end when the proxy does.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn worker_count(proxy: &Proxy) -> usize {
+    let cpus = || thread::available_parallelism().map_or(1, usize::from);
+    proxy.workers.map_or_else(cpus, |n| n as usize)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Random bits for what is no secret.
+fn random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(0)
+}

@@ -1,0 +1,378 @@
+//! A worker: a thread with a runtime of its own, and what all its connections share.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc::UnboundedReceiver,
+    task::{AbortHandle, LocalSet, spawn_local},
+};
+use tracing::{error, warn};
+
+use super::{
+    buffers::Buffers,
+    conn,
+    pool::Pools,
+    snapshot::{Listener, Snapshot},
+    timers::Timers,
+};
+use crate::{
+    clock,
+    l7::{access_log, balance::Picker, head, route::Router},
+};
+
+/// Bytes of the buffer of a client's connection: a head, and the window for its body.
+const CLIENT_BUFFER: usize = 48 * 1024;
+/// Bytes of the buffer of a server's connection.
+const SERVER_BUFFER: usize = 64 * 1024;
+/// How often lines of the log are handed over and connections that are idle are closed.
+const TICK: Duration = Duration::from_millis(200);
+/// Bytes of lines that are handed over at once.
+const LOG_BATCH: usize = 32 * 1024;
+/// How long nobody is accepted when there are no descriptors left.
+const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
+/// Memory for requests that is kept for later, at the most.
+const KEPT: usize = 256;
+
+/// What a worker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// That something else holds from now on.
+    Look,
+    /// To end: no more connections, and those that are there after their request.
+    Stop,
+}
+
+/// Gives what holds, with sockets for addresses of which the worker says that it has none;
+/// `None` as long as nothing does.
+pub(super) type Give<'a> = &'a dyn Fn(&mut dyn FnMut(SocketAddr) -> bool) -> Option<Take>;
+
+/// What holds.
+pub(super) struct Take {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) router: Router,
+    pub(super) sockets: Vec<(SocketAddr, StdListener)>,
+}
+
+/// What holds for requests that begin now.
+pub(super) struct Current {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) router: Router,
+    /// One for each upstream.
+    pub(super) pickers: Box<[RefCell<Picker>]>,
+}
+
+/// Memory that a request needs, whose content means nothing before and after it.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) request: head::Request,
+    pub(super) response: head::Response,
+    pub(super) host: Vec<u8>,
+    pub(super) path: Vec<u8>,
+    pub(super) rewritten: Vec<u8>,
+}
+
+/// What the connections of a worker share.
+pub(super) struct Worker {
+    /// Counted from 0.
+    pub(super) index: usize,
+    pub(super) timers: Rc<Timers>,
+    pub(super) client_buffers: Rc<Buffers>,
+    pub(super) server_buffers: Rc<Buffers>,
+    pub(super) pools: Pools,
+    current: RefCell<Option<Rc<Current>>>,
+    is_stopping: Cell<bool>,
+    random: Cell<u64>,
+    /// Unix time less monotonic time, milliseconds, as of the last tick.
+    wall: Cell<u64>,
+    scratch: RefCell<Vec<Box<Scratch>>>,
+    outs: RefCell<Vec<Vec<u8>>>,
+    /// Lines of the log that were not handed over, and how many.
+    log: RefCell<(Vec<u8>, u64)>,
+}
+
+impl Worker {
+    fn new(index: usize, random: u64) -> Self {
+        Self {
+            index,
+            timers: Rc::default(),
+            client_buffers: Rc::new(Buffers::new(CLIENT_BUFFER)),
+            server_buffers: Rc::new(Buffers::new(SERVER_BUFFER)),
+            pools: Pools::default(),
+            current: RefCell::default(),
+            is_stopping: Cell::new(false),
+            // All zeros is the one state from which there is no way out.
+            random: Cell::new(random | 1),
+            wall: Cell::new(wall()),
+            scratch: RefCell::default(),
+            outs: RefCell::default(),
+            log: RefCell::default(),
+        }
+    }
+
+    /// What holds now.
+    pub(super) fn current(&self) -> Option<Rc<Current>> {
+        self.current.borrow().clone()
+    }
+
+    /// Whether connections are to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.get()
+    }
+
+    /// Monotonic time, nanoseconds.
+    pub(super) fn now() -> u64 {
+        clock::monotonic_ns()
+    }
+
+    /// Unix time, milliseconds, of a moment of the monotonic clock, nanoseconds.
+    pub(super) fn unix_ms(&self, mono_ns: u64) -> u64 {
+        self.wall.get().saturating_add(mono_ns / 1_000_000)
+    }
+
+    /// Random bits; not for secrets (Marsaglia, "Xorshift RNGs", 2003, with the multiplication
+    /// of Vigna).
+    pub(super) fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Memory for a request.
+    pub(super) fn scratch(&self) -> Box<Scratch> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives it back.
+    pub(super) fn give_scratch(&self, scratch: Box<Scratch>) {
+        let mut kept = self.scratch.borrow_mut();
+        if kept.len() < KEPT {
+            kept.push(scratch);
+        }
+    }
+
+    /// Memory for what is written, empty.
+    pub(super) fn out(&self) -> Vec<u8> {
+        self.outs.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives it back.
+    pub(super) fn give_out(&self, mut out: Vec<u8>) {
+        let mut kept = self.outs.borrow_mut();
+        if kept.len() < KEPT {
+            out.clear();
+            kept.push(out);
+        }
+    }
+
+    /// Notes a request in the access log of what holds now.
+    pub(super) fn log(&self, snapshot: &Snapshot, record: &access_log::Record<'_>) {
+        let Some((_, format)) = &snapshot.log else {
+            return;
+        };
+        let mut log = self.log.borrow_mut();
+        access_log::write(*format, record, &mut log.0);
+        log.1 += 1;
+        if log.0.len() >= LOG_BATCH {
+            drop(log);
+            self.flush_log(snapshot);
+        }
+    }
+
+    fn flush_log(&self, snapshot: &Snapshot) {
+        let mut log = self.log.borrow_mut();
+        if log.1 == 0 {
+            return;
+        }
+        let room = log.0.capacity();
+        let (lines, count) = std::mem::replace(&mut *log, (Vec::with_capacity(room), 0));
+        if let Some((writer, _)) = &snapshot.log {
+            writer.send(lines, count);
+        }
+    }
+
+    /// Now and then: what is not done at once.
+    async fn tick(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            if let Some(current) = self.current() {
+                self.flush_log(&current.snapshot);
+            }
+            self.pools.sweep(Self::now());
+            self.wall.set(wall());
+        }
+    }
+}
+
+fn wall() -> u64 {
+    let now = clock::Now::read();
+    now.unix_ms.saturating_sub(now.mono_ns / 1_000_000)
+}
+
+/// Runs a worker until it is told to stop and its connections have ended, or were ended by
+/// `patience`. Panics of what it runs end a connection; one of its own ends it, and is told.
+pub(super) fn run(
+    index: usize,
+    random: u64,
+    give: Give<'_>,
+    orders: &mut UnboundedReceiver<Order>,
+    patience: Duration,
+) -> io::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = LocalSet::new();
+    let worker = Rc::new(Worker::new(index, random));
+    let work = AssertUnwindSafe(|| {
+        local.block_on(&runtime, async {
+            spawn_local(worker.timers.clone().run(Worker::now));
+            spawn_local(worker.clone().tick());
+            obey(&worker, give, orders, patience).await;
+            if let Some(current) = worker.current() {
+                worker.flush_log(&current.snapshot);
+            }
+        });
+    });
+    match catch_unwind(work) {
+        Ok(()) => Ok(Ended::Stopped),
+        Err(_) => {
+            error!("worker {index} of the proxy panicked (see above); it starts anew");
+            Ok(Ended::Panicked)
+        }
+    }
+}
+
+/// How a worker came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// As it was told.
+    Stopped,
+    /// By a mistake.
+    Panicked,
+}
+
+async fn obey(
+    worker: &Rc<Worker>,
+    give: Give<'_>,
+    orders: &mut UnboundedReceiver<Order>,
+    patience: Duration,
+) {
+    let mut accepting = HashMap::new();
+    // After a panic, what holds was told to the one before.
+    look(worker, give, &mut accepting);
+    while orders.recv().await == Some(Order::Look) {
+        look(worker, give, &mut accepting);
+    }
+    worker.is_stopping.set(true);
+    for task in accepting.into_values() {
+        task.abort();
+    }
+    worker.timers.expire_idle();
+    let until = Worker::now().saturating_add(super::group::nanoseconds(patience));
+    while worker.timers.count() > 0 && Worker::now() < until {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Takes what holds. Sockets of addresses that are gone are closed.
+fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr, AbortHandle>) {
+    let Some(take) = give(&mut |address| accepting.contains_key(&address)) else {
+        return;
+    };
+    let Take {
+        snapshot,
+        router,
+        sockets,
+    } = take;
+    if let Some(before) = worker.current() {
+        worker.flush_log(&before.snapshot);
+    }
+    let pickers = snapshot.groups.iter();
+    let pickers =
+        pickers.map(|group| RefCell::new(Picker::new(group.pick.clone(), worker.random())));
+    let pickers = pickers.collect();
+    accepting.retain(|address, task| {
+        let stays = snapshot.listener_at(*address).is_some();
+        if !stays {
+            task.abort();
+        }
+        stays
+    });
+    worker.current.replace(Some(Rc::new(Current {
+        snapshot,
+        router,
+        pickers,
+    })));
+    for (address, socket) in sockets {
+        match TcpListener::from_std(socket) {
+            Ok(socket) => {
+                let task = spawn_local(accept(worker.clone(), address, socket));
+                accepting.insert(address, task.abort_handle());
+            }
+            Err(e) => error!("{address}: {e}; worker {} accepts none there", worker.index),
+        }
+    }
+}
+
+/// Accepts connections to an address for as long as it is a listener's.
+async fn accept(worker: Rc<Worker>, address: SocketAddr, socket: TcpListener) {
+    let mut told = false;
+    loop {
+        let (stream, peer) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Of the connection that was about to be accepted, or of the process.
+                let is_ours = matches!(
+                    e.raw_os_error(),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+                );
+                if is_ours {
+                    if !told {
+                        warn!("{address}: {e}; connections wait until some others have ended");
+                    }
+                    told = true;
+                    tokio::time::sleep(NO_DESCRIPTORS).await;
+                }
+                continue;
+            }
+        };
+        told = false;
+        let Some(current) = worker.current() else {
+            continue;
+        };
+        let Some(listener) = current.snapshot.listener_at(address) else {
+            continue;
+        };
+        greet(&worker, listener, stream, peer);
+    }
+}
+
+/// Takes a connection, unless there are too many.
+fn greet(worker: &Rc<Worker>, listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr) {
+    let connections = listener.connections.of(worker.index);
+    connections.accepted.add(1);
+    let Some(place) = Listener::admit(listener, peer.ip()) else {
+        connections.refused.add(1);
+        connections.closed.add(1);
+        return;
+    };
+    spawn_local(conn::serve(
+        worker.clone(),
+        listener.clone(),
+        place,
+        stream,
+        peer,
+    ));
+}

@@ -1,0 +1,120 @@
+//! Why a request gets no answer from an upstream.
+
+use super::head::Reject;
+
+macro_rules! refusals {
+    ($($variant:ident $status:literal $name:literal $sentence:literal,)*) => {
+        /// Why a request gets no answer from an upstream: one reason each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Refusal {
+            /// It is malformed.
+            Malformed(Reject),
+            $(#[doc = $sentence] $variant,)*
+        }
+
+        /// All that are not [`Refusal::Malformed`].
+        const OWN: &[Refusal] = &[$(Refusal::$variant,)*];
+
+        impl Refusal {
+            /// The status of the answer; 499, which nobody gets, when the client is gone.
+            pub const fn status(self) -> u16 {
+                match self {
+                    Self::Malformed(reject) => reject.status(),
+                    $(Self::$variant => $status,)*
+                }
+            }
+
+            /// The stable name, for metrics and logs.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    Self::Malformed(reject) => reject.name(),
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// A sentence for a person.
+            pub const fn sentence(self) -> &'static str {
+                match self {
+                    Self::Malformed(reject) => reject.sentence(),
+                    $(Self::$variant => $sentence,)*
+                }
+            }
+        }
+    };
+}
+
+refusals! {
+    // What the client did.
+    Path 400 "path" "The path cannot be brought into its normal form.",
+    NoRoute 404 "no_route" "No route takes it.",
+    HeadTimeout 408 "head_timeout" "Its head did not come in time.",
+    BodyTimeout 408 "body_timeout" "Its body did not come in time, or too slowly.",
+    ClientGone 499 "client_gone" "The client went away before the answer was whole.",
+    // What the upstream did.
+    ConnectFailed 502 "connect_failed" "No server took a connection.",
+    ServerBroke 502 "server_broke" "The connection to the server ended before its answer began.",
+    BadAnswer 502 "bad_answer" "The answer of the server is no HTTP.",
+    AnswerBroke 502 "answer_broke" "The answer of the server ended before its end.",
+    ConnectTimeout 504 "connect_timeout" "No server took a connection in time.",
+    AnswerTimeout 504 "answer_timeout" "The answer of the server did not begin, or go on, in time.",
+    RequestTimeout 504 "request_timeout" "The time for the whole request was over.",
+    // What keeps the upstream from harm.
+    NoServer 503 "no_server" "No server of the upstream can be used.",
+    Overloaded 503 "overloaded" "As many requests as may are under way, and as many as may wait.",
+    QueueTimeout 503 "queue_timeout" "It waited for its turn for too long.",
+    BreakerOpen 503 "breaker_open" "The upstream has failed too often, and is left alone for a while.",
+    Stopping 503 "stopping" "The proxy is about to end.",
+    Internal 500 "internal" "The proxy made a mistake.",
+}
+
+impl Refusal {
+    /// How many there are.
+    pub const COUNT: usize = OWN.len() + Reject::ALL.len();
+
+    /// Its position among all of them.
+    pub fn index(self) -> usize {
+        match self {
+            Self::Malformed(reject) => OWN.len() + reject.index(),
+            // They are few, and refusing is rare.
+            own => OWN.iter().position(|other| *other == own).unwrap_or(0),
+        }
+    }
+
+    /// All of them, in the order of [`Refusal::index`].
+    pub fn all() -> impl Iterator<Item = Self> {
+        let own = OWN.iter().copied();
+        own.chain(Reject::ALL.iter().copied().map(Self::Malformed))
+    }
+
+    /// Whether the client should come back, and after how many seconds.
+    pub const fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::Overloaded | Self::QueueTimeout | Self::NoServer | Self::Stopping => Some(1),
+            Self::BreakerOpen => Some(5),
+            _ => None,
+        }
+    }
+}
+
+impl From<Reject> for Refusal {
+    fn from(reject: Reject) -> Self {
+        Self::Malformed(reject)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_has_a_name_and_a_number_of_its_own() {
+        let names: BTreeSet<&str> = Refusal::all().map(Refusal::name).collect();
+        assert_eq!(names.len(), Refusal::COUNT);
+        for (at, refusal) in Refusal::all().enumerate() {
+            assert_eq!(refusal.index(), at);
+            assert!((400..600).contains(&refusal.status()));
+        }
+    }
+}
