@@ -191,23 +191,21 @@ impl Chunked {
         let mut at = start;
         trailers.clear();
         loop {
-            match fields::line(window, at, self.of)? {
-                Line::End(end) => return Ok(Some(end)),
-                Line::Partial if window.len() == start + MAX_TRAILER => {
+            let line = fields::line(window, at, self.of, MAX_TRAILER_FIELDS, trailers);
+            at = match line {
+                Ok(Line::End(end)) => return Ok(Some(end)),
+                Ok(Line::Field(next)) => next,
+                Ok(Line::Partial) if window.len() < start + MAX_TRAILER => return Ok(None),
+                Ok(Line::Partial) | Err(Reject::FieldsTooMany) => {
                     return Err(Reject::TrailerTooLarge);
                 }
-                Line::Partial => return Ok(None),
-                Line::Field(field, _) if field.known.is_framing() => {
+                Err(reject) => return Err(reject),
+            };
+            if let Some(field) = trailers.last_mut() {
+                if field.known.is_framing() {
                     return Err(Reject::TrailerField);
                 }
-                Line::Field(..) if trailers.len() == MAX_TRAILER_FIELDS => {
-                    return Err(Reject::TrailerTooLarge);
-                }
-                Line::Field(mut field, next) => {
-                    field.kept &= may_trail(field.known);
-                    trailers.push(field);
-                    at = next;
-                }
+                field.kept &= may_trail(field.known);
             }
         }
     }

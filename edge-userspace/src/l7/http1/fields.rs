@@ -6,8 +6,8 @@ use super::super::head::{Field, Known, Reject, Span, check};
 pub(super) enum Line {
     /// The line is not yet complete.
     Partial,
-    /// A field, and where the next line begins.
-    Field(Field, usize),
+    /// A field, which has been appended, and where the next line begins.
+    Field(usize),
     /// The empty line, and what is behind it.
     End(usize),
 }
@@ -21,9 +21,15 @@ pub(super) enum Of {
     Response,
 }
 
-/// Reads the line that begins at `start`.
+/// Reads the line that begins at `start`, and appends the field that is in it.
 #[inline]
-pub(super) fn line(buf: &[u8], start: usize, of: Of) -> Result<Line, Reject> {
+pub(super) fn line(
+    buf: &[u8],
+    start: usize,
+    of: Of,
+    max: usize,
+    fields: &mut Vec<Field>,
+) -> Result<Line, Reject> {
     let rest = buf.get(start..).unwrap_or_default();
     let (len, underscore) = check::token(rest);
     let name_end = start + len;
@@ -48,13 +54,16 @@ pub(super) fn line(buf: &[u8], start: usize, of: Of) -> Result<Line, Reject> {
     }
     let name = Span::new(start, name_end);
     let known = Known::of(name.of(buf));
-    let field = Field {
+    if fields.len() >= max {
+        return Err(Reject::FieldsTooMany);
+    }
+    fields.push(Field {
         name,
         value: Span::new(value, end),
         known,
-        kept: !(underscore && of == Of::Request) && !known.is_hop_by_hop(),
-    };
-    Ok(Line::Field(field, stop + 2))
+        kept: !(known.is_hop_by_hop() || underscore && of == Of::Request),
+    });
+    Ok(Line::Field(stop + 2))
 }
 
 /// A line whose name, `len` bytes from `start`, ends with something else than a colon.
@@ -87,14 +96,10 @@ pub(super) fn fields(
     of: Of,
 ) -> Result<Option<usize>, Reject> {
     loop {
-        match line(buf, *resume, of)? {
+        match line(buf, *resume, of, max, fields)? {
             Line::Partial => return Ok(None),
             Line::End(end) => return Ok(Some(end)),
-            Line::Field(..) if fields.len() >= max => return Err(Reject::FieldsTooMany),
-            Line::Field(field, next) => {
-                fields.push(field);
-                *resume = next;
-            }
+            Line::Field(next) => *resume = next,
         }
     }
 }

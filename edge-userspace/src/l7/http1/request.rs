@@ -1,7 +1,7 @@
 //! Requests.
 
 use super::super::head::{
-    Authority, Framing, Known, Limits, Method, Reject, Request, Span, Version,
+    Authority, Field, Framing, Known, Limits, Method, Reject, Request, Span, Version,
     check::{self, Body, Connection},
 };
 use super::fields;
@@ -203,9 +203,8 @@ fn settle(buf: &[u8], limits: &Limits, request: &mut Request) -> Result<(), Reje
     let mut upgrades = 0;
     let mut upgrade = Span::default();
     for at in 0..request.fields.len() {
-        let field = request.fields[at];
-        let value = field.value;
-        match field.known {
+        let Field { value, known, .. } = request.fields[at];
+        match known {
             Known::Host if host.is_some() => return Err(Reject::HostRepeated),
             Known::Host => host = Some(check::authority(buf, value)?),
             Known::ContentLength => body.read_length(value.of(buf))?,
