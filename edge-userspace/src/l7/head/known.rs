@@ -187,6 +187,26 @@ impl Known {
         )
     }
 
+    /// Whether the field means anything behind a body (RFC 9110, section 6.5.1): not what
+    /// routes, authenticates, modifies the request, or says how the content is to be read.
+    #[must_use]
+    pub const fn may_trail(self) -> bool {
+        !self.is_hop_by_hop()
+            && !self.is_framing()
+            && !self.is_forwarding()
+            && !matches!(
+                self,
+                Self::Authorization
+                    | Self::CacheControl
+                    | Self::ContentEncoding
+                    | Self::ContentType
+                    | Self::Cookie
+                    | Self::Expect
+                    | Self::Range
+                    | Self::SetCookie
+            )
+    }
+
     /// Whether the field says who the client is, which only a trusted proxy may.
     #[must_use]
     pub const fn is_forwarding(self) -> bool {

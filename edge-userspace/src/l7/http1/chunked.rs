@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::super::head::{Field, Known, Reject, check};
-use super::fields::{self, Line, Of};
+use super::super::head::{Field, Of, Reject, check};
+use super::fields::{self, Line};
 
 /// Digits of a chunk size: sixteen could overflow.
 const MAX_DIGITS: u8 = 15;
@@ -205,25 +205,8 @@ impl Chunked {
                 if field.known.is_framing() {
                     return Err(Reject::TrailerField);
                 }
-                field.kept &= may_trail(field.known);
+                field.kept &= field.known.may_trail();
             }
         }
     }
-}
-
-/// Whether a known field means anything in a trailer section (RFC 9110, section 6.5.1): not
-/// what routes, authenticates, modifies the request, or says how the content is to be read.
-const fn may_trail(known: Known) -> bool {
-    !known.is_forwarding()
-        && !matches!(
-            known,
-            Known::Authorization
-                | Known::CacheControl
-                | Known::ContentEncoding
-                | Known::ContentType
-                | Known::Cookie
-                | Known::Expect
-                | Known::Range
-                | Known::SetCookie
-        )
 }

@@ -1,6 +1,6 @@
 //! Lines of a head, one after the other.
 
-use super::super::head::{Field, Known, Reject, Span, check};
+use super::super::head::{Field, Known, Of, Reject, Span, check};
 
 /// What a look at the buffer found.
 pub(super) enum Line {
@@ -10,15 +10,6 @@ pub(super) enum Line {
     Field(usize),
     /// The empty line, and what is behind it.
     End(usize),
-}
-
-/// Whose fields these are, which says what becomes of names with underscores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
-    /// They do not go on ([`Field::kept`]).
-    Request,
-    /// They go on: a client does not take them for other ones.
-    Response,
 }
 
 /// Reads the line that begins at `start`, and appends the field that is in it.

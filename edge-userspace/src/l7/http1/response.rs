@@ -1,7 +1,7 @@
 //! Answers of upstreams.
 
 use super::super::head::{
-    Field, Framing, Known, Limits, Method, Reject, Response, Span, Version,
+    Field, Framing, Known, Limits, Method, Of, Reject, Response, Span, Version,
     check::{self, Body, Connection},
 };
 use super::fields;
@@ -44,7 +44,7 @@ pub fn parse_response(
                 &mut response.resume,
                 &mut response.fields,
                 limits.fields,
-                fields::Of::Response,
+                Of::Response,
             )?
         }
         None => None,
