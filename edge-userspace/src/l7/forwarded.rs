@@ -142,3 +142,125 @@ pub fn element(out: &mut Vec<u8>, peer: IpAddr, scheme: &str, host: &[u8]) {
         out.push(b'"');
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Proxies are those in 10.0.0.0/8.
+    fn trusted(address: IpAddr) -> bool {
+        matches!(address, IpAddr::V4(four) if four.octets()[0] == 10)
+    }
+
+    fn find(peer: &str, believed: Believed, values: &[&str]) -> IpAddr {
+        let values = values.iter().map(|value| value.as_bytes());
+        client(ip(peer), believed, values, trusted)
+    }
+
+    #[test]
+    fn the_chain_is_read_from_the_right_while_its_writers_are_trusted() {
+        for (peer, values, expected) in [
+            // Nobody who is not trusted is believed.
+            ("192.0.2.1", &["198.51.100.1"][..], "192.0.2.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["192.0.2.1"], "192.0.2.1"),
+            // What the client says of itself stands at the left.
+            ("10.0.0.1", &["198.51.100.1, 192.0.2.1"], "192.0.2.1"),
+            (
+                "10.0.0.1",
+                &["198.51.100.1, 192.0.2.1, 10.0.0.2"],
+                "192.0.2.1",
+            ),
+            (
+                "10.0.0.1",
+                &["198.51.100.1", "192.0.2.1", "10.0.0.2"],
+                "192.0.2.1",
+            ),
+            ("10.0.0.1", &["10.0.0.3", "10.0.0.2"], "10.0.0.3"),
+            // Forms.
+            ("10.0.0.1", &["192.0.2.1:8080"], "192.0.2.1"),
+            ("10.0.0.1", &["2001:db8::1"], "2001:db8::1"),
+            ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
+            ("10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1"),
+            ("10.0.0.1", &["::ffff:192.0.2.1"], "192.0.2.1"),
+            ("::ffff:10.0.0.1", &["192.0.2.1"], "192.0.2.1"),
+            ("10.0.0.1", &[" , ,192.0.2.1\t,"], "192.0.2.1"),
+            // What is no address ends at the one that wrote it.
+            ("10.0.0.1", &["192.0.2.1, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["192.0.2.1, _hidden, 10.0.0.2"], "10.0.0.2"),
+            ("10.0.0.1", &["192.0.2.1, \"10.0.0.2"], "10.0.0.1"),
+            ("10.0.0.1", &["192.0.2.256"], "10.0.0.1"),
+        ] {
+            assert_eq!(
+                find(peer, Believed::XForwardedFor, values),
+                ip(expected),
+                "{values:?}"
+            );
+        }
+        let long = format!("192.0.2.1{}", ", 10.0.0.2".repeat(MAX_CHAIN));
+        assert_eq!(
+            find("10.0.0.1", Believed::XForwardedFor, &[&long]),
+            ip("10.0.0.2")
+        );
+    }
+
+    #[test]
+    fn forwarded_is_read_like_it() {
+        for (value, expected) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("For=\"192.0.2.1:80\";proto=https", "192.0.2.1"),
+            (
+                "proto=https; for=\"[2001:db8::1]:80\" ;by=10.0.0.1",
+                "2001:db8::1",
+            ),
+            (
+                "for=198.51.100.1, for=192.0.2.1;host=a, for=10.0.0.2",
+                "192.0.2.1",
+            ),
+            ("for=192.0.2.1;host=\"a, for=198.51.100.1\"", "192.0.2.1"),
+            // A quote that the client left open takes nothing from what stands at the right.
+            ("for=\"198.51.100.1, for=192.0.2.1", "192.0.2.1"),
+            ("for=unknown", "10.0.0.1"),
+            ("proto=https", "10.0.0.1"),
+            ("for=192.0.2.1;for=192.0.2.2", "10.0.0.1"),
+            ("for=\"192.0.2.1", "10.0.0.1"),
+            ("192.0.2.1", "10.0.0.1"),
+        ] {
+            assert_eq!(
+                find("10.0.0.1", Believed::Forwarded, &[value]),
+                ip(expected),
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_added_is_read_again() {
+        let mut out = Vec::new();
+        let chain = [b"192.0.2.1".as_slice(), b"", b"10.0.0.2"];
+        let mut last = Vec::new();
+        address(&mut last, ip("::ffff:10.0.0.1"));
+        join(&mut out, chain.into_iter(), &last);
+        assert_eq!(out, b"192.0.2.1, 10.0.0.2, 10.0.0.1");
+        for (peer, expected) in [
+            (
+                "192.0.2.1",
+                "for=192.0.2.1;proto=https;host=\"a.example:1\"",
+            ),
+            (
+                "2001:db8::1",
+                "for=\"[2001:db8::1]\";proto=https;host=\"a.example:1\"",
+            ),
+        ] {
+            let mut out = Vec::new();
+            element(&mut out, ip(peer), "https", b"a.example:1");
+            let text = String::from_utf8(out).unwrap();
+            assert_eq!(text, expected);
+            assert_eq!(find("10.0.0.1", Believed::Forwarded, &[&text]), ip(peer));
+        }
+    }
+}

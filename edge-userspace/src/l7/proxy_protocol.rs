@@ -321,3 +321,199 @@ pub fn write_v2(out: &mut Vec<u8>, addresses: Option<&Addresses>) {
         _ => out.extend_from_slice(&[0x20, 0x00, 0, 0]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn addresses(source: &str, destination: &str) -> Addresses {
+        Addresses {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_line_of_version_1_is_read() {
+        let four = addresses("192.0.2.1:56324", "203.0.113.1:443");
+        let six = addresses("[2001:db8::1]:0", "[2001:db8::2]:65535");
+        for (line, expected) in [
+            ("PROXY TCP4 192.0.2.1 203.0.113.1 56324 443\r\n", Some(four)),
+            ("PROXY TCP6 2001:db8::1 2001:db8::2 0 65535\r\n", Some(six)),
+            ("PROXY UNKNOWN\r\n", None),
+            ("PROXY UNKNOWN ffff::1 whatever 1 2\r\n", None),
+        ] {
+            let with_more = format!("{line}GET");
+            let header = parse(with_more.as_bytes()).unwrap().unwrap();
+            assert_eq!((header.len, header.addresses), (line.len(), expected));
+            for cut in 0..line.len() {
+                assert_eq!(
+                    parse(&line.as_bytes()[..cut]),
+                    Ok(None),
+                    "{line:?} at {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_of_version_1_is_refused() {
+        for line in [
+            "PROXY \r\n",
+            "PROXY TCP4\r\n",
+            "PROXY TCP5 192.0.2.1 203.0.113.1 1 2\r\n",
+            "PROXY tcp4 192.0.2.1 203.0.113.1 1 2\r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 1\r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 1 2 3\r\n",
+            "PROXY TCP4  192.0.2.1 203.0.113.1 1 2\r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 1 2 \r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 1 2\n",
+            "PROXY TCP4 192.0.2.01 203.0.113.1 1 2\r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 01 2\r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 +1 2\r\n",
+            "PROXY TCP4 192.0.2.1 203.0.113.1 65536 2\r\n",
+            "PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n",
+            "PROXY TCP6 192.0.2.1 203.0.113.1 1 2\r\n",
+            "PROXY TCP6 2001:db8::1%eth0 2001:db8::2 1 2\r\n",
+        ] {
+            assert_eq!(parse(line.as_bytes()), Err(Error::Line), "{line:?}");
+        }
+        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(MAX_V1));
+        assert_eq!(parse(long.as_bytes()), Err(Error::Line));
+        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Err(Error::Absent));
+        assert_eq!(parse(b"\r\n\r\nGET"), Err(Error::Absent));
+        assert_eq!(parse(b"PROXYTCP4"), Err(Error::Absent));
+    }
+
+    /// A header of version 2.
+    fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [SIGNATURE, [command, family].as_slice(), &len, body].concat()
+    }
+
+    const V4: &[u8] = &[192, 0, 2, 1, 203, 0, 113, 1, 0xdc, 0x04, 0x01, 0xbb];
+
+    #[test]
+    fn version_2_is_read() {
+        let four = addresses("192.0.2.1:56324", "203.0.113.1:443");
+        let with_field = [V4, &[0x04, 0, 2, 7, 7]].concat();
+        for (bytes, expected) in [
+            (v2(0x21, 0x11, V4), Some(four)),
+            (v2(0x21, 0x12, V4), Some(four)),
+            (v2(0x21, 0x11, &with_field), Some(four)),
+            (v2(0x20, 0x00, b""), None),
+            (v2(0x20, 0x11, b"any bytes"), None),
+            (v2(0x20, 0xff, b""), None),
+            (v2(0x21, 0x00, b"any bytes"), None),
+            (v2(0x21, 0x31, &[0; 216]), None),
+        ] {
+            let header = parse(&[bytes.as_slice(), b"GET"].concat())
+                .unwrap()
+                .unwrap();
+            assert_eq!((header.len, header.addresses), (bytes.len(), expected));
+            for cut in 0..bytes.len() {
+                assert_eq!(parse(&bytes[..cut]), Ok(None), "{bytes:?} at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_version_2_is_refused() {
+        for (bytes, error) in [
+            (v2(0x11, 0x11, V4), Error::Kind),
+            (v2(0x22, 0x11, V4), Error::Kind),
+            (v2(0x21, 0x13, V4), Error::Kind),
+            (v2(0x21, 0x41, V4), Error::Kind),
+            (v2(0x21, 0x11, &V4[..11]), Error::Length),
+            (v2(0x21, 0x21, &[0; 35]), Error::Length),
+            (v2(0x21, 0x31, &[0; 215]), Error::Length),
+            (v2(0x21, 0x11, &[V4, &[4, 0]].concat()), Error::Length),
+            (v2(0x21, 0x11, &[V4, &[4, 0, 2, 7]].concat()), Error::Length),
+            (
+                v2(0x21, 0x11, &[V4, &[3, 0, 2, 7, 7]].concat()),
+                Error::Length,
+            ),
+            (v2(0x21, 0x11, &vec![0; MAX_V2 + 1]), Error::Length),
+        ] {
+            assert_eq!(parse(&bytes), Err(error), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn the_checksum_of_version_2_counts() {
+        assert_eq!(crc32c(&[b"1234", b"56789"]), 0xe306_9283);
+        let mut bytes = v2(0x21, 0x11, &[V4, &[3, 0, 4, 0, 0, 0, 0]].concat());
+        assert_eq!(parse(&bytes), Err(Error::Checksum));
+        let sum = crc32c(&[&bytes]).to_be_bytes();
+        let at = bytes.len() - 4;
+        bytes[at..].copy_from_slice(&sum);
+        assert!(parse(&bytes).unwrap().is_some());
+        bytes[17] ^= 1;
+        assert_eq!(parse(&bytes), Err(Error::Checksum));
+    }
+
+    #[test]
+    fn ends_of_two_families_are_not_told() {
+        let mixed = addresses("192.0.2.1:1", "[2001:db8::2]:2");
+        for (write, expected) in [
+            (
+                write_v1 as fn(&mut Vec<u8>, Option<&Addresses>),
+                &b"PROXY UNKNOWN\r\n"[..],
+            ),
+            (write_v2, &v2(0x20, 0, b"")),
+        ] {
+            for ends in [None, Some(&mixed)] {
+                let mut out = Vec::new();
+                write(&mut out, ends);
+                assert_eq!(out, expected);
+            }
+        }
+    }
+
+    fn ends() -> impl Strategy<Value = Addresses> {
+        let four = (any::<[u8; 4]>(), any::<[u8; 4]>(), any::<[u16; 2]>());
+        let six = (any::<[u16; 8]>(), any::<[u16; 8]>(), any::<[u16; 2]>());
+        let end = |address: IpAddr, port| SocketAddr::new(address, port);
+        prop_oneof![
+            four.prop_map(move |(a, b, ports)| Addresses {
+                source: end(a.into(), ports[0]),
+                destination: end(b.into(), ports[1]),
+            }),
+            six.prop_map(move |(a, b, ports)| Addresses {
+                source: end(a.into(), ports[0]),
+                destination: end(b.into(), ports[1]),
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(ends in ends()) {
+            for write in [write_v1, write_v2] {
+                let mut out = Vec::new();
+                write(&mut out, Some(&ends));
+                let expected = Header { len: out.len(), addresses: Some(ends) };
+                prop_assert_eq!(parse(&out), Ok(Some(expected)));
+                for cut in 0..out.len() {
+                    prop_assert_eq!(parse(&out[..cut]), Ok(None));
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_behind_a_beginning_end_somehow(
+            version in any::<bool>(),
+            rest in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let beginning: &[u8] = if version { b"PROXY " } else { SIGNATURE };
+            let bytes = [beginning, &rest].concat();
+            if let Ok(Some(header)) = parse(&bytes) {
+                prop_assert!(header.len <= bytes.len());
+                // What is behind a header does not change it.
+                prop_assert_eq!(parse(&bytes[..header.len]), Ok(Some(header)));
+            }
+        }
+    }
+}

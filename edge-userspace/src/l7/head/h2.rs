@@ -5,7 +5,7 @@
 //! translation to HTTP/1.
 
 use super::check::{self, Body};
-use super::{Field, Framing, Known, Limits, Method, Reject, Request, Response, Span, Version};
+use super::{Field, Framing, Known, Limits, Method, Of, Reject, Request, Response, Span, Version};
 
 /// What a request of HTTP/2 has beside its fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,8 +59,15 @@ pub fn request<'a>(
     let mut body = Body::default();
     let mut cookies = false;
     for (name, value) in fields.clone() {
-        let mut field = self::field(name, value, start, limits, buf, &request.fields)?;
-        field.kept &= !name.contains(&b'_');
+        let field = self::field(
+            name,
+            value,
+            Of::Request,
+            start,
+            limits,
+            buf,
+            &request.fields,
+        )?;
         match field.known {
             Known::Host if host.is_some() => return Err(Reject::HostRepeated),
             Known::Host => host = Some(check::authority(buf, field.value)?),
@@ -133,7 +140,15 @@ pub fn response<'a>(
     let start = buf.len();
     let mut body = Body::default();
     for (name, value) in fields {
-        let field = self::field(name, value, start, limits, buf, &response.fields)?;
+        let field = self::field(
+            name,
+            value,
+            Of::Response,
+            start,
+            limits,
+            buf,
+            &response.fields,
+        )?;
         if field.known == Known::ContentLength {
             body.read_length(value)?;
         }
@@ -159,6 +174,7 @@ pub fn response<'a>(
 /// Why they are refused.
 pub fn trailers<'a>(
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    of: Of,
     limits: &Limits,
     buf: &mut Vec<u8>,
     trailers: &mut Vec<Field>,
@@ -166,7 +182,8 @@ pub fn trailers<'a>(
     trailers.clear();
     let start = buf.len();
     for (name, value) in fields {
-        let field = self::field(name, value, start, limits, buf, trailers)?;
+        let mut field = self::field(name, value, of, start, limits, buf, trailers)?;
+        field.kept &= field.known.may_trail();
         if field.known.is_framing() {
             return Err(Reject::TrailerField);
         }
@@ -221,6 +238,7 @@ fn path(
 fn field(
     name: &[u8],
     value: &[u8],
+    of: Of,
     start: usize,
     limits: &Limits,
     buf: &mut Vec<u8>,
@@ -229,7 +247,7 @@ fn field(
     if name.is_empty() {
         return Err(Reject::FieldNameEmpty);
     }
-    let (len, _) = check::token(name);
+    let (len, underscore) = check::token(name);
     if len < name.len() {
         return Err(Reject::FieldNameByte);
     }
@@ -270,7 +288,7 @@ fn field(
         name,
         value,
         known,
-        kept: !known.is_hop_by_hop(),
+        kept: !(known.is_hop_by_hop() || underscore && of == Of::Request),
     })
 }
 

@@ -112,8 +112,28 @@ const fn table() -> [u8; SLOTS] {
     table
 }
 
+/// Whether two tokens of the same length are the same but for the case of letters. No two
+/// bytes of tokens differ by this bit alone other than letters, `^` and `~`, and known names have
+/// neither of these.
+#[inline]
+fn same(name: &[u8], known: &[u8]) -> bool {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    let word = |of: &[u8], at: usize| {
+        of.get(at..)
+            .and_then(<[u8]>::first_chunk)
+            .map(|word| u64::from_le_bytes(*word) | CASE)
+    };
+    let equal = |at| word(name, at) == word(known, at);
+    match name.len().checked_sub(8) {
+        None => name.iter().zip(known).all(|(a, b)| a | 0x20 == b | 0x20),
+        // Words from the beginning, and one that ends with the name.
+        Some(last) => equal(last) && (0..last).step_by(8).all(equal),
+    }
+}
+
 impl Known {
-    /// Which known name this is, in any case of letters.
+    /// Which known name this token is, in any case of letters. What is no token may be taken for
+    /// one.
     #[inline]
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
@@ -127,7 +147,9 @@ impl Known {
         };
         let at = usize::from(TABLE[slot(first, before_last, last, name.len())]);
         match NAMES.get(at.wrapping_sub(1)) {
-            Some((known, which)) if name.eq_ignore_ascii_case(known.as_bytes()) => *which,
+            Some((known, which)) if known.len() == name.len() && same(name, known.as_bytes()) => {
+                *which
+            }
             _ => Self::Other,
         }
     }
@@ -163,6 +185,26 @@ impl Known {
             self,
             Self::Host | Self::ContentLength | Self::TransferEncoding
         )
+    }
+
+    /// Whether the field means anything behind a body (RFC 9110, section 6.5.1): not what
+    /// routes, authenticates, modifies the request, or says how the content is to be read.
+    #[must_use]
+    pub const fn may_trail(self) -> bool {
+        !self.is_hop_by_hop()
+            && !self.is_framing()
+            && !self.is_forwarding()
+            && !matches!(
+                self,
+                Self::Authorization
+                    | Self::CacheControl
+                    | Self::ContentEncoding
+                    | Self::ContentType
+                    | Self::Cookie
+                    | Self::Expect
+                    | Self::Range
+                    | Self::SetCookie
+            )
     }
 
     /// Whether the field says who the client is, which only a trusted proxy may.

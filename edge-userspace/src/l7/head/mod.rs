@@ -8,6 +8,8 @@ pub mod check;
 pub mod h2;
 mod known;
 mod reject;
+#[cfg(test)]
+mod tests;
 
 pub use known::Known;
 pub use reject::Reject;
@@ -54,6 +56,16 @@ impl Span {
     }
 }
 
+/// Whose fields are read, which says what becomes of names with underscores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// A client's. They do not go on: for applications behind CGI `X_Real_IP` and `X-Real-IP`
+    /// are the same.
+    Request,
+    /// An upstream's. They go on.
+    Response,
+}
+
 /// One header field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Field {
@@ -64,9 +76,9 @@ pub struct Field {
     /// Which name it is.
     pub known: Known,
     /// Whether it goes on to the other side. Not so are those that end at this hop
-    /// ([`Known::is_hop_by_hop`]), those that `Connection` names, and in requests those with an
-    /// underscore in the name: for applications behind CGI `X_Real_IP` and `X-Real-IP` are the
-    /// same.
+    /// ([`Known::is_hop_by_hop`]), those that `Connection` names, in requests those with an
+    /// underscore in the name ([`Of`]), and behind a body those that mean nothing there
+    /// ([`Known::may_trail`]).
     pub kept: bool,
 }
 

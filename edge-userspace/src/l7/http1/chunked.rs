@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::super::head::{Field, Known, Reject, check};
-use super::fields::{self, Line, Of};
+use super::super::head::{Field, Of, Reject, check};
+use super::fields::{self, Line};
 
 /// Digits of a chunk size: sixteen could overflow.
 const MAX_DIGITS: u8 = 15;
@@ -191,41 +191,22 @@ impl Chunked {
         let mut at = start;
         trailers.clear();
         loop {
-            match fields::line(window, at, self.of)? {
-                Line::End(end) => return Ok(Some(end)),
-                Line::Partial if window.len() == start + MAX_TRAILER => {
+            let line = fields::line(window, at, self.of, MAX_TRAILER_FIELDS, trailers);
+            at = match line {
+                Ok(Line::End(end)) => return Ok(Some(end)),
+                Ok(Line::Field(next)) => next,
+                Ok(Line::Partial) if window.len() < start + MAX_TRAILER => return Ok(None),
+                Ok(Line::Partial) | Err(Reject::FieldsTooMany) => {
                     return Err(Reject::TrailerTooLarge);
                 }
-                Line::Partial => return Ok(None),
-                Line::Field(field, _) if field.known.is_framing() => {
+                Err(reject) => return Err(reject),
+            };
+            if let Some(field) = trailers.last_mut() {
+                if field.known.is_framing() {
                     return Err(Reject::TrailerField);
                 }
-                Line::Field(..) if trailers.len() == MAX_TRAILER_FIELDS => {
-                    return Err(Reject::TrailerTooLarge);
-                }
-                Line::Field(mut field, next) => {
-                    field.kept &= may_trail(field.known);
-                    trailers.push(field);
-                    at = next;
-                }
+                field.kept &= field.known.may_trail();
             }
         }
     }
-}
-
-/// Whether a known field means anything in a trailer section (RFC 9110, section 6.5.1): not
-/// what routes, authenticates, modifies the request, or says how the content is to be read.
-const fn may_trail(known: Known) -> bool {
-    !known.is_forwarding()
-        && !matches!(
-            known,
-            Known::Authorization
-                | Known::CacheControl
-                | Known::ContentEncoding
-                | Known::ContentType
-                | Known::Cookie
-                | Known::Expect
-                | Known::Range
-                | Known::SetCookie
-        )
 }

@@ -1,29 +1,26 @@
 //! Lines of a head, one after the other.
 
-use super::super::head::{Field, Known, Reject, Span, check};
+use super::super::head::{Field, Known, Of, Reject, Span, check};
 
 /// What a look at the buffer found.
 pub(super) enum Line {
     /// The line is not yet complete.
     Partial,
-    /// A field, and where the next line begins.
-    Field(Field, usize),
+    /// A field, which has been appended, and where the next line begins.
+    Field(usize),
     /// The empty line, and what is behind it.
     End(usize),
 }
 
-/// Whose fields these are, which says what becomes of names with underscores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
-    /// They do not go on ([`Field::kept`]).
-    Request,
-    /// They go on: a client does not take them for other ones.
-    Response,
-}
-
-/// Reads the line that begins at `start`.
+/// Reads the line that begins at `start`, and appends the field that is in it.
 #[inline]
-pub(super) fn line(buf: &[u8], start: usize, of: Of) -> Result<Line, Reject> {
+pub(super) fn line(
+    buf: &[u8],
+    start: usize,
+    of: Of,
+    max: usize,
+    fields: &mut Vec<Field>,
+) -> Result<Line, Reject> {
     let rest = buf.get(start..).unwrap_or_default();
     let (len, underscore) = check::token(rest);
     let name_end = start + len;
@@ -48,13 +45,16 @@ pub(super) fn line(buf: &[u8], start: usize, of: Of) -> Result<Line, Reject> {
     }
     let name = Span::new(start, name_end);
     let known = Known::of(name.of(buf));
-    let field = Field {
+    if fields.len() >= max {
+        return Err(Reject::FieldsTooMany);
+    }
+    fields.push(Field {
         name,
         value: Span::new(value, end),
         known,
-        kept: !(underscore && of == Of::Request) && !known.is_hop_by_hop(),
-    };
-    Ok(Line::Field(field, stop + 2))
+        kept: !(known.is_hop_by_hop() || underscore && of == Of::Request),
+    });
+    Ok(Line::Field(stop + 2))
 }
 
 /// A line whose name, `len` bytes from `start`, ends with something else than a colon.
@@ -87,14 +87,10 @@ pub(super) fn fields(
     of: Of,
 ) -> Result<Option<usize>, Reject> {
     loop {
-        match line(buf, *resume, of)? {
+        match line(buf, *resume, of, max, fields)? {
             Line::Partial => return Ok(None),
             Line::End(end) => return Ok(Some(end)),
-            Line::Field(..) if fields.len() >= max => return Err(Reject::FieldsTooMany),
-            Line::Field(field, next) => {
-                fields.push(field);
-                *resume = next;
-            }
+            Line::Field(next) => *resume = next,
         }
     }
 }

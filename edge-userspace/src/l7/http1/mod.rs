@@ -10,6 +10,8 @@ mod chunked;
 mod fields;
 mod request;
 mod response;
+#[cfg(test)]
+mod tests;
 pub mod write;
 
 pub use chunked::{Chunked, MAX_TRAILER, Step};

@@ -1,7 +1,7 @@
 //! Requests.
 
 use super::super::head::{
-    Authority, Framing, Known, Limits, Method, Reject, Request, Span, Version,
+    Authority, Field, Framing, Known, Limits, Method, Of, Reject, Request, Span, Version,
     check::{self, Body, Connection},
 };
 use super::fields;
@@ -41,7 +41,7 @@ pub fn parse_request(
         &mut request.resume,
         &mut request.fields,
         limits.fields,
-        fields::Of::Request,
+        Of::Request,
     )? {
         Some(end) => {
             settle(window, limits, request)?;
@@ -203,9 +203,8 @@ fn settle(buf: &[u8], limits: &Limits, request: &mut Request) -> Result<(), Reje
     let mut upgrades = 0;
     let mut upgrade = Span::default();
     for at in 0..request.fields.len() {
-        let field = request.fields[at];
-        let value = field.value;
-        match field.known {
+        let Field { value, known, .. } = request.fields[at];
+        match known {
             Known::Host if host.is_some() => return Err(Reject::HostRepeated),
             Known::Host => host = Some(check::authority(buf, value)?),
             Known::ContentLength => body.read_length(value.of(buf))?,
@@ -220,7 +219,13 @@ fn settle(buf: &[u8], limits: &Limits, request: &mut Request) -> Result<(), Reje
                 request.te_trailers |= check::list(value.of(buf))
                     .any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
             }
-            Known::Expect => expect(value.of(buf), http10, request)?,
+            // HTTP/1.0 has no expectations (RFC 9110, section 10.1.1), and the upstream, which
+            // gets HTTP/1.1, must not see one.
+            Known::Expect if http10 => request.fields[at].kept = false,
+            Known::Expect if !value.of(buf).eq_ignore_ascii_case(b"100-continue") => {
+                return Err(Reject::Expectation);
+            }
+            Known::Expect => request.expect_continue = true,
             _ => {}
         }
     }
@@ -246,18 +251,6 @@ fn settle(buf: &[u8], limits: &Limits, request: &mut Request) -> Result<(), Reje
     {
         request.upgrade = Some(upgrade);
     }
-    Ok(())
-}
-
-/// RFC 9110, section 10.1.1; HTTP/1.0 has no such thing.
-fn expect(value: &[u8], http10: bool, request: &mut Request) -> Result<(), Reject> {
-    if http10 {
-        return Ok(());
-    }
-    if !value.eq_ignore_ascii_case(b"100-continue") {
-        return Err(Reject::Expectation);
-    }
-    request.expect_continue = true;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Answers of upstreams.
 
 use super::super::head::{
-    Framing, Known, Limits, Method, Reject, Response, Span, Version,
+    Field, Framing, Known, Limits, Method, Of, Reject, Response, Span, Version,
     check::{self, Body, Connection},
 };
 use super::fields;
@@ -44,7 +44,7 @@ pub fn parse_response(
                 &mut response.resume,
                 &mut response.fields,
                 limits.fields,
-                fields::Of::Response,
+                Of::Response,
             )?
         }
         None => None,
@@ -62,21 +62,13 @@ pub fn parse_response(
 /// Reads the status line (RFC 9112, section 4), and says where the next line begins. The
 /// space behind the status may be missing when there is no reason, as some servers have it.
 fn status_line(buf: &[u8], response: &mut Response) -> Result<Option<usize>, Reject> {
-    const SHAPE: &[u8] = b"HTTP/1.v ddd";
-    for (at, (byte, shape)) in buf.iter().zip(SHAPE).enumerate() {
-        let fits = match shape {
-            b'v' => matches!(byte, b'0' | b'1'),
-            b'd' => byte.is_ascii_digit(),
-            _ => byte == shape,
-        };
-        if !fits {
-            return Err(match at {
-                7 if byte.is_ascii_digit() => Reject::VersionUnsupported,
-                _ => Reject::StatusLine,
-            });
-        }
+    let Some((head, rest)) = buf.split_first_chunk::<12>() else {
+        return odd_status(buf).map_or(Ok(None), Err);
+    };
+    if let Some(reject) = odd_status(head) {
+        return Err(reject);
     }
-    let (Some(head), Some(next)) = (buf.first_chunk::<12>(), buf.get(SHAPE.len())) else {
+    let Some(next) = rest.first() else {
         return Ok(None);
     };
     response.version = if head[7] == b'0' {
@@ -91,8 +83,8 @@ fn status_line(buf: &[u8], response: &mut Response) -> Result<Option<usize>, Rej
         return Err(Reject::StatusCode);
     }
     let start = match next {
-        b' ' => SHAPE.len() + 1,
-        b'\r' => SHAPE.len(),
+        b' ' => head.len() + 1,
+        b'\r' => head.len(),
         _ => return Err(Reject::StatusLine),
     };
     let stop = start + check::text(&buf[start..]);
@@ -104,6 +96,25 @@ fn status_line(buf: &[u8], response: &mut Response) -> Result<Option<usize>, Rej
     }
 }
 
+/// What is wrong with the beginning of a status line, which may be incomplete.
+#[inline]
+fn odd_status(buf: &[u8]) -> Option<Reject> {
+    const SHAPE: &[u8; 12] = b"HTTP/1.v ddd";
+    let at = buf
+        .iter()
+        .zip(SHAPE)
+        .position(|(byte, shape)| match shape {
+            b'v' => !matches!(byte, b'0' | b'1'),
+            b'd' => !byte.is_ascii_digit(),
+            _ => byte != shape,
+        })?;
+    Some(if at == 7 && buf[at].is_ascii_digit() {
+        Reject::VersionUnsupported
+    } else {
+        Reject::StatusLine
+    })
+}
+
 /// Looks at what the fields say together (RFC 9112, section 6.3).
 fn settle(buf: &[u8], asked: Asked, response: &mut Response) -> Result<(), Reject> {
     let http10 = response.version == Version::Http10;
@@ -112,9 +123,8 @@ fn settle(buf: &[u8], asked: Asked, response: &mut Response) -> Result<(), Rejec
     let mut upgrades = 0;
     let mut upgrade = Span::default();
     for at in 0..response.fields.len() {
-        let field = response.fields[at];
-        let value = field.value;
-        match field.known {
+        let Field { value, known, .. } = response.fields[at];
+        match known {
             Known::ContentLength => body.read_length(value.of(buf))?,
             Known::TransferEncoding if http10 => return Err(Reject::EncodingVersion),
             Known::TransferEncoding => body.read_encoding(value.of(buf))?,
