@@ -4,8 +4,9 @@ use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use regex::bytes::Regex;
 use regex_automata::{
-    PatternSet,
+    MatchKind, PatternSet,
     meta::{self, BuildError},
+    nfa::thompson::WhichCaptures,
     util::syntax,
 };
 
@@ -241,7 +242,12 @@ fn by_path(
         let texts: Vec<&str> = patterns.iter().map(|p| p.1).collect();
         // As each of them was compiled alone.
         let syntax = syntax::Config::new().unicode(false).utf8(false);
-        let config = meta::Config::new().utf8_empty(false).nfa_size_limit(None);
+        let config = meta::Config::new()
+            .utf8_empty(false)
+            .nfa_size_limit(None)
+            // All that match are wanted, and only which they are.
+            .match_kind(MatchKind::All)
+            .which_captures(WhichCaptures::None);
         let set = meta::Builder::new()
             .syntax(syntax)
             .configure(config)
