@@ -242,7 +242,9 @@ impl Group {
         });
     }
 
-    /// Gives a server another weight.
+    /// Gives a server another weight. With [`Algorithm::Hash`] only its own keys move if it
+    /// gets less. If it gets more than when the group was made, some keys move between the
+    /// others as well, which a new group of the same servers would avoid.
     pub fn set_weight(&self, position: usize, weight: u16) {
         self.change(position, |server| {
             server.weight.store(u32::from(weight), Relaxed);
