@@ -107,25 +107,80 @@ fn without_a_key_servers_are_random_by_weight() {
 }
 
 #[test]
-fn weights_may_change_and_states_flap_without_anybody_losing_a_share() {
+fn states_may_flap_without_anybody_losing_a_share() {
     for algorithm in [Algorithm::RoundRobin, Algorithm::WeightedRoundRobin] {
-        let group = primaries(settings(algorithm), &[2, 2, 2, 2]);
+        let group = primaries(settings(algorithm), &[1, 4, 1, 2]);
         let mut picker = Picker::new(group.clone(), 5);
         let mut chance = Chance(5);
         let mut all = [0; 4];
-        // The state is read anew before each pick, and changes in between.
+        // The state may change before each pick.
         for round in 0..4000 {
-            group.set_up(3, round % 2 == 0, 0);
+            group.set_up(3, chance.below(2) == 0, 0);
             all[picker.pick(&chance.ask(round)).unwrap()] += 1;
         }
-        assert!(all[..3].iter().all(|&count| count > 900), "{all:?}");
-        group.set_up(3, true, 0);
-        group.set_weight(0, 6);
-        let counts = counts(&mut picker, 1200, &mut chance, 0);
-        match algorithm {
-            Algorithm::RoundRobin => assert_eq!(counts, [300; 4]),
-            _ => assert_eq!(counts, [600, 200, 200, 200]),
+        let least = match algorithm {
+            Algorithm::RoundRobin => [900, 900, 900, 100],
+            _ => [480, 1950, 480, 100],
+        };
+        assert!(
+            all.iter().zip(least).all(|(&count, least)| count > least),
+            "{all:?}"
+        );
+    }
+}
+
+#[test]
+fn weights_may_change_at_any_time() {
+    let group = primaries(settings(Algorithm::WeightedRoundRobin), &[2, 2, 2, 2]);
+    let mut picker = Picker::new(group.clone(), 5);
+    let mut chance = Chance(5);
+    for weights in [[6, 2, 2, 2], [1, 2, 3, 4], [1, 0, 0, 9], [3, 3, 3, 3]] {
+        for (position, weight) in weights.into_iter().enumerate() {
+            group.set_weight(position, weight);
         }
+        let sum: u16 = weights.iter().sum();
+        let counts = counts(&mut picker, 100 * usize::from(sum), &mut chance, 0);
+        for (count, weight) in counts.into_iter().zip(weights) {
+            assert!(count.abs_diff(100 * u32::from(weight)) <= 4, "{weights:?}");
+        }
+    }
+}
+
+/// Others take over for one that was tried, by their weights, and it is owed nothing.
+#[test]
+fn second_tries_are_spread_like_first_ones() {
+    let weights: [u32; 6] = [4, 1, 2, 3, 6, 2];
+    for algorithm in [
+        Algorithm::WeightedRoundRobin,
+        Algorithm::RandomOfTwo,
+        Algorithm::Hash,
+    ] {
+        let group = primaries(settings(algorithm), &weights.map(|weight| weight as u16));
+        let mut picker = Picker::new(group, 5);
+        let mut chance = Chance(11);
+        let (mut first, mut second) = ([0; 6], [0; 6]);
+        for _ in 0..12_000 {
+            if chance.below(4) > 0 {
+                first[picker.pick(&chance.ask(0)).unwrap()] += 1;
+                continue;
+            }
+            let ask = Ask {
+                tried: &[4],
+                key: None,
+                ..chance.ask(0)
+            };
+            second[picker.pick(&ask).unwrap()] += 1;
+        }
+        let (firsts, seconds) = (first.iter().sum::<u32>(), second.iter().sum::<u32>());
+        let due = |at: usize| match at {
+            4 => firsts / 3,
+            _ => (firsts * weights[at] / 18) + (seconds * weights[at] / 12),
+        };
+        for at in 0..6 {
+            let has = first[at] + second[at];
+            assert!(has.abs_diff(due(at)) < 150, "{at}: {first:?} {second:?}");
+        }
+        assert_eq!(second[4], 0);
     }
 }
 

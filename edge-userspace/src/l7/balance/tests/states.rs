@@ -159,8 +159,8 @@ fn a_slow_start_gives_what_is_due_and_ends() {
         let mut last = 0;
         for passed in [1, 5, 9] {
             let has = counts(&mut picker, 4000, &mut chance, (100 + passed) * SECOND)[2];
-            // Idle servers are all the same to these, except for their weight.
-            if algorithm != Algorithm::LeastConnections && algorithm != Algorithm::RandomOfTwo {
+            // Of idle servers it takes those with the highest weight.
+            if algorithm != Algorithm::LeastConnections {
                 let due = 4000 * passed / (30 + passed);
                 assert!(
                     u64::from(has).abs_diff(due) < 150,

@@ -63,10 +63,14 @@ fn what_requests_bring_is_there_and_expires() {
     assert_eq!(granted(19 * SECOND), 203);
     budget.deposit(500, 19 * SECOND);
     assert_eq!(granted(30 * SECOND), 3);
+    // Nothing is kept for longer because other requests come.
+    budget.deposit(500, 51 * SECOND);
+    budget.deposit(5, 61 * SECOND);
+    assert_eq!(granted(71 * SECOND), 4);
     // A worker whose time was read a little earlier takes nothing away.
-    budget.deposit(500, 40 * SECOND);
-    budget.deposit(5, 39 * SECOND);
-    assert_eq!(granted(40 * SECOND), 104);
+    budget.deposit(500, 90 * SECOND);
+    budget.deposit(5, 89 * SECOND);
+    assert_eq!(granted(90 * SECOND), 104);
 }
 
 #[test]

@@ -64,6 +64,27 @@ fn one_who_gives_up_leaves_the_place_to_the_next() {
     assert!(ticket.admit().is_ok());
 }
 
+/// Two calls before anybody listens are remembered as one.
+#[test]
+fn one_who_is_admitted_tells_the_next_if_there_is_another_place() {
+    let woken = Arc::new(AtomicU32::new(0));
+    let count = woken.clone();
+    let bulkhead = Bulkhead::new(2, 2, move || {
+        count.fetch_add(1, SeqCst);
+    });
+    let [first, second, third, fourth] = [0; 4].map(|_| bulkhead.enter());
+    drop((first, second));
+    assert_eq!(woken.swap(0, SeqCst), 2);
+    let (Entry::Queued(third), Entry::Queued(fourth)) = (third, fourth) else {
+        panic!("{bulkhead:?}");
+    };
+    let third = third.admit().unwrap();
+    assert_eq!(woken.swap(0, SeqCst), 1);
+    let fourth = fourth.admit().unwrap();
+    assert_eq!(woken.load(SeqCst), 0);
+    drop((third, fourth));
+}
+
 /// As `tokio::sync::Notify` does it: one call is remembered.
 #[derive(Default)]
 struct Notify(Mutex<bool>, Condvar);
@@ -119,14 +140,14 @@ fn many_threads_never_exceed_the_limit_and_all_get_in() {
                         }
                         Entry::Queued(mut ticket) => loop {
                             assert!(bulkhead.waiting() <= queue);
-                            match ticket.admit() {
-                                Ok(permit) => break work(permit),
-                                Err(again) => ticket = again,
-                            }
                             assert!(notify.wait(), "a place is free and nobody was told");
                             // Its time was over at this very moment.
                             if chance.below(8) == 0 {
                                 break;
+                            }
+                            match ticket.admit() {
+                                Ok(permit) => break work(permit),
+                                Err(again) => ticket = again,
                             }
                         },
                     }
