@@ -21,15 +21,15 @@ pub enum Algorithm {
     /// Smooth weighted round robin: in W picks, W the sum of all weights, each server has
     /// as many as its weight, spread over them. Linear cost, unless all weights are equal.
     WeightedRoundRobin,
-    /// The one with the fewest requests under way for its weight, with this one. Linear
-    /// cost.
+    /// The one that would have the fewest requests under way for its weight with this one
+    /// more: of idle ones one with the highest weight. Linear cost.
     LeastConnections,
     /// By the request's key: the client's address, or what it says in a header, a cookie,
     /// or its query. Requests of one key go to one server as long as it is usable. A
     /// request without a key goes to a random one by weight. Constant cost.
     Hash,
-    /// The less loaded, as in [`LeastConnections`](Self::LeastConnections), of two random
-    /// ones by weight (Mitzenmacher, "The power of two choices in randomized load
+    /// Of two random ones by weight the one with fewer requests under way for its weight
+    /// (Mitzenmacher, "The power of two choices in randomized load
     /// balancing", 2001). Logarithmic cost.
     RandomOfTwo,
 }
@@ -242,7 +242,9 @@ impl Group {
         });
     }
 
-    /// Gives a server another weight.
+    /// Gives a server another weight. With [`Algorithm::Hash`] only its own keys move if it
+    /// gets less. If it gets more than when the group was made, some keys move between the
+    /// others as well, which a new group of the same servers would avoid.
     pub fn set_weight(&self, position: usize, weight: u16) {
         self.change(position, |server| {
             server.weight.store(u32::from(weight), Relaxed);

@@ -182,7 +182,7 @@ impl Tier {
         let free = |&at: &usize| {
             self.members
                 .get(at)
-                .is_some_and(|member| !tried.contains(&(member.position as usize)))
+                .is_some_and(|member| !is_among(tried, member.position))
         };
         (start..count).chain(0..start.min(count)).find(free)
     }
@@ -190,32 +190,25 @@ impl Tier {
     /// Smooth weighted round robin: each comes forward by its weight, and the foremost is
     /// picked and goes back by the weights of all.
     fn smooth(&mut self, tried: &[usize]) -> Option<usize> {
+        let mut sum = self.members.last()?.end as i64;
         let mut best = None;
         let mut foremost = NEVER / 2;
-        let mut sum = 0;
-        if tried.is_empty() {
-            for (standing, weight) in self.standing.iter_mut().zip(&self.weights) {
-                *standing += *weight;
-                sum += *weight;
+        let all = self.standing.iter_mut().zip(&self.weights);
+        for (at, ((standing, weight), position)) in all.zip(&self.positions).enumerate() {
+            *standing += *weight;
+            if *standing > foremost && !is_among(tried, *position) {
+                foremost = *standing;
+                best = Some(at);
             }
-            for (at, &standing) in self.standing.iter().enumerate() {
-                if standing > foremost {
-                    foremost = standing;
-                    best = Some(at);
-                }
-            }
-        } else {
-            let all = self.positions.iter().zip(&mut self.standing);
-            for (at, ((position, standing), weight)) in all.zip(&self.weights).enumerate() {
-                if *weight == 0 || tried.contains(&(*position as usize)) {
-                    continue;
-                }
-                *standing += *weight;
-                sum += *weight;
-                if *standing > foremost {
-                    foremost = *standing;
-                    best = Some(at);
-                }
+        }
+        // Who was passed over is owed nothing for it.
+        for position in tried {
+            if let Ok(at) = self.positions.binary_search(&(*position as u32))
+                && let (Some(standing), Some(weight)) =
+                    (self.standing.get_mut(at), self.weights.get(at))
+            {
+                *standing -= *weight;
+                sum -= *weight;
             }
         }
         let best = best?;
@@ -232,27 +225,27 @@ impl Tier {
         self.turn += 1;
         let mut best: Option<(Load, u32)> = None;
         for member in after.iter().chain(before) {
-            if !tried.is_empty() && tried.contains(&(member.position as usize)) {
-                continue;
-            }
-            let load = Load::of(group, member);
-            if best.is_none_or(|(least, _)| load.is_less(least)) {
+            let load = Load::of(group, member, 1);
+            if best.is_none_or(|(least, _)| load.is_less(least))
+                && !is_among(tried, member.position)
+            {
                 best = Some((load, member.position));
             }
         }
         best.map(|(_, position)| position as usize)
     }
 
-    /// The less loaded of two random ones.
+    /// The less loaded of two random ones. The weights have their part in the draw already, so
+    /// that of two idle ones it is the first.
     fn random_of_two(&self, group: &Group, random: u64, tried: &[usize]) -> Option<usize> {
         let first = self.draw(random, tried)?;
         let one = self.members.get(first)?;
         let other = self
             .draw_besides(scramble(random), one)
             .and_then(|other| self.members.get(other))
-            .filter(|other| !tried.contains(&(other.position as usize)));
+            .filter(|other| !is_among(tried, other.position));
         let less = match other {
-            Some(other) if Load::of(group, other).is_less(Load::of(group, one)) => other,
+            Some(other) if Load::of(group, other, 0).is_less(Load::of(group, one, 0)) => other,
             _ => one,
         };
         Some(less.position as usize)
@@ -270,7 +263,7 @@ impl Tier {
         for _ in 0..DRAWS {
             let at = self.at(share(random, sum));
             let member = self.members.get(at)?;
-            if !tried.contains(&(member.position as usize)) {
+            if !is_among(tried, member.position) {
                 return Some(at);
             }
             random = scramble(random);
@@ -312,9 +305,9 @@ impl Tier {
             last = random;
             let accept = *self.accepts.get(at)?;
             if random < accept || accept == u32::MAX {
-                let position = *self.positions.get(at)? as usize;
-                if !tried.contains(&position) {
-                    return Some(position);
+                let position = self.positions.get(at)?;
+                if !is_among(tried, *position) {
+                    return Some(*position as usize);
                 }
             }
         }
@@ -325,7 +318,7 @@ impl Tier {
     }
 }
 
-/// Requests under way for a weight, with the one that asks.
+/// Requests for a weight.
 #[derive(Clone, Copy)]
 struct Load {
     requests: u64,
@@ -333,12 +326,13 @@ struct Load {
 }
 
 impl Load {
-    fn of(group: &Group, member: &Member) -> Self {
+    /// Of those under way, and `more`.
+    fn of(group: &Group, member: &Member, more: u64) -> Self {
         let active = group
             .server(member.position as usize)
             .map_or(0, |server| server.active());
         Self {
-            requests: u64::from(active) + 1,
+            requests: u64::from(active) + more,
             weight: u64::from(member.weight),
         }
     }
@@ -382,6 +376,11 @@ impl Reading<'_> {
         let part = u128::from(passed) * u128::from(WHOLE) / u128::from(whole);
         (part as u32).max(1)
     }
+}
+
+/// Whether a position is one of those.
+fn is_among(tried: &[usize], position: u32) -> bool {
+    tried.contains(&(position as usize))
 }
 
 /// A random number below `sum`.

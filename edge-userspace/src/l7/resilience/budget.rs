@@ -9,10 +9,11 @@ use edge_common::gcra::{Limit, ticks};
 const SPAN: u64 = 10_000_000_000;
 /// A request brings its share in this many parts of a retry.
 const PARTS: u64 = 100;
-/// Bits of the parts that a span has, at most some 670,000 retries.
-const PARTS_BITS: u32 = 26;
+/// Bits of the parts that a span has: at most 167,772 retries.
+const PARTS_BITS: u32 = 24;
 const MOST: u64 = (1 << PARTS_BITS) - 1;
-/// Bits of the span's number: it comes back after 11 hours.
+/// Of the span's number, which comes back after 7½ days: only where there was no request at
+/// all for just as long, what was left then would be used.
 const SPAN_MASK: u64 = (1 << (64 - 2 * PARTS_BITS)) - 1;
 
 /// Where there are few requests, so many retries are allowed all the same: one each second,
@@ -123,7 +124,7 @@ impl Account {
                 current: 0,
                 previous: self.current,
             },
-            late if late > SPAN_MASK / 2 => self,
+            SPAN_MASK => self,
             _ => Self {
                 span,
                 current: 0,

@@ -158,7 +158,7 @@ impl Drop for Permit<'_> {
 pub struct Ticket<'a>(&'a Bulkhead);
 
 impl<'a> Ticket<'a> {
-    /// Asks for a place, to be done when woken, and once before the first wait.
+    /// Asks for a place, to be done when woken.
     ///
     /// # Errors
     /// Itself if there is none yet.

@@ -142,18 +142,18 @@ impl Outliers {
             record.consecutive.store(0, Relaxed);
         }
         if self.bad > 0 {
+            let push = |bits| Window::from_bits(bits).with(bad, window);
             let seen = record.window.load(Relaxed);
-            let next = Window::from_bits(seen).with(bad, window);
+            let mut last = push(seen);
             // As long as all goes well, nothing is written.
-            if next.bits() != seen {
-                let pushed = record
+            if last.bits() != seen
+                && let Ok(before) = record
                     .window
-                    .fetch_update(Relaxed, Relaxed, |seen| {
-                        Some(Window::from_bits(seen).with(bad, window).bits())
-                    })
-                    .map_or(next, |seen| Window::from_bits(seen).with(bad, window));
-                out |= bad && pushed.results() == window && pushed.bad() >= self.bad;
+                    .fetch_update(Relaxed, Relaxed, |bits| Some(push(bits).bits()))
+            {
+                last = push(before);
             }
+            out |= bad && last.results() == window && last.bad() >= self.bad;
         }
         if !out {
             return None;

@@ -32,7 +32,7 @@ impl Window {
     pub(super) const fn with(self, bad: bool, size: u32) -> Self {
         let all = self.0 << 1 | bad as u64;
         let begin = 1 << size;
-        if all < 2 * begin {
+        if all < begin {
             Self(all)
         } else {
             Self(all & (begin - 1) | begin)

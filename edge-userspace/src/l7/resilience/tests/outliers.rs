@@ -1,0 +1,182 @@
+//! Who is ejected, for how long, and how many at the most.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use super::*;
+
+const SETTINGS: OutlierSettings = OutlierSettings {
+    consecutive_errors: 5,
+    error_rate: 0.0,
+    window: 10,
+    latency: 0,
+    eject: 30 * SECOND,
+    max_ejected: 0.5,
+};
+
+const GOOD: Sample = Sample {
+    error: false,
+    took: 1000,
+};
+
+const BAD: Sample = Sample {
+    error: true,
+    ..GOOD
+};
+
+fn outliers(settings: OutlierSettings, servers: usize) -> Outliers {
+    let records = (0..servers).map(|_| Arc::new(Record::new()));
+    Outliers::new(settings, records.collect())
+}
+
+/// Reports errors until one ejects: until when, if within a hundred.
+fn fail(outliers: &Outliers, position: usize, now: u64) -> Option<u64> {
+    (0..100).find_map(|_| outliers.report(position, BAD, now))
+}
+
+#[test]
+fn errors_one_after_the_other_eject() {
+    let outliers = outliers(SETTINGS, 4);
+    for _ in 0..10 {
+        for _ in 0..4 {
+            assert_eq!(outliers.report(1, BAD, SECOND), None);
+        }
+        assert_eq!(outliers.report(1, GOOD, SECOND), None);
+        assert_eq!(outliers.report(2, BAD, SECOND), None);
+        assert_eq!(outliers.report(2, GOOD, SECOND), None);
+    }
+    for _ in 0..4 {
+        assert_eq!(outliers.report(1, BAD, SECOND), None);
+    }
+    assert_eq!(outliers.report(1, BAD, SECOND), Some(31 * SECOND));
+    assert_eq!(outliers.records()[1].ejected_until(), 31 * SECOND);
+    // Late results of requests that it still had do not make it longer.
+    assert_eq!(fail(&outliers, 1, 2 * SECOND), None);
+    assert_eq!(outliers.report(9, BAD, SECOND), None);
+}
+
+#[test]
+fn a_share_of_errors_or_of_slow_answers_ejects() {
+    let settings = OutlierSettings {
+        consecutive_errors: 0,
+        error_rate: 0.3,
+        latency: SECOND,
+        ..SETTINGS
+    };
+    let slow = Sample {
+        error: false,
+        took: SECOND + 1,
+    };
+    for bad in [BAD, slow] {
+        let outliers = outliers(settings, 2);
+        // Two of ten for long.
+        for _ in 0..10 {
+            for at in 0..10 {
+                let sample = if at % 5 == 0 { bad } else { GOOD };
+                assert_eq!(outliers.report(0, sample, SECOND), None);
+            }
+        }
+        assert_eq!(outliers.report(0, bad, SECOND), None);
+        assert_eq!(outliers.report(0, bad, SECOND), Some(31 * SECOND));
+    }
+    let just_in_time = Sample {
+        error: false,
+        took: SECOND,
+    };
+    let outliers = outliers(settings, 2);
+    assert!((0..50).all(|_| outliers.report(0, just_in_time, SECOND).is_none()));
+}
+
+#[test]
+fn ejections_get_longer_with_each_and_shorter_with_good_conduct() {
+    let outliers = outliers(SETTINGS, 2);
+    let mut now = SECOND;
+    for length in [30, 60, 120, 240, 480, 960, 960] {
+        let until = fail(&outliers, 0, now).unwrap();
+        assert_eq!(until, now + length * SECOND);
+        now = until;
+    }
+    // Three times as long as the last one: three doublings less, and one more.
+    now += 3 * 960 * SECOND;
+    let until = fail(&outliers, 0, now).unwrap();
+    assert_eq!(until, now + 240 * SECOND);
+    now = until + 10_000 * SECOND;
+    assert_eq!(fail(&outliers, 0, now), Some(now + 30 * SECOND));
+}
+
+#[test]
+fn no_schedule_ejects_more_than_the_share() {
+    for seed in 0..200 {
+        let mut chance = Chance(seed);
+        let servers = chance.below(12) as usize;
+        let max_ejected = [0.0, 0.1, 0.34, 0.5, 1.0][chance.below(5) as usize];
+        let settings = OutlierSettings {
+            max_ejected,
+            error_rate: 0.5,
+            ..SETTINGS
+        };
+        let outliers = outliers(settings, servers);
+        let mut now = SECOND;
+        let mut reached = 0;
+        for _ in 0..3000 {
+            now += chance.below(SECOND / 10);
+            let at = chance.below(servers.max(1) as u64) as usize;
+            let sample = Sample {
+                error: chance.below(4) > 0,
+                ..GOOD
+            };
+            let ejected = outliers.report(at, sample, now);
+            assert!(ejected.is_none_or(|until| until > now));
+            let records = outliers.records().iter();
+            let out = records
+                .filter(|record| record.ejected_until() > now)
+                .count();
+            assert!(out as f64 <= max_ejected * servers as f64, "seed {seed}");
+            reached = reached.max(out);
+        }
+        assert_eq!(reached, (max_ejected * servers as f64) as usize);
+    }
+}
+
+/// All are about to be ejected, and one may be: the threads meet right before, again and again.
+#[test]
+fn many_threads_eject_no_more_than_the_share() {
+    const THREADS: usize = 4;
+    let settings = OutlierSettings {
+        consecutive_errors: 1,
+        max_ejected: 0.01,
+        ..SETTINGS
+    };
+    let rounds: Vec<Outliers> = (0..2000).map(|_| outliers(settings, 100)).collect();
+    let arrived = AtomicUsize::new(0);
+    let ejected: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (rounds, arrived) = (&rounds, &arrived);
+                scope.spawn(move || {
+                    let mut ejected = 0;
+                    for (round, outliers) in rounds.iter().enumerate() {
+                        arrived.fetch_add(1, SeqCst);
+                        while arrived.load(SeqCst) < THREADS * (round + 1) {
+                            std::thread::yield_now();
+                        }
+                        ejected += usize::from(outliers.report(thread, BAD, SECOND).is_some());
+                    }
+                    ejected
+                })
+            })
+            .collect();
+        let ejected = threads.into_iter().map(|thread| thread.join().unwrap());
+        ejected.sum()
+    });
+    assert_eq!(ejected, rounds.len());
+    for outliers in &rounds {
+        let records = outliers.records().iter();
+        assert_eq!(
+            records.filter(|record| record.ejected_until() > 0).count(),
+            1
+        );
+    }
+}
