@@ -5,6 +5,7 @@
 pub mod attack;
 pub mod balance;
 pub mod decap;
+pub mod proxy;
 
 use std::collections::BTreeMap;
 

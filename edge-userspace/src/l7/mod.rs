@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod balance;
+pub mod bans;
 pub mod forwarded;
 pub mod head;
 pub mod http1;

@@ -25,7 +25,7 @@ use crate::{
         access_log,
         balance::{self, Ask, address_key},
         forwarded,
-        head::{Framing, Known, Limits, Request, Version},
+        head::{Framing, Known, Limits, Request},
         http1::{Asked, Chunked, parse_response, write},
         proxy_protocol::{self, Addresses},
         refusal::Refusal,
@@ -832,17 +832,4 @@ fn cookie<'a>(request: &'a Request, bytes: &'a [u8], name: &[u8]) -> Option<&'a 
             rest.strip_prefix(b"=")
         })
     })
-}
-
-/// Whether an answer goes to a client of this version in chunks.
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_body_without_a_length_goes_in_chunks_where_there_are_any() {
-        let until_close = Framing::UntilClose;
-        assert_eq!(until_close.towards(Version::Http11), Framing::Chunked);
-        assert_eq!(until_close.towards(Version::Http10), Framing::UntilClose);
-    }
 }

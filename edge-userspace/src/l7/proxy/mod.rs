@@ -18,10 +18,11 @@ mod pool;
 mod relay;
 mod snapshot;
 mod stream;
+mod tell;
 mod tier;
 mod timers;
 mod tls;
 mod worker;
 
-pub use tier::{Prepared, Tier, TierError};
+pub use tier::{Change, NoServer, Prepared, Tier, TierError, View};
 pub use tls::TlsError;

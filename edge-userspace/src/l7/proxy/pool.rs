@@ -65,13 +65,6 @@ impl Pools {
             idle.drain(..over);
         }
     }
-
-    /// Closes all connections to a server.
-    pub(super) fn forget(&self, server: usize) {
-        if let Some(idle) = self.idle.borrow_mut().get_mut(server) {
-            *idle = Vec::new();
-        }
-    }
 }
 
 /// Whether the server has neither said anything nor hung up. No system call unless the kernel

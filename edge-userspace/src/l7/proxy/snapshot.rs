@@ -52,6 +52,7 @@ impl Snapshot {
 
 /// What is kept of a route besides what the router knows.
 pub(super) struct Route {
+    pub(super) name: String,
     pub(super) requests: Arc<Shards<Requests>>,
     pub(super) places: Option<Places>,
 }

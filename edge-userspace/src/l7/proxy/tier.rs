@@ -18,8 +18,9 @@ use super::{
     listen,
     log_writer::LogWriter,
     snapshot::{Listener, Route, Snapshot},
+    tell,
     tls::{self, TlsError, Towards},
-    worker::{self, Ended, Order},
+    worker::{self, Ended, Order, Worker},
 };
 use crate::{
     config::proxy::{AccessLog, LogFormat, Proxy},
@@ -27,6 +28,7 @@ use crate::{
         access_log::Format,
         route::{CompileError, Router},
     },
+    status::proxy::{ProxyStatus, UpstreamStatus},
 };
 
 /// Why a configuration cannot be put into force.
@@ -110,6 +112,84 @@ pub struct Tier {
     proxy: Proxy,
 }
 
+/// The proxy for those who only look at it, or change what is no configuration; from any thread.
+#[derive(Clone)]
+pub struct View {
+    shared: Arc<Shared>,
+    workers: usize,
+}
+
+/// A change to a server while the proxy runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Whether it gets no new requests.
+    Drain(bool),
+    /// Another weight, until the next change of the configuration of its upstream.
+    Weight(u16),
+}
+
+/// Why there is no such change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoServer {
+    /// There is no such upstream.
+    #[error("there is no upstream {name:?}; `edge upstream list` shows those that there are")]
+    Upstream {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// The upstream has no such server.
+    #[error(
+        "the upstream {upstream:?} has no server {name:?}; `edge upstream list` shows its servers"
+    )]
+    Server {
+        /// The upstream.
+        upstream: String,
+        /// The address that was asked for.
+        name: String,
+    },
+}
+
+impl View {
+    fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        let current = lock(&self.shared.current);
+        current.as_ref().map(|(snapshot, _)| snapshot.clone())
+    }
+
+    /// What is told of the proxy; `None` without listeners.
+    pub fn status(&self) -> Option<ProxyStatus> {
+        let snapshot = self.snapshot()?;
+        (!snapshot.listeners.is_empty()).then(|| tell::status(&snapshot, self.workers))
+    }
+
+    /// Changes a server of an upstream, and tells how the upstream is then.
+    ///
+    /// # Errors
+    /// [`NoServer`].
+    pub fn change(
+        &self,
+        upstream: &str,
+        server: &str,
+        change: Change,
+    ) -> Result<UpstreamStatus, NoServer> {
+        let snapshot = self.snapshot();
+        let groups = snapshot.iter().flat_map(|snapshot| snapshot.groups.iter());
+        let mut groups = groups.filter(|group| group.config.name == upstream);
+        let group = groups.next().ok_or_else(|| NoServer::Upstream {
+            name: upstream.to_owned(),
+        })?;
+        let position = group.servers.iter().position(|s| *s.name == *server);
+        let position = position.ok_or_else(|| NoServer::Server {
+            upstream: upstream.to_owned(),
+            name: server.to_owned(),
+        })?;
+        match change {
+            Change::Drain(drain) => group.pick.set_draining(position, drain, Worker::now()),
+            Change::Weight(weight) => group.pick.set_weight(position, weight),
+        }
+        Ok(tell::upstream(group))
+    }
+}
+
 struct Seat {
     orders: UnboundedSender<Order>,
     thread: Option<JoinHandle<()>>,
@@ -175,6 +255,7 @@ impl Tier {
             },
         };
         let routes = proxy.routes.iter().map(|route| Route {
+            name: route.name.clone(),
             requests: self.counted.routes.get(&route.name),
             places: route.concurrency.as_ref().map(Places::new),
         });
@@ -196,6 +277,10 @@ impl Tier {
             addresses,
         };
         let sockets = self.bind(proxy)?;
+        if self.seats.is_empty() && !proxy.listeners.is_empty() {
+            // They have nothing to do until there is something in force.
+            self.seats = self.start()?;
+        }
         Ok(Prepared {
             snapshot: Arc::new(snapshot),
             router,
@@ -295,10 +380,7 @@ impl Tier {
     }
 
     /// Puts it into force.
-    ///
-    /// # Errors
-    /// When there is no thread for a worker: nothing has changed then.
-    pub fn commit(&mut self, prepared: Prepared) -> Result<(), TierError> {
+    pub fn commit(&mut self, prepared: Prepared) {
         let Prepared {
             snapshot,
             router,
@@ -306,9 +388,6 @@ impl Tier {
             log,
             proxy,
         } = prepared;
-        if self.seats.is_empty() && !proxy.listeners.is_empty() {
-            self.seats = self.start()?;
-        }
         {
             let mut have = lock(&self.shared.sockets);
             have.retain(|address, _| snapshot.addresses.contains_key(address));
@@ -340,7 +419,6 @@ impl Tier {
             // A worker that is gone is about to start anew, and looks by itself.
             let _ = seat.orders.send(Order::Look);
         }
-        Ok(())
     }
 
     fn start(&self) -> Result<Vec<Seat>, TierError> {
@@ -366,6 +444,14 @@ impl Tier {
     fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let current = lock(&self.shared.current);
         current.as_ref().map(|(snapshot, _)| snapshot.clone())
+    }
+
+    /// For those who only look, or change what is no configuration.
+    pub fn view(&self) -> View {
+        View {
+            shared: self.shared.clone(),
+            workers: self.workers,
+        }
     }
 
     /// What is in force.
