@@ -21,4 +21,5 @@ pub mod services;
 pub mod status;
 pub mod store;
 pub mod tables;
+pub mod uri;
 pub mod wire;

@@ -18,6 +18,7 @@ use super::{
     balance::{Balancing, Forward},
     floods::Floods,
     limits::Limits,
+    proxy::Proxy,
     services::{Flood, Ports, Protocol, Service},
 };
 use crate::tables::Capacity;
@@ -79,6 +80,8 @@ pub struct Model {
     /// What is protected against floods, or balanced, in the order of the file; no name twice.
     /// Last, if it is on, all ports of this host that are of no other.
     pub services: Vec<Service>,
+    /// The L7 proxy.
+    pub proxy: Proxy,
 }
 
 impl Model {

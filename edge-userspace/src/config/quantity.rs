@@ -202,6 +202,54 @@ amounts! {
     ByteRate, ByteRate;
 }
 
+/// A share of a whole, in thousandths: written as a number from 0 to 1 with at most three digits
+/// behind the point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share(pub(super) u32);
+
+impl Share {
+    /// The share as it is written.
+    pub(super) fn spelt(permille: u32) -> String {
+        let digits = format!("{}.{:03}", permille / 1000, permille % 1000);
+        let short = digits.trim_end_matches('0').trim_end_matches('.');
+        short.to_owned()
+    }
+}
+
+impl FromToml for Share {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        const EXPECTED: &str = "a share from 0 to 1 such as 0.5, in steps of 0.001";
+        let value = node.get_ref();
+        let text = match (value.as_float(), value.as_integer()) {
+            (Some(number), _) => number.as_str(),
+            (_, Some(number)) if number.radix() == 10 => number.as_str(),
+            _ => {
+                wrong_type(node, key, EXPECTED, report);
+                return None;
+            }
+        };
+        let share = share(text);
+        if share.is_none() {
+            report.problem(
+                &place(node, key),
+                format_args!("no share; expected {EXPECTED}"),
+            );
+        }
+        share.map(Self)
+    }
+}
+
+/// Thousandths of a number from 0 to 1.
+fn share(text: &str) -> Option<u32> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = fraction.len() <= 3 && fraction.bytes().all(|b| b.is_ascii_digit());
+    if !digits || !matches!(whole, "0" | "1") {
+        return None;
+    }
+    let thousandths: u32 = format!("{whole}{fraction:0<3}").parse().ok()?;
+    (thousandths <= 1000).then_some(thousandths)
+}
+
 /// Units of time and their milliseconds, the largest first.
 const TIME_UNITS: [(&str, u64); 6] = [
     ("w", 7 * 24 * 60 * 60 * 1000),
@@ -335,6 +383,30 @@ mod tests {
         assert_eq!((seconds("1m1s"), seconds("1m500ms")), (Some(61), None));
         let most = format!("{}s", u64::MAX);
         assert_eq!((seconds(&most), duration(&most)), (Some(u64::MAX), None));
+    }
+
+    #[test]
+    fn shares_are_thousandths() {
+        for (text, want) in [
+            ("0", 0),
+            ("1", 1000),
+            ("0.5", 500),
+            ("0.125", 125),
+            ("1.0", 1000),
+            ("0.001", 1),
+        ] {
+            assert_eq!(share(text), Some(want), "{text}");
+            assert_eq!(share(&Share::spelt(want)), Some(want));
+        }
+        for bad in [
+            "", "2", "1.001", "-0.5", "0.0001", ".5", "5e-1", "0.+5", "nan", "inf", "00.5",
+        ] {
+            assert_eq!(share(bad), None, "{bad}");
+        }
+        assert_eq!(
+            (Share::spelt(0), Share::spelt(50), Share::spelt(1000)),
+            ("0".into(), "0.05".into(), "1".into())
+        );
     }
 
     #[test]

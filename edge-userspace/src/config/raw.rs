@@ -2,6 +2,7 @@
 //! Nothing here is checked against anything else; that is `validate`'s work.
 
 mod balance;
+pub(super) mod proxy;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -43,6 +44,10 @@ section! {
         services = "service": Vec<Service>,
         balance = "balance": Balance,
         events = "events": Events,
+        proxy = "proxy": proxy::Proxy,
+        listeners = "listener": Vec<proxy::Listener>,
+        upstreams = "upstream": Vec<proxy::Upstream>,
+        routes = "route": Vec<proxy::Route>,
     }
 }
 

@@ -15,13 +15,12 @@
 //! and one run of all regular expressions of a host at once, however many routes there are
 //! ([`table`]). Only routes with the same host and path are tried one by one.
 //!
-//! What is matched is what the upstream sees: [`path::normalise`], [`host::authority`].
+//! What is matched is what the upstream sees: a [`View`] has host and path in the form that
+//! [`crate::uri`] gives them.
 
 mod compile;
 mod condition;
 pub mod headers;
-pub mod host;
-pub mod path;
 mod table;
 #[cfg(test)]
 mod test;
@@ -36,21 +35,21 @@ pub use compile::CompileError;
 use self::{
     condition::Conditions,
     headers::HeaderRules,
-    path::PathError,
     table::{Hosts, PathTable},
 };
 use crate::config::proxy::{
     template::{Location, LocationPart, ReplacementPart},
     upstream::{Concurrency, Retries, Timeouts},
 };
+use crate::uri::path::{self, PathError};
 
 /// What of a request chooses its route.
 pub trait View {
-    /// The host as [`host::authority`] gives it; empty: none.
+    /// The host as [`crate::uri::host::authority`] gives it; empty: none.
     fn host(&self) -> &[u8];
     /// The method.
     fn method(&self) -> &[u8];
-    /// The path as [`path::normalise`] gives it.
+    /// The path as [`crate::uri::path::normalise`] gives it.
     fn path(&self) -> &[u8];
     /// The query without its question mark; empty: none.
     fn query(&self) -> &[u8];

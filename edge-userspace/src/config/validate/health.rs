@@ -316,7 +316,7 @@ fn http(tls: bool, raw: &raw::HealthCheck, report: &mut Report<'_>) -> Option<Ht
 }
 
 /// As RFC 952 and RFC 1123, 2.1, with the underscore that many names have.
-fn is_host(name: &str) -> bool {
+pub(super) fn is_host(name: &str) -> bool {
     let is_label = |label: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         (1..=63).contains(&label.len())

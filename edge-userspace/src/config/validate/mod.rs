@@ -9,6 +9,7 @@ mod floods;
 mod health;
 mod limits;
 mod lists;
+mod proxy;
 mod services;
 mod targets;
 
@@ -70,6 +71,8 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
     let services = services::services(raw, &flood, &balancing, report, tick_ns);
     let none = raw::Lists::default();
     let raw_lists = raw.lists.as_ref().unwrap_or(&none);
+    let metrics_listen = metrics(raw.metrics.as_ref(), report);
+    let proxy = proxy::proxy(raw, metrics_listen, report);
     let model = Model {
         interfaces: interfaces(raw, report),
         allow_generic: raw
@@ -81,7 +84,7 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         state_dir: paths.state_dir,
         socket: paths.socket,
         bpffs_dir: paths.bpffs_dir,
-        metrics_listen: metrics(raw.metrics.as_ref(), report),
+        metrics_listen,
         capacity,
         events_buffer,
         events_per_second,
@@ -96,6 +99,7 @@ pub(super) fn model(raw: &raw::Root, report: &mut Report<'_>, tick_ns: u64) -> M
         floods,
         balancing,
         services,
+        proxy,
     };
     lists::check_room(&model, raw, report);
     lists::check_effect(&model, raw_lists, report);

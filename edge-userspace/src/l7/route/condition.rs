@@ -1,6 +1,7 @@
 //! Conditions on method, headers and query.
 
-use super::{Engines, View, path::escaped};
+use super::{Engines, View};
+use crate::uri::path::escaped;
 
 /// All of them hold, or the route is not that of the request.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::{cell::Cell, cmp::Reverse, time::Duration};
 
 use proptest::{prelude::*, sample::select};
 
-use super::{Action, PathError, Router, View, write_location};
+use super::{Action, Router, View, write_location};
 use crate::config::proxy::{
     Listener, Proxy, Route, Upstream,
     listener::{Limits, ProxyProtocol},
@@ -16,6 +16,7 @@ use crate::config::proxy::{
     template::{Location, Replacement},
     upstream::{Balance, KeepAlive, Protocol, Retries, SendProxy, Timeouts},
 };
+use crate::uri::path::PathError;
 
 fn listener() -> Listener {
     Listener {

@@ -83,17 +83,23 @@ const fn hex(digit: u8) -> Option<u8> {
     }
 }
 
-/// What the escape at the beginning of a text stands for.
-pub(super) fn escaped(text: &[u8]) -> Option<u8> {
+/// What the escape at the beginning of a text stands for (RFC 3986, 2.1); `None`: there is none.
+pub fn escaped(text: &[u8]) -> Option<u8> {
     match text {
         [b'%', high, low, ..] => Some(hex(*high)? << 4 | hex(*low)?),
         _ => None,
     }
 }
 
-/// As [`normalise`], of a path that begins with a slash. What is written never overtakes what is
-/// read.
-pub(super) fn normalise_in_place(path: &mut Vec<u8>) -> Result<(), PathError> {
+/// As [`normalise`], in place, of a path that begins with a slash.
+///
+/// # Errors
+/// [`PathError`]; what the path is then means nothing.
+pub fn normalise_in_place(path: &mut Vec<u8>) -> Result<(), PathError> {
+    if path.first() != Some(&b'/') {
+        return Err(PathError::NoSlash);
+    }
+    // What is written never overtakes what is read.
     let (mut read, mut written) = (1, 1);
     loop {
         // A segment, up to the slash behind it or to the end.

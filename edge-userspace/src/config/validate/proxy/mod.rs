@@ -1,0 +1,180 @@
+//! The L7 proxy: what listeners, upstreams and routes mean, and whether they fit together.
+
+mod listeners;
+mod routes;
+mod shadow;
+mod upstreams;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use super::{
+    MAX_PATH, number,
+    services::{NAME_REMEDY, is_name},
+};
+use crate::config::{
+    proxy::{AccessLog, MAX_WORKERS, Proxy},
+    quantity::{Bytes, Share},
+    raw,
+    report::{At, Place, Report},
+};
+
+/// Checks all of it; `metrics` is where something listens already.
+pub(super) fn proxy(
+    raw: &raw::Root,
+    metrics: Option<SocketAddr>,
+    report: &mut Report<'_>,
+) -> Proxy {
+    let none = raw::proxy::Proxy::default();
+    let shared = raw.proxy.as_ref().unwrap_or(&none);
+    let listeners = listeners::listeners(raw.listeners.as_deref().unwrap_or(&[]), metrics, report);
+    let upstreams = upstreams::upstreams(raw.upstreams.as_deref().unwrap_or(&[]), report);
+    let places = raw.listeners.iter().flatten().map(|l| l.place.clone());
+    let places: Vec<Place> = places.collect();
+    let routes = routes::routes(
+        raw.routes.as_deref().unwrap_or(&[]),
+        (&listeners, &places),
+        &upstreams,
+        report,
+    );
+    let places = raw.upstreams.iter().flatten().map(|u| &u.place);
+    shadow::unused(&upstreams, &places.collect::<Vec<_>>(), &routes, report);
+    if raw.listeners.as_ref().is_none_or(Vec::is_empty) {
+        let first = (raw.proxy.as_ref().map(|p| &p.place))
+            .or_else(|| Some(&raw.routes.as_ref()?.first()?.place))
+            .or_else(|| Some(&raw.upstreams.as_ref()?.first()?.place));
+        if let Some(place) = first {
+            report.warn_without_value(place, "without effect, for there is no [[listener]]");
+        }
+    }
+    Proxy {
+        workers: (shared.workers.as_ref()).map(|at| number(Some(at), 1, 1, MAX_WORKERS, report)),
+        access_log: shared
+            .access_log
+            .as_ref()
+            .and_then(|log| access_log(log, report)),
+        listeners,
+        upstreams,
+        routes,
+    }
+}
+
+fn access_log(raw: &raw::proxy::AccessLog, report: &mut Report<'_>) -> Option<AccessLog> {
+    let path = required(raw.path.as_ref(), &raw.place, "path", LOG_REMEDY, report)?;
+    Some(AccessLog {
+        path: file(path, "/var/log/edge/access.log", report),
+        format: raw.format.unwrap_or_default(),
+    })
+}
+
+const LOG_REMEDY: &str = "name the file, such as path = \"/var/log/edge/access.log\"";
+
+/// A key that a section cannot do without.
+fn required<'a, T>(
+    at: Option<&'a At<T>>,
+    section: &Place,
+    key: &str,
+    remedy: &str,
+    report: &mut Report<'_>,
+) -> Option<&'a At<T>> {
+    if at.is_none() {
+        missing(section, key, remedy, report);
+    }
+    at
+}
+
+fn missing(section: &Place, key: &str, remedy: &str, report: &mut Report<'_>) {
+    let place = section.child(key);
+    if !report.has_problem_at(&place.key) {
+        report.problem_without_value(&place, format_args!("missing; {remedy}"));
+    }
+}
+
+/// The name of a listener, upstream or route, which no other has; `None` after a problem has been
+/// reported. `names` gets its index.
+fn name(
+    at: Option<&At<String>>,
+    section: &Place,
+    (what, index): (&str, usize),
+    names: &mut BTreeMap<String, usize>,
+    report: &mut Report<'_>,
+) -> Option<String> {
+    let remedy = "give it a name, such as name = \"web\"";
+    let At { value, place } = required(at, section, "name", remedy, report)?;
+    if !is_name(value) {
+        report.problem(place, NAME_REMEDY);
+        return None;
+    }
+    if names.contains_key(value) {
+        report.problem(
+            place,
+            format_args!("the name of another {what}; give each one of its own"),
+        );
+        return None;
+    }
+    names.insert(value.clone(), index);
+    Some(value.clone())
+}
+
+/// Whether a list is no longer than it may be.
+fn is_within(list: &[Place], most: usize, what: &str, report: &mut Report<'_>) -> bool {
+    let Some(first) = list.get(most) else {
+        return true;
+    };
+    report.problem_without_value(first, format_args!("more than {most} {what}; remove some"));
+    false
+}
+
+/// A file by its absolute path.
+fn file(at: &At<String>, example: &str, report: &mut Report<'_>) -> PathBuf {
+    super::path(Some(at), example, MAX_PATH, report)
+}
+
+/// A number of bytes between bounds, both included.
+fn bytes(
+    at: Option<&At<Bytes>>,
+    default: u64,
+    (min, max): (u64, u64),
+    report: &mut Report<'_>,
+) -> u64 {
+    let Some(At { value, place }) = at else {
+        return default;
+    };
+    if (min..=max).contains(&value.0) {
+        return value.0;
+    }
+    report.problem(
+        place,
+        format_args!(
+            "out of range; choose a number of bytes from {min} to {max} (default {default})"
+        ),
+    );
+    default
+}
+
+/// A share in thousandths that is not below another one.
+fn share(at: Option<&At<Share>>, default: u32, min: u32, report: &mut Report<'_>) -> u32 {
+    let Some(At { value, place }) = at else {
+        return default;
+    };
+    if value.0 < min {
+        report.problem(
+            place,
+            format_args!(
+                "out of range; choose a share from {} to 1 (default {})",
+                Share::spelt(min),
+                Share::spelt(default)
+            ),
+        );
+        return default;
+    }
+    value.0
+}
+
+/// Whether a text is a token (RFC 9110, 5.6.2): a method, the name of a header or of a cookie.
+fn is_token(text: &str) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    (1..=MAX_TOKEN).contains(&text.len()) && text.bytes().all(is_allowed)
+}
+
+/// The longest token, bytes.
+const MAX_TOKEN: usize = 256;
