@@ -20,6 +20,7 @@ use crate::l7::{
     route::{self, Action, View},
     stats::Requests,
 };
+use crate::uri;
 
 /// What becomes of a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,12 +198,12 @@ impl Exchange<'_> {
         } = scratch;
         let bytes = front.bytes();
         let seen = Seen {
-            host: route::host::authority(request.authority.whole.of(bytes), host)
+            host: uri::host::authority(request.authority.whole.of(bytes), host)
                 .map_or(&[], |authority| authority.host),
             path: if request.asterisk {
                 b"*"
             } else {
-                route::path::normalise(request.path(bytes), path).map_err(|_| Refusal::Path)?
+                uri::path::normalise(request.path(bytes), path).map_err(|_| Refusal::Path)?
             },
             request,
             bytes,
