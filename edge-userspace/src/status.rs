@@ -59,6 +59,9 @@ pub struct Status {
     /// The balancer; absent without balanced services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<balance::BalanceStatus>,
+    /// The proxy; absent without listeners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<proxy::ProxyStatus>,
 }
 
 /// The configuration in force.

@@ -9,7 +9,7 @@ pub mod route;
 pub mod template;
 pub mod upstream;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 pub use listener::Listener;
 pub use route::Route;
@@ -31,12 +31,38 @@ pub struct Proxy {
     pub workers: Option<u32>,
     /// Where requests are written down; `None`: nowhere.
     pub access_log: Option<AccessLog>,
+    /// When clients are banned for what they send; `None`: never.
+    pub bans: Option<Bans>,
     /// In the order of the file; no name twice, no two take connections of one address.
     pub listeners: Vec<Listener>,
     /// In the order of the file; no name twice.
     pub upstreams: Vec<Upstream>,
     /// In the order of the file; no name twice.
     pub routes: Vec<Route>,
+}
+
+/// When the firewall drops what clients send, because they offended too often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bans {
+    /// So many offences in the window are borne, 1 to [`MAX_OFFENCES`].
+    pub offences: u32,
+    /// The window, 1 s to a day.
+    pub window: Duration,
+    /// How long a ban lasts, 1 s to 30 days.
+    pub ttl: Duration,
+}
+
+/// The most offences that are borne.
+pub const MAX_OFFENCES: u32 = 1_000_000;
+
+impl Default for Bans {
+    fn default() -> Self {
+        Self {
+            offences: 20,
+            window: Duration::from_secs(10),
+            ttl: Duration::from_secs(600),
+        }
+    }
 }
 
 /// Where and how requests are written down.

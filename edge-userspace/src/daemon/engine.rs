@@ -42,8 +42,10 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
+    entry::{List, Origin, Source},
     health::runner::{Changes as HealthChanges, Runner},
-    policy::{ClockJump, Policy, PolicyError, SystemEntries},
+    l7::proxy::{Ban, Tier, TierError},
+    policy::{ClockJump, EntryView, Policy, PolicyError, SystemEntries, Terms},
     tables::{Capacity, Geometry, Regions},
 };
 
@@ -70,6 +72,7 @@ pub(super) struct Engine {
     pub(super) datapath: Datapath,
     pub(super) defence: Handle,
     pub(super) balancer: balance::follow::Handle,
+    pub(super) proxy: Tier,
     /// What the balancer's thread starts with.
     pub(super) checks: Option<(Runner, HealthChanges)>,
     pub(super) shared: Arc<Shared>,
@@ -108,6 +111,9 @@ pub(super) enum ForceError {
     /// The seed of the fleet is not there.
     #[error(transparent)]
     Seed(#[from] SeedError),
+    /// The proxy cannot do as it says.
+    #[error(transparent)]
+    Proxy(#[from] TierError),
     /// The kernel does not take it.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
@@ -143,7 +149,10 @@ impl Engine {
                     self.shared.replan_is_taken();
                     self.replan();
                 }
+                Ok(Command::Ban(ban)) => self.ban(&ban),
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    // Requests end while everything else is as it was.
+                    self.proxy.stop();
                     drop((follower, balancing));
                     return self.stop();
                 }
@@ -249,6 +258,35 @@ impl Engine {
             Err(e) => error!(
                 "the clock was set, and the store has expiries by the former time still: {e}"
             ),
+        }
+    }
+
+    /// Bans a client of the proxy, unless it is one that is never dropped.
+    fn ban(&mut self, ban: &Ban) {
+        let now = Now::read();
+        let is_spared = |entry: &EntryView| entry.list != List::Black;
+        match self.policy.lookup(ban.source.addr(), now) {
+            Ok(entries) if entries.iter().any(is_spared) => return,
+            Ok(_) => {}
+            Err(e) => error!("cannot look up {}: {e}", ban.source),
+        }
+        let ttl_ms = u64::try_from(ban.ttl.as_millis()).unwrap_or(u64::MAX);
+        let terms = Terms {
+            source: Source::new(Origin::L7, None),
+            expires_unix_ms: Some(now.unix_ms.saturating_add(ttl_ms)),
+            note: ban.note.as_str().into(),
+        };
+        let mut meanwhile = |_: &Policy, _, _| {};
+        let prefixes = vec![ban.source];
+        match self
+            .policy
+            .add(List::Black, terms, prefixes, now, &mut meanwhile)
+        {
+            Ok(_) => {
+                self.publish_counts();
+                warn!(source = %ban.source, "banned by the proxy: {}", ban.note);
+            }
+            Err(e) => error!("{} is not banned: {e}", ban.source),
         }
     }
 
@@ -400,6 +438,7 @@ impl Engine {
         model: Model,
         defence: &mut Defence,
     ) -> Result<Vec<String>, ForceError> {
+        let proxy = self.proxy.prepare(&model.proxy)?;
         let told = defence.prepare(&model)?;
         let Plan {
             geometry,
@@ -452,6 +491,7 @@ impl Engine {
             self.restore(resize);
             return Err(e);
         }
+        self.proxy.commit(proxy);
         self.behind = false;
         if !resize && let Err(e) = self.policy.set_system(system.clone(), now) {
             // More than the file says is listed. It is tried again every second.
@@ -564,6 +604,7 @@ pub(super) fn failure(error: ForceError) -> Failure {
         ForceError::Policy(e) => super::requests::policy_failure(&e),
         ForceError::Defence(Unmet::Wrong { .. })
         | ForceError::Seed(_)
+        | ForceError::Proxy(_)
         | ForceError::Balance(balance::FillError::TooMany(_)) => {
             Failure::new(FailureKind::Config, text)
         }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError},
     },
@@ -28,6 +28,7 @@ use crate::{
     },
     datapath::{InterfaceCounters, InterfaceState, View},
     entry::List,
+    l7::proxy::{self, Ban},
     policy::{Counts, Kind},
     status::{
         ConfigStatus, EntryKind, EventsStatus, FamilyName, InterfaceStatus, LimiterStatus,
@@ -43,6 +44,8 @@ pub(super) enum Command {
     Request(Request, Reply),
     /// The host's TCP has changed, and the programs must know.
     Replan,
+    /// A client of the proxy has offended too often.
+    Ban(Ban),
     /// To end.
     Stop,
 }
@@ -56,6 +59,8 @@ pub(super) struct Shared {
     pub(super) hub: Arc<Hub>,
     pub(super) stats: Arc<Stats>,
     pub(super) attacks: Journal,
+    /// The proxy, once there is one.
+    pub(super) proxy: OnceLock<proxy::View>,
     facts: Mutex<Facts>,
     beats: AtomicU64,
 }
@@ -89,6 +94,7 @@ impl Shared {
             hub: Arc::default(),
             stats: Arc::default(),
             attacks: Journal::default(),
+            proxy: OnceLock::new(),
             facts: Mutex::default(),
             beats: AtomicU64::new(0),
         }
@@ -144,6 +150,13 @@ impl Shared {
             && self.commands.try_send(Command::Replan).is_err()
         {
             self.replan_is_taken();
+        }
+    }
+
+    /// Asks the engine to ban a source. When it has no room now, the source offends again.
+    pub(super) fn ban(&self, ban: Ban) {
+        if let Err(e) = self.commands.try_send(Command::Ban(ban)) {
+            warn!("a client of the proxy is not banned, for the daemon is busy: {e}");
         }
     }
 
@@ -244,6 +257,7 @@ impl Source for Shared {
                 },
                 ..balance
             }),
+            proxy: self.proxy.get().and_then(proxy::View::status),
             config: facts.config,
             reloads: facts.reloads,
         }

@@ -2,9 +2,9 @@
 //! programs of a former daemon go on until the tables are right and the new
 //! programs take their place.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use edge_common::{
     abi::{MAX_PROFILES, Profile},
     hash::Seed,
@@ -28,6 +28,7 @@ use crate::{
     config::{self, Model},
     datapath::{Datapath, EventRing, InterfaceState},
     health::runner::{CONCURRENT, runner},
+    l7::proxy::Tier,
     policy::Policy,
     status::AttachMode,
     store::Store,
@@ -36,6 +37,9 @@ use crate::{
 
 /// Key of the seed among the store's settings.
 const SEED_SETTING: &str = "seed";
+
+/// Key of the secret that signs session cookies.
+const SESSION_SETTING: &str = "session_secret";
 
 /// Reads the configuration and says what it means.
 ///
@@ -78,6 +82,8 @@ pub(super) fn engine(
     let datapath = Datapath::open(&file.bpffs_dir)?;
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
+    let mut proxy = proxy(&store, &model, seed, &shared)?;
+    let listening = proxy.prepare(&model.proxy)?;
     let none = [Profile::default(); MAX_PROFILES];
     let told = defence.lock().prepare(&model)?;
     let Plan {
@@ -151,6 +157,7 @@ pub(super) fn engine(
         datapath,
         defence,
         balancer,
+        proxy,
         checks: Some((asks, changed)),
         shared,
         inbox,
@@ -162,6 +169,7 @@ pub(super) fn engine(
         broken: false,
     };
     engine.datapath.commit(prepared)?;
+    engine.proxy.commit(listening);
     undo.disarm();
     engine.defence.lock().keep();
     engine.balancer.lock().keep();
@@ -239,11 +247,7 @@ fn seed(store: &Store) -> Result<Seed> {
         bail!("the store holds a seed of {} bytes, not 32", bytes.len());
     }
     let mut bytes = [0; 32];
-    // SAFETY: the pointer and length are those of a live, writable buffer.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if usize::try_from(got) != Ok(bytes.len()) {
-        return Err(std::io::Error::last_os_error()).context("no random numbers for the seed");
-    }
+    fill_random(&mut bytes).context("no random numbers for the seed")?;
     store.set_setting(SEED_SETTING, &bytes)?;
     let (words, _) = bytes.as_chunks::<8>();
     let mut seed = [0; 4];
@@ -251,6 +255,38 @@ fn seed(store: &Store) -> Result<Seed> {
         *to = u64::from_le_bytes(*from);
     }
     Ok(Seed::new(seed))
+}
+
+/// The proxy, without anything to do yet.
+fn proxy(store: &Store, model: &Model, seed: Seed, shared: &Arc<Shared>) -> Result<Tier> {
+    let mut secret = [0; 32];
+    match store.setting(SESSION_SETTING)? {
+        Some(bytes) => {
+            let had = bytes.len();
+            secret = bytes.try_into().map_err(|_| {
+                anyhow!("the store holds a secret of {had} bytes for session cookies, not 32")
+            })?;
+        }
+        None => {
+            fill_random(&mut secret).context("no random numbers for session cookies")?;
+            store.set_setting(SESSION_SETTING, &secret)?;
+        }
+    }
+    let ban = shared.clone();
+    let tier = Tier::new(&model.proxy, seed, secret, move |who| ban.ban(who));
+    // There is one engine in a daemon.
+    let _ = shared.proxy.set(tier.view());
+    Ok(tier)
+}
+
+fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the pointer and length are those of a live, writable buffer.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) == Ok(bytes.len()) {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The limits set at run time, and the configuration with them. What no longer

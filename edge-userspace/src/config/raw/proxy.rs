@@ -24,6 +24,16 @@ section! {
     Proxy {
         workers = "workers": At<Count>,
         access_log = "access_log": AccessLog,
+        bans = "bans": Bans,
+    }
+}
+
+section! {
+    /// `proxy.bans`
+    Bans {
+        offences = "offences": At<Count>,
+        window = "window": At<Duration>,
+        ttl = "ttl": At<Duration>,
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Conn {
     pub(super) worker: Rc<Worker>,
     /// As it was when the connection came.
     pub(super) listener: Arc<Listener>,
+    /// Where its packets come from.
+    pub(super) wire: SocketAddr,
     /// Who connected, as a proxy that is trusted tells by the PROXY protocol.
     pub(super) peer: SocketAddr,
     /// Where it connected to, likewise.
@@ -91,6 +93,7 @@ pub(super) async fn serve(
         }
     }
     let mut conn = Conn {
+        wire: peer,
         peer: ends.0,
         local: ends.1,
         is_secure: false,

@@ -280,6 +280,11 @@ impl Exchange<'_> {
         self.facts.refusal = Some(refusal);
         let refusals = self.listener.refusals.of(self.conn.worker.index);
         refusals.of(refusal).add(1);
+        let source = self.conn.wire.ip();
+        if !self.listener.trusts(source) {
+            let (id, now) = (&self.facts.ids.request, Worker::now());
+            self.current.snapshot.offend(source, refusal, id, now);
+        }
         // An answer that has begun cannot become another one.
         if refusal == Refusal::ClientGone || self.facts.status != 0 {
             return Next::Close;

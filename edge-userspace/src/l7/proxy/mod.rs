@@ -24,5 +24,6 @@ mod timers;
 mod tls;
 mod worker;
 
+pub use snapshot::Ban;
 pub use tier::{Change, NoServer, Prepared, Tier, TierError, View};
 pub use tls::TlsError;

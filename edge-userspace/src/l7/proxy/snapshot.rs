@@ -5,8 +5,9 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use edge_common::addr::Prefix;
@@ -19,7 +20,10 @@ use super::{
 use crate::{
     config::proxy::listener,
     l7::{
-        access_log, head,
+        access_log,
+        bans::{self, Offences, Rule},
+        head,
+        refusal::Refusal,
         stats::{Connections, Refusals, Requests, Shards},
     },
 };
@@ -33,6 +37,8 @@ pub(super) struct Snapshot {
     /// Likewise.
     pub(super) routes: Box<[Route]>,
     pub(super) log: Option<(LogWriter, access_log::Format)>,
+    /// Who judges clients that offend; `None` where nobody is banned.
+    pub(super) bans: Option<(Arc<Judge>, Rule, Duration)>,
     /// Whose listener an address is.
     pub(super) addresses: HashMap<SocketAddr, usize>,
 }
@@ -47,6 +53,72 @@ impl Snapshot {
     pub(super) fn listener_named(&self, name: &str) -> Option<(usize, &Arc<Listener>)> {
         let mut all = self.listeners.iter().enumerate();
         all.find(|(_, listener)| listener.config.name == name)
+    }
+}
+
+/// A source that is to be banned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// The source.
+    pub source: Prefix,
+    /// For how long.
+    pub ttl: Duration,
+    /// Why, and by which request.
+    pub note: String,
+}
+
+/// Counts offences, and tells who is to be banned.
+pub(super) struct Judge {
+    offences: Mutex<Offences>,
+    told: AtomicU64,
+    tell: Box<dyn Fn(Ban) + Send + Sync>,
+}
+
+impl Judge {
+    pub(super) fn new(tell: impl Fn(Ban) + Send + Sync + 'static) -> Self {
+        Self {
+            offences: Mutex::default(),
+            told: AtomicU64::new(0),
+            tell: Box::new(tell),
+        }
+    }
+
+    /// How many were told.
+    pub(super) fn told(&self) -> u64 {
+        self.told.load(Relaxed)
+    }
+}
+
+impl Snapshot {
+    /// Notes an offence of a source, whose packets come from there: no proxy that is trusted.
+    pub(super) fn offend(&self, source: IpAddr, refusal: Refusal, request_id: &[u8], now: u64) {
+        let Some((judge, rule, ttl)) = &self.bans else {
+            return;
+        };
+        if !bans::is_offence(refusal) {
+            return;
+        }
+        let source = bans::prefix(source);
+        let mut offences = judge
+            .offences
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_too_much = offences.note(*rule, source, now);
+        drop(offences);
+        if is_too_much {
+            judge.told.fetch_add(1, Relaxed);
+            (judge.tell)(Ban {
+                source,
+                ttl: *ttl,
+                note: format!(
+                    "{}, more than {} in {} s; request {}",
+                    refusal.name(),
+                    rule.offences,
+                    rule.window / 1_000_000_000,
+                    String::from_utf8_lossy(request_id)
+                ),
+            });
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn status(snapshot: &Snapshot, workers: usize) -> ProxyStatus {
             .collect(),
         upstreams: snapshot.groups.iter().map(|g| upstream(g)).collect(),
         log_lost: snapshot.log.as_ref().map_or(0, |(log, _)| log.lost()),
-        bans: 0,
+        bans: snapshot.bans.as_ref().map_or(0, |(judge, ..)| judge.told()),
     }
 }
 

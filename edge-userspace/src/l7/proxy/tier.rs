@@ -14,10 +14,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{error, info};
 
 use super::{
-    group::{Counted, Group, Memory, Places},
+    group::{Counted, Group, Memory, Places, nanoseconds},
     listen,
     log_writer::LogWriter,
-    snapshot::{Listener, Route, Snapshot},
+    snapshot::{Ban, Judge, Listener, Route, Snapshot},
     tell,
     tls::{self, TlsError, Towards},
     worker::{self, Ended, Order, Worker},
@@ -26,6 +26,7 @@ use crate::{
     config::proxy::{AccessLog, LogFormat, Proxy},
     l7::{
         access_log::Format,
+        bans::Rule,
         route::{CompileError, Router},
     },
     status::proxy::{ProxyStatus, UpstreamStatus},
@@ -109,6 +110,7 @@ pub struct Tier {
     shared: Arc<Shared>,
     seats: Vec<Seat>,
     log: Option<(AccessLog, LogWriter)>,
+    judge: Arc<Judge>,
     proxy: Proxy,
 }
 
@@ -206,8 +208,14 @@ pub struct Prepared {
 
 impl Tier {
     /// Without workers, until a configuration with listeners is put into force. `secret` signs
-    /// session cookies.
-    pub fn new(proxy: &Proxy, seed: Seed, secret: [u8; 32]) -> Self {
+    /// session cookies; `ban` is told of sources that offend too often, by any worker, and must
+    /// not wait.
+    pub fn new(
+        proxy: &Proxy,
+        seed: Seed,
+        secret: [u8; 32],
+        ban: impl Fn(Ban) + Send + Sync + 'static,
+    ) -> Self {
         let workers = worker_count(proxy);
         Self {
             memory: Memory::new(seed, secret),
@@ -219,6 +227,7 @@ impl Tier {
             }),
             seats: Vec::new(),
             log: None,
+            judge: Arc::new(Judge::new(ban)),
             proxy: Proxy::default(),
         }
     }
@@ -273,6 +282,13 @@ impl Tier {
                     LogFormat::Logfmt => Format::Logfmt,
                 };
                 (writer.clone(), format)
+            }),
+            bans: proxy.bans.map(|bans| {
+                let rule = Rule {
+                    offences: bans.offences,
+                    window: nanoseconds(bans.window),
+                };
+                (self.judge.clone(), rule, bans.ttl)
             }),
             addresses,
         };

@@ -24,7 +24,7 @@ use crate::config::{
 /// How long clients may take for something.
 const TIMEOUT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
 /// Bytes of a head.
-const HEADER_BYTES: (u64, u64) = (1024, 1 << 20);
+const HEADER_BYTES: (u64, u64) = (1024, 32 << 10);
 /// The shortest limit of a request target, bytes.
 const MIN_URI_BYTES: u64 = 64;
 /// The largest limit of a body, bytes.

@@ -5,14 +5,15 @@ mod routes;
 mod shadow;
 mod upstreams;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
     MAX_PATH, number,
     services::{NAME_REMEDY, is_name},
+    span,
 };
 use crate::config::{
-    proxy::{AccessLog, MAX_WORKERS, Proxy},
+    proxy::{AccessLog, Bans, MAX_OFFENCES, MAX_WORKERS, Proxy},
     quantity::{Bytes, Share},
     raw,
     report::{At, Place, Report},
@@ -52,9 +53,22 @@ pub(super) fn proxy(
             .access_log
             .as_ref()
             .and_then(|log| access_log(log, report)),
+        bans: shared.bans.as_ref().map(|raw| bans(raw, report)),
         listeners,
         upstreams,
         routes,
+    }
+}
+
+fn bans(raw: &raw::proxy::Bans, report: &mut Report<'_>) -> Bans {
+    const SECOND: Duration = Duration::from_secs(1);
+    const DAY: Duration = Duration::from_hours(24);
+    let default = Bans::default();
+    let offences = raw.offences.as_ref();
+    Bans {
+        offences: number(offences, default.offences, 1, MAX_OFFENCES, report),
+        window: span(raw.window.as_ref(), default.window, (SECOND, DAY), report),
+        ttl: span(raw.ttl.as_ref(), default.ttl, (SECOND, 30 * DAY), report),
     }
 }
 
