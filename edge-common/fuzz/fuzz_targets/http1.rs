@@ -4,7 +4,7 @@
 // The rooms of the proxy that know nothing of sockets, as they stand in the daemon, which is too
 // much to build for them.
 #[path = "../../../edge-userspace/src/l7"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, unused_imports)]
 mod l7 {
     pub mod head;
     pub mod http1;
