@@ -1,8 +1,9 @@
-//! `cargo xtask fuzz`: builds a fuzz target, gives it the golden packets to start from, and runs it.
+//! `cargo xtask fuzz`: builds a fuzz target, gives it the golden packets or a dictionary to start
+//! from, and runs it.
 //!
 //! This does what `cargo fuzz run` would do, without another tool and with the compiler that is
 //! there: the instrumentation is in every compiler, and the nightly-only address sanitizer finds
-//! nothing in code without `unsafe`, which the parser is on the host.
+//! nothing in code without `unsafe`, of which no target has any.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +18,11 @@ use crate::workspace::Workspace;
 /// The crate of the targets.
 const CRATE: &str = "edge-common/fuzz";
 
-/// Longer frames have nothing behind their headers that decides, and make the fuzzer slow.
+/// The target that reads packets, and so begins with the golden ones.
+const PACKETS: &str = "parse";
+
+/// Longer frames have nothing behind their headers that decides, and make the fuzzer slow; heads
+/// of HTTP are limited to less by their target.
 const MAX_LEN: usize = 2048;
 
 /// What makes a program report to libFuzzer which way it took: a counter an edge, and the operands
@@ -40,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 60)]
     seconds: u32,
     /// The target, a file in edge-common/fuzz/fuzz_targets
-    #[arg(default_value = "parse")]
+    #[arg(default_value = PACKETS)]
     target: String,
 }
 
@@ -53,7 +58,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     for dir in [&corpus, &artifacts] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
-    write_corpus(workspace, &corpus)?;
+    if args.target == PACKETS {
+        write_corpus(workspace, &corpus)?;
+    }
     announce(&format!("fuzzing for {} seconds", args.seconds));
     let mut command = Command::new(program);
     command
@@ -64,6 +71,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         .arg("-timeout=10")
         .arg("-print_final_stats=1")
         .arg(&corpus);
+    let dictionary = fuzz.join("dictionaries").join(&args.target);
+    if dictionary.is_file() {
+        command.arg(format!("-dict={}", dictionary.display()));
+    }
     exec::run(&mut command).context(
         "the fuzzer found something, or was interrupted. What it found lies in the file named above; \
          CONTRIBUTING.md says how it becomes a regression test",

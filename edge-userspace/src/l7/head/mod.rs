@@ -256,12 +256,12 @@ pub struct Request {
     /// and not to another version of HTTP. Else the wish is passed over, as RFC 9110,
     /// section 7.8 allows.
     pub upgrade: Option<Span>,
-    /// How far the head has been read when it is not yet complete; 0 before the first byte.
+    /// How far an incomplete head has been read; else 0.
     pub(in crate::l7) resume: usize,
 }
 
 impl Request {
-    /// Forgets everything but the memory for fields, before the first byte of a new head.
+    /// Forgets everything but the memory for fields.
     pub fn reset(&mut self) {
         let mut fields = std::mem::take(&mut self.fields);
         fields.clear();
@@ -332,12 +332,12 @@ pub struct Response {
     pub keep_alive: bool,
     /// The protocols to which a 101 switches.
     pub upgrade: Option<Span>,
-    /// How far the head has been read when it is not yet complete; 0 before the first byte.
+    /// How far an incomplete head has been read; else 0.
     pub(in crate::l7) resume: usize,
 }
 
 impl Response {
-    /// Forgets everything but the memory for fields, before the first byte of a new head.
+    /// Forgets everything but the memory for fields.
     pub fn reset(&mut self) {
         let mut fields = std::mem::take(&mut self.fields);
         fields.clear();

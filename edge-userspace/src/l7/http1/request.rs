@@ -12,9 +12,9 @@ const MAX_METHOD: usize = 24;
 /// Reads the head of a request from the beginning of `buf`, and says of how many bytes it is.
 ///
 /// `None` when it is not yet complete: call again with the same bytes and more of them behind,
-/// and the same `request`, which remembers how far it was read. For the next request of a
-/// connection [`Request::reset`] comes first. `request` means something only when a number of
-/// bytes was returned.
+/// and the same `request`, which remembers how far it was read until the head is complete or
+/// refused. When a head is given up before that, [`Request::reset`] comes before the next one.
+/// `request` means something only when a number of bytes was returned.
 ///
 /// One empty line may precede the request line (RFC 9112, section 2.2).
 ///
@@ -27,7 +27,14 @@ pub fn parse_request(
     limits: &Limits,
     request: &mut Request,
 ) -> Result<Option<usize>, Reject> {
-    let window = &buf[..buf.len().min(limits.head_bytes)];
+    let read = read(&buf[..buf.len().min(limits.head_bytes)], limits, request);
+    if read != Ok(None) {
+        request.resume = 0;
+    }
+    read
+}
+
+fn read(window: &[u8], limits: &Limits, request: &mut Request) -> Result<Option<usize>, Reject> {
     if request.resume == 0 {
         request.reset();
         match request_line(window, limits, request)? {
@@ -36,13 +43,8 @@ pub fn parse_request(
             None => return Ok(None),
         }
     }
-    match fields::fields(
-        window,
-        &mut request.resume,
-        &mut request.fields,
-        limits.fields,
-        Of::Request,
-    )? {
+    let Request { resume, fields, .. } = request;
+    match fields::fields(window, resume, fields, limits.fields, Of::Request)? {
         Some(end) => {
             settle(window, limits, request)?;
             Ok(Some(end))

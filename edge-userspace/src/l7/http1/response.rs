@@ -30,24 +30,27 @@ pub fn parse_response(
     response: &mut Response,
 ) -> Result<Option<usize>, Reject> {
     let window = &buf[..buf.len().min(limits.head_bytes)];
-    let end = if response.resume == 0 {
+    let read = read(window, limits, asked, response);
+    if read != Ok(None) {
+        response.resume = 0;
+    }
+    read
+}
+
+fn read(
+    window: &[u8],
+    limits: &Limits,
+    asked: Asked,
+    response: &mut Response,
+) -> Result<Option<usize>, Reject> {
+    if response.resume == 0 {
         response.reset();
-        status_line(window, response)?
-    } else {
-        Some(response.resume)
-    };
-    let end = match end {
-        Some(next) => {
-            response.resume = next;
-            fields::fields(
-                window,
-                &mut response.resume,
-                &mut response.fields,
-                limits.fields,
-                Of::Response,
-            )?
-        }
-        None => None,
+        response.resume = status_line(window, response)?.unwrap_or_default();
+    }
+    let Response { resume, fields, .. } = response;
+    let end = match *resume {
+        0 => None,
+        _ => fields::fields(window, resume, fields, limits.fields, Of::Response)?,
     };
     match end {
         Some(end) => {

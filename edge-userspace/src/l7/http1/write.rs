@@ -44,7 +44,10 @@ pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The fields of a received head that go on and that `keep` wants.
+/// The fields of a received head that go on and that `keep` wants, which leaves out those that
+/// the caller writes anew: of a request towards an upstream all that
+/// [`Known::is_forwarding`](super::super::head::Known::is_forwarding) names, and `Expect` when
+/// the client has been answered 100 here.
 pub fn fields(
     out: &mut Vec<u8>,
     buf: &[u8],

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::forward::{LIMITS, Outcome, forward};
+use super::forward::{LIMITS, Outcome, check_upstream, forward};
 use crate::l7::head::{Framing, Request, Response};
 use crate::l7::http1::{Asked, parse_request, parse_response, write};
 
@@ -76,57 +76,6 @@ fn mutate(mut bytes: Vec<u8>, mutations: &[(Index, Option<u8>, usize)]) -> Vec<u
         bytes.splice(at..end, *put);
     }
     bytes
-}
-
-/// A second, simple reading of what went upstream: its fields in lower case, the bytes behind its
-/// head. It knows nothing of the first one.
-fn read_simply(upstream: &[u8]) -> (Vec<(String, String)>, &[u8]) {
-    let end = upstream
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n")
-        .expect("an empty line ends the head");
-    let head = String::from_utf8_lossy(&upstream[..end]);
-    assert!(!head.contains('\0'));
-    assert_eq!(head.matches('\n').count(), head.matches("\r\n").count());
-    assert_eq!(head.matches('\r').count(), head.matches("\r\n").count());
-    let mut lines = head.split("\r\n");
-    let first: Vec<&str> = lines.next().unwrap().split(' ').collect();
-    assert_eq!(first.len(), 3);
-    assert_eq!(first[2], "HTTP/1.1");
-    let fields = lines
-        .map(|line| {
-            let (name, value) = line.split_once(": ").expect("a name and a value");
-            assert!(!name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic()));
-            (name.to_ascii_lowercase(), value.to_owned())
-        })
-        .collect();
-    (fields, &upstream[end + 4..])
-}
-
-/// What must be true of everything that goes upstream.
-fn check_upstream(upstream: &[u8]) {
-    let (fields, body) = read_simply(upstream);
-    let values = |wanted: &str| -> Vec<&str> {
-        let of = fields.iter().filter(|(name, _)| name == wanted);
-        of.map(|(_, value)| value.as_str()).collect()
-    };
-    assert_eq!(values("host").len(), 1);
-    let (lengths, encodings) = (values("content-length"), values("transfer-encoding"));
-    match (lengths.as_slice(), encodings.as_slice()) {
-        ([], []) => assert!(body.is_empty()),
-        ([length], []) => assert_eq!(length.parse::<usize>(), Ok(body.len())),
-        ([], ["chunked"]) => assert!(body.ends_with(b"\r\n\r\n")),
-        other => panic!("two readings: {other:?}"),
-    }
-    for hop in [
-        "keep-alive",
-        "proxy-connection",
-        "trailer",
-        "http2-settings",
-    ] {
-        assert!(values(hop).is_empty());
-    }
-    assert!(fields.iter().all(|(name, _)| !name.contains('_')));
 }
 
 proptest! {

@@ -577,3 +577,31 @@ fn what_the_proxy_has_to_know_is_understood() {
     let values: Vec<&[u8]> = request.values(&bytes, b"X").collect();
     assert_eq!(values, [b"1", b"2"]);
 }
+
+#[test]
+fn one_request_after_the_other_is_read_into_the_same_place() {
+    use crate::l7::head::{Limits, Method, Request};
+    use crate::l7::http1::parse_request;
+
+    let limits = Limits::default();
+    let mut request = Request::default();
+    let (first, second) = (post("Connection: close\r\nX: 1\r\n", ""), hosted(""));
+    for _ in 0..2 {
+        for half in [first.len() / 2, first.len() - 1] {
+            assert_eq!(
+                parse_request(&first[..half], &limits, &mut request),
+                Ok(None)
+            );
+        }
+        let read = parse_request(&first, &limits, &mut request);
+        assert_eq!(read, Ok(Some(first.len())));
+        assert_eq!(
+            parse_request(&second, &limits, &mut request),
+            Ok(Some(second.len()))
+        );
+        assert_eq!((request.method, request.fields.len()), (Method::Get, 1));
+        assert!(request.keep_alive);
+        let refused = parse_request(&hosted("X : 1\r\n"), &limits, &mut request);
+        assert_eq!(refused, Err(SpaceBeforeColon));
+    }
+}
