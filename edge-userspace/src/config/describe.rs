@@ -1,6 +1,7 @@
 //! What a configuration turns on and what it takes, for `edge check`.
 
 mod balance;
+mod proxy;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use edge_common::{
 use serde::Serialize;
 
 pub use balance::{BalanceDescription, BalancingDescription};
+pub use proxy::{ListenerDescription, ProxyDescription, RouteDescription, UpstreamDescription};
 
 use super::{
     limits::{LimitSet, OverrideLimit, Rate},
@@ -51,6 +53,8 @@ pub struct Description {
     pub services: Vec<ServiceDescription>,
     /// What balanced services share; none without one.
     pub balancing: Option<BalancingDescription>,
+    /// The L7 proxy; none without a listener.
+    pub proxy: Option<ProxyDescription>,
     /// The limits that are on against floods that are no SYNs.
     pub floods: Vec<FloodDescription>,
     /// The sysctls that the services need, and who sets them; none without need.
@@ -345,6 +349,7 @@ pub fn describe(model: &Model, geometry: &Geometry, cpus: u32) -> Description {
         },
         services: model.services.iter().map(service).collect(),
         balancing: BalancingDescription::of(model),
+        proxy: ProxyDescription::of(&model.proxy),
         floods: floods(model),
         sysctls: sysctls(model),
         metrics_listen: model.metrics_listen.map(|l| l.to_string()),
@@ -420,6 +425,9 @@ impl fmt::Display for Description {
                 writeln!(f, "{name:16} {b}")?;
             }
             writeln!(f, "\n{balancing}")?;
+        }
+        if let Some(proxy) = &self.proxy {
+            writeln!(f, "\n{proxy}")?;
         }
         if !self.floods.is_empty() {
             writeln!(

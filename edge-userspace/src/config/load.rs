@@ -1,4 +1,4 @@
-//! Reading the configuration file: the one place of `config` that does I/O.
+//! Reading the configuration file.
 
 use std::{
     fs::File,
@@ -8,9 +8,9 @@ use std::{
     path::Path,
 };
 
-use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, Model, parse};
+use super::{Checked, ConfigError, Finding, MAX_FILE_BYTES, Model, files, parse_with};
 
-/// Reads a file and checks it, as [`parse`] does.
+/// Reads a file and checks it, as [`super::parse`] does, and the files of TLS that it names.
 ///
 /// # Errors
 /// [`ConfigError`]: it cannot be read, or everything that is wrong with it.
@@ -24,7 +24,7 @@ pub fn load(path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
 /// As [`load`].
 pub fn load_text(path: &Path, tick_ns: u64) -> Result<(String, Checked), ConfigError> {
     let (text, mode) = read(path)?;
-    let mut checked = parse(&text, path, tick_ns)?;
+    let mut checked = parse_with(&text, path, tick_ns, files::check)?;
     checked
         .warnings
         .extend(not_here(&checked.model, &text, path));

@@ -10,14 +10,15 @@
 //!
 //! Whatever is wrong is reported in one go, each with file, line, key and
 //! remedy. What works but was probably not meant is a warning. Only [`load`]
-//! touches the system, to read the file, and [`possible_cpus`], to tell of memory;
-//! nothing asks it about interfaces or
+//! touches the system, to read the file and those of TLS that it names ([`files`]), and
+//! [`possible_cpus`], to tell of memory; nothing else asks it about interfaces or
 //! paths, so that a file means the same everywhere.
 
 pub mod balance;
 pub mod bogons;
 mod cpus;
 mod describe;
+pub mod files;
 pub mod floods;
 mod kernel;
 pub mod limits;
@@ -41,7 +42,8 @@ use toml::de::DeTable;
 pub use cpus::possible_cpus;
 pub use describe::{
     BalanceDescription, BalancingDescription, CheckMode, Description, FloodDescription,
-    LimitDescription, Lists, MapMemory, ServiceDescription, describe,
+    LimitDescription, ListenerDescription, Lists, MapMemory, ProxyDescription, RouteDescription,
+    ServiceDescription, UpstreamDescription, describe,
 };
 pub use load::{load, load_text};
 pub use model::Model;
@@ -68,6 +70,16 @@ pub struct Checked {
 /// # Errors
 /// [`ConfigError::Invalid`] with everything that is wrong.
 pub fn parse(text: &str, path: &Path, tick_ns: u64) -> Result<Checked, ConfigError> {
+    parse_with(text, path, tick_ns, |_, _| {})
+}
+
+/// The same; `look` adds what it finds in the files that are named, once all else is right.
+fn parse_with(
+    text: &str,
+    path: &Path,
+    tick_ns: u64,
+    look: impl FnOnce(&raw::Root, &mut Report<'_>),
+) -> Result<Checked, ConfigError> {
     let mut report = Report::new(&path.display().to_string(), text);
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -83,6 +95,9 @@ pub fn parse(text: &str, path: &Path, tick_ns: u64) -> Result<Checked, ConfigErr
     }
     let raw = raw::Root::from_table(document.get_ref(), Place::default(), &mut report);
     let model = validate::model(&raw, &mut report, tick_ns);
+    if !report.has_problems() {
+        look(&raw, &mut report);
+    }
     let warnings = report.finish()?;
     Ok(Checked { model, warnings })
 }

@@ -23,7 +23,7 @@ const SOURCE_DIR: &str = "edge-userspace/src";
 const LIBRARY: &str = "edge_userspace";
 
 /// Modules that do I/O, each with all below it. Everything else is pure.
-const RIMS: [&str; 23] = [
+const RIMS: [&str; 24] = [
     "main",
     "cli",
     "daemon",
@@ -32,6 +32,7 @@ const RIMS: [&str; 23] = [
     "policy",
     "store",
     "config::cpus",
+    "config::files",
     "config::load",
     "control::client",
     "control::connection",
