@@ -803,7 +803,7 @@ fn routes_that_cannot_be_are_refused() {
             "expected names with values",
         ),
         (
-            route("timeouts = { request = '1s' }"),
+            route("timeouts = { request = '1s', between_bytes = '1s' }"),
             "route[0].timeouts.request: request (1s) is shorter than first_byte (15s), with what upstream \"app\" says",
         ),
         (
@@ -824,7 +824,7 @@ fn routes_that_cannot_be_are_refused() {
         // Routes that get nothing.
         (
             second("", ""),
-            "edge.toml:13: route[1]: no request takes this route, for route \"a\" comes before it",
+            "edge.toml:14: route[1]: no request takes this route, for route \"a\" comes before it",
         ),
         (
             second("hosts = ['a', 'b']", "hosts = ['b']"),
