@@ -162,4 +162,156 @@ mod tests {
         let largest = load(&file("m.toml", &large[1..]), TICK_NS);
         assert!(matches!(largest, Err(ConfigError::Invalid(_))));
     }
+
+    #[test]
+    fn files_of_tls_are_looked_into() {
+        use rcgen::{CertifiedKey, generate_simple_self_signed};
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            path.display().to_string()
+        };
+        let pair = || generate_simple_self_signed(["example.org".to_owned()]).unwrap();
+        let CertifiedKey { cert, signing_key } = pair();
+        let cert = write("a.pem", &cert.pem());
+        let key = write("a.key", &signing_key.serialize_pem());
+        let other = write("b.key", &pair().signing_key.serialize_pem());
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let broken = write("broken.pem", broken);
+        let empty = write("empty.pem", "");
+        let text = |cert: &str, key: &str, ca: &str, upstream: &str| {
+            format!(
+                "interfaces = ['eth0']\n[[listener]]\nname = 'web'\naddresses = ['127.0.0.1:443']\n\
+                 [listener.tls]\ncertificates = [{{ cert = '{cert}', key = '{key}' }}]\n\
+                 client_auth = 'optional'\nclient_ca = '{ca}'\n[[upstream]]\nname = 'app'\ntls = {{ {upstream} }}\n\
+                 [[upstream.server]]\naddress = '127.0.0.1:80'\n[[route]]\nname = 'app'\nupstream = 'app'\n"
+            )
+        };
+        let load = |cert: &str, key: &str, ca: &str, upstream: &str| {
+            let config = write("edge.toml", &text(cert, key, ca, upstream));
+            load(Path::new(&config), TICK_NS)
+        };
+        let good = load(
+            &cert,
+            &key,
+            &cert,
+            &format!("cert = '{cert}', key = '{key}', ca = '{cert}'"),
+        );
+        let warned = good.unwrap().warnings;
+        assert!(
+            warned.iter().all(|w| w.key.starts_with("lists")),
+            "{warned:?}"
+        );
+        let missing = dir.path().join("none.pem").display().to_string();
+        for (cert, key, ca, upstream, line, at, want) in [
+            (
+                &missing,
+                &key,
+                &cert,
+                "",
+                6,
+                "listener[0].tls.certificates[0].cert",
+                "cannot be read (No such file",
+            ),
+            (
+                &cert,
+                &missing,
+                &cert,
+                "",
+                6,
+                "listener[0].tls.certificates[0].key",
+                "cannot be read",
+            ),
+            (
+                &empty,
+                &key,
+                &cert,
+                "",
+                6,
+                "listener[0].tls.certificates[0].cert",
+                "holds no certificate",
+            ),
+            (
+                &broken,
+                &key,
+                &cert,
+                "",
+                6,
+                "listener[0].tls.certificates[0].cert",
+                "first certificate cannot be read",
+            ),
+            (
+                &cert,
+                &cert,
+                &cert,
+                "",
+                6,
+                "listener[0].tls.certificates[0].key",
+                "holds no private key",
+            ),
+            (
+                &cert,
+                &other,
+                &cert,
+                "",
+                6,
+                "listener[0].tls.certificates[0].key",
+                "not the key of the first certificate",
+            ),
+            (
+                &cert,
+                &key,
+                &key,
+                "",
+                8,
+                "listener[0].tls.client_ca",
+                "holds no certificate",
+            ),
+            (
+                &cert,
+                &key,
+                &broken,
+                "",
+                8,
+                "listener[0].tls.client_ca",
+                "certificate 1 cannot be read",
+            ),
+            (
+                &cert,
+                &key,
+                &cert,
+                "ca = '/'",
+                11,
+                "upstream[0].tls.ca",
+                "the root directory",
+            ),
+            (
+                &cert,
+                &key,
+                &cert,
+                "ca = '/dev/null'",
+                11,
+                "upstream[0].tls.ca",
+                "no file",
+            ),
+        ] {
+            let Err(ConfigError::Invalid(found)) = load(cert, key, ca, upstream) else {
+                panic!("{want}");
+            };
+            assert_eq!(found.list.len(), 1, "{found}");
+            let found = &found.list[0];
+            assert_eq!((found.line, found.key.as_str()), (line, at), "{found}");
+            assert!(found.message.contains(want), "{found}");
+        }
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let warned = load(&cert, &key, &cert, "").unwrap().warnings;
+        assert!(
+            warned
+                .iter()
+                .any(|w| w.message.contains("can read this private key")),
+            "{warned:?}"
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 mod balance;
 mod floods;
+mod proxy;
 mod services;
 
 use std::path::Path;

@@ -33,8 +33,7 @@ impl Hosts {
 
     /// The tables of a host, in order of precedence.
     pub(super) fn of<'a>(&'a self, host: &'a [u8]) -> impl Iterator<Item = &'a PathTable> {
-        // `*.a` is below `a`, so what stands before the dot is not empty.
-        let first = host.len().saturating_sub(self.longest).max(1);
+        let first = host.len().saturating_sub(self.longest);
         let ends = (first..host.len()).filter(|&i| self.longest > 0 && host[i] == b'.');
         let below = ends.filter_map(|i| self.below.get(&host[i..]));
         self.exact

@@ -110,7 +110,8 @@ impl Known<'_> {
         if !is_forward {
             refuse_without_upstream(raw, report);
         }
-        let rewrite = raw.rewrite.as_ref().and_then(|r| rewrite(r, raw, report));
+        let rewrite = raw.rewrite.as_ref().filter(|_| is_forward);
+        let rewrite = rewrite.and_then(|r| self::rewrite(r, raw, report));
         let timeouts = self.timeouts(raw, &action, report);
         let path = path?;
         Some(Route {
