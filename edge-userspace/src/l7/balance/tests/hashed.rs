@@ -63,7 +63,7 @@ fn only_the_keys_of_one_that_goes_down_move_and_they_come_back() {
     for gone in [vec![2], vec![1, 7]] {
         let set = |up| {
             gone.iter()
-                .for_each(|&position| group.set_up(position, up, 0))
+                .for_each(|&position| group.set_up(position, up, 0));
         };
         set(false);
         let after = places(&mut picker, 0);

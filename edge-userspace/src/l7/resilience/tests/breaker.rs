@@ -129,7 +129,7 @@ fn it_is_the_naive_one() {
                 let expected = naive.admit(now);
                 match &admitted {
                     Ok(admission) => {
-                        assert_eq!(expected.map(|(_, probe)| probe), Some(admission.is_probe()))
+                        assert_eq!(expected.map(|(_, probe)| probe), Some(admission.is_probe()));
                     }
                     Err(open) => {
                         assert_eq!(expected, None);
@@ -157,7 +157,7 @@ fn it_is_the_naive_one() {
                 }
                 match (before, naive.state()) {
                     (BreakerState::HalfOpen { .. }, BreakerState::Closed { .. }) => {
-                        closed_again += 1
+                        closed_again += 1;
                     }
                     (BreakerState::Open { .. }, _) => {}
                     (_, BreakerState::Open { .. }) => opened += 1,
