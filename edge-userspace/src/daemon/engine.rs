@@ -145,6 +145,7 @@ impl Engine {
                 }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     drop((follower, balancing));
+                    self.balancer.lock().end();
                     return self.stop();
                 }
                 Err(RecvTimeoutError::Timeout) => {}

@@ -22,7 +22,7 @@ const SOURCE_DIR: &str = "edge-userspace/src";
 const LIBRARY: &str = "edge_userspace";
 
 /// Modules that do I/O, each with all below it. Everything else is pure.
-const RIMS: [&str; 23] = [
+const RIMS: [&str; 24] = [
     "main",
     "cli",
     "daemon",
@@ -37,6 +37,7 @@ const RIMS: [&str; 23] = [
     "control::events",
     "control::server",
     "control::socket",
+    "health::carrier",
     "health::probe",
     "health::runner",
     "host",
