@@ -24,6 +24,28 @@ pub const PROTO_IPV6: u8 = IpProto::Ipv6 as u8;
 /// The UDP port of GUE (IANA: `gue`).
 pub const GUE_PORT: u16 = 6080;
 
+/// TTL or hop limit of outer headers.
+pub const HOPS: u8 = 64;
+
+/// The flow label of an outer IPv6 header, by the hash of the flow inside (RFC 6438).
+#[inline(always)]
+pub const fn flow_label(hash: u64) -> u32 {
+    (hash >> 44) as u32
+}
+
+/// Which of several outer IPv4 sources a flow has, by its hash: IPv4 has no label. `hosts`
+/// are the bits in which they differ, as in the address; so is what comes back.
+#[inline(always)]
+pub const fn spread(hash: u64, hosts: u64) -> u32 {
+    (hash >> 24 & hosts) as u32
+}
+
+/// The source port of GUE: of the dynamic range (RFC 6335, 6), by the hash of the flow.
+#[inline(always)]
+pub const fn gue_source_port(hash: u64) -> u16 {
+    0xc000 | (hash >> 48) as u16 & 0x3fff
+}
+
 /// An IPv4 header without options, checksum included.
 ///
 /// Not to be fragmented: whoever takes packets out of tunnels has no memory to put

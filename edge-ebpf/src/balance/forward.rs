@@ -13,7 +13,7 @@ use edge_common::{
     header::replaced,
     parse::{PacketSource as _, ethertype, proto, tcp as flag},
     reason::Reason,
-    tunnel::{ipv4_outer, ipv6_outer, udp},
+    tunnel::{self, HOPS, ipv4_outer, ipv6_outer, udp},
 };
 
 pub const IPV4_LEN: usize = 20;
@@ -22,8 +22,6 @@ const UDP_LEN: usize = 8;
 /// Bytes of both MAC addresses and the type, and of a VLAN tag.
 pub const ETHERNET_LEN: usize = 14;
 const TAG_LEN: usize = 4;
-/// TTL or hop limit of outer headers.
-const HOPS: u8 = 64;
 /// The smallest packet that every way carries, bytes.
 pub const LEAST: u32 = 68;
 /// In the second word of an IPv4 header: more fragments, and the offset.
@@ -218,7 +216,7 @@ fn write(
     };
     // RFC 6040: ECN and DSCP of the packet go outside as well. The flow label spreads
     // flows over paths (RFC 6438).
-    let label = (chosen.hash >> 44) as u32;
+    let label = tunnel::flow_label(chosen.hash);
     let outer = if v6 {
         let outer = ipv6_outer(from, dest, next, len as u16, HOPS, head.class, label);
         frame.write(at, outer)
@@ -226,7 +224,7 @@ fn write(
         let [_, from] = halves(from[1]);
         let [_, dest] = halves(dest[1]);
         // The same in IPv4, which has no label.
-        let from = from | (chosen.hash >> 24 & spread) as u32;
+        let from = from | tunnel::spread(chosen.hash, spread);
         let len = (len + IPV4_LEN as u32) as u16;
         frame.write(at, ipv4_outer(from, dest, next, len, HOPS, head.class))
     };
@@ -234,8 +232,7 @@ fn write(
         return outer;
     }
     let at = at + if v6 { IPV6_LEN } else { IPV4_LEN };
-    // From the dynamic range, by the flow.
-    let port = 0xc000 | (chosen.hash >> 48) as u16 & 0x3fff;
+    let port = tunnel::gue_source_port(chosen.hash);
     frame.write(
         at,
         udp(

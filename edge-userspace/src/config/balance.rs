@@ -214,6 +214,11 @@ impl Forward {
         }
     }
 
+    /// Whether packets go to it inside other ones.
+    pub const fn is_tunnel(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
     /// Whether the backend sees the packet as it was, and so the service's address
     /// and port.
     pub const fn keeps_packet(self) -> bool {
@@ -271,6 +276,8 @@ pub struct Backend {
 pub struct HealthCheck {
     /// What is asked.
     pub probe: Probe,
+    /// Which way it goes.
+    pub through: Through,
     /// Which port is asked; `None`: that which the backend listens on.
     pub port: Option<u16>,
     /// From one check to the next.
@@ -296,6 +303,29 @@ impl HealthCheck {
     pub const FALL: u32 = 3;
     /// Default of [`HealthCheck::jitter_per_cent`].
     pub const JITTER_PER_CENT: u32 = 10;
+}
+
+/// Which way the packets of a health check go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// As those of clients do: to the service's address, inside packets to the backend. Only
+    /// where [`Forward::is_tunnel`], and never of a program ([`Probe::Exec`]).
+    Tunnel,
+    /// To the backend's own address.
+    Direct,
+}
+
+impl Through {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tunnel, Self::Direct];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Direct => "direct",
+        }
+    }
 }
 
 /// What a health check asks.
@@ -344,7 +374,7 @@ impl Probe {
 /// An HTTP request as a health check, and the answer that it wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpProbe {
-    /// Whether over TLS. The certificate is not verified: a backend is asked by its
+    /// Whether over TLS. The certificate is not verified: a backend is asked by an
     /// address, and whether it serves is the question, not who it is.
     pub tls: bool,
     /// The path and query, beginning with `/`.

@@ -154,6 +154,7 @@ impl Engine {
                     // Requests end while everything else is as it was.
                     self.proxy.stop();
                     drop((follower, balancing));
+                    self.balancer.lock().end();
                     return self.stop();
                 }
                 Err(RecvTimeoutError::Timeout) => {}

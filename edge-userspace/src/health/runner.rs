@@ -23,12 +23,13 @@ use tokio::{
 };
 
 use super::{
-    probe::{ProbeError, probe},
+    carrier,
+    probe::{ProbeError, Ways, probe},
     state::{Health, Outcome, State, Transition},
     table::{Job, Table, Totals},
     target::{BackendKey, Target},
 };
-use crate::clock::Now;
+use crate::{clock::Now, host::tunnel::Device};
 
 /// Checks at once, unless told otherwise. Backends that do not answer hold their place
 /// for the whole timeout, and must not keep the others waiting.
@@ -48,6 +49,8 @@ pub fn runner(concurrent: NonZeroUsize) -> (Runner, Checks, Changes) {
         set: Notify::new(),
         changed: Notify::new(),
         ended: AtomicBool::new(false),
+        ways: Arc::default(),
+        device: watch::Sender::default(),
     });
     let runner = Runner {
         shared: shared.clone(),
@@ -68,6 +71,9 @@ struct Shared {
     /// The health of one has changed, or the runner has ended.
     changed: Notify,
     ended: AtomicBool,
+    ways: Arc<Ways>,
+    /// By which checks go that go through tunnels.
+    device: watch::Sender<Option<Arc<Device>>>,
 }
 
 impl Shared {
@@ -121,6 +127,12 @@ impl Checks {
         }
     }
 
+    /// Checks that go through tunnels go by this device from now on. It is let go of soon
+    /// after it was replaced.
+    pub fn go_by(&self, device: Option<Arc<Device>>) {
+        self.0.device.send_replace(device);
+    }
+
     /// The traffic of clients says that a backend fails (resets, no answers): it is down, until
     /// checks bring it up again. A backend that is not checked has no state here.
     pub fn passive_failure(&self, key: &BackendKey, why: &str) {
@@ -148,7 +160,11 @@ impl Checks {
 
     /// What has become of the checks so far.
     pub fn totals(&self) -> Totals {
-        self.0.table().totals()
+        let strays = self.0.ways.strays();
+        Totals {
+            strays,
+            ..self.0.table().totals()
+        }
     }
 }
 
@@ -194,10 +210,16 @@ impl Runner {
     /// Asks until `stop` becomes true (or its sender is gone), in a tokio runtime with
     /// I/O and time. What is being asked then is ended before this returns.
     pub async fn run(self, stop: watch::Receiver<bool>) {
-        let ask = |target: Arc<Target>| async move {
-            probe(&target.check, target.address, &target.route).await
+        let ways = self.shared.ways.clone();
+        let ask = |target: Arc<Target>| {
+            let ways = ways.clone();
+            async move { probe(&target.check, target.address, &target.route, &ways).await }
         };
+        let carrying = carrier::carry(self.shared.device.subscribe(), ways.clone());
+        let carrying = tokio::spawn(carrying);
+        let carrying = AbortOnDrop(carrying.abort_handle());
         self.run_with(ask, stop).await;
+        drop(carrying);
     }
 
     async fn run_with<A, F>(mut self, ask: A, mut stop: watch::Receiver<bool>)
@@ -304,6 +326,15 @@ impl Runner {
                 "checks cannot be made, and health stays as it was; for instance {key}: {why}"
             );
         }
+    }
+}
+
+/// A task that ends with whoever has this.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

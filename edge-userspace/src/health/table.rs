@@ -21,6 +21,8 @@ pub struct Totals {
     pub failed: u64,
     /// Checks that this host could not make.
     pub not_asked: u64,
+    /// Packets that came to the device of checks through tunnels and were of none, and dropped.
+    pub strays: u64,
     /// How much later than planned the last one began, nanoseconds. Seconds of it say
     /// that more checks are due than may run at once, or than this host can make.
     pub behind_ns: u64,

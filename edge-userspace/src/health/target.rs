@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use super::tunnel::Tunnel;
 use crate::config::balance::HealthCheck;
 
 /// Which backend: the same over reloads.
@@ -34,6 +35,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// The interface, as `SO_BINDTODEVICE` takes it.
     pub device: Option<Arc<str>>,
+    /// Through the tunnel to the backend; the rest is then ignored.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// A backend that is to be checked.
@@ -41,7 +44,7 @@ pub struct Route {
 pub struct Target {
     /// Which.
     pub key: BackendKey,
-    /// Whom to ask.
+    /// Whom to ask, unless it goes through a tunnel.
     pub address: SocketAddr,
     /// What, and how often.
     pub check: Arc<HealthCheck>,

@@ -10,6 +10,7 @@ mod probe;
 mod routes;
 mod stack;
 pub mod sysctl;
+pub mod tunnel;
 
 pub use addresses::{host, smallest_mtu};
 pub use listeners::listeners;

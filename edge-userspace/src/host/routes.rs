@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr};
 
 use crate::netlink::{
-    Attributes, Reply, Socket, address, bad, family, push_address, u16_at, u32_at,
+    Attributes, Reply, Socket, address, bad, family, push_address, push_attribute, u16_at, u32_at,
 };
 
 /// `struct rtmsg`, bytes.
@@ -39,12 +39,31 @@ pub(super) struct Route {
 /// # Errors
 /// Whatever the socket returns, and `InvalidData` for a reply that makes no sense.
 pub(super) fn route(socket: &mut Socket, to: IpAddr) -> io::Result<Result<Route, i32>> {
+    ask(socket, to, None)
+}
+
+/// The same for a packet of a socket with a mark (`SO_MARK`).
+///
+/// # Errors
+/// As [`route`].
+pub(super) fn route_of_mark(
+    socket: &mut Socket,
+    to: IpAddr,
+    mark: u32,
+) -> io::Result<Result<Route, i32>> {
+    ask(socket, to, Some(mark))
+}
+
+fn ask(socket: &mut Socket, to: IpAddr, mark: Option<u32>) -> io::Result<Result<Route, i32>> {
     let mut body = vec![0; RTMSG];
     if let [of, length, ..] = &mut body[..] {
         *of = family(to);
         *length = if to.is_ipv4() { 32 } else { 128 };
     }
     push_address(&mut body, libc::RTA_DST, to)?;
+    if let Some(mark) = mark {
+        push_attribute(&mut body, libc::RTA_MARK, &mark.to_ne_bytes())?;
+    }
     match socket.request(libc::RTM_GETROUTE, 0, &body)? {
         Reply::Messages(messages) => {
             let route = messages.first().and_then(|message| parse(message));
@@ -93,7 +112,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::netlink::push_attribute;
 
     fn message() -> Vec<u8> {
         let mut message = vec![0; RTMSG];

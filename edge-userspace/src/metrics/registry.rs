@@ -510,6 +510,7 @@ mod tests {
                         admin: AdminState::Active,
                         health: None,
                         health_since_unix_ms: None,
+                        health_through: Some("tunnel".to_owned()),
                         health_changes: 6,
                         why: String::new(),
                         error: None,

@@ -104,6 +104,8 @@ pub struct BackendStatus {
     /// What checks say: `unknown`, `up`, `down` or `held`; without checks `null`, or `down` while
     /// connections of clients fail.
     pub health: Option<String>,
+    /// Which way checks go: `tunnel`, as packets of clients do, or `direct`; `null` without checks.
+    pub health_through: Option<String>,
     /// Since when, milliseconds of Unix time.
     pub health_since_unix_ms: Option<u64>,
     /// How often it changed since the daemon started.

@@ -10,8 +10,11 @@ mod plain;
 use std::{net::SocketAddr, time::Duration};
 
 use edge_userspace::{
-    config::balance::{HealthCheck, Probe},
-    health::{Route, probe::probe},
+    config::balance::{HealthCheck, Probe, Through},
+    health::{
+        Route,
+        probe::{Ways, probe},
+    },
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -26,6 +29,7 @@ const SOON: Duration = Duration::from_millis(200);
 fn check(probe: Probe, timeout: Duration) -> HealthCheck {
     HealthCheck {
         probe,
+        through: Through::Direct,
         port: None,
         interval: 2 * timeout,
         timeout,
@@ -38,7 +42,7 @@ fn check(probe: Probe, timeout: Duration) -> HealthCheck {
 /// Asks once, and gives what a person would read.
 async fn ask_within(timeout: Duration, what: Probe, target: SocketAddr) -> Result<(), String> {
     let check = check(what, timeout);
-    probe(&check, target, &Route::default())
+    probe(&check, target, &Route::default(), &Ways::default())
         .await
         .map_err(|e| e.to_string())
 }

@@ -63,10 +63,13 @@ async fn the_route_chooses_the_source() {
         fwmark: Some(7),
         source: Some(source),
         device: Some("lo".into()),
+        ..Route::default()
     };
     let tcp_check = check(Probe::Tcp, PATIENCE);
     let target = listener.local_addr().unwrap();
-    probe(&tcp_check, target, &route).await.unwrap();
+    probe(&tcp_check, target, &route, &Ways::default())
+        .await
+        .unwrap();
     assert_eq!(listener.accept().await.unwrap().1.ip(), source);
     let udp_check = check(
         Probe::Udp {
@@ -81,7 +84,7 @@ async fn the_route_chooses_the_source() {
         assert_eq!(from.ip(), source);
         udp.send_to(b"y", from).await.unwrap();
     };
-    let (result, ()) = tokio::join!(probe(&udp_check, target, &route), answer);
+    let (result, ()) = tokio::join!(probe(&udp_check, target, &route, &Ways::default()), answer);
     result.unwrap();
 }
 

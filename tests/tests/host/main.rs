@@ -23,4 +23,5 @@ mod restart;
 mod rig;
 mod services;
 mod traffic;
+mod tunnelled;
 mod watchdog;

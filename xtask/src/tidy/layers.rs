@@ -39,6 +39,7 @@ const RIMS: [&str; 24] = [
     "control::events",
     "control::server",
     "control::socket",
+    "health::carrier",
     "health::probe",
     "health::runner",
     "host",

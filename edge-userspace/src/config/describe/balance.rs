@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-use crate::config::{model::Model, quantity::spelt, services::Service};
+use crate::config::{balance::Through, model::Model, quantity::spelt, services::Service};
 
 /// The head of the table of balanced services.
 pub(super) const HEADER: &str =
@@ -31,6 +31,8 @@ pub struct BalanceDescription {
     pub echo: bool,
     /// What its health check asks; none without one.
     pub health: Option<&'static str>,
+    /// Which way the check goes: `tunnel` or `direct`; none without one.
+    pub health_through: Option<&'static str>,
     /// From one check to the next, milliseconds.
     pub health_interval_ms: Option<u64>,
     /// Whether the traffic of clients speaks against backends.
@@ -52,6 +54,7 @@ impl BalanceDescription {
             slow_start_ms: ms(balance.slow_start),
             echo: service.echo,
             health: health.map(|h| h.probe.name()),
+            health_through: health.map(|h| h.through.name()),
             health_interval_ms: health.map(|h| ms(h.interval)),
             passive: balance.passive.is_some(),
         })
@@ -64,6 +67,9 @@ impl fmt::Display for BalanceDescription {
         let health = match (self.health, self.health_interval_ms) {
             (Some(kind), Some(ms)) if self.passive => {
                 format!("{kind} every {}, and passive", span(ms))
+            }
+            (Some(kind), Some(ms)) if self.health_through == Some(Through::Tunnel.name()) => {
+                format!("{kind} every {}, through the tunnel", span(ms))
             }
             (Some(kind), Some(ms)) => format!("{kind} every {}", span(ms)),
             _ if self.passive => "passive".to_owned(),

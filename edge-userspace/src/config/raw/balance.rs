@@ -6,7 +6,7 @@ use edge_common::{addr::Prefix, quic::ServerId};
 
 use super::{Mac, range, written};
 use crate::config::{
-    balance::{Forward, Fragments, HashBy},
+    balance::{Forward, Fragments, HashBy, Through},
     quantity::Count,
     reader::{FromToml, Node, choice, parsed, section},
     report::{At, Report},
@@ -33,6 +33,7 @@ section! {
         rise = "rise": At<Count>,
         fall = "fall": At<Count>,
         jitter = "jitter": At<Count>,
+        through = "through": At<Through>,
         port = "port": At<Port>,
         path = "path": At<String>,
         host = "host": At<String>,
@@ -141,6 +142,12 @@ impl ProbeKind {
 }
 
 impl FromToml for ProbeKind {
+    fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
+        choice(node, key, report, &Self::ALL, Self::name)
+    }
+}
+
+impl FromToml for Through {
     fn from_toml(node: &Node<'_>, key: &str, report: &mut Report<'_>) -> Option<Self> {
         choice(node, key, report, &Self::ALL, Self::name)
     }

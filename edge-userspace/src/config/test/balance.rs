@@ -12,7 +12,7 @@ use super::{check, model_of, p, problem, problems, warnings};
 use crate::config::{
     balance::{
         Backend, Balance, Balancing, Forward, Fragments, HashBy, HealthCheck, HttpProbe, NextHop,
-        Passive, Probe,
+        Passive, Probe, Through,
     },
     describe,
     model::Model,
@@ -145,6 +145,7 @@ fn a_balanced_service_becomes_what_it_says() {
                 status: (204, 204),
                 body: Some("ok".to_owned()),
             }),
+            through: Through::Direct,
             port: Some(8443),
             interval: Duration::from_millis(500),
             timeout: Duration::from_millis(400),
@@ -300,7 +301,7 @@ fn balanced_services_are_told() {
     for line in [
         "web              auto                     1000    2000          17   tcp 443 (forwarded)",
         "any              off                      1000    2000           1   udp any (forwarded)",
-        "web              ipip      source           2         1    25 %          90s   yes    http every 500ms\n",
+        "web              ipip      source           2         1    25 %          90s   yes    http every 500ms, through the tunnel\n",
         "any              nat       5-tuple          1         0    25 %           0s   no     -\n",
         "flows       room for 1000000, kept for 15m without packets (UDP 2m)\n",
         "rings       65537 slots, seed in /etc/edge/fleet.seed\n",
@@ -313,5 +314,6 @@ fn balanced_services_are_told() {
     assert_eq!(describe(&model_of(""), &geometry, 1).balancing, None);
     let json = serde_json::to_value(describe(&model, &geometry, 1)).unwrap();
     assert_eq!(json["services"][0]["balance"]["health_interval_ms"], 500);
+    assert_eq!(json["services"][0]["balance"]["health_through"], "tunnel");
     assert_eq!(json["balancing"]["tunnel_source"][0], "2001:db8::1");
 }

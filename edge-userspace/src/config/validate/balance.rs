@@ -121,7 +121,7 @@ pub(super) fn balance(
         .health
         .as_ref()
         .filter(|raw| health::is_active(raw) || !health::is_seen(forward, protocol))
-        .map(|raw| health::check(raw, protocol, ports, listed, report));
+        .map(|raw| health::check(raw, forward, protocol, ports, listed, report));
     let floor_per_cent = number(raw.floor.as_ref(), FLOOR_PER_CENT, 0, 100, report);
     let slow_start = span(raw.slow_start.as_ref(), SLOW_START.0, SLOW_START, report);
     Some(Balance {
@@ -211,7 +211,7 @@ pub(super) fn check(
         let uses = |which: fn(Forward) -> bool| all.iter().any(|b| which(b.balance.forward));
         let used = Used {
             nat: uses(|f| f == Forward::Nat),
-            tunnel: uses(|f| matches!(f, Forward::Ipip | Forward::Gue)),
+            tunnel: uses(Forward::is_tunnel),
         };
         balancing::check_effect(raw, used, &addresses, report);
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::{number, span};
 use crate::config::{
-    balance::{Backend, Forward, HealthCheck, HttpProbe, MAX_ARGUMENTS, MAX_TEXT, Passive, Probe},
+    balance::{
+        Backend, Forward, HealthCheck, HttpProbe, MAX_ARGUMENTS, MAX_TEXT, Passive, Probe, Through,
+    },
     quantity::spelt,
     raw::{self, ProbeKind},
     report::{At, Place, Report},
@@ -48,7 +50,10 @@ pub(super) fn is_active(raw: &raw::HealthCheck) -> bool {
         &raw.service,
     ];
     let texts = texts.into_iter().any(Option::is_some);
-    let others = raw.port.is_some() || raw.status.is_some() || raw.command.is_some();
+    let others = raw.port.is_some()
+        || raw.status.is_some()
+        || raw.command.is_some()
+        || raw.through.is_some();
     raw.kind.is_some() || times || counts || texts || others
 }
 
@@ -99,6 +104,7 @@ pub(super) fn passive(
 /// Checks the section; `None` after a problem has been reported.
 pub(super) fn check(
     raw: &raw::HealthCheck,
+    forward: Forward,
     protocol: Protocol,
     ports: Option<&Ports>,
     backends: &[Backend],
@@ -117,9 +123,11 @@ pub(super) fn check(
     let fits =
         only_keys_of(kind, raw, report) & has_port(kind, raw, protocol, ports, backends, report);
     let (interval, timeout) = times(raw, report);
+    let through = through(kind, raw, forward, report);
     let probe = probe(kind, raw, report)?;
     fits.then_some(HealthCheck {
         probe,
+        through: through?,
         port: raw.port.as_ref().map(|p| p.value.0),
         interval,
         timeout,
@@ -173,6 +181,41 @@ fn times(raw: &raw::HealthCheck, report: &mut Report<'_>) -> (Duration, Duration
         );
     }
     (interval, timeout)
+}
+
+/// Which way it goes; `None` after a problem has been reported.
+fn through(
+    kind: ProbeKind,
+    raw: &raw::HealthCheck,
+    forward: Forward,
+    report: &mut Report<'_>,
+) -> Option<Through> {
+    let is_possible = forward.is_tunnel() && kind != ProbeKind::Exec;
+    let Some(At { value, place }) = &raw.through else {
+        let default = match is_possible {
+            true => Through::Tunnel,
+            false => Through::Direct,
+        };
+        return (!report.has_problem_at(&raw.place.child("through").key)).then_some(default);
+    };
+    if *value == Through::Direct || is_possible {
+        return Some(*value);
+    }
+    if forward.is_tunnel() {
+        report.problem(
+            place,
+            "a program sends what it likes, which does not go through the tunnel; remove this key, or choose another kind",
+        );
+    } else {
+        report.problem(
+            place,
+            format_args!(
+                "only with forward = \"ipip\" or \"gue\": with \"{}\" packets go to backends in no tunnel; remove it, or set \"direct\"",
+                forward.name()
+            ),
+        );
+    }
+    None
 }
 
 /// Whether no key of another kind is there.

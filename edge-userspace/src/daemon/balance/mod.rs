@@ -4,6 +4,7 @@
 //! The engine (a new configuration, an operator) and a thread of its own (`follow`:
 //! health, next hops, time) take turns with it, by a lock.
 
+mod checks;
 mod drain;
 pub(super) mod follow;
 mod ids;
@@ -34,12 +35,15 @@ use crate::{
     clock::Now,
     config::{
         Model,
-        balance::{self as configured, Balance, Forward, HashBy},
+        balance::{self as configured, Balance, HashBy},
         services::Service,
     },
     datapath::{BalanceTables, DatapathError, FlowCount, PortCount},
-    health::{self, Target, passive::Watch, runner::Checks},
-    host::next_hop::{Answer, NextHop, NoNextHop},
+    health::{self, passive::Watch, runner::Checks},
+    host::{
+        next_hop::{Answer, NextHop, NoNextHop},
+        tunnel::TunnelError,
+    },
     l4::{
         BackendKey, Endpoint,
         maglev::{self, Candidate},
@@ -51,6 +55,7 @@ use crate::{
         sources::{Pair, halves},
     },
 };
+use checks::{Passage, targets};
 use memory::{Memory, Said};
 use rings::Rings;
 use words::{forward_of, spread};
@@ -64,6 +69,9 @@ pub(super) enum FillError {
     /// The kernel does not take it.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// Checks cannot go as they are to.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
 }
 
 /// A balanced service in force.
@@ -139,6 +147,7 @@ pub(super) struct Balancer {
     former_numbers: Numbers,
     memory: Memory,
     checks: Checks,
+    passage: Passage,
     hops: BTreeMap<IpAddr, Answer>,
     flows: FlowCount,
     ports: PortCount,
@@ -161,6 +170,7 @@ impl Balancer {
             former_numbers: Numbers::default(),
             memory: Memory::open(state_dir),
             checks,
+            passage: Passage::default(),
             hops: BTreeMap::new(),
             flows: FlowCount::default(),
             ports: PortCount::default(),
@@ -175,7 +185,8 @@ impl Balancer {
     /// these slots, and NAT these source addresses.
     ///
     /// # Errors
-    /// When there are too many backends, or the kernel refuses.
+    /// When there are too many backends, the kernel refuses, or checks cannot go through
+    /// tunnels.
     pub(super) fn fill(
         &mut self,
         model: &Model,
@@ -187,6 +198,7 @@ impl Balancer {
         self.epoch += 1;
         self.former = Some(self.force.take());
         self.former_numbers = self.memory.numbers().clone();
+        self.passage.prepare(model)?;
         if !model.has_balanced() {
             return Ok(());
         }
@@ -328,7 +340,9 @@ impl Balancer {
             })
             .collect();
         self.health_changes.retain(|key, _| keys.contains(key));
-        self.checks.set(self.targets());
+        self.passage.keep(&self.checks);
+        let model = self.force.as_ref().map(|force| &force.model);
+        self.checks.set(model.map(targets).unwrap_or_default());
         self.woken.notify_one();
     }
 
@@ -338,6 +352,7 @@ impl Balancer {
             return;
         };
         self.epoch += 1;
+        self.passage.restore();
         let rings = self.force.take().map(|f| f.rings);
         self.memory
             .set_numbers(std::mem::take(&mut self.former_numbers));
@@ -369,30 +384,9 @@ impl Balancer {
         self.apply_all(now);
     }
 
-    /// Whom to check.
-    fn targets(&self) -> Vec<Target> {
-        let Some(force) = &self.force else {
-            return Vec::new();
-        };
-        let mut targets = Vec::new();
-        for (_, service, balance) in balanced(&force.model) {
-            let Some(check) = &balance.health else {
-                continue;
-            };
-            let check = Arc::new(check.clone());
-            for backend in &balance.backends {
-                let Some(port) = service.check_port(backend) else {
-                    continue;
-                };
-                targets.push(Target {
-                    key: health_key(service, &backend.name),
-                    address: (backend.address, port).into(),
-                    check: check.clone(),
-                    route: health::Route::default(),
-                });
-            }
-        }
-        targets
+    /// Checks are over.
+    pub(super) fn end(&mut self) {
+        self.passage.end(&self.checks);
     }
 
     /// What is known of a backend. Of one that has not been checked yet, the tables have what
@@ -697,7 +691,7 @@ impl Balancer {
         };
         let source = source.or(way.map(|w| w.source));
         // Without a source there is no tunnel.
-        let is_tunnel = matches!(balance.forward, Forward::Ipip | Forward::Gue);
+        let is_tunnel = balance.forward.is_tunnel();
         let way = way.filter(|_| !is_tunnel || source.is_some_and(|s| !s.is_unspecified()));
         let port = standing.endpoint.port.unwrap_or(0);
         let (forward, by_id) = (forward_of(balance), balance.quic().is_some());

@@ -10,10 +10,14 @@ use edge_common::{
 use super::{Balancer, balanced, health_key, key, service_at};
 use crate::{
     clock::Now,
-    config::balance::Forward,
+    config::balance::{Balance, Forward, Through},
     control::protocol::{BackendChange, Failure, FailureKind},
     health::{Health, State, passive::Watch},
-    l4::{Endpoint, diff::Situation, plan::Admin},
+    l4::{
+        Endpoint,
+        diff::Situation,
+        plan::{Admin, Why},
+    },
     status::balance::{AdminState, BackendStatus, BalancedService, FlowTable, NatSource},
 };
 
@@ -77,6 +81,8 @@ impl Balancer {
                     (None, Some(_)) => Some(Health::Down.name().to_owned()),
                     (None, None) => None,
                 },
+                health_through: { balance.health.as_ref() }
+                    .map(|check| check.through.name().to_owned()),
                 health_since_unix_ms: { known.as_ref().map(State::since_ns) }
                     .or(failure.map(|f| f.since_ns))
                     .map(|at| now.unix_ms_of(at)),
@@ -86,7 +92,7 @@ impl Balancer {
                 },
                 why: match self.no_way(backend.address) {
                     Some(_) if standing.weight == 0 => "there is no way to it".to_owned(),
-                    _ => standing.why.to_string(),
+                    _ => reason(standing.why, balance),
                 },
                 error: match &known {
                     Some(k) => { k.last_error() }
@@ -209,6 +215,15 @@ impl Balancer {
         backends
             .find(|b| b.name == name)
             .ok_or_else(|| Failure::new(FailureKind::Internal, "the backend is gone"))
+    }
+}
+
+/// Why a backend is used or not, and how that is known where it might be another way.
+fn reason(why: Why, balance: &Balance) -> String {
+    let check = balance.health.as_ref();
+    match check.is_some_and(|check| check.through == Through::Tunnel) {
+        true if why == Why::Healthy => format!("{why}, through the tunnel"),
+        _ => why.to_string(),
     }
 }
 

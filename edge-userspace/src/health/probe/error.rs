@@ -1,6 +1,6 @@
 //! Why a check failed, in words for a person.
 
-use std::{fmt, io, process::ExitStatus, time::Duration};
+use std::{fmt, io, net::SocketAddr, process::ExitStatus, time::Duration};
 
 /// Why a check failed.
 ///
@@ -76,9 +76,22 @@ pub enum ProbeError {
         /// What the server says about it.
         message: String,
     },
+    /// What it was, at an address of the service, where the way was the tunnel.
+    #[error("{service} through the tunnel: {source}")]
+    Through {
+        /// Who was asked.
+        service: SocketAddr,
+        /// What went wrong.
+        source: Box<Self>,
+    },
     /// The program found something, or was killed.
     #[error("{}", exit(*.0))]
     Exit(ExitStatus),
+}
+
+/// What did not work on this side, for `map_err`.
+pub(super) fn not_asked(doing: &'static str) -> impl FnOnce(io::Error) -> ProbeError {
+    move |source| ProbeError::NotAsked { doing, source }
 }
 
 /// What a check was waiting for when its time was over.
@@ -212,6 +225,16 @@ mod tests {
                     message: String::new(),
                 },
                 "gRPC: status 12",
+            ),
+            (
+                ProbeError::Through {
+                    service: "[2001:db8::1]:443".parse().unwrap(),
+                    source: Box::new(ProbeError::Timeout {
+                        waiting: Waiting::Connect,
+                        timeout: Duration::from_secs(1),
+                    }),
+                },
+                "[2001:db8::1]:443 through the tunnel: connect: no answer within 1s",
             ),
             (
                 ProbeError::Exit(ExitStatus::from_raw(2 << 8)),

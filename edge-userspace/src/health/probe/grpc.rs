@@ -19,8 +19,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 
-use super::{Deadline, ProbeError, Waiting, drive, socket};
-use crate::health::target::Route;
+use super::{Deadline, ProbeError, Waiting, Way, drive, socket};
 
 /// The largest message that is read, bytes: the answer has two.
 const MESSAGE_BYTES: usize = 4 << 10;
@@ -35,10 +34,10 @@ const STATUS: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN
 pub(super) async fn ask(
     service: &str,
     target: SocketAddr,
-    route: &Route,
+    way: &Way<'_>,
     deadline: Deadline,
 ) -> Result<(), ProbeError> {
-    let stream = socket::connect(target, route, deadline).await?;
+    let stream = socket::connect(target, way, deadline).await?;
     // The preface and the request are small segments that must not wait for each other.
     // It works without as well.
     let _ = stream.set_nodelay(true);

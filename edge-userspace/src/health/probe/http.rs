@@ -12,8 +12,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Deadline, ProbeError, drive, socket, tls};
-use crate::{config::balance::HttpProbe, health::target::Route};
+use super::{Deadline, ProbeError, Way, drive, socket, tls};
+use crate::config::balance::HttpProbe;
 
 /// How much of a body is looked at, bytes.
 pub(super) const BODY_BYTES: usize = 64 << 10;
@@ -26,11 +26,11 @@ const USER_AGENT: &str = concat!("edge-health/", env!("CARGO_PKG_VERSION"));
 pub(super) async fn ask(
     http: &HttpProbe,
     target: SocketAddr,
-    route: &Route,
+    way: &Way<'_>,
     deadline: Deadline,
 ) -> Result<(), ProbeError> {
     let request = request(http, target)?;
-    let stream = socket::connect(target, route, deadline).await?;
+    let stream = socket::connect(target, way, deadline).await?;
     if http.tls {
         let host = http.host.as_deref();
         let stream = tls::handshake(stream, host, target, deadline).await?;

@@ -6,6 +6,10 @@
 //! a quarter of a kilobyte for a minute and hinders no later check, and the kernel bounds
 //! their number (`net.ipv4.tcp_max_tw_buckets`): some 2,000 checks a second reach the usual
 //! bound, and beyond it the kernel just keeps no more.
+//!
+//! Through a tunnel it is a reset ([`way`]), unless the backend closes first: each socket has
+//! a port for itself there, which a `TIME_WAIT` would hold for a minute, and some 28,000 ports
+//! are all there are.
 
 mod error;
 mod exec;
@@ -14,6 +18,7 @@ mod http;
 mod socket;
 mod tls;
 mod udp;
+mod way;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,8 +28,12 @@ use super::target::Route;
 use crate::config::balance::{HealthCheck, Probe};
 
 pub use error::{ProbeError, Waiting};
+use way::Way;
+pub use way::Ways;
 
-/// Asks `target`, once, and returns within [`HealthCheck::timeout`].
+/// Asks `target`, once, and returns within [`HealthCheck::timeout`]; through a tunnel, the
+/// addresses of the service that the route names, one after the other, all of which have to
+/// answer.
 ///
 /// To be called inside a tokio runtime with I/O and time. When the future is dropped,
 /// nothing of the check stays: sockets are closed, programs killed.
@@ -36,13 +45,31 @@ pub async fn probe(
     check: &HealthCheck,
     target: SocketAddr,
     route: &Route,
+    ways: &Ways,
 ) -> Result<(), ProbeError> {
     let deadline = Deadline::after(check.timeout);
+    let Some(tunnel) = &route.tunnel else {
+        return ask(check, target, &Way::direct(route), deadline).await;
+    };
+    for &service in &tunnel.services {
+        let way = Way::through(tunnel, service.ip(), target.ip(), route, ways)?;
+        let found = ask(check, service, &way, deadline).await;
+        way.judge(service, found)?;
+    }
+    Ok(())
+}
+
+async fn ask(
+    check: &HealthCheck,
+    target: SocketAddr,
+    way: &Way<'_>,
+    deadline: Deadline,
+) -> Result<(), ProbeError> {
     match &check.probe {
-        Probe::Tcp => socket::connect(target, route, deadline).await.map(drop),
-        Probe::Http(http) => http::ask(http, target, route, deadline).await,
-        Probe::Udp { send, expect } => udp::ask(send, expect, target, route, deadline).await,
-        Probe::Grpc { service } => grpc::ask(service, target, route, deadline).await,
+        Probe::Tcp => socket::connect(target, way, deadline).await.map(drop),
+        Probe::Http(http) => http::ask(http, target, way, deadline).await,
+        Probe::Udp { send, expect } => udp::ask(send, expect, target, way, deadline).await,
+        Probe::Grpc { service } => grpc::ask(service, target, way, deadline).await,
         Probe::Exec { command, arguments } => exec::run(command, arguments, target, deadline).await,
     }
 }

@@ -9,14 +9,19 @@ use std::{
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Deadline, ProbeError, Waiting};
+use super::{Deadline, ProbeError, Waiting, Way, error::not_asked};
 use crate::health::target::Route;
 
-/// A socket of the family of `target` that goes by `route`, not yet connected.
-pub(super) fn open(target: SocketAddr, route: &Route, kind: Type) -> Result<Socket, ProbeError> {
-    let not_asked = |doing| move |source| ProbeError::NotAsked { doing, source };
+/// A socket of the family of `target` that goes its way, not yet connected.
+pub(super) fn open(target: SocketAddr, way: &Way<'_>, kind: Type) -> Result<Socket, ProbeError> {
     let socket = Socket::new(Domain::for_address(target), kind.nonblocking(), None)
         .map_err(not_asked("socket"))?;
+    way.take(&socket, target, kind)?;
+    Ok(socket)
+}
+
+/// Has a socket go as a route says that leads through no tunnel.
+pub(super) fn take(socket: &Socket, route: &Route) -> Result<(), ProbeError> {
     if let Some(mark) = route.fwmark {
         socket.set_mark(mark).map_err(not_asked("mark"))?;
     }
@@ -26,12 +31,12 @@ pub(super) fn open(target: SocketAddr, route: &Route, kind: Type) -> Result<Sock
             .map_err(not_asked("interface"))?;
     }
     if let Some(source) = route.source {
-        choose_port_late(&socket).map_err(not_asked("socket"))?;
+        choose_port_late(socket).map_err(not_asked("socket"))?;
         socket
             .bind(&SocketAddr::new(source, 0).into())
             .map_err(not_asked("source address"))?;
     }
-    Ok(socket)
+    Ok(())
 }
 
 /// Lets connect(2) choose the port, which then need not differ from those of
@@ -59,10 +64,10 @@ fn choose_port_late(socket: &Socket) -> io::Result<()> {
 /// A TCP connection to `target`.
 pub(super) async fn connect(
     target: SocketAddr,
-    route: &Route,
+    way: &Way<'_>,
     deadline: Deadline,
 ) -> Result<TcpStream, ProbeError> {
-    let socket = open(target, route, Type::STREAM)?;
+    let socket = open(target, way, Type::STREAM)?;
     let socket = TcpSocket::from_std_stream(StdTcpStream::from(socket));
     let connecting = async { socket.connect(target).await.map_err(refused) };
     deadline.within(Waiting::Connect, connecting).await
@@ -96,7 +101,7 @@ mod tests {
     const HERE: &str = "127.0.0.1:9";
 
     fn not_asked(route: &Route) -> String {
-        let error = open(HERE.parse().unwrap(), route, Type::STREAM).unwrap_err();
+        let error = open(HERE.parse().unwrap(), &Way::direct(route), Type::STREAM).unwrap_err();
         assert!(matches!(error, ProbeError::NotAsked { .. }), "{error:?}");
         error.to_string()
     }
@@ -108,8 +113,10 @@ mod tests {
             fwmark: Some(0x2a),
             source: Some("127.0.0.7".parse().unwrap()),
             device: Some(Arc::from("lo")),
+            tunnel: None,
         };
-        let socket = open(HERE.parse().unwrap(), &route, Type::DGRAM).unwrap();
+        let way = Way::direct(&route);
+        let socket = open(HERE.parse().unwrap(), &way, Type::DGRAM).unwrap();
         assert_eq!(socket.mark().unwrap(), 0x2a);
         assert_eq!(socket.device().unwrap().unwrap(), b"lo");
         let local = socket.local_addr().unwrap().as_socket().unwrap();
@@ -123,7 +130,8 @@ mod tests {
                 source: Some(source.parse().unwrap()),
                 ..Route::default()
             };
-            let socket = open(target.parse().unwrap(), &route, Type::STREAM).unwrap();
+            let way = Way::direct(&route);
+            let socket = open(target.parse().unwrap(), &way, Type::STREAM).unwrap();
             let local = socket.local_addr().unwrap().as_socket().unwrap();
             assert_eq!((local.ip().to_string().as_str(), local.port()), (source, 0));
         }

@@ -5,8 +5,7 @@ use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
 use socket2::Type;
 use tokio::net::UdpSocket;
 
-use super::{Deadline, ProbeError, Waiting, socket};
-use crate::health::target::Route;
+use super::{Deadline, ProbeError, Waiting, Way, socket};
 
 /// How much of an answer is shown, bytes.
 const SHOWN_BYTES: usize = 32;
@@ -19,10 +18,10 @@ pub(super) async fn ask(
     send: &[u8],
     expect: &[u8],
     target: SocketAddr,
-    route: &Route,
+    way: &Way<'_>,
     deadline: Deadline,
 ) -> Result<(), ProbeError> {
-    let socket = socket::open(target, route, Type::DGRAM)?;
+    let socket = socket::open(target, way, Type::DGRAM)?;
     socket.connect(&target.into()).map_err(socket::refused)?;
     let socket = UdpSocket::from_std(StdUdpSocket::from(socket)).map_err(socket::refused)?;
     let exchange = async {

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::balance::{HealthCheck, Probe},
+    config::balance::{HealthCheck, Probe, Through},
     health::Route,
 };
 
@@ -21,6 +21,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 fn check(interval: Duration) -> Arc<HealthCheck> {
     Arc::new(HealthCheck {
         probe: Probe::Tcp,
+        through: Through::Direct,
         port: None,
         interval,
         timeout: PATIENCE,

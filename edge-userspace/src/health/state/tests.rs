@@ -4,13 +4,14 @@ use proptest::prelude::*;
 
 use super::super::damping::MAX_HOLD_NS;
 use super::*;
-use crate::config::balance::Probe;
+use crate::config::balance::{Probe, Through};
 
 const SECOND: u64 = 1_000_000_000;
 
 fn check(rise: u32, fall: u32) -> HealthCheck {
     HealthCheck {
         probe: Probe::Tcp,
+        through: Through::Direct,
         port: None,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::balance::{HealthCheck, Probe},
+    config::balance::{HealthCheck, Probe, Through},
     health::Route,
 };
 
@@ -19,6 +19,7 @@ fn target(name: &str, port: u16, fall: u32) -> Target {
         address: ([127, 0, 0, 1], port).into(),
         check: Arc::new(HealthCheck {
             probe: Probe::Tcp,
+            through: Through::Direct,
             port: None,
             interval: Duration::from_secs(10),
             timeout: Duration::from_secs(1),

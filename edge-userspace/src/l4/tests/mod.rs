@@ -19,7 +19,7 @@ use super::{
     maglev::Candidate,
     plan::{Admin, BackendState, Health, States},
 };
-use crate::config::balance::{Backend, Balance, Forward, HashBy, HealthCheck, Probe};
+use crate::config::balance::{Backend, Balance, Forward, HashBy, HealthCheck, Probe, Through};
 
 /// A prime so small that properties are soon checked.
 const FEW: u32 = 251;
@@ -59,6 +59,7 @@ fn backend(n: u32, weight: u32, backup: bool) -> Backend {
 fn checks() -> HealthCheck {
     HealthCheck {
         probe: Probe::Tcp,
+        through: Through::Direct,
         port: None,
         interval: Duration::from_secs(5),
         timeout: Duration::from_secs(1),

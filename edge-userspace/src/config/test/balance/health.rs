@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{checked, model_of, only, problem, service};
-use crate::config::balance::{HealthCheck, HttpProbe, Passive, Probe};
+use crate::config::balance::{HealthCheck, HttpProbe, Passive, Probe, Through};
 
 #[test]
 fn health_checks_have_a_port_and_defaults_of_their_kind() {
@@ -14,6 +14,7 @@ fn health_checks_have_a_port_and_defaults_of_their_kind() {
     let tcp = health("", "kind = 'tcp'");
     let want = HealthCheck {
         probe: Probe::Tcp,
+        through: Through::Tunnel,
         port: None,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
@@ -75,6 +76,34 @@ fn health_checks_have_a_port_and_defaults_of_their_kind() {
     assert_eq!(port(nat, "port = 8080", snat), Some(8080));
 }
 
+/// The default follows from how packets reach backends, and a program goes its own way.
+#[test]
+fn checks_go_as_packets_of_clients_do() {
+    let through = |keys: &str, health: &str| {
+        let nat = match keys.contains("nat") {
+            true => "[balance]\nsnat = ['192.0.2.1']\n",
+            false => "",
+        };
+        let m = model_of(&(checked(keys, health) + nat));
+        only(&m).balance.clone().unwrap().health.unwrap().through
+    };
+    for (forward, default) in [
+        ("ipip", Through::Tunnel),
+        ("gue", Through::Tunnel),
+        ("l2", Through::Direct),
+        ("nat", Through::Direct),
+    ] {
+        let keys = format!("forward = '{forward}'");
+        assert_eq!(through(&keys, "kind = 'http'"), default, "{forward}");
+        let direct = "kind = 'http'\nthrough = 'direct'";
+        assert_eq!(through(&keys, direct), Through::Direct, "{forward}");
+        let program = "kind = 'exec'\ncommand = ['/bin/check']";
+        assert_eq!(through(&keys, program), Through::Direct, "{forward}");
+    }
+    let said = "kind = 'grpc'\nthrough = 'tunnel'";
+    assert_eq!(through("forward = 'gue'", said), Through::Tunnel);
+}
+
 #[test]
 fn health_checks_that_cannot_be_are_refused() {
     for (keys, health, want) in [
@@ -87,6 +116,21 @@ fn health_checks_that_cannot_be_are_refused() {
             "",
             "kind = 'icmp'",
             "expected one of \"tcp\", \"http\", \"https\", \"udp\", \"grpc\", \"exec\"",
+        ),
+        (
+            "forward = 'l2'",
+            "kind = 'tcp'\nthrough = 'tunnel'",
+            "service[0].health.through = 'tunnel': only with forward = \"ipip\" or \"gue\": with \"l2\" packets go to backends in no tunnel; remove it, or set \"direct\"",
+        ),
+        (
+            "",
+            "kind = 'exec'\ncommand = ['/bin/check']\nthrough = 'tunnel'",
+            "service[0].health.through = 'tunnel': a program sends what it likes",
+        ),
+        (
+            "",
+            "kind = 'tcp'\nthrough = 'ipip'",
+            "no such choice; expected one of \"tunnel\", \"direct\"",
         ),
         (
             "",
