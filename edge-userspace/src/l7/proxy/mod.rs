@@ -22,6 +22,7 @@ mod tell;
 mod tier;
 mod timers;
 mod tls;
+mod watch;
 mod worker;
 
 pub use snapshot::Ban;

@@ -195,6 +195,13 @@ impl Listener {
         Some(tls.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
+    /// Connections that begin from now on have this TLS.
+    pub(super) fn set_tls(&self, config: Arc<ServerConfig>) {
+        if let Some(tls) = &self.tls {
+            *tls.write().unwrap_or_else(PoisonError::into_inner) = config;
+        }
+    }
+
     /// Whether an address is a trusted proxy's.
     pub(super) fn trusts(&self, address: IpAddr) -> bool {
         let address = Prefix::host(address.to_canonical());

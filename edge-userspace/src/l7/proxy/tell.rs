@@ -3,6 +3,7 @@
 use super::{
     group::Group,
     snapshot::{Listener, Snapshot},
+    watch::{self, Checks},
     worker::Worker,
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// What is told of what holds.
-pub(super) fn status(snapshot: &Snapshot, workers: usize) -> ProxyStatus {
+pub(super) fn status(snapshot: &Snapshot, workers: usize, checks: Option<&Checks>) -> ProxyStatus {
     let routes = snapshot.routes.iter();
     ProxyStatus {
         workers: u32::try_from(workers).unwrap_or(u32::MAX),
@@ -28,7 +29,11 @@ pub(super) fn status(snapshot: &Snapshot, workers: usize) -> ProxyStatus {
                 requests: requests(&route.requests),
             })
             .collect(),
-        upstreams: snapshot.groups.iter().map(|g| upstream(g)).collect(),
+        upstreams: snapshot
+            .groups
+            .iter()
+            .map(|g| upstream(g, checks))
+            .collect(),
         log_lost: snapshot.log.as_ref().map_or(0, |(log, _)| log.lost()),
         bans: snapshot.bans.as_ref().map_or(0, |(judge, ..)| judge.told()),
     }
@@ -73,7 +78,7 @@ fn listener(of: &Listener) -> ListenerStatus {
 }
 
 /// What is told of an upstream.
-pub(super) fn upstream(of: &Group) -> UpstreamStatus {
+pub(super) fn upstream(of: &Group, checks: Option<&Checks>) -> UpstreamStatus {
     let stats = &of.stats;
     let bulkhead = of.places.as_ref().map(|places| &places.bulkhead);
     UpstreamStatus {
@@ -97,11 +102,11 @@ pub(super) fn upstream(of: &Group) -> UpstreamStatus {
         connect_failures: stats.sum(|s| s.connect_failures.get()),
         retries: stats.sum(|s| s.retries.get()),
         retries_denied: stats.sum(|s| s.retries_denied.get()),
-        servers: servers(of),
+        servers: servers(of, checks),
     }
 }
 
-fn servers(of: &Group) -> Vec<ServerStatus> {
+fn servers(of: &Group, checks: Option<&Checks>) -> Vec<ServerStatus> {
     let now = Worker::now();
     let all = of.servers.iter().zip(of.pick.servers());
     all.zip(&of.config.servers)
@@ -110,7 +115,10 @@ fn servers(of: &Group) -> Vec<ServerStatus> {
             weight: state.weight().into(),
             backup: config.backup,
             up: state.is_up(),
-            why: None,
+            why: checks.filter(|_| !state.is_up()).and_then(|checks| {
+                let found = checks.state(&watch::key(of, server))?;
+                found.last_error().map(|error| error.text.clone())
+            }),
             draining: state.is_draining(),
             ejected_ms: state.ejected_until().saturating_sub(now) / 1_000_000,
             active: state.active(),

@@ -20,6 +20,7 @@ use super::{
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
     tell,
     tls::{self, TlsError, Towards},
+    watch::{Checks, Watcher},
     worker::{self, Ended, Order, Worker},
 };
 use crate::{
@@ -100,6 +101,8 @@ struct Shared {
     /// Of each address, the socket of each worker. They stay open here, so that a worker that
     /// starts anew finds the connections that came meanwhile.
     sockets: Mutex<HashMap<SocketAddr, Vec<TcpListener>>>,
+    /// What checks say of servers.
+    checks: Mutex<Option<Checks>>,
 }
 
 /// The proxy.
@@ -109,6 +112,7 @@ pub struct Tier {
     workers: usize,
     shared: Arc<Shared>,
     seats: Vec<Seat>,
+    watcher: Option<Watcher>,
     log: Option<(AccessLog, LogWriter)>,
     judge: Arc<Judge>,
     proxy: Proxy,
@@ -160,7 +164,9 @@ impl View {
     /// What is told of the proxy; `None` without listeners.
     pub fn status(&self) -> Option<ProxyStatus> {
         let snapshot = self.snapshot()?;
-        (!snapshot.listeners.is_empty()).then(|| tell::status(&snapshot, self.workers))
+        let checks = lock(&self.shared.checks).clone();
+        (!snapshot.listeners.is_empty())
+            .then(|| tell::status(&snapshot, self.workers, checks.as_ref()))
     }
 
     /// Changes a server of an upstream, and tells how the upstream is then.
@@ -188,7 +194,8 @@ impl View {
             Change::Drain(drain) => group.pick.set_draining(position, drain, Worker::now()),
             Change::Weight(weight) => group.pick.set_weight(position, weight),
         }
-        Ok(tell::upstream(group))
+        let checks = lock(&self.shared.checks).clone();
+        Ok(tell::upstream(group, checks.as_ref()))
     }
 }
 
@@ -224,8 +231,10 @@ impl Tier {
             shared: Arc::new(Shared {
                 current: Mutex::new(None),
                 sockets: Mutex::new(HashMap::new()),
+                checks: Mutex::new(None),
             }),
             seats: Vec::new(),
+            watcher: None,
             log: None,
             judge: Arc::new(Judge::new(ban)),
             proxy: Proxy::default(),
@@ -296,6 +305,14 @@ impl Tier {
         if self.seats.is_empty() && !proxy.listeners.is_empty() {
             // They have nothing to do until there is something in force.
             self.seats = self.start()?;
+        }
+        if self.watcher.is_none() && !proxy.listeners.is_empty() {
+            let watcher = Watcher::start().map_err(TierError::Thread)?;
+            *lock(&self.shared.checks) = Some(watcher.checks().clone());
+            self.watcher = Some(watcher);
+        }
+        if let Some(watcher) = &self.watcher {
+            watcher.look_up(&snapshot.groups);
         }
         Ok(Prepared {
             snapshot: Arc::new(snapshot),
@@ -428,6 +445,9 @@ impl Tier {
                     .is_some_and(|name| u.servers.iter().any(|s| s.address.to_string() == name))
             })
         });
+        if let Some(watcher) = &self.watcher {
+            watcher.set(&snapshot);
+        }
         *lock(&self.shared.current) = Some((snapshot, router));
         self.log = log;
         self.proxy = proxy;
@@ -481,6 +501,7 @@ impl Tier {
             let _ = seat.orders.send(Order::Stop);
         }
         lock(&self.shared.sockets).clear();
+        self.watcher = None;
         for seat in &mut self.seats {
             if let Some(thread) = seat.thread.take()
                 && thread.join().is_err()

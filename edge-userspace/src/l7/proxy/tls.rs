@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use tokio_rustls::{
@@ -19,8 +19,8 @@ use tokio_rustls::{
             pem::{self, PemObject as _},
         },
         server::{
-            ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError,
-            WebPkiClientVerifier,
+            ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
+            VerifierBuilderError, WebPkiClientVerifier,
         },
         sign::CertifiedKey,
         version,
@@ -158,11 +158,22 @@ pub(super) fn server(tls: &listener::Tls, http2: bool) -> Result<ServerConfig, T
     // Sessions are with the clients or nowhere: nothing grows here.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     if tls.tickets {
-        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        config.ticketer = tickets()?;
     } else {
         config.send_tls13_tickets = 0;
     }
     Ok(config)
+}
+
+/// Keys of tickets, which change by themselves twice a day. All listeners have the same ones, and
+/// keep them when their certificates change: sessions can be resumed afterwards.
+fn tickets() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
+    static TICKETS: OnceLock<Arc<dyn ProducesTickets>> = OnceLock::new();
+    if let Some(tickets) = TICKETS.get() {
+        return Ok(tickets.clone());
+    }
+    let new = aws_lc_rs::Ticketer::new()?;
+    Ok(TICKETS.get_or_init(|| new).clone())
 }
 
 /// Certificates by the names that they are for.

@@ -8,6 +8,7 @@ use std::{
 
 use super::{file, is_token, is_within, listeners::ca, missing, name, required, share};
 use crate::config::{
+    balance::Forward,
     balance::HealthCheck,
     proxy::{
         MAX_UPSTREAMS, Upstream,
@@ -402,7 +403,15 @@ fn health_of(
         );
         return None;
     }
-    health::check(&raw.as_check(), Transport::Tcp, None, &[], report)
+    health::check(
+        &raw.as_check(),
+        // Answers come back to the proxy: there is no tunnel that a check could miss.
+        Forward::Nat,
+        Transport::Tcp,
+        None,
+        &[],
+        report,
+    )
 }
 
 fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {

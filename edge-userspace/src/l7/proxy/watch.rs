@@ -1,0 +1,457 @@
+//! The thread that follows what servers depend on: their health, the addresses of their names, and
+//! files of certificates.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+use hickory_resolver::{Resolver, TokioResolver, net::NetError};
+use tokio::{
+    sync::{Notify, watch},
+    task::{AbortHandle, JoinSet},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    group::{Group, Server},
+    snapshot::{Listener, Snapshot},
+    tls,
+    worker::Worker,
+};
+pub(super) use crate::health::runner::Checks;
+use crate::{
+    config::proxy::upstream::Address,
+    health::{
+        BackendKey, Health, Route, State, Target,
+        runner::{CONCURRENT, Changes, runner},
+    },
+};
+
+/// Bounds of how long the addresses of a name are taken for right.
+const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_hours(1));
+/// After a look-up that failed.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often files are looked at.
+const FILES_EVERY: Duration = Duration::from_secs(2);
+/// How long a new configuration waits for names that nobody has looked up yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The thread. It ends when this is dropped.
+pub(super) struct Watcher {
+    checks: Checks,
+    holds: Arc<Holds>,
+    names: mpsc::Sender<Ask>,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A name to look up, and whom to tell.
+type Ask = (String, u16, mpsc::Sender<(String, u16, Vec<SocketAddr>)>);
+
+/// What holds, for the thread.
+#[derive(Default)]
+struct Holds {
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
+    changed: Notify,
+}
+
+impl Watcher {
+    /// Starts it, with nothing to do.
+    ///
+    /// # Errors
+    /// When there is no thread to be had, or the host's configuration of DNS cannot be read.
+    pub(super) fn start() -> io::Result<Self> {
+        let (run, checks, changes) = runner(CONCURRENT);
+        let (stop, stopped) = watch::channel(false);
+        let holds = Arc::<Holds>::default();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (names, asked) = mpsc::channel::<Ask>();
+        let follow = {
+            let (holds, stopped) = (holds.clone(), stopped.clone());
+            move || {
+                runtime.block_on(async move {
+                    let checking = tokio::spawn(run.run(stopped.clone()));
+                    follow(&holds, changes, asked, stopped).await;
+                    if checking.await.is_err() {
+                        error!("the health checks of upstreams have panicked");
+                    }
+                });
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("proxy-watch".into())
+            .spawn(follow)?;
+        Ok(Self {
+            checks,
+            holds,
+            names,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Follows what this holds from now on.
+    pub(super) fn set(&self, snapshot: &Arc<Snapshot>) {
+        let held = &self.holds.snapshot;
+        *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
+        self.checks.set(targets(snapshot));
+        for (group, position, state) in states(&self.checks, snapshot) {
+            apply(group, position, state.health());
+        }
+        self.holds.changed.notify_one();
+    }
+
+    /// How servers are that are checked.
+    pub(super) const fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    /// Looks up the names of servers of which nobody knows an address, for a short time.
+    pub(super) fn look_up(&self, groups: &[Arc<Group>]) {
+        let all = groups.iter().flat_map(|group| group.servers.iter());
+        let unknown: Vec<&Server> = all
+            .filter(|server| {
+                matches!(server.address, Address::Name(..)) && server.resolved().is_empty()
+            })
+            .collect();
+        let asked: BTreeSet<&Address> = unknown.iter().map(|server| &server.address).collect();
+        let (answers, answered) = mpsc::channel();
+        for address in &asked {
+            if let Address::Name(name, port) = address {
+                let _ = self.names.send((name.clone(), *port, answers.clone()));
+            }
+        }
+        drop(answers);
+        self.holds.changed.notify_one();
+        let until = Instant::now() + PATIENCE;
+        for _ in &asked {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok((name, port, addresses)) = answered.recv_timeout(left) else {
+                break;
+            };
+            let found = Address::Name(name, port);
+            for server in unknown.iter().filter(|server| server.address == found) {
+                server.set_resolved(&addresses);
+            }
+        }
+        for server in unknown.iter().filter(|server| server.resolved().is_empty()) {
+            warn!(
+                "{}: no address is known yet; requests go elsewhere until there is one",
+                server.name
+            );
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the thread that follows servers panicked");
+        }
+    }
+}
+
+/// Whom to check.
+fn targets(snapshot: &Snapshot) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for group in &snapshot.groups {
+        let Some(check) = &group.config.health else {
+            continue;
+        };
+        let check = Arc::new(check.clone());
+        for server in &group.servers {
+            let address = match &server.address {
+                Address::Ip(address) => Some(*address),
+                // The one that is asked first.
+                Address::Name(..) => server.resolved().first().copied(),
+                // Validation has none with checks.
+                Address::Unix(_) => None,
+            };
+            if let Some(mut address) = address {
+                address.set_port(check.port.unwrap_or_else(|| address.port()));
+                targets.push(Target {
+                    key: key(group, server),
+                    address,
+                    check: check.clone(),
+                    route: Route::default(),
+                });
+            }
+        }
+    }
+    targets
+}
+
+/// Under which name a server is checked.
+pub(super) fn key(group: &Group, server: &Server) -> BackendKey {
+    BackendKey {
+        service: group.config.name.as_str().into(),
+        backend: (&*server.name).into(),
+    }
+}
+
+/// What checks say of the servers that are checked.
+fn states<'a>(
+    checks: &'a Checks,
+    snapshot: &'a Snapshot,
+) -> impl Iterator<Item = (&'a Group, usize, State)> {
+    let groups = snapshot.groups.iter().map(|group| &**group);
+    let groups = groups.filter(|group| group.config.health.is_some());
+    groups.flat_map(move |group| {
+        let servers = group.servers.iter().enumerate();
+        servers.filter_map(move |(position, server)| {
+            let state = checks.state(&key(group, server))?;
+            Some((group, position, state))
+        })
+    })
+}
+
+/// One of which nothing is known yet is used: it was put into the file to be used.
+fn apply(group: &Group, position: usize, health: Health) {
+    let up = health != Health::Down;
+    if group.pick.server(position).is_some_and(|s| s.is_up() != up) {
+        group.pick.set_up(position, up, Worker::now());
+    }
+}
+
+async fn follow(
+    holds: &Holds,
+    mut changes: Changes,
+    asked: mpsc::Receiver<Ask>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let resolver = match Resolver::builder_tokio().and_then(|builder| builder.build()) {
+        Ok(resolver) => Some(Arc::new(resolver)),
+        Err(e) => {
+            error!("the host's configuration of DNS: {e}; names of servers are not looked up");
+            None
+        }
+    };
+    let mut names: BTreeMap<Address, AbortHandle> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    let mut files = Files::default();
+    let mut look = tokio::time::interval(FILES_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => break,
+            changed = changes.next() => {
+                let Some(changed) = changed else {
+                    break;
+                };
+                if let Some(snapshot) = held(holds) {
+                    for (key, transition) in changed {
+                        changed_health(&snapshot, &key, transition.new);
+                    }
+                }
+            }
+            () = holds.changed.notified() => {
+                while let Ok((name, port, answer)) = asked.try_recv() {
+                    if let Some(resolver) = resolver.clone() {
+                        tasks.spawn(async move {
+                            let found = addresses(&resolver, &name, port).await;
+                            let found = found.map(|(found, _)| found).unwrap_or_default();
+                            let _ = answer.send((name, port, found));
+                        });
+                    }
+                }
+                if let (Some(snapshot), Some(resolver)) = (held(holds), &resolver) {
+                    follow_names(&snapshot, resolver, &mut names, &mut tasks);
+                    files.begin(&snapshot);
+                }
+            }
+            _ = look.tick() => {
+                if let Some(snapshot) = held(holds) {
+                    files.look(&snapshot);
+                }
+            }
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    tasks.shutdown().await;
+}
+
+fn held(holds: &Holds) -> Option<Arc<Snapshot>> {
+    let held = holds.snapshot.lock();
+    held.unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn changed_health(snapshot: &Snapshot, key: &BackendKey, health: Health) {
+    for group in &snapshot.groups {
+        if group.config.name != *key.service {
+            continue;
+        }
+        for (position, server) in group.servers.iter().enumerate() {
+            if *server.name == *key.backend {
+                apply(group, position, health);
+            }
+        }
+    }
+}
+
+/// Looks names up that are new, and no longer those that are gone.
+fn follow_names(
+    snapshot: &Arc<Snapshot>,
+    resolver: &Arc<TokioResolver>,
+    names: &mut BTreeMap<Address, AbortHandle>,
+    tasks: &mut JoinSet<()>,
+) {
+    // Servers of before are not those of now, even of the same name.
+    for task in std::mem::take(names).into_values() {
+        task.abort();
+    }
+    let mut wanted: BTreeMap<Address, Vec<(usize, usize)>> = BTreeMap::new();
+    for (at, group) in snapshot.groups.iter().enumerate() {
+        for (position, server) in group.servers.iter().enumerate() {
+            if matches!(server.address, Address::Name(..)) {
+                let places = wanted.entry(server.address.clone()).or_default();
+                places.push((at, position));
+            }
+        }
+    }
+    for (address, places) in wanted {
+        let (snapshot, resolver) = (snapshot.clone(), resolver.clone());
+        let Address::Name(name, port) = address.clone() else {
+            continue;
+        };
+        let task = tasks.spawn(async move {
+            follow_name(&name, port, &resolver, |found| {
+                for (group, server) in &places {
+                    let group = snapshot.groups.get(*group);
+                    if let Some(server) = group.and_then(|group| group.servers.get(*server)) {
+                        server.set_resolved(found);
+                    }
+                }
+            })
+            .await;
+        });
+        names.insert(address, task);
+    }
+}
+
+/// Looks a name up again and again, each time when the answer is no longer taken for right. When
+/// it cannot be looked up, the addresses of before stay.
+async fn follow_name(
+    name: &str,
+    port: u16,
+    resolver: &TokioResolver,
+    tell: impl Fn(&[SocketAddr]),
+) {
+    let mut before = Vec::new();
+    let mut has_failed = false;
+    loop {
+        let wait = match addresses(resolver, name, port).await {
+            Ok((found, wait)) => {
+                if found != before {
+                    info!("{name}: {} addresses", found.len());
+                    tell(&found);
+                    before = found;
+                }
+                has_failed = false;
+                wait
+            }
+            Err(e) => {
+                if !has_failed {
+                    warn!("{name}: {e}; the addresses of before are used");
+                }
+                has_failed = true;
+                RETRY
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The addresses of a name, in order, and how long they are right.
+async fn addresses(
+    resolver: &TokioResolver,
+    name: &str,
+    port: u16,
+) -> Result<(Vec<SocketAddr>, Duration), NetError> {
+    // The dot says that it is whole: no domain of the host is tried behind it.
+    let found = resolver.lookup_ip(format!("{name}.")).await?;
+    let (least, most) = TTL;
+    let left = found
+        .valid_until()
+        .saturating_duration_since(Instant::now());
+    let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| (ip, port).into()).collect();
+    addresses.sort_unstable();
+    Ok((addresses, left.clamp(least, most)))
+}
+
+/// Files of certificates, as they were when they were read.
+#[derive(Default)]
+struct Files {
+    seen: BTreeMap<PathBuf, Option<(SystemTime, u64)>>,
+}
+
+impl Files {
+    /// Notes how the files are of what has just been read.
+    fn begin(&mut self, snapshot: &Snapshot) {
+        self.seen.clear();
+        for path in snapshot.listeners.iter().flat_map(|l| paths(l)) {
+            let now = state(&path);
+            self.seen.insert(path, now);
+        }
+    }
+
+    /// Reads the files of a listener anew when they have changed, and are what they were a look
+    /// before: who writes two files does so one after the other.
+    fn look(&mut self, snapshot: &Snapshot) {
+        for listener in &snapshot.listeners {
+            let mut is_changed = false;
+            for path in paths(listener) {
+                let now = state(&path);
+                let seen = self.seen.entry(path).or_insert(now);
+                is_changed |= *seen != now;
+                *seen = now;
+            }
+            if !is_changed {
+                continue;
+            }
+            let Some(tls) = &listener.config.tls else {
+                continue;
+            };
+            match tls::server(tls, listener.config.http2) {
+                Ok(config) => {
+                    listener.set_tls(Arc::new(config));
+                    info!(
+                        "listener {}: its certificates were read anew",
+                        listener.config.name
+                    );
+                }
+                Err(e) => warn!(
+                    "listener {}: its certificates have changed and cannot be used, those of \
+                     before are: {e}",
+                    listener.config.name
+                ),
+            }
+        }
+    }
+}
+
+fn paths(listener: &Listener) -> Vec<PathBuf> {
+    let Some(tls) = &listener.config.tls else {
+        return Vec::new();
+    };
+    let pairs = tls.certificates.iter();
+    pairs
+        .flat_map(|pair| [pair.cert.clone(), pair.key.clone()])
+        .chain(tls.client_ca.clone())
+        .collect()
+}
+
+fn state(path: &PathBuf) -> Option<(SystemTime, u64)> {
+    let found = fs::metadata(path).ok()?;
+    Some((found.modified().ok()?, found.len()))
+}
