@@ -213,13 +213,14 @@ fn tls_of(raw: &raw::ListenerTls, report: &mut Report<'_>) -> Tls {
         .as_ref()
         .map_or(ClientAuth::Off, |a| a.value);
     match (&raw.client_auth, &raw.client_ca) {
-        (Some(At { value, place }), None) if *value != ClientAuth::Off => {
-            if !report.has_problem_at(&raw.place.child("client_ca").key) {
-                report.problem(
-                    place,
-                    "nobody is there who signs clients' certificates; name their certificates in client_ca",
-                );
-            }
+        (Some(At { value, place }), None)
+            if *value != ClientAuth::Off
+                && !report.has_problem_at(&raw.place.child("client_ca").key) =>
+        {
+            report.problem(
+                place,
+                "nobody is there who signs clients' certificates; name their certificates in client_ca",
+            );
         }
         (_, Some(At { place, .. })) if client_auth == ClientAuth::Off => report.problem(
             place,

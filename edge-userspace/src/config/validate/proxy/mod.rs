@@ -1,5 +1,7 @@
 //! The L7 proxy: what listeners, upstreams and routes mean, and whether they fit together.
 
+mod conditions;
+mod headers;
 mod listeners;
 mod routes;
 mod shadow;

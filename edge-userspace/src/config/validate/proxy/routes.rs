@@ -1,46 +1,30 @@
 //! Routes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv6Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    is_token, is_within, name, required, shadow,
+    conditions::{
+        conditions, hosts, is_header, is_parameter, methods, one_of, path, path_match, pattern,
+        too_long, too_many,
+    },
+    headers::{fields, rules},
+    is_within, name, required, shadow,
     upstreams::{base, check_order, concurrency, tries},
 };
-use crate::{
-    config::{
-        proxy::{
-            Listener, MAX_ROUTES, Route, Upstream,
-            pattern::Pattern,
-            route::{
-                Action, Condition, HeaderRules, Host, MAX_BODY, MAX_PARTS, MAX_TEXT, PathMatch,
-                RetriesOverride, Rewrite, TimeoutsOverride, ValueMatch,
-            },
-            template::{Location, LocationPart, Replacement},
-            upstream::{MAX_WEIGHT, Timeouts},
+use crate::config::{
+    proxy::{
+        Listener, MAX_ROUTES, Route, Upstream,
+        route::{
+            Action, MAX_BODY, MAX_PARTS, MAX_TEXT, PathMatch, RetriesOverride, Rewrite,
+            TimeoutsOverride,
         },
-        raw::proxy as raw,
-        report::{At, Place, Report},
-        validate::{health::is_host, number, span},
+        template::{Location, LocationPart, Replacement},
+        upstream::{MAX_WEIGHT, Timeouts},
     },
-    uri,
+    raw::proxy as raw,
+    report::{At, Place, Report},
+    validate::{number, span},
 };
-
-/// Fields that say where a message ends or belong to one connection (RFC 9110, 7.6.1): they are
-/// the proxy's.
-const OWN_FIELDS: [&str; 9] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
 
 pub(super) fn routes(
     list: &[raw::Route],
@@ -324,13 +308,6 @@ fn unknown(what: &str, known: &BTreeMap<&str, usize>) -> String {
     }
 }
 
-fn too_many(place: &Place, report: &mut Report<'_>) {
-    report.problem_without_value(
-        place,
-        format_args!("more than {MAX_PARTS}; spread them over several routes"),
-    );
-}
-
 /// Keys that change what an upstream gets or gives.
 fn refuse_without_upstream(raw: &raw::Route, report: &mut Report<'_>) {
     let sections = [
@@ -346,225 +323,6 @@ fn refuse_without_upstream(raw: &raw::Route, report: &mut Report<'_>) {
             place,
             "only for a route with upstream or split, and this one answers itself; remove it",
         );
-    }
-}
-
-fn hosts(raw: &raw::Route, report: &mut Report<'_>) -> Vec<Host> {
-    let Some(At { value: list, place }) = &raw.hosts else {
-        return Vec::new();
-    };
-    if list.is_empty() && !report.has_problem_at(&place.key) {
-        report.problem_without_value(place, "no host; name some, or leave the key out for any");
-    }
-    if list.len() > MAX_PARTS {
-        too_many(place, report);
-        return Vec::new();
-    }
-    let mut hosts = Vec::new();
-    for at in list {
-        match host(&at.value) {
-            Ok(host) if hosts.contains(&host) => report.warn(&at.place, "named twice"),
-            Ok(host) => hosts.push(host),
-            Err(why) => report.problem(&at.place, why),
-        }
-    }
-    hosts
-}
-
-fn host(text: &str) -> Result<Host, &'static str> {
-    if text == "*" {
-        return Err("leave the key out for any host");
-    }
-    if let Some(below) = text.strip_prefix("*.") {
-        let is_below = is_host(below);
-        return (is_below.then(|| Host::Below(format!(".{}", below.to_ascii_lowercase()))))
-            .ok_or("no name of a host behind \"*.\"; write it as in \"*.example.org\"");
-    }
-    if text.contains('*') {
-        return Err(
-            "a star stands for whole labels in front, as in \"*.example.org\"; for others use several routes",
-        );
-    }
-    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
-    if let Ok(address) = bare.unwrap_or(text).parse::<Ipv6Addr>() {
-        return Ok(Host::Exact(format!("[{address}]")));
-    }
-    let name = text.strip_suffix('.').unwrap_or(text);
-    is_host(name)
-        .then(|| Host::Exact(name.to_ascii_lowercase()))
-        .ok_or("no name of a host; write it without scheme and port, and what is not ASCII as \"xn--\"")
-}
-
-fn path_match(raw: &raw::PathMatch, report: &mut Report<'_>) -> Option<PathMatch> {
-    match (&raw.exact, &raw.prefix, &raw.regex) {
-        (Some(at), None, None) => path(at, report).map(PathMatch::Exact),
-        (None, Some(at), None) => path(at, report).map(PathMatch::Prefix),
-        (None, None, Some(at)) => pattern(at, report).map(PathMatch::Regex),
-        _ => {
-            one_of(
-                &raw.place,
-                "exact, prefix and regex, such as { prefix = \"/api/\" }",
-                report,
-            );
-            None
-        }
-    }
-}
-
-fn one_of(place: &Place, keys: &str, report: &mut Report<'_>) {
-    if !report.has_problem_at(&place.key) {
-        report.problem_without_value(place, format_args!("name one of {keys}"));
-    }
-}
-
-/// A path as requests have it.
-fn path(At { value, place }: &At<String>, report: &mut Report<'_>) -> Option<String> {
-    if value.len() > MAX_TEXT {
-        too_long(place, value.len(), report);
-        return None;
-    }
-    let mut buffer = Vec::new();
-    match uri::path::normalise(value.as_bytes(), &mut buffer) {
-        Ok(normal) if normal == value.as_bytes() => return Some(value.clone()),
-        Ok(normal) => report.problem(
-            place,
-            format_args!(
-                "no request has this path, for paths are compared in their normal form; write \"{}\"",
-                String::from_utf8_lossy(normal)
-            ),
-        ),
-        Err(why) => report.problem(
-            place,
-            format_args!("no path of a request: {why}; write it from / on and without the query"),
-        ),
-    }
-    None
-}
-
-fn too_long(place: &Place, len: usize, report: &mut Report<'_>) {
-    report.problem_without_value(
-        place,
-        format_args!("{len} bytes long, at most {MAX_TEXT} are possible; shorten it"),
-    );
-}
-
-fn pattern(at: &At<String>, report: &mut Report<'_>) -> Option<Pattern> {
-    match Pattern::new(&at.value) {
-        Ok(pattern) => Some(pattern),
-        Err(why) => {
-            report.problem(&at.place, format_args!("{why}; correct or simplify it"));
-            None
-        }
-    }
-}
-
-fn methods(raw: &raw::Route, report: &mut Report<'_>) -> Vec<String> {
-    let Some(At { value: list, place }) = &raw.methods else {
-        return Vec::new();
-    };
-    if list.is_empty() && !report.has_problem_at(&place.key) {
-        report.problem_without_value(place, "no method; name some, or leave the key out for any");
-    }
-    if list.len() > MAX_PARTS {
-        too_many(place, report);
-    }
-    for At { value, place } in list {
-        if !is_token(value) {
-            report.problem(place, "no method; write it as in \"GET\"");
-        } else if value == "CONNECT" {
-            report.problem(
-                place,
-                "CONNECT is refused before routes are looked at; remove it",
-            );
-        } else if value.bytes().any(|b| b.is_ascii_lowercase()) {
-            report.problem(
-                place,
-                format_args!(
-                    "methods are told apart by case; write \"{}\"",
-                    value.to_ascii_uppercase()
-                ),
-            );
-        }
-    }
-    list.iter()
-        .map(|m| m.value.clone())
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect()
-}
-
-/// The name of a header as requests are asked for it.
-fn is_header(name: &str) -> Result<String, &'static str> {
-    is_token(name)
-        .then(|| name.to_ascii_lowercase())
-        .ok_or("no name of a header; write letters, digits and '-'")
-}
-
-fn is_parameter(name: &str) -> Result<String, &'static str> {
-    (!name.is_empty())
-        .then(|| name.to_owned())
-        .ok_or("no name of a parameter; write what stands before the '='")
-}
-
-fn conditions(
-    list: Option<&[raw::Condition]>,
-    name_of: fn(&str) -> Result<String, &'static str>,
-    report: &mut Report<'_>,
-) -> Vec<Condition> {
-    let list = list.unwrap_or(&[]);
-    if let Some(first) = list.get(MAX_PARTS) {
-        too_many(&first.place, report);
-        return Vec::new();
-    }
-    let mut conditions = Vec::new();
-    for raw in list {
-        let name = required(
-            raw.name.as_ref(),
-            &raw.place,
-            "name",
-            "say what is looked at",
-            report,
-        );
-        let name = name.and_then(|at| match name_of(&at.value) {
-            Ok(name) => Some(name),
-            Err(why) => {
-                report.problem(&at.place, why);
-                None
-            }
-        });
-        let value = value_match(raw, report);
-        if let (Some(name), Some(value)) = (name, value) {
-            conditions.push(Condition { name, value });
-        }
-    }
-    conditions
-}
-
-fn value_match(raw: &raw::Condition, report: &mut Report<'_>) -> Option<ValueMatch> {
-    let short = |at: &At<String>, report: &mut Report<'_>| {
-        let fits = at.value.len() <= MAX_TEXT;
-        if !fits {
-            too_long(&at.place, at.value.len(), report);
-        }
-        fits.then(|| at.value.clone())
-    };
-    match (&raw.value, &raw.prefix, &raw.regex, &raw.present) {
-        (Some(at), None, None, None) => short(at, report).map(ValueMatch::Exact),
-        (None, Some(at), None, None) => short(at, report).map(ValueMatch::Prefix),
-        (None, None, Some(at), None) => pattern(at, report).map(ValueMatch::Regex),
-        (None, None, None, Some(At { value: true, .. })) => Some(ValueMatch::Present),
-        (None, None, None, Some(At { place, .. })) => {
-            report.problem(place, "only true is possible; for requests without it write a route with fewer conditions");
-            None
-        }
-        _ => {
-            one_of(
-                &raw.place,
-                "value, prefix, regex and present, such as { name = \"x-beta\", value = \"1\" }",
-                report,
-            );
-            None
-        }
     }
 }
 
@@ -702,110 +460,4 @@ fn retries(raw: Option<&raw::RouteRetries>, report: &mut Report<'_>) -> RetriesO
         tries: tries(raw.tries.as_ref(), report),
         base: base(raw.base.as_ref(), report),
     })
-}
-
-/// Fields with their places; what cannot be one is reported.
-fn fields<'a>(
-    raw::Fields(list): &'a raw::Fields,
-    section: &Place,
-    report: &mut Report<'_>,
-) -> Vec<(String, String, &'a Place)> {
-    if list.len() > MAX_PARTS {
-        too_many(section, report);
-        return Vec::new();
-    }
-    let mut fields: Vec<(String, String, &Place)> = Vec::new();
-    for (name, At { value, place }) in list {
-        let Some(name) = field_name(name, place, report) else {
-            continue;
-        };
-        let is_text = |b: u8| b == b'\t' || (b >= b' ' && b != 0x7f);
-        if value.len() > MAX_TEXT {
-            too_long(place, value.len(), report);
-        } else if !value.bytes().all(is_text) || value.trim_matches([' ', '\t']) != value {
-            report.problem(place, "no value of a header; leave out line ends, control characters, and blanks around it");
-        } else if fields.iter().any(|(n, ..)| *n == name) {
-            report.problem(
-                place,
-                "named twice, for names of headers know no case; remove one",
-            );
-        } else {
-            fields.push((name, value.clone(), place));
-        }
-    }
-    fields
-}
-
-fn field_name(name: &str, place: &Place, report: &mut Report<'_>) -> Option<String> {
-    match is_header(name) {
-        Err(why) => report.problem(place, why),
-        Ok(name) if OWN_FIELDS.contains(&name.as_str()) => report.problem(
-            place,
-            "says where a message ends or belongs to one connection, and is the proxy's; remove it",
-        ),
-        Ok(name) => return Some(name),
-    }
-    None
-}
-
-fn rules(raw: Option<&raw::HeaderRules>, is_request: bool, report: &mut Report<'_>) -> HeaderRules {
-    let Some(raw) = raw else {
-        return HeaderRules::default();
-    };
-    let mut of = |at: &Option<raw::Fields>, key| {
-        at.as_ref().map_or_else(Vec::new, |f| {
-            let fields = fields(f, &raw.place.child(key), report);
-            fields
-                .into_iter()
-                .map(|(n, v, p)| (n, v, p.clone()))
-                .collect()
-        })
-    };
-    let (set, add): (Vec<(String, String, Place)>, Vec<_>) =
-        (of(&raw.set, "set"), of(&raw.add, "add"));
-    let mut remove = Vec::new();
-    let list = raw.remove.as_deref().unwrap_or(&[]);
-    if list.len() > MAX_PARTS {
-        too_many(&raw.place.child("remove"), report);
-    }
-    for At { value, place } in list.iter().take(MAX_PARTS) {
-        let Some(name) = field_name(value, place, report) else {
-            continue;
-        };
-        if set.iter().any(|(n, ..)| *n == name) {
-            report.problem(place, "set as well, which replaces it; remove one of them");
-        } else if is_request && name == "host" {
-            report.problem(
-                place,
-                "every request has one host; set it, or leave it alone",
-            );
-        } else if remove.contains(&name) {
-            report.warn(place, "named twice");
-        } else {
-            remove.push(name);
-        }
-    }
-    for (name, _, place) in &add {
-        if set.iter().any(|(n, ..)| n == name) {
-            report.problem(place, "set as well; keep one of them");
-        } else if is_request && name == "host" {
-            report.problem(place, "every request has one host; set it instead");
-        }
-    }
-    if let Some((_, value, place)) = set.iter().find(|(n, ..)| is_request && n == "host") {
-        let mut buffer = Vec::new();
-        if uri::host::authority(value.as_bytes(), &mut buffer).is_none() {
-            report.problem(
-                place,
-                "no host; write it as in \"app.example.org\" or \"app.example.org:8080\"",
-            );
-        }
-    }
-    let plain =
-        |fields: Vec<(String, String, Place)>| fields.into_iter().map(|(n, v, _)| (n, v)).collect();
-    HeaderRules {
-        set: plain(set),
-        add: plain(add),
-        remove,
-    }
 }

@@ -170,7 +170,7 @@ fn address(at: &At<String>, report: &mut Report<'_>) -> Option<Address> {
                 .rsplit('.')
                 .next()
                 .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
-            (is_host(&name) && !number).then(|| (port, Address::Name(name, port)))
+            (is_host(&name) && !number).then_some((port, Address::Name(name, port)))
         }),
     };
     match parsed {
