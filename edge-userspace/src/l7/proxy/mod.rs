@@ -15,6 +15,7 @@ mod link;
 mod listen;
 mod log_writer;
 mod pool;
+mod privileges;
 mod relay;
 mod snapshot;
 mod stream;

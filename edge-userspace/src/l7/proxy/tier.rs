@@ -17,6 +17,7 @@ use super::{
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen,
     log_writer::LogWriter,
+    privileges,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
     tell,
     tls::{self, TlsError, Towards},
@@ -540,6 +541,9 @@ fn sit(index: usize, random: u64, shared: &Shared, mut orders: UnboundedReceiver
             sockets,
         })
     };
+    if let Err(e) = privileges::give_up() {
+        error!("worker {index} of the proxy keeps its privileges: {e}");
+    }
     loop {
         match worker::run(index, random, &take, &mut orders, PATIENCE) {
             Ok(Ended::Stopped) => return,

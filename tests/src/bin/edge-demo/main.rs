@@ -1,9 +1,10 @@
 //! Edge at work: a client, an attacker and a host with nginx, and a service over three
-//! backends, all in namespaces of their own.
+//! backends, HTTPS through the proxy, all in namespaces of their own.
 //!
 //! Started by `cargo xtask demo`, which builds what it needs. Everything vanishes with this process.
 
 mod balance;
+mod proxy;
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     remove_on_signal(directory.path().to_owned());
     protect();
     balance::show();
+    proxy::show();
     println!(
         "\nSent is what the sender's interface took; what a full receive queue lost after that is in\n\
          neither of the rows below it. All senders and servers share this machine's {} CPUs.\n\
