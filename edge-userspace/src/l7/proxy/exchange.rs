@@ -13,7 +13,7 @@ use super::{
 use crate::l7::{
     access_log,
     forwarded::{self, Believed},
-    head::{Framing, Known, Method, Request, Version},
+    head::{Framing, Known, Method, Reject, Request, Version},
     http1::write,
     refusal::Refusal,
     resilience::{Deadlines, Timeouts},
@@ -255,8 +255,11 @@ impl Exchange<'_> {
         front: &mut F,
         scratch: &mut Scratch,
     ) -> Result<Next, Refusal> {
-        let mut location = self.conn.worker.out();
         let (bytes, request) = (front.bytes(), &scratch.request);
+        if request.host(bytes).is_empty() {
+            return Err(Reject::HostMissing.into());
+        }
+        let mut location = self.conn.worker.out();
         location.extend_from_slice(b"https://");
         location.extend_from_slice(request.host(bytes));
         location.extend_from_slice(request.path(bytes));

@@ -706,7 +706,7 @@ async fn deliver<F: Front>(
         && !exchange.is_last
         && body != Framing::UntilClose
         // What is left of its body would be taken for the next request.
-        && (front.has_ended() || !exchange.facts.progress.sent);
+        && front.has_ended();
     let bytes = link.bytes();
     let bytes = bytes.get(..head).unwrap_or(bytes);
     let rules = &route.response_headers;

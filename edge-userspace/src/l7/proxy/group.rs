@@ -92,6 +92,15 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Gives its servers what the configuration says, once that is in force: who is known from
+    /// before has it of the one before.
+    pub(super) fn take_over(&self) {
+        for (position, server) in self.config.servers.iter().enumerate() {
+            let weight = u16::try_from(server.weight).unwrap_or(u16::MAX);
+            self.pick.set_weight(position, weight);
+        }
+    }
+
     /// Whether connections are of one client only, and cannot be used for others.
     pub(super) const fn is_per_client(&self) -> bool {
         !matches!(self.config.proxy_protocol, SendProxy::Off)
@@ -186,7 +195,7 @@ impl Memory {
             if entry.number == next {
                 self.next_number += 1;
             }
-            known.push((entry.clone(), weight));
+            known.push(entry.clone());
         }
         let settings = Settings {
             algorithm: match config.balance {
@@ -200,27 +209,20 @@ impl Memory {
             slow_start: nanoseconds(config.slow_start),
         };
         let backups = config.servers.iter().map(|server| server.backup);
-        let members = known.iter().map(|(known, _)| known.balance.clone());
+        let members = known.iter().map(|known| known.balance.clone());
         let pick = balance::Group::new(settings, self.seed, members.zip(backups).collect());
-        for (position, (_, weight)) in known.iter().enumerate() {
-            pick.set_weight(position, *weight);
-        }
-        let servers = config
-            .servers
-            .iter()
-            .zip(&known)
-            .map(|(server, (known, _))| {
-                let name = server.address.to_string();
-                Server {
-                    number: known.number,
-                    tls: tls(&server.address),
-                    requests: counted.servers.get(&server_key(&config.name, &name)),
-                    name: name.into(),
-                    address: server.address.clone(),
-                    resolved: known.resolved.clone(),
-                }
-            });
-        let records = known.iter().map(|(known, _)| known.record.clone());
+        let servers = config.servers.iter().zip(&known).map(|(server, known)| {
+            let name = server.address.to_string();
+            Server {
+                number: known.number,
+                tls: tls(&server.address),
+                requests: counted.servers.get(&server_key(&config.name, &name)),
+                name: name.into(),
+                address: server.address.clone(),
+                resolved: known.resolved.clone(),
+            }
+        });
+        let records = known.iter().map(|known| known.record.clone());
         Group {
             pick: Arc::new(pick),
             servers: servers.collect(),

@@ -304,6 +304,7 @@ impl Tier {
         };
         let sockets = self.bind(proxy)?;
         if self.seats.is_empty() && !proxy.listeners.is_empty() {
+            raise_file_limit();
             // They have nothing to do until there is something in force.
             self.seats = self.start()?;
         }
@@ -428,6 +429,14 @@ impl Tier {
             have.extend(sockets);
         }
         self.memory.retain(&snapshot.groups);
+        let before = self.snapshot();
+        for group in &snapshot.groups {
+            let is_known = |had: &Arc<Group>| Arc::ptr_eq(had, group);
+            let mut had = before.iter().flat_map(|before| before.groups.iter());
+            if !had.any(is_known) {
+                group.take_over();
+            }
+        }
         let c = &self.counted;
         let named = |name: &str| proxy.listeners.iter().any(|l| l.name == name);
         c.listeners.retain(named);
@@ -558,6 +567,22 @@ fn sit(index: usize, random: u64, shared: &Shared, mut orders: UnboundedReceiver
 
 /// How long requests may take to end when the proxy does.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Each connection takes a descriptor, and one more for that to its server: as many as the system
+/// allows without asking for more.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: reads into, and then from, a live value.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
 
 fn worker_count(proxy: &Proxy) -> usize {
     let cpus = || thread::available_parallelism().map_or(1, usize::from);

@@ -59,6 +59,8 @@ type Ask = (String, u16, mpsc::Sender<(String, u16, Vec<SocketAddr>)>);
 struct Holds {
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     changed: Notify,
+    /// A name has other addresses.
+    resolved: Arc<Notify>,
 }
 
 impl Watcher {
@@ -76,10 +78,11 @@ impl Watcher {
         let (names, asked) = mpsc::channel::<Ask>();
         let follow = {
             let (holds, stopped) = (holds.clone(), stopped.clone());
+            let checks = checks.clone();
             move || {
                 runtime.block_on(async move {
                     let checking = tokio::spawn(run.run(stopped.clone()));
-                    follow(&holds, changes, asked, stopped).await;
+                    follow(&holds, (&checks, changes), asked, stopped).await;
                     if checking.await.is_err() {
                         error!("the health checks of upstreams have panicked");
                     }
@@ -103,6 +106,12 @@ impl Watcher {
         let held = &self.holds.snapshot;
         *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
         self.checks.set(targets(snapshot));
+        // Who is checked no longer is taken for healthy.
+        for group in snapshot.groups.iter().filter(|g| g.config.health.is_none()) {
+            for position in 0..group.servers.len() {
+                apply(group, position, Health::Unknown);
+            }
+        }
         for (group, position, state) in states(&self.checks, snapshot) {
             apply(group, position, state.health());
         }
@@ -226,7 +235,7 @@ fn apply(group: &Group, position: usize, health: Health) {
 
 async fn follow(
     holds: &Holds,
-    mut changes: Changes,
+    (checks, mut changes): (&Checks, Changes),
     asked: mpsc::Receiver<Ask>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -266,8 +275,14 @@ async fn follow(
                     }
                 }
                 if let (Some(snapshot), Some(resolver)) = (held(holds), &resolver) {
-                    follow_names(&snapshot, resolver, &mut names, &mut tasks);
+                    let resolved = &holds.resolved;
+                    follow_names(&snapshot, resolver, resolved, &mut names, &mut tasks);
                     files.begin(&snapshot);
+                }
+            }
+            () = holds.resolved.notified() => {
+                if let Some(snapshot) = held(holds) {
+                    checks.set(targets(&snapshot));
                 }
             }
             _ = look.tick() => {
@@ -303,6 +318,7 @@ fn changed_health(snapshot: &Snapshot, key: &BackendKey, health: Health) {
 fn follow_names(
     snapshot: &Arc<Snapshot>,
     resolver: &Arc<TokioResolver>,
+    resolved: &Arc<Notify>,
     names: &mut BTreeMap<Address, AbortHandle>,
     tasks: &mut JoinSet<()>,
 ) {
@@ -321,6 +337,7 @@ fn follow_names(
     }
     for (address, places) in wanted {
         let (snapshot, resolver) = (snapshot.clone(), resolver.clone());
+        let resolved = resolved.clone();
         let Address::Name(name, port) = address.clone() else {
             continue;
         };
@@ -332,6 +349,7 @@ fn follow_names(
                         server.set_resolved(found);
                     }
                 }
+                resolved.notify_one();
             })
             .await;
         });
