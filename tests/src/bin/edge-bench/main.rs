@@ -18,6 +18,7 @@ mod many;
 mod memory;
 mod packets;
 mod pair;
+mod proxy;
 mod rates;
 mod report;
 mod rig;
@@ -109,6 +110,7 @@ fn main() -> Result<()> {
     apart(machine::hurry, || bench.bulk())?;
     apart(machine::real_time, || bench.latencies())?;
     apart(machine::hurry, || bench.many())?;
+    bench.proxy()?;
     apart(machine::hurry, || {
         bench.imports()?;
         if args.scale { bench.scale() } else { Ok(()) }
