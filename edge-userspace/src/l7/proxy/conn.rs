@@ -133,8 +133,7 @@ async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
         Stream::Tcp(_) | Stream::Unix(_) => return Ok(false),
     };
     let patience = nanoseconds(conn.listener.config.limits.header_timeout);
-    conn.timer
-        .set_idle(Worker::now().saturating_add(patience));
+    conn.timer.set_idle(Worker::now().saturating_add(patience));
     let beginning = async {
         let mut seen = [0; PREFACE.len()];
         let mut had = 0;

@@ -256,9 +256,7 @@ async fn requests(shared: &Rc<Shared>, limits: &Limits, mut connection: Connecti
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 let timer = &shared.conn.timer;
                 timer.set(Worker::now().saturating_add(ENDING));
-                let _ = timer
-                    .within(poll_fn(|cx| connection.poll_closed(cx)))
-                    .await;
+                let _ = timer.within(poll_fn(|cx| connection.poll_closed(cx))).await;
                 return;
             }
             Ok(Event::Fault(error)) => return shared.fault(&error),
