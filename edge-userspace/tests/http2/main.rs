@@ -60,7 +60,7 @@ async fn answer(client: &mut SendRequest<Bytes>, request: Request<()>) -> Whole 
     answer.expect("an answer in time").unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_is_that_of_the_server() {
     let rig = Rig::new(Limits::default());
     let (mut client, _connection) = connect(&rig).await;
@@ -89,7 +89,7 @@ async fn an_answer_is_that_of_the_server() {
     assert_eq!((head.status().as_u16(), body.len()), (204, 0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn bodies_larger_than_any_window_pass() {
     let rig = Rig::new(Limits::default());
     let (client, _connection) = connect(&rig).await;
@@ -111,7 +111,7 @@ async fn bodies_larger_than_any_window_pass() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn trailers_pass_both_ways() {
     let rig = Rig::new(Limits::default());
     let (client, _connection) = connect(&rig).await;
@@ -141,7 +141,7 @@ async fn trailers_pass_both_ways() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_hundred_streams_at_one_time() {
     let rig = Rig::new(Limits::default());
     let (client, _connection) = connect(&rig).await;
@@ -192,7 +192,7 @@ async fn a_stream_that_is_reset_ends_the_work_behind_it() {
     });
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_breaks_is_no_whole_answer() {
     let rig = Rig::new(Limits::default());
     let (client, _connection) = connect(&rig).await;
@@ -204,7 +204,7 @@ async fn an_answer_that_breaks_is_no_whole_answer() {
     assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_body_is_limited_though_its_length_is_not_told() {
     let rig = Rig::new(Limits {
         body_bytes: 1000,
@@ -226,7 +226,7 @@ async fn a_body_is_limited_though_its_length_is_not_told() {
     assert_eq!(rig.refusals()["body_too_large"], 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_head_is_limited() {
     let rig = Rig::new(Limits::default());
     let (client, _connection) = connect(&rig).await;
@@ -243,7 +243,7 @@ async fn a_head_is_limited() {
     assert_eq!(rig.refusals()["head_too_large"], 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_connection_ends_gracefully_after_its_last_request() {
     let rig = Rig::new(Limits {
         requests_per_connection: 2,
@@ -258,7 +258,7 @@ async fn a_connection_ends_gracefully_after_its_last_request() {
     ended.expect("an end").unwrap().expect("no error");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_connection_without_streams_ends() {
     let rig = Rig::new(Limits {
         idle_timeout: Duration::from_millis(100),
