@@ -164,8 +164,8 @@ fn settings(limits: &Limits) -> Builder {
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(limits.h2_streams)
         // What is larger than a head may be is refused in our own words, unless it is far larger:
-        // then the crate answers 431, and beyond four times of this ends the connection. It bounds
-        // CONTINUATION frames and what HPACK makes of them likewise.
+        // then the crate answers 431, and beyond four times of this, however small HPACK made it,
+        // ends the connection. The number of CONTINUATION frames is bounded by it likewise.
         .max_header_list_size(
             limits
                 .header_bytes
