@@ -39,7 +39,11 @@ pub const fn is_offence(refusal: Refusal) -> bool {
                 | Reject::MethodTooLong
                 | Reject::VersionUnsupported
         ),
-        Refusal::HeadTimeout | Refusal::BodyTimeout => true,
+        Refusal::HeadTimeout
+        | Refusal::BodyTimeout
+        | Refusal::H2Resets
+        | Refusal::H2Flood
+        | Refusal::H2Protocol => true,
         _ => false,
     }
 }
@@ -175,6 +179,7 @@ mod tests {
     fn mistakes_of_honest_clients_are_no_offences() {
         assert!(is_offence(Refusal::Malformed(Reject::ObsFold)));
         assert!(is_offence(Refusal::HeadTimeout));
+        assert!(is_offence(Refusal::H2Resets));
         assert!(!is_offence(Refusal::Malformed(Reject::BodyTooLarge)));
         assert!(!is_offence(Refusal::NoRoute));
     }

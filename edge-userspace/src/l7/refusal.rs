@@ -50,6 +50,10 @@ refusals! {
     HeadTimeout 408 "head_timeout" "Its head did not come in time.",
     BodyTimeout 408 "body_timeout" "Its body did not come in time, or too slowly.",
     ClientGone 499 "client_gone" "The client went away before the answer was whole.",
+    // What the client did to its connection; the status is nobody's.
+    H2Resets 400 "h2_resets" "Streams of its HTTP/2 connection were reset faster than they may be.",
+    H2Flood 400 "h2_flood" "Its HTTP/2 connection brought too many frames or resets that only cost.",
+    H2Protocol 400 "h2_protocol" "Its HTTP/2 connection broke the protocol.",
     // What the upstream did.
     ConnectFailed 502 "connect_failed" "No server took a connection.",
     ServerBroke 502 "server_broke" "The connection to the server ended before its answer began.",

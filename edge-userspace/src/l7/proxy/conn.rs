@@ -8,6 +8,7 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use super::{
     exchange::{self, Next},
     group::nanoseconds,
+    h2,
     link::Link,
     snapshot::{Listener, Place},
     stream::Stream,
@@ -29,6 +30,9 @@ use crate::{
 /// send meanwhile: a connection that is closed while bytes of it were not read is reset, and takes
 /// the answer with it.
 const LINGER: (u64, usize) = (2_000_000_000, 1 << 20);
+
+/// What a connection of HTTP/2 begins with (RFC 9113, 3.4): the line that no HTTP/1 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
 /// What is known of a client's connection.
 pub(super) struct Conn {
@@ -114,7 +118,48 @@ pub(super) async fn serve(
             Stream::Tls(Box::new(TlsStream::Server(session)))
         }
     };
-    http1(&conn, stream).await;
+    match is_http2(&conn, &stream).await {
+        Ok(true) => h2::serve(conn, stream).await,
+        Ok(false) => http1(&conn, stream).await,
+        Err(_) => {}
+    }
+}
+
+/// Whether the client speaks HTTP/2: as was agreed with TLS, or else by how it begins.
+async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
+    let stream = match stream {
+        Stream::Tls(stream) => return Ok(stream.get_ref().1.alpn_protocol() == Some(b"h2")),
+        Stream::Tcp(stream) if conn.listener.config.http2 => stream,
+        Stream::Tcp(_) | Stream::Unix(_) => return Ok(false),
+    };
+    let patience = nanoseconds(conn.listener.config.limits.header_timeout);
+    conn.timer.set_idle(Worker::now().saturating_add(patience));
+    let beginning = async {
+        let mut seen = [0; PREFACE.len()];
+        let mut had = 0;
+        loop {
+            let n = stream.peek(&mut seen).await?;
+            let is_alike = n > 0 && PREFACE.starts_with(seen.get(..n).unwrap_or_default());
+            if !is_alike || n == PREFACE.len() {
+                return Ok(is_alike);
+            }
+            wait_for_more(n, &mut had).await;
+        }
+    };
+    match conn.timer.within(beginning).await {
+        Ok(told) => told,
+        Err(_) if conn.worker.is_stopping() => Err(io::ErrorKind::ConnectionAborted.into()),
+        // Too slow a beginning, which is for HTTP/1 to refuse.
+        Err(_) => Ok(false),
+    }
+}
+
+/// What was peeked at stays readable, so nothing tells when there is more of it.
+async fn wait_for_more(n: usize, had: &mut usize) {
+    if n == *had {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    *had = n;
 }
 
 /// Reads the header of the PROXY protocol, if the peer may send one.
@@ -150,11 +195,7 @@ async fn preface(
             Err(proxy_protocol::Error::Absent) if !is_required => return Ok(None),
             Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e.name())),
         }
-        if n == had {
-            // What was peeked at stays readable: nothing tells when there is more of it.
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-        had = n;
+        wait_for_more(n, &mut had).await;
     }
 }
 
@@ -276,20 +317,28 @@ async fn head(conn: &Conn, link: &mut Link, scratch: &mut Scratch) -> Head {
 
 /// Ends a connection so that the client sees all that was sent.
 async fn linger(conn: &Conn, link: &mut Link) {
-    let (patience, mut most) = LINGER;
-    conn.timer.set(Worker::now().saturating_add(patience));
+    conn.timer.set(Worker::now().saturating_add(LINGER.0));
     let ending = async {
         poll_fn(|cx| link.poll_drain(cx)).await?;
-        poll_fn(|cx| link.stream.poll_shutdown(cx)).await?;
-        let mut sink = [0; 2048];
-        while most > 0 {
-            match poll_fn(|cx| link.stream.poll_read(cx, &mut sink)).await? {
-                0 => break,
-                n => most = most.saturating_sub(n),
-            }
-        }
-        io::Result::Ok(())
+        pass_over(&mut link.stream).await
     };
     // Whoever does not read has been given its chance.
     let _ = conn.timer.within(ending).await;
+}
+
+/// Sends no more, and passes over what still comes.
+///
+/// # Errors
+/// Those of the connection.
+pub(super) async fn pass_over(stream: &mut Stream) -> io::Result<()> {
+    let mut most = LINGER.1;
+    poll_fn(|cx| stream.poll_shutdown(cx)).await?;
+    let mut sink = [0; 2048];
+    while most > 0 {
+        match poll_fn(|cx| stream.poll_read(cx, &mut sink)).await? {
+            0 => break,
+            n => most = most.saturating_sub(n),
+        }
+    }
+    Ok(())
 }

@@ -154,7 +154,9 @@ pub(super) async fn refuse<F: Front>(
         return;
     };
     // Nothing of it counts.
+    let version = scratch.request.version;
     scratch.request.reset();
+    scratch.request.version = version;
     let mut facts = Facts {
         started,
         client: Some(conn.peer),
@@ -171,6 +173,23 @@ pub(super) async fn refuse<F: Front>(
     };
     exchange.refused(front, scratch, refusal).await;
     settle(conn, &current, listener, front, &scratch.request, &facts);
+}
+
+/// Counts what a client did that is no request, and holds it against the client.
+pub(super) fn offence(conn: &Conn, refusal: Refusal) {
+    if let Some(current) = conn.worker.current() {
+        note(conn, &current, &conn.listener, refusal, &Ids::default());
+    }
+}
+
+/// Counts a refusal. Offences are held against those who are no proxies that are trusted.
+fn note(conn: &Conn, current: &Current, listener: &Listener, refusal: Refusal, ids: &Ids) {
+    listener.refusals.of(conn.worker.index).of(refusal).add(1);
+    let source = conn.wire.ip();
+    if !listener.trusts(source) {
+        let now = Worker::now();
+        current.snapshot.offend(source, refusal, &ids.request, now);
+    }
 }
 
 /// A request under way.
@@ -281,13 +300,13 @@ impl Exchange<'_> {
         refusal: Refusal,
     ) -> Next {
         self.facts.refusal = Some(refusal);
-        let refusals = self.listener.refusals.of(self.conn.worker.index);
-        refusals.of(refusal).add(1);
-        let source = self.conn.wire.ip();
-        if !self.listener.trusts(source) {
-            let (id, now) = (&self.facts.ids.request, Worker::now());
-            self.current.snapshot.offend(source, refusal, id, now);
-        }
+        note(
+            self.conn,
+            self.current,
+            self.listener,
+            refusal,
+            &self.facts.ids,
+        );
         // An answer that has begun cannot become another one.
         if refusal == Refusal::ClientGone || self.facts.status != 0 {
             return Next::Close;

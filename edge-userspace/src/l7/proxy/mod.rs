@@ -11,6 +11,7 @@ mod exchange;
 mod forward;
 mod front;
 mod group;
+mod h2;
 mod link;
 mod listen;
 mod log_writer;

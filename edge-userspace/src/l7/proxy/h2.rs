@@ -1,0 +1,339 @@
+//! HTTP/2 towards clients (RFC 9113).
+//!
+//! A connection is one task, which reads and writes frames, and each of its streams another one,
+//! which answers a request as one of HTTP/1 is answered ([`RequestStream`]). What a stream may
+//! cost is bounded by the windows and limits below, and what a client may cost by resetting
+//! streams, or having them reset, by a rate.
+
+mod io;
+mod stream;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use ::h2::{
+    Reason, RecvStream,
+    server::{Builder, Connection, SendResponse},
+};
+use hyper::{Request, body::Bytes};
+use tokio::task::spawn_local;
+
+use super::{
+    conn::{self, Conn},
+    exchange,
+    group::nanoseconds,
+    stream::Stream,
+    worker::Worker,
+};
+use crate::{config::proxy::listener::Limits, l7::refusal::Refusal};
+use io::Io;
+use stream::RequestStream;
+
+/// Bytes that a client may send of a body, and of all bodies of a connection, before any are
+/// taken.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of a stream that wait to be written before no more are taken of its answer.
+const SEND_BUFFER: usize = 64 << 10;
+/// What a field counts in the size of a list beside its name and value (RFC 9113, 6.5.2).
+const FIELD_OVERHEAD: u32 = 32;
+/// Streams that are reset before they are a request (their fields break a rule, or there are too
+/// many of them) are counted for the whole life of a connection: as many as may be reset in so
+/// many seconds.
+const FAULTY_SECONDS: u32 = 10;
+/// How long a connection without streams may take to end, nanoseconds.
+const ENDING: u64 = 2_000_000_000;
+
+/// What the streams of a connection share.
+struct Shared {
+    conn: Conn,
+    /// Streams under way.
+    streams: Cell<u32>,
+    resets: Resets,
+    /// Whether more were reset than may be.
+    is_flooded: Cell<bool>,
+    /// Whether the client was told to open no more.
+    is_ending: Cell<bool>,
+    /// Wakes the connection's own task.
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Shared {
+    /// Notes a stream that was reset.
+    fn note_reset(&self) {
+        if self.resets.is_too_many(Worker::now()) {
+            self.is_flooded.set(true);
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Sets when the connection ends: not while there are streams, which have deadlines of their
+    /// own. At the proxy's end it ends earlier, and is then told so.
+    fn arm(&self) {
+        let patience = if self.streams.get() > 0 {
+            u64::MAX
+        } else if self.is_ending.get() {
+            ENDING
+        } else {
+            nanoseconds(self.conn.listener.config.limits.idle_timeout)
+        };
+        self.conn
+            .timer
+            .set_idle(Worker::now().saturating_add(patience));
+    }
+
+    /// Counts a connection that is ended for what the client did.
+    fn refuse(&self, refusal: Refusal) {
+        exchange::offence(&self.conn, refusal);
+    }
+
+    /// The same for what the crate found.
+    fn fault(&self, error: &::h2::Error) {
+        if !error.is_go_away() || !error.is_library() {
+            return;
+        }
+        self.refuse(match error.reason() {
+            Some(Reason::ENHANCE_YOUR_CALM) => Refusal::H2Flood,
+            _ => Refusal::H2Protocol,
+        });
+    }
+}
+
+/// How fast streams are reset (GCRA, ITU-T I.371): so many a second, those of a second at once.
+#[derive(Debug)]
+struct Resets {
+    /// Nanoseconds for each.
+    share: u64,
+    /// The theoretical arrival time.
+    arrival: Cell<u64>,
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+impl Resets {
+    fn new(per_second: u32) -> Self {
+        Self {
+            share: SECOND / u64::from(per_second.max(1)),
+            arrival: Cell::new(0),
+        }
+    }
+
+    /// Whether one more, now, is one too many.
+    fn is_too_many(&self, now: u64) -> bool {
+        let next = self.arrival.get().max(now).saturating_add(self.share);
+        if next - now > SECOND {
+            return true;
+        }
+        self.arrival.set(next);
+        false
+    }
+}
+
+/// Counts a stream for as long as it is under way.
+struct Open(Rc<Shared>);
+
+impl Open {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.streams.set(shared.streams.get() + 1);
+        shared.arm();
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.arm();
+    }
+}
+
+/// The settings of a connection, and what the crate bounds.
+fn settings(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
+    let resets = limits.h2_resets_per_second;
+    let overhead = limits.headers.saturating_mul(FIELD_OVERHEAD);
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(limits.h2_streams)
+        // What is larger than a head may be is refused in our own words, unless it is far larger:
+        // then the crate answers 431, and beyond four times of this, however small HPACK made it,
+        // ends the connection. The number of CONTINUATION frames is bounded by it likewise.
+        .max_header_list_size(
+            limits
+                .header_bytes
+                .saturating_mul(2)
+                .saturating_add(overhead),
+        )
+        // Reset before we saw them.
+        .max_pending_accept_reset_streams(resets as usize)
+        // Reset by the crate, for what the client did to them.
+        .max_local_error_reset_streams(Some(resets.saturating_mul(FAULTY_SECONDS) as usize))
+        // Remembered, for frames that were on their way.
+        .max_concurrent_reset_streams(limits.h2_streams as usize);
+    builder
+}
+
+/// What happens on a connection.
+enum Event {
+    Request(Request<RecvStream>, SendResponse<Bytes>),
+    /// More streams are reset than may be.
+    Flood,
+    Fault(::h2::Error),
+    Closed,
+}
+
+/// Serves requests of HTTP/2 until the connection ends.
+pub(super) async fn serve(conn: Conn, stream: Stream) {
+    let limits = conn.listener.config.limits.clone();
+    let io = Io::new(stream);
+    let shared = Rc::new(Shared {
+        streams: Cell::new(0),
+        resets: Resets::new(limits.h2_resets_per_second),
+        is_flooded: Cell::new(false),
+        is_ending: Cell::new(false),
+        waker: RefCell::new(None),
+        conn,
+    });
+    let timer = &shared.conn.timer;
+    timer.set_idle(Worker::now().saturating_add(nanoseconds(limits.header_timeout)));
+    let handshake = settings(&limits).handshake(io.clone());
+    match timer.within(handshake).await {
+        Ok(Ok(connection)) => Box::pin(requests(&shared, &limits, connection)).await,
+        Ok(Err(error)) => shared.fault(&error),
+        Err(_) => {}
+    }
+    // What the client has on its way would reset the connection, and take with it what it has not
+    // read yet.
+    if let Some(mut stream) = io.into_stream() {
+        timer.set(Worker::now().saturating_add(ENDING));
+        let _ = timer.within(conn::pass_over(&mut stream)).await;
+    }
+}
+
+/// Takes streams until the connection has ended.
+async fn requests(shared: &Rc<Shared>, limits: &Limits, mut connection: Connection<Io, Bytes>) {
+    let worker = &shared.conn.worker;
+    let mut served = 0;
+    loop {
+        let event = poll_fn(|cx| {
+            shared.waker.replace(Some(cx.waker().clone()));
+            if shared.is_flooded.take() {
+                return Poll::Ready(Event::Flood);
+            }
+            connection.poll_accept(cx).map(|accepted| match accepted {
+                Some(Ok((request, respond))) => Event::Request(request, respond),
+                Some(Err(error)) => Event::Fault(error),
+                None => Event::Closed,
+            })
+        });
+        match shared.conn.timer.within(event).await {
+            Ok(Event::Request(request, mut respond)) => {
+                served += 1;
+                if served == limits.requests_per_connection
+                    || worker.is_stopping()
+                    || !is_configured(&shared.conn)
+                {
+                    end(shared, &mut connection);
+                }
+                // No work is begun for one who does not want it any more.
+                let mut now = Context::from_waker(Waker::noop());
+                if respond.poll_reset(&mut now).is_ready() {
+                    shared.note_reset();
+                    continue;
+                }
+                spawn_local(answer(Open::new(shared), request, respond));
+            }
+            Ok(Event::Flood) => {
+                shared.refuse(Refusal::H2Resets);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                let timer = &shared.conn.timer;
+                timer.set(Worker::now().saturating_add(ENDING));
+                let _ = timer.within(poll_fn(|cx| connection.poll_closed(cx))).await;
+                return;
+            }
+            Ok(Event::Fault(error)) => return shared.fault(&error),
+            Ok(Event::Closed) => return,
+            // Told so, and had its time.
+            Err(_) if shared.is_ending.get() && shared.streams.get() == 0 => return,
+            Err(_) => end(shared, &mut connection),
+        }
+    }
+}
+
+/// Tells the client to open no more streams; those that are open end as they would.
+fn end(shared: &Shared, connection: &mut Connection<Io, Bytes>) {
+    if !shared.is_ending.replace(true) {
+        connection.graceful_shutdown();
+    }
+    shared.arm();
+}
+
+/// Whether the listener is in the configuration still.
+fn is_configured(conn: &Conn) -> bool {
+    let name = &conn.listener.config.name;
+    let current = conn.worker.current();
+    current.is_some_and(|current| current.snapshot.listener_named(name).is_some())
+}
+
+/// Answers the request of a stream.
+async fn answer(open: Open, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let Open(shared) = &open;
+    let of = &shared.conn;
+    let worker = &of.worker;
+    let conn = Conn {
+        worker: worker.clone(),
+        listener: of.listener.clone(),
+        wire: of.wire,
+        peer: of.peer,
+        local: of.local,
+        is_secure: of.is_secure,
+        timer: worker.timers.timer(),
+    };
+    let started = Worker::now();
+    let mut scratch = worker.scratch();
+    let limits = &conn.listener.limits;
+    let (head, body) = request.into_parts();
+    let mut front = RequestStream::new(respond, body, *limits, worker.out());
+    let read = front.read(&head, conn.is_secure, &mut scratch.request);
+    drop(head);
+    match read {
+        Ok(()) => {
+            exchange::run(&conn, &mut front, &mut scratch, started, false).await;
+        }
+        Err(reject) => {
+            exchange::refuse(&conn, &mut front, &mut scratch, reject.into(), started).await;
+        }
+    }
+    worker.give_scratch(scratch);
+    let (was_reset, memory) = front.close();
+    worker.give_out(memory);
+    if was_reset {
+        shared.note_reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resets_are_borne_up_to_their_rate() {
+        let resets = Resets::new(50);
+        let now = 7 * SECOND;
+        for _ in 0..50 {
+            assert!(!resets.is_too_many(now));
+        }
+        assert!(resets.is_too_many(now));
+        // For ever, if they come no faster.
+        let resets = Resets::new(50);
+        assert!((0..1000).all(|n| !resets.is_too_many(now + n * SECOND / 50)));
+    }
+}

@@ -1,0 +1,407 @@
+//! A stream: one request and its answer.
+
+use std::{
+    io,
+    task::{Context, Poll, Waker, ready},
+};
+
+use ::h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    body::Bytes,
+    header::{CONTENT_LENGTH, HeaderName, HeaderValue},
+    http::request,
+};
+
+use super::super::{
+    front::{Front, Then},
+    link::BodyError,
+};
+use crate::l7::head::{
+    self, Field, Framing, Limits, Method, Of, Reject,
+    h2::{self, Parts},
+};
+
+/// Of a body that comes, so many bytes are kept for another try, in so many pieces.
+const KEPT: (usize, usize) = (64 << 10, 64);
+
+/// What is still to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Going {
+    /// The head of the answer, and whatever follows.
+    Head,
+    /// So many bytes.
+    Length(u64),
+    /// Data until it is said that they end.
+    Open,
+    /// Nothing.
+    Done,
+}
+
+/// A request whose head has come, and its answer.
+pub(super) struct RequestStream {
+    respond: SendResponse<Bytes>,
+    /// Once the head of the answer has gone.
+    send: Option<SendStream<Bytes>>,
+    body: RecvStream,
+    limits: Limits,
+    /// The head of the request.
+    head: Vec<u8>,
+    is_head: bool,
+    /// How long the body is, if that was said, and how much of it has come.
+    declared: Option<u64>,
+    received: u64,
+    /// The data that lie ready, and whether they lie there for the first time: the client's
+    /// window grows by them only once.
+    data: Bytes,
+    is_fresh: bool,
+    /// What has come so far, as long as that is little, and which of it comes next.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    next: usize,
+    is_whole: bool,
+    has_ended: bool,
+    reject: Option<Reject>,
+    trailers: Vec<Field>,
+    trailer_bytes: Vec<u8>,
+    /// The head of the answer while it is put together.
+    answer: Response<()>,
+    going: Going,
+    /// Whether the client's window, or the connection, takes no more for now.
+    is_blocked: bool,
+    /// Whether nothing can be sent any more.
+    is_broken: bool,
+}
+
+impl RequestStream {
+    /// `memory` is where the head is written.
+    pub(super) fn new(
+        respond: SendResponse<Bytes>,
+        body: RecvStream,
+        limits: Limits,
+        memory: Vec<u8>,
+    ) -> Self {
+        Self {
+            respond,
+            send: None,
+            has_ended: body.is_end_stream(),
+            body,
+            limits,
+            head: memory,
+            is_head: false,
+            declared: None,
+            received: 0,
+            data: Bytes::new(),
+            is_fresh: false,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            next: 0,
+            is_whole: true,
+            reject: None,
+            trailers: Vec::new(),
+            trailer_bytes: Vec::new(),
+            answer: Response::new(()),
+            going: Going::Head,
+            is_blocked: false,
+            is_broken: false,
+        }
+    }
+
+    /// Reads the head.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub(super) fn read(
+        &mut self,
+        from: &request::Parts,
+        is_secure: bool,
+        request: &mut head::Request,
+    ) -> Result<(), Reject> {
+        // The crate forgets the scheme where there is no authority.
+        let scheme = from.uri.scheme_str();
+        let scheme = scheme.unwrap_or(if is_secure { "https" } else { "http" });
+        let path = from.uri.path_and_query();
+        let parts = Parts {
+            method: from.method.as_str().as_bytes(),
+            scheme: scheme.as_bytes(),
+            authority: from.uri.authority().map(|a| a.as_str().as_bytes()),
+            path: path.map_or(&[], |path| path.as_str().as_bytes()),
+            ended: self.has_ended,
+        };
+        self.is_head = parts.method == b"HEAD";
+        let fields: Vec<_> = pairs(&from.headers).collect();
+        let fields = fields.iter().copied();
+        h2::request(&parts, fields, &self.limits, &mut self.head, request)?;
+        if let Framing::Length(length) = request.framing {
+            self.declared = Some(length);
+        }
+        debug_assert_eq!(self.is_head, request.method == Method::Head);
+        Ok(())
+    }
+
+    /// Ends the stream, whether or not its answer is whole. Tells whether it was reset for
+    /// something that the client did, and gives the memory back.
+    pub(super) fn close(mut self) -> (bool, Vec<u8>) {
+        let mut now = Context::from_waker(Waker::noop());
+        let is_over = self.going == Going::Done && !self.is_broken;
+        let was_reset = !is_over && matches!(self.poll_reset(&mut now), Poll::Ready(Ok(_)));
+        // What is left of a request whose answer is whole, the crate resets with NO_ERROR.
+        if !is_over && !was_reset {
+            match &mut self.send {
+                Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
+                None => self.respond.send_reset(Reason::INTERNAL_ERROR),
+            }
+        }
+        (was_reset, self.head)
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reason, ::h2::Error>> {
+        match &mut self.send {
+            Some(send) => send.poll_reset(cx),
+            None => self.respond.poll_reset(cx),
+        }
+    }
+
+    /// Refuses what is left of the body.
+    fn refuse(&mut self, reject: Reject) -> Poll<Result<bool, BodyError>> {
+        self.reject = Some(reject);
+        self.data = Bytes::new();
+        Poll::Ready(Err(reject.into()))
+    }
+
+    /// Keeps data for another try, as long as all that came is kept.
+    fn keep(&mut self, data: &Bytes) {
+        let (bytes, pieces) = KEPT;
+        self.is_whole &= self.kept_bytes + data.len() <= bytes && self.kept.len() < pieces;
+        if self.is_whole {
+            self.kept_bytes += data.len();
+            self.kept.push(data.clone());
+        } else {
+            self.kept.clear();
+        }
+        self.next = self.kept.len();
+    }
+
+    /// Lets the client send as much again.
+    fn release(&mut self, n: usize) {
+        if self.is_fresh {
+            // Fails only for more than came.
+            let _ = self.body.flow_control().release_capacity(n);
+        }
+    }
+}
+
+impl Front for RequestStream {
+    fn bytes(&self) -> &[u8] {
+        &self.head
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
+        loop {
+            if let Some(reject) = self.reject {
+                return Poll::Ready(Err(reject.into()));
+            }
+            if !self.data.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            if let Some(again) = self.kept.get(self.next) {
+                self.data = again.clone();
+                self.is_fresh = false;
+                self.next += 1;
+                continue;
+            }
+            if self.has_ended {
+                return Poll::Ready(Ok(false));
+            }
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.received += data.len() as u64;
+                    if self.received > self.limits.body_bytes {
+                        return self.refuse(Reject::BodyTooLarge);
+                    }
+                    self.keep(&data);
+                    self.data = data;
+                    self.is_fresh = true;
+                }
+                Some(Err(e)) => return Poll::Ready(Err(BodyError::Io(io::Error::other(e)))),
+                None => {
+                    let trailers = ready!(self.body.poll_trailers(cx));
+                    let trailers = trailers.map_err(|e| BodyError::Io(io::Error::other(e)))?;
+                    if let Some(trailers) = trailers {
+                        let read = h2::trailers(
+                            pairs(&trailers),
+                            Of::Request,
+                            &self.limits,
+                            &mut self.trailer_bytes,
+                            &mut self.trailers,
+                        );
+                        if let Err(reject) = read {
+                            return self.refuse(reject);
+                        }
+                    }
+                    // The server would take the next request for what is missing.
+                    if self.declared.is_some_and(|length| length != self.received) {
+                        return self.refuse(Reject::LengthInvalid);
+                    }
+                    self.has_ended = true;
+                }
+            }
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    fn consume(&mut self, n: usize) {
+        let n = n.min(self.data.len());
+        self.release(n);
+        let _ = self.data.split_to(n);
+    }
+
+    fn trailers(&self) -> (&[Field], &[u8]) {
+        (&self.trailers, &self.trailer_bytes)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.has_ended && self.data.is_empty() && self.next == self.kept.len()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    fn rewind(&mut self, _: Framing, _: u64) -> bool {
+        if self.is_whole {
+            self.release(self.data.len());
+            self.data = Bytes::new();
+            self.next = 0;
+        }
+        self.is_whole
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_reset(cx).map(drop)
+    }
+
+    fn go_on(&mut self) {
+        let mut answer = Response::new(());
+        *answer.status_mut() = StatusCode::CONTINUE;
+        // A stream that is no more shows when its body is read.
+        let _ = self.respond.send_informational(answer);
+    }
+
+    fn begin(&mut self, status: u16, _: &[u8]) {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        *self.answer.status_mut() = status;
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        append(self.answer.headers_mut(), name, value);
+    }
+
+    fn end(&mut self, body: Framing, told: Framing, _: Then<'_>) {
+        let mut answer = std::mem::replace(&mut self.answer, Response::new(()));
+        if let Framing::Length(length) = told {
+            let fields = answer.headers_mut();
+            fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        self.going = match body {
+            _ if self.is_head => Going::Done,
+            Framing::None | Framing::Length(0) => Going::Done,
+            Framing::Length(length) => Going::Length(length),
+            Framing::Chunked | Framing::UntilClose => Going::Open,
+        };
+        let is_end = self.going == Going::Done;
+        match self.respond.send_response(answer, is_end) {
+            Ok(send) => self.send = Some(send),
+            Err(_) => self.is_broken = true,
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(send) = self.send.as_mut().filter(|_| !self.is_broken) else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        if data.is_empty() || self.going == Going::Done {
+            return Poll::Ready(Ok(data.len()));
+        }
+        send.reserve_capacity(data.len());
+        self.is_blocked = true;
+        while send.capacity() == 0 {
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return Poll::Ready(Err(io::Error::other(e))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        self.is_blocked = false;
+        let piece = data.get(..send.capacity()).unwrap_or(data);
+        let n = piece.len();
+        if let Going::Length(left) = &mut self.going {
+            *left = left.saturating_sub(n as u64);
+            if *left == 0 {
+                self.going = Going::Done;
+            }
+        }
+        let is_end = self.going == Going::Done;
+        match send.send_data(Bytes::copy_from_slice(piece), is_end) {
+            Ok(()) => Poll::Ready(Ok(n)),
+            Err(e) => {
+                self.is_broken = true;
+                Poll::Ready(Err(io::Error::other(e)))
+            }
+        }
+    }
+
+    fn finish(&mut self, trailers: &[Field], of: &[u8]) {
+        let Some(send) = self.send.as_mut().filter(|_| self.going != Going::Done) else {
+            return;
+        };
+        self.going = Going::Done;
+        let mut fields = HeaderMap::new();
+        for field in trailers.iter().filter(|field| field.kept) {
+            append(&mut fields, field.name.of(of), field.value.of(of));
+        }
+        let sent = if fields.is_empty() {
+            send.send_data(Bytes::new(), true)
+        } else {
+            send.send_trailers(fields)
+        };
+        self.is_broken |= sent.is_err();
+    }
+
+    fn has_out(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// What was sent, the connection's own task writes.
+    fn poll_drain(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(if self.is_broken {
+            Err(io::ErrorKind::BrokenPipe.into())
+        } else {
+            Ok(())
+        })
+    }
+
+    /// Never: requests of HTTP/2 ask for no other protocol.
+    fn become_tunnel(&mut self) {}
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finish(&[], &[]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn pairs(fields: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let all = fields.iter();
+    all.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+}
+
+/// Adds a field. What is no field of HTTP was refused when it came.
+fn append(fields: &mut HeaderMap, name: &[u8], value: &[u8]) {
+    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+        // More than there may be of them are no answer that anybody reads.
+        let _ = fields.try_append(name, value);
+    }
+}

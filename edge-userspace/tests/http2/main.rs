@@ -1,0 +1,516 @@
+//! HTTP/2 between clients and the proxy, over the loopback interface: what honest clients get,
+//! and what others do.
+
+mod raw;
+mod rig;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use edge_userspace::config::proxy::listener::Limits;
+use h2::{
+    Reason,
+    client::{SendRequest, handshake},
+};
+use hyper::{HeaderMap, Method, Request, Response, body::Bytes};
+use raw::{
+    CONTINUATION, Client, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, field, get,
+};
+use rig::{PATIENCE, Rig, until};
+use tokio::task::JoinHandle;
+
+type Connected = (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>);
+
+async fn connect(rig: &Rig) -> Connected {
+    let stream = tokio::net::TcpStream::connect(rig.address).await.unwrap();
+    let (client, connection) = handshake(stream).await.unwrap();
+    (client, tokio::spawn(connection))
+}
+
+fn ask(method: Method, path: &str) -> Request<()> {
+    Request::builder()
+        .method(method)
+        .uri(format!("http://example.com{path}"))
+        .body(())
+        .unwrap()
+}
+
+/// An answer, its body and its trailers.
+type Whole = (Response<()>, Vec<u8>, Option<HeaderMap>);
+
+async fn whole(response: h2::client::ResponseFuture) -> Result<Whole, h2::Error> {
+    let (head, mut body) = response.await?.into_parts();
+    let mut all = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        all.extend_from_slice(&data);
+    }
+    let trailers = body.trailers().await?;
+    Ok((Response::from_parts(head, ()), all, trailers))
+}
+
+async fn answer(client: &mut SendRequest<Bytes>, request: Request<()>) -> Whole {
+    let mut ready = client.clone().ready().await.unwrap();
+    let (response, _) = ready.send_request(request, true).unwrap();
+    let answer = tokio::time::timeout(PATIENCE, whole(response)).await;
+    answer.expect("an answer in time").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_is_that_of_the_server() {
+    let rig = Rig::new(Limits::default());
+    let (mut client, _connection) = connect(&rig).await;
+    let mut request = ask(Method::GET, "/hello?a=b");
+    let fields = request.headers_mut();
+    fields.append("cookie", "a=1".parse().unwrap());
+    fields.append("cookie", "b=2".parse().unwrap());
+    let (head, body, trailers) = answer(&mut client, request).await;
+    assert_eq!((head.status().as_u16(), &body[..]), (200, &b"hello"[..]));
+    assert_eq!(head.headers()["content-length"], "5");
+    assert!(trailers.is_none());
+    let seen = rig.came().head;
+    assert!(seen.starts_with("GET /hello?a=b HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.contains("\r\nHost: example.com\r\n"), "{seen}");
+    assert!(seen.contains("cookie: a=1; b=2\r\n"), "{seen}");
+    assert!(
+        seen.contains("\r\nX-Forwarded-For: 127.0.0.1\r\n"),
+        "{seen}"
+    );
+
+    // Without a body, whatever length is told.
+    let (head, body, _) = answer(&mut client, ask(Method::HEAD, "/hello")).await;
+    assert_eq!((head.status().as_u16(), body.len()), (200, 0));
+    assert_eq!(head.headers()["content-length"], "5");
+    let (head, body, _) = answer(&mut client, ask(Method::GET, "/none")).await;
+    assert_eq!((head.status().as_u16(), body.len()), (204, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn bodies_larger_than_any_window_pass() {
+    let rig = Rig::new(Limits::default());
+    let (client, _connection) = connect(&rig).await;
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
+    for declared in [false, true] {
+        let mut request = ask(Method::POST, "/echo");
+        if declared {
+            let fields = request.headers_mut();
+            fields.insert("content-length", sent.len().into());
+        }
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, mut send) = ready.send_request(request, false).unwrap();
+        send.send_data(Bytes::from(sent.clone()), true).unwrap();
+        let answered = tokio::time::timeout(PATIENCE, whole(response)).await;
+        let (head, body, _) = answered.expect("in time").unwrap();
+        assert_eq!(head.status(), 200);
+        assert!(body == sent, "{} bytes of {}", body.len(), sent.len());
+        assert!(rig.came().body == sent);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn trailers_pass_both_ways() {
+    let rig = Rig::new(Limits::default());
+    let (client, _connection) = connect(&rig).await;
+    let mut request = ask(Method::POST, "/trailers");
+    request
+        .headers_mut()
+        .insert("te", "trailers".parse().unwrap());
+    let mut ready = client.clone().ready().await.unwrap();
+    let (response, mut send) = ready.send_request(request, false).unwrap();
+    send.send_data(Bytes::from_static(b"\0\0\0\0\0"), false)
+        .unwrap();
+    let mut fields = HeaderMap::new();
+    fields.insert("x-checksum", "17".parse().unwrap());
+    send.send_trailers(fields).unwrap();
+    let (head, body, trailers) = whole(response).await.unwrap();
+    assert_eq!((head.status().as_u16(), &body[..]), (200, &b"hello"[..]));
+    assert!(!head.headers().contains_key("keep-alive"));
+    let trailers = trailers.expect("trailers");
+    assert_eq!(trailers["grpc-status"], "0");
+    assert_eq!(trailers["grpc-message"], "fine");
+    let seen = rig.came();
+    assert_eq!(seen.body, b"\0\0\0\0\0");
+    assert!(seen.trailers.contains("x-checksum: 17\r\n"), "{seen:?}");
+    assert!(
+        seen.head.to_lowercase().contains("\r\nte: trailers\r\n"),
+        "{seen:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_hundred_streams_at_one_time() {
+    let rig = Rig::new(Limits::default());
+    let (client, _connection) = connect(&rig).await;
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, _) = ready.send_request(ask(Method::GET, "/wait"), true).unwrap();
+        answers.push(tokio::spawn(whole(response)));
+    }
+    // All of them are with the server before the first one is answered.
+    let rig = tokio::task::spawn_blocking(move || {
+        for _ in 0..100 {
+            rig.came();
+        }
+        for _ in 0..100 {
+            rig.go.send(()).unwrap();
+        }
+        rig
+    });
+    let _rig = rig.await.unwrap();
+    for answer in answers {
+        let (head, body, _) = answer.await.unwrap().unwrap();
+        assert_eq!((head.status().as_u16(), &body[..]), (200, &b"waited"[..]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stream_that_is_reset_ends_the_work_behind_it() {
+    let rig = Rig::new(Limits::default());
+    let (mut client, _connection) = connect(&rig).await;
+    for path in ["/hang", "/begin"] {
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, mut send) = ready.send_request(ask(Method::GET, path), true).unwrap();
+        rig.came();
+        if path == "/begin" {
+            let mut body = response.await.unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap(), "begun");
+        }
+        send.send_reset(Reason::CANCEL);
+        rig.gone();
+        // The connection goes on.
+        let (head, ..) = answer(&mut client, ask(Method::GET, "/hello")).await;
+        assert_eq!(head.status(), 200);
+        rig.came();
+    }
+    until("two that were counted", || {
+        rig.refusals().get("client_gone") == Some(&2)
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_that_breaks_is_no_whole_answer() {
+    let rig = Rig::new(Limits::default());
+    let (client, _connection) = connect(&rig).await;
+    let mut ready = client.clone().ready().await.unwrap();
+    let (response, _) = ready
+        .send_request(ask(Method::GET, "/break"), true)
+        .unwrap();
+    let error = whole(response).await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_body_is_limited_though_its_length_is_not_told() {
+    let rig = Rig::new(Limits {
+        body_bytes: 1000,
+        ..Limits::default()
+    });
+    let (client, _connection) = connect(&rig).await;
+    for declared in [false, true] {
+        let mut request = ask(Method::POST, "/echo");
+        if declared {
+            request.headers_mut().insert("content-length", 1001.into());
+        }
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, mut send) = ready.send_request(request, false).unwrap();
+        // It may have been refused already.
+        let _ = send.send_data(Bytes::from(vec![b'x'; 1001]), true);
+        let response = tokio::time::timeout(PATIENCE, response).await.unwrap();
+        assert_eq!(response.unwrap().status(), 413);
+    }
+    assert_eq!(rig.refusals()["body_too_large"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_head_is_limited() {
+    let rig = Rig::new(Limits::default());
+    let (client, _connection) = connect(&rig).await;
+    // What is a little too large, we refuse, and what is far too large, the crate.
+    for bytes in [17_000, 50_000] {
+        let mut request = ask(Method::GET, "/hello");
+        let value = "x".repeat(bytes).parse().unwrap();
+        request.headers_mut().insert("x-large", value);
+        let mut ready = client.clone().ready().await.unwrap();
+        let (response, _) = ready.send_request(request, true).unwrap();
+        let response = tokio::time::timeout(PATIENCE, response).await.unwrap();
+        assert_eq!(response.unwrap().status(), 431, "{bytes}");
+    }
+    assert_eq!(rig.refusals()["head_too_large"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_ends_gracefully_after_its_last_request() {
+    let rig = Rig::new(Limits {
+        requests_per_connection: 2,
+        ..Limits::default()
+    });
+    let (mut client, connection) = connect(&rig).await;
+    for _ in 0..2 {
+        let (head, ..) = answer(&mut client, ask(Method::GET, "/hello")).await;
+        assert_eq!(head.status(), 200);
+    }
+    let ended = tokio::time::timeout(PATIENCE, connection).await;
+    ended.expect("an end").unwrap().expect("no error");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_without_streams_ends() {
+    let rig = Rig::new(Limits {
+        idle_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    });
+    let (mut client, connection) = connect(&rig).await;
+    answer(&mut client, ask(Method::GET, "/hello")).await;
+    let ended = tokio::time::timeout(PATIENCE, connection).await;
+    ended.expect("an end").unwrap().expect("no error");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_under_way_ends_when_the_proxy_does() {
+    let mut rig = Rig::new(Limits::default());
+    let (client, connection) = connect(&rig).await;
+    let mut ready = client.clone().ready().await.unwrap();
+    let (response, _) = ready.send_request(ask(Method::GET, "/wait"), true).unwrap();
+    let answered = tokio::spawn(whole(response));
+    let stopping = tokio::task::spawn_blocking(move || {
+        rig.came();
+        let go = rig.go.clone();
+        let stopped = std::thread::spawn(move || rig.tier.stop());
+        (go, stopped)
+    });
+    let (go, stopped) = stopping.await.unwrap();
+    // It is told not to open more, while the last one is under way.
+    let closed = async {
+        let mut client = client;
+        while client.clone().ready().await.is_ok() {
+            tokio::task::yield_now().await;
+            client = client.clone();
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed)
+        .await
+        .expect("GOAWAY");
+    go.send(()).unwrap();
+    let (head, body, _) = answered.await.unwrap().unwrap();
+    assert_eq!((head.status().as_u16(), &body[..]), (200, &b"waited"[..]));
+    connection.await.unwrap().expect("no error");
+    stopped.join().unwrap();
+}
+
+#[test]
+fn http1_is_spoken_at_the_same_address() {
+    let rig = Rig::new(Limits::default());
+    for request in [
+        "GET /hello HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n",
+        "PROPFIND /hello HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n",
+    ] {
+        let mut client = TcpStream::connect(rig.address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        // The first bytes say nothing yet.
+        let (first, rest) = request.split_at(2);
+        client.write_all(first.as_bytes()).unwrap();
+        client.write_all(rest.as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with("hello"), "{answer}");
+    }
+}
+
+/// ENHANCE_YOUR_CALM.
+const CALM: Option<u32> = Some(11);
+
+#[test]
+fn streams_reset_faster_than_they_may_be_end_the_connection() {
+    let rig = Rig::new(Limits {
+        h2_resets_per_second: 2,
+        ..Limits::default()
+    });
+    for round in 1..=2 {
+        let mut client = Client::new(rig.address);
+        for n in 0..20 {
+            let id = 2 * n + 1;
+            let begin = Frame::new(HEADERS, END_HEADERS | END_STREAM, id, &get("/hang"));
+            // Fails once the connection has ended.
+            if client.send(&[begin]).is_err() {
+                break;
+            }
+            // Each one is with the server when it is reset, until there is no other one.
+            match rig.told.recv_timeout(Duration::from_secs(1)) {
+                Ok(_) => {}
+                Err(_) => break,
+            }
+            let _ = client.send(&[Frame::new(RST_STREAM, 0, id, &[0, 0, 0, 8])]);
+        }
+        let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");
+        assert_eq!(goaway.code(), CALM);
+        until("the count", || {
+            rig.refusals().get("h2_resets") == Some(&round)
+        });
+    }
+    // One offence is borne.
+    until("a ban", || rig.bans.lock().unwrap().len() == 1);
+    let bans = rig.bans.lock().unwrap();
+    assert!(bans[0].note.contains("h2_resets"), "{:?}", bans[0]);
+}
+
+#[test]
+fn streams_reset_before_they_are_seen_end_the_connection() {
+    let rig = Rig::new(Limits::default());
+    let mut client = Client::new(rig.address);
+    let flood: Vec<Frame> = (0..200)
+        .flat_map(|n| {
+            let id = 2 * n + 1;
+            [
+                Frame::new(HEADERS, END_HEADERS | END_STREAM, id, &get("/hello")),
+                Frame::new(RST_STREAM, 0, id, &[0, 0, 0, 8]),
+            ]
+        })
+        .collect();
+    let _ = client.send(&flood);
+    let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");
+    assert_eq!(goaway.code(), CALM);
+    until("the count", || {
+        let refusals = rig.refusals();
+        refusals.contains_key("h2_flood") || refusals.contains_key("h2_resets")
+    });
+    // None of them was worth a request.
+    assert!(rig.told.try_recv().is_err());
+}
+
+#[test]
+fn streams_that_we_are_made_to_reset_end_the_connection() {
+    let rig = Rig::new(Limits {
+        h2_resets_per_second: 2,
+        ..Limits::default()
+    });
+    let mut client = Client::new(rig.address);
+    const WINDOW_UPDATE: u8 = 8;
+    for n in 0..20 {
+        let id = 2 * n + 1;
+        let begin = Frame::new(HEADERS, END_HEADERS | END_STREAM, id, &get("/hang"));
+        if client.send(&[begin]).is_err() || rig.told.recv_timeout(Duration::from_secs(1)).is_err()
+        {
+            break;
+        }
+        // More than a window may be: an error of the stream (RFC 9113, 6.9.1).
+        let most = Frame::new(WINDOW_UPDATE, 0, id, &0x7fff_ffff_u32.to_be_bytes());
+        let _ = client.send(&[most]);
+    }
+    let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");
+    assert_eq!(goaway.code(), CALM);
+    until("the count", || rig.refusals().contains_key("h2_resets"));
+}
+
+#[test]
+fn continuations_without_end_end_the_connection() {
+    let rig = Rig::new(Limits::default());
+    let mut client = Client::new(rig.address);
+    let _ = client.send(&[Frame::new(HEADERS, END_STREAM, 1, &get("/hello"))]);
+    let more = vec![Frame::new(CONTINUATION, 0, 1, &field(b"x-more", b"of it")); 100];
+    let _ = client.send(&more);
+    let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");
+    assert_eq!(goaway.code(), CALM);
+    until("the count", || rig.refusals().get("h2_flood") == Some(&1));
+}
+
+#[test]
+fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
+    let rig = Rig::new(Limits::default());
+    let mut client = Client::new(rig.address);
+    // A field of 100 bytes enters the table, and is then named by one byte, 10,000 times.
+    let mut block = get("/hello");
+    let large = field(b"x-bomb", &[b'x'; 100]);
+    block.push(0x40);
+    block.extend(&large[1..]);
+    block.extend([0xbe; 10_000]);
+    let _ = client.send(&[Frame::new(HEADERS, END_HEADERS | END_STREAM, 1, &block)]);
+    let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");
+    assert_eq!(goaway.code(), CALM);
+    until("the count", || rig.refusals().get("h2_flood") == Some(&1));
+    assert!(rig.told.try_recv().is_err());
+}
+
+#[test]
+fn what_only_lines_would_confuse_is_refused() {
+    let rig = Rig::new(Limits {
+        h2_resets_per_second: 1000,
+        ..Limits::default()
+    });
+    let smuggled: &[u8] = b"a\r\nHost: other.example";
+    let pseudo = |name: &[u8], value: &[u8]| [get("/"), field(name, value)].concat();
+    let mut client = Client::new(rig.address);
+    let valid = Frame::new(HEADERS, END_HEADERS | END_STREAM, 1, &get("/"));
+    client.send(&[valid]).unwrap();
+    let first = client.next_of(&[HEADERS, RST_STREAM, GOAWAY]).unwrap();
+    assert_eq!((first.kind, first.payload[0]), (HEADERS, 0x88), "200");
+    rig.came();
+    let vectors: [(&str, Vec<u8>); 22] = [
+        ("connection", pseudo(b"connection", b"close")),
+        ("keep-alive", pseudo(b"keep-alive", b"timeout=5")),
+        ("proxy-connection", pseudo(b"proxy-connection", b"close")),
+        ("upgrade", pseudo(b"upgrade", b"websocket")),
+        ("chunked", pseudo(b"transfer-encoding", b"chunked")),
+        ("identity", pseudo(b"transfer-encoding", b"identity")),
+        ("te", pseudo(b"te", b"gzip")),
+        ("http2-settings", pseudo(b"http2-settings", b"AAA")),
+        ("line end in a value", pseudo(b"x-a", smuggled)),
+        ("LF in a value", pseudo(b"x-a", b"a\nb: c")),
+        ("NUL in a value", pseudo(b"x-a", b"a\0b")),
+        ("line end in a name", pseudo(b"x-a: b\r\nx-b", b"c")),
+        ("space in a name", pseudo(b"x a", b"b")),
+        ("colon in a name", pseudo(b"x-a:", b"b")),
+        ("upper case", pseudo(b"X-A", b"b")),
+        ("empty name", pseudo(b"", b"b")),
+        (
+            "pseudo-field after a field",
+            [
+                field(b":method", b"GET"),
+                field(b":scheme", b"http"),
+                field(b"x-a", b"b"),
+                field(b":path", b"/"),
+                field(b":authority", b"example.com"),
+            ]
+            .concat(),
+        ),
+        ("two paths", pseudo(b":path", b"/other")),
+        ("another host", pseudo(b"host", b"other.example")),
+        ("a body that does not come", pseudo(b"content-length", b"5")),
+        (
+            "two lengths",
+            [
+                pseudo(b"content-length", b"0"),
+                field(b"content-length", b"5"),
+            ]
+            .concat(),
+        ),
+        (
+            "line end in the path",
+            [
+                field(b":method", b"GET"),
+                field(b":scheme", b"http"),
+                field(b":path", b"/ HTTP/1.1\r\nHost: a\r\n\r\nGET /b"),
+                field(b":authority", b"example.com"),
+            ]
+            .concat(),
+        ),
+    ];
+    for (what, block) in vectors {
+        let mut client = Client::new(rig.address);
+        let head = Frame::new(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+        client.send(&[head]).unwrap();
+        let refused = client.next_of(&[HEADERS, RST_STREAM, GOAWAY]);
+        let refused = refused.unwrap_or_else(|| panic!("{what}: nothing"));
+        match refused.kind {
+            // 400, as it stands in the static table (RFC 7541, appendix A).
+            HEADERS => assert_eq!(refused.payload[0], 0x8c, "{what}: {refused:?}"),
+            _ => assert!(matches!(refused.code(), Some(1 | 9)), "{what}: {refused:?}"),
+        }
+        assert!(rig.told.try_recv().is_err(), "{what} came to the server");
+    }
+}
