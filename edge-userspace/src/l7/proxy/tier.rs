@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{error, info};
 
 use super::{
+    explain::{self, QuestionError},
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen,
     log_writer::LogWriter,
@@ -29,7 +30,10 @@ use crate::{
         bans::Rule,
         route::{CompileError, Router},
     },
-    status::proxy::{ProxyStatus, UpstreamStatus},
+    status::{
+        proxy::{ProxyStatus, UpstreamStatus},
+        route::{Answer, Question, RouteEntry},
+    },
 };
 
 /// Why a configuration cannot be put into force.
@@ -111,7 +115,7 @@ pub struct Tier {
     seats: Vec<Seat>,
     log: Option<(AccessLog, LogWriter)>,
     judge: Arc<Judge>,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
 }
 
 /// The proxy for those who only look at it, or change what is no configuration; from any thread.
@@ -152,9 +156,28 @@ pub enum NoServer {
 }
 
 impl View {
+    fn current(&self) -> Option<(Arc<Snapshot>, Router)> {
+        lock(&self.shared.current).clone()
+    }
+
     fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let current = lock(&self.shared.current);
         current.as_ref().map(|(snapshot, _)| snapshot.clone())
+    }
+
+    /// The routes in the order of the file, and their requests.
+    pub fn routes(&self) -> Vec<RouteEntry> {
+        let snapshot = self.snapshot();
+        snapshot.as_deref().map(tell::routes).unwrap_or_default()
+    }
+
+    /// What a request would get now.
+    ///
+    /// # Errors
+    /// [`QuestionError`].
+    pub fn explain(&self, question: &Question) -> Result<Vec<Answer>, QuestionError> {
+        let (snapshot, router) = self.current().ok_or(QuestionError::NoProxy)?;
+        explain::answer(&snapshot.config, &router, question)
     }
 
     /// What is told of the proxy; `None` without listeners.
@@ -203,7 +226,7 @@ pub struct Prepared {
     router: Router,
     sockets: Vec<(SocketAddr, Vec<TcpListener>)>,
     log: Option<(AccessLog, LogWriter)>,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
 }
 
 impl Tier {
@@ -228,7 +251,7 @@ impl Tier {
             seats: Vec::new(),
             log: None,
             judge: Arc::new(Judge::new(ban)),
-            proxy: Proxy::default(),
+            proxy: Arc::default(),
         }
     }
 
@@ -272,7 +295,9 @@ impl Tier {
         for (at, listener) in proxy.listeners.iter().enumerate() {
             addresses.extend(listener.addresses.iter().map(|address| (*address, at)));
         }
+        let config = Arc::new(proxy.clone());
         let snapshot = Snapshot {
+            config: config.clone(),
             routes: routes.collect(),
             listeners: listeners.into(),
             groups: groups.into(),
@@ -302,7 +327,7 @@ impl Tier {
             router,
             sockets,
             log,
-            proxy: proxy.clone(),
+            proxy: config,
         })
     }
 
@@ -471,7 +496,7 @@ impl Tier {
     }
 
     /// What is in force.
-    pub const fn proxy(&self) -> &Proxy {
+    pub fn proxy(&self) -> &Proxy {
         &self.proxy
     }
 
