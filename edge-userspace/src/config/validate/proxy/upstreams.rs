@@ -403,7 +403,14 @@ fn health_of(
         return None;
     }
     // Requests go to servers in no tunnel.
-    health::check(&raw.as_check(), Forward::L2, Transport::Tcp, None, &[], report)
+    health::check(
+        &raw.as_check(),
+        Forward::L2,
+        Transport::Tcp,
+        None,
+        &[],
+        report,
+    )
 }
 
 fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {
