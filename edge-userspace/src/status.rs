@@ -6,6 +6,7 @@ pub mod attack;
 pub mod balance;
 pub mod decap;
 pub mod proxy;
+pub mod route;
 
 use std::collections::BTreeMap;
 

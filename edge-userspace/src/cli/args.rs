@@ -16,6 +16,10 @@ use edge_common::{
     tunnel::GUE_PORT,
 };
 
+mod proxy;
+
+pub(super) use proxy::{RoutesCommand, TestArgs, UpstreamCommand};
+
 use super::duration;
 use crate::{
     config::balance::MAX_WEIGHT,
@@ -78,7 +82,7 @@ Where a daemon runs, it also tells what the configuration would change there.")]
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Show attacks, interfaces, counters, tables and lists.
+    /// Show attacks, interfaces, the proxy, counters, tables and lists.
     #[command(after_help = "\
 Examples:
   edge status
@@ -100,6 +104,12 @@ one below the other elsewhere.")]
     /// Backends of balanced services: how they are, drain, weights.
     #[command(subcommand)]
     Backend(BackendCommand),
+    /// Upstreams of the proxy and their servers: how they are, drain, weights.
+    #[command(subcommand)]
+    Upstream(UpstreamCommand),
+    /// Routes of the proxy, and which one a request would take.
+    #[command(subcommand)]
+    Routes(RoutesCommand),
     /// Put another configuration into force, all of it or nothing.
     #[command(after_help = "\
 Examples:
@@ -703,6 +713,17 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        let cli = parse("routes test http://a/ --header 'X-A:  b c' --listener web").unwrap();
+        match cli.command {
+            Command::Routes(RoutesCommand::Test(test)) => {
+                assert_eq!(test.headers, [("X-A".to_owned(), "b c".to_owned())]);
+                assert_eq!(
+                    (test.method.as_str(), test.listener.as_deref()),
+                    ("GET", Some("web"))
+                );
+            }
+            other => panic!("{other:?}"),
+        }
         let cli = parse("--socket /x limits set udp --mode dry-run").unwrap();
         assert_eq!(cli.global.socket, PathBuf::from("/x"));
         match cli.command {
@@ -758,6 +779,10 @@ mod tests {
                 "decap --interface eth0 --source ::/0 --local ff02::1",
                 "no host has this address",
             ),
+            ("upstream weight app 10.0.0.1:80 1001", "0..=1000"),
+            ("upstream drain app", "SERVER"),
+            ("routes test", "URL"),
+            ("routes test / --header x-a", "Name: value"),
             ("frobnicate", "unrecognized"),
         ] {
             let e = parse(line).map(|_| ()).unwrap_err();

@@ -16,6 +16,8 @@ mod lists;
 mod offline;
 mod output;
 mod pcap;
+mod proxy;
+mod routes;
 mod status;
 mod text;
 
@@ -193,6 +195,8 @@ fn execute<W: io::Write>(
         },
         Command::Attacks(command) => attacks::execute(command, socket, out),
         Command::Backend(command) => backends::execute(command, socket, out),
+        Command::Upstream(command) => proxy::execute(command, socket, out),
+        Command::Routes(command) => routes::execute(command, socket, out),
         Command::Reload => status::reload(socket, out),
         Command::Blacklist(command) => lists::execute(List::Black, command, socket, out),
         Command::Allow(command) => lists::execute(List::Allow, command, socket, out),

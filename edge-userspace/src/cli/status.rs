@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::{
     Error, ask,
     output::Out,
+    proxy,
     text::{Column, Table, count, date_time, scaled, span},
     unexpected,
 };
@@ -202,6 +203,9 @@ fn render(s: &Status) -> String {
     t.push('\n');
     t.push_str(&interfaces(s));
     services(&mut t, s);
+    if let Some(proxy) = &s.proxy {
+        let _ = write!(t, "\n{}", proxy::section(proxy));
+    }
     reasons(&mut t, s);
     tables(&mut t, s);
     t
@@ -578,7 +582,19 @@ mod tests {
             control: vec![],
             stage_missing: 0,
             balance: None,
+            proxy: None,
         }
+    }
+
+    #[test]
+    fn the_proxy_has_a_section() {
+        let proxy = proxy::tests::proxy();
+        let section = format!("\n\n{}\n", proxy::section(&proxy));
+        let status = Status {
+            proxy: Some(proxy),
+            ..sample()
+        };
+        assert!(render(&status).contains(&section));
     }
 
     #[test]

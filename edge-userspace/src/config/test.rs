@@ -221,7 +221,13 @@ fn the_unit_grants_what_the_defaults_need() {
     assert_eq!(all("ProtectKernelTunables"), Vec::<&str>::new());
     assert_eq!(
         all("CapabilityBoundingSet"),
-        ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON"]
+        [
+            "CAP_BPF",
+            "CAP_NET_ADMIN",
+            "CAP_NET_BIND_SERVICE",
+            "CAP_NET_RAW",
+            "CAP_PERFMON"
+        ]
     );
     for name in ["tcp_syncookies", "tcp_timestamps"] {
         let path = format!("-/proc/sys/net/ipv4/{name}");

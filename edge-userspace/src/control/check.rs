@@ -3,8 +3,9 @@
 
 use super::protocol::{
     Failure, FailureKind, FeedName, ImportHeader, LimitValue, MAX_CHUNK, MAX_NOTE, MAX_PAGE,
-    MAX_TTL_S, Origin, Request, SetLimit,
+    MAX_TTL_S, Origin, Request, ServerChange, SetLimit,
 };
+use crate::config::proxy::upstream::MAX_WEIGHT;
 
 fn invalid(message: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Invalid, message)
@@ -26,6 +27,12 @@ pub fn request(request: &Request) -> Result<(), Failure> {
         ))),
         Request::SetLimit(s) => set_limit(s),
         Request::Flush { origin, feed, .. } => feed_of(*origin, feed.as_ref()),
+        Request::Upstream {
+            change: ServerChange::Weight { weight },
+            ..
+        } if u32::from(*weight) > MAX_WEIGHT => Err(invalid(format!(
+            "weight is {weight}; a server has 0 to {MAX_WEIGHT}"
+        ))),
         _ => Ok(()),
     }
 }
@@ -167,6 +174,22 @@ mod tests {
             a.header.replace = true;
         })
         .unwrap();
+    }
+
+    #[test]
+    fn weights_are_bounded() {
+        let weight = |weight: u32| {
+            request(&Request::Upstream {
+                name: "app".to_owned(),
+                server: "10.0.0.1:80".to_owned(),
+                change: ServerChange::Weight {
+                    weight: u16::try_from(weight).unwrap(),
+                },
+            })
+        };
+        weight(0).unwrap();
+        weight(MAX_WEIGHT).unwrap();
+        weight(MAX_WEIGHT + 1).unwrap_err();
     }
 
     #[test]

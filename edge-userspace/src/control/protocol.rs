@@ -28,12 +28,14 @@ use crate::{
         Status,
         attack::{Attack, Notice},
         balance::{BackendStatus, HealthNotice},
+        proxy::UpstreamStatus,
+        route::{Answer, Question, RouteEntry},
     },
     wire,
 };
 
 /// Version of this protocol. Client and daemon must have the same one.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The longest line a client may send, without its newline.
 pub const MAX_LINE: usize = 1 << 20;
@@ -227,6 +229,20 @@ pub enum Request {
         /// The change.
         change: BackendChange,
     },
+    /// Changes what holds for a server of an upstream of the proxy, until the daemon ends.
+    /// [`Response::Upstream`]. Answered without the engine, which may be busy.
+    Upstream {
+        /// The upstream.
+        name: String,
+        /// The server's address, as in the configuration.
+        server: String,
+        /// The change.
+        change: ServerChange,
+    },
+    /// The routes of the proxy. [`Response::Routes`]. Likewise.
+    Routes {},
+    /// What a request would get from the proxy. [`Response::RouteTest`]. Likewise.
+    RouteTest(Question),
     /// The attacks that are remembered. [`Response::Attacks`]. Answered without the
     /// engine, which may be busy.
     Attacks {},
@@ -316,6 +332,21 @@ pub enum BackendChange {
     },
 }
 
+/// A change of what holds for a server of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ServerChange {
+    /// It gets no new requests; those that it has go on.
+    Drain {},
+    /// It is used again.
+    Undrain {},
+    /// It has another weight than the configured one, until a reload that changes the upstream.
+    Weight {
+        /// At most [`MAX_WEIGHT`](crate::config::proxy::upstream::MAX_WEIGHT).
+        weight: u16,
+    },
+}
+
 /// The answer to a [`Request`] that succeeded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -367,6 +398,12 @@ pub enum Response {
     Limits(Limits),
     /// The backend as it is now.
     Backend(Box<BackendStatus>),
+    /// The upstream as it is now.
+    Upstream(Box<UpstreamStatus>),
+    /// The routes, in the order of the configuration.
+    Routes(Vec<RouteEntry>),
+    /// What the request would get at each listener that it may come to.
+    RouteTest(Vec<Answer>),
     /// The attacks, the newest first.
     Attacks(Vec<Attack>),
     /// An attack.
@@ -629,6 +666,12 @@ pub enum Command {
     Attack,
     /// [`Request::Backend`].
     Backend,
+    /// [`Request::Upstream`].
+    Upstream,
+    /// [`Request::Routes`].
+    Routes,
+    /// [`Request::RouteTest`].
+    RouteTest,
     /// An import, from begin to commit.
     Import,
     /// [`ClientMessage::Events`].
@@ -639,7 +682,7 @@ pub enum Command {
 
 impl Command {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Status,
         Self::Reload,
         Self::Compare,
@@ -654,6 +697,9 @@ impl Command {
         Self::Attacks,
         Self::Attack,
         Self::Backend,
+        Self::Upstream,
+        Self::Routes,
+        Self::RouteTest,
         Self::Import,
         Self::Events,
         Self::Malformed,
@@ -676,6 +722,9 @@ impl Command {
             Self::Attacks => "attacks",
             Self::Attack => "attack",
             Self::Backend => "backend",
+            Self::Upstream => "upstream",
+            Self::Routes => "routes",
+            Self::RouteTest => "route_test",
             Self::Import => "import",
             Self::Events => "events",
             Self::Malformed => "malformed",
@@ -701,6 +750,9 @@ impl Request {
             Self::Attacks {} => Command::Attacks,
             Self::Attack { .. } => Command::Attack,
             Self::Backend { .. } => Command::Backend,
+            Self::Upstream { .. } => Command::Upstream,
+            Self::Routes {} => Command::Routes,
+            Self::RouteTest(_) => Command::RouteTest,
         }
     }
 }

@@ -15,20 +15,20 @@ use edge_common::{
     addr::Family,
     reason::{Reason, Verdict},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::defence::{Defence, journal::Journal};
 use crate::{
     clock::Now,
     control::{
         events::Hub,
-        protocol::{Failure, FailureKind, Request},
+        protocol::{Failure, FailureKind, Request, Response, ServerChange},
         server::{Handler, Reply},
         stats::Stats,
     },
     datapath::{InterfaceCounters, InterfaceState, View},
     entry::List,
-    l7::proxy::{self, Ban},
+    l7::proxy::{self, Ban, explain::QuestionError},
     policy::{Counts, Kind},
     status::{
         ConfigStatus, EntryKind, EventsStatus, FamilyName, InterfaceStatus, LimiterStatus,
@@ -165,6 +165,36 @@ impl Shared {
         self.replan_waits.store(false, Ordering::Relaxed);
     }
 
+    /// The answer to a request that is the proxy's.
+    fn proxy_answer(&self, request: &Request) -> Result<Response, Failure> {
+        let invalid = |text: String| Failure::new(FailureKind::Invalid, text);
+        let none = || invalid(QuestionError::NoProxy.to_string());
+        let proxy = self.proxy.get().ok_or_else(none)?;
+        match request {
+            Request::Upstream {
+                name,
+                server,
+                change,
+            } => {
+                let change = match *change {
+                    ServerChange::Drain {} => proxy::Change::Drain(true),
+                    ServerChange::Undrain {} => proxy::Change::Drain(false),
+                    ServerChange::Weight { weight } => proxy::Change::Weight(weight),
+                };
+                let status = proxy.change(name, server, change);
+                let status = status.map_err(|e| invalid(e.to_string()))?;
+                info!(upstream = name, server, ?change, "a server was changed");
+                Ok(Response::Upstream(Box::new(status)))
+            }
+            Request::RouteTest(question) => {
+                let answers = proxy.explain(question);
+                let answers = answers.map_err(|e| invalid(e.to_string()))?;
+                Ok(Response::RouteTest(answers))
+            }
+            _ => Ok(Response::Routes(proxy.routes())),
+        }
+    }
+
     /// The interface with this kernel index, for an event.
     pub(super) fn interface_name(&self, ifindex: u32) -> String {
         let facts = self.facts();
@@ -190,6 +220,9 @@ impl Handler for Shared {
         match request {
             Request::Attacks {} => return reply.send(Ok(self.attacks.list())),
             Request::Attack { id } => return reply.send(self.attacks.get(id)),
+            Request::Upstream { .. } | Request::Routes {} | Request::RouteTest(_) => {
+                return reply.send(self.proxy_answer(&request));
+            }
             _ => {}
         }
         let refuse = |reply: Reply, text| reply.send(Err(Failure::new(FailureKind::Busy, text)));

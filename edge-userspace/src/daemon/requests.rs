@@ -62,6 +62,9 @@ impl Engine {
             | Request::List { .. }
             | Request::Lookup { .. }
             | Request::Limits {}
+            | Request::Upstream { .. }
+            | Request::Routes {}
+            | Request::RouteTest(_)
             | Request::Attacks {}
             | Request::Attack { .. } => Err(Failure::new(
                 FailureKind::Internal,

@@ -179,6 +179,15 @@ impl Split {
         &self.targets
     }
 
+    /// All upstreams with their shares of the requests, 0 to 1.
+    pub fn shares(&self) -> impl Iterator<Item = (&Target, f64)> {
+        let mut before = 0;
+        self.targets.iter().map(move |target| {
+            let weight = target.upto - std::mem::replace(&mut before, target.upto);
+            (target, weight as f64 / self.weight as f64)
+        })
+    }
+
     /// Chooses one by weight, by a number that is evenly spread over all of its 64 bits.
     pub fn pick(&self, random: u64) -> &Target {
         let at = (u128::from(random) * u128::from(self.weight)) >> 64;

@@ -7,6 +7,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Counts by size; its samples end in `_bucket`, `_sum` and `_count`.
+    Histogram,
 }
 
 /// A metric family.
@@ -14,7 +16,7 @@ pub enum Kind {
 pub struct Metric {
     /// The name, for a counter without `_total`.
     pub name: &'static str,
-    /// Counter or gauge.
+    /// What it is.
     pub kind: Kind,
     /// One sentence.
     pub help: &'static str,
@@ -23,11 +25,11 @@ pub struct Metric {
 }
 
 impl Metric {
-    /// The name as a query writes it.
+    /// The name as a query writes it; for a histogram without the endings.
     pub fn sample_name(&self) -> String {
         match self.kind {
             Kind::Counter => format!("{}_total", self.name),
-            Kind::Gauge => self.name.to_owned(),
+            Kind::Gauge | Kind::Histogram => self.name.to_owned(),
         }
     }
 }
@@ -38,7 +40,8 @@ pub const SERVICE: &str = "service";
 pub const EVENT: &str = "event";
 /// Name of an interface.
 pub const INTERFACE: &str = "interface";
-/// [`edge_common::reason::Reason::name`], or [`edge_common::decap::Outcome::name`].
+/// [`edge_common::reason::Reason::name`], [`edge_common::decap::Outcome::name`] or
+/// [`crate::l7::refusal::Refusal::name`].
 pub const REASON: &str = "reason";
 /// Key of a table under `[tables]` in the configuration.
 pub const TABLE: &str = "table";
@@ -65,6 +68,18 @@ pub const ABI_VERSION: &str = "abi_version";
 pub const SOURCE: &str = "source";
 /// Name of a backend within its service.
 pub const BACKEND: &str = "backend";
+/// Name of a listener of the proxy.
+pub const LISTENER: &str = "listener";
+/// Name of a route of the proxy.
+pub const ROUTE: &str = "route";
+/// Name of an upstream of the proxy.
+pub const UPSTREAM: &str = "upstream";
+/// Address of a server within its upstream.
+pub const SERVER: &str = "server";
+/// [`crate::status::proxy::CLASSES`].
+pub const CLASS: &str = "class";
+/// State of a circuit breaker: `closed`, `open` or `half_open`.
+pub const STATE: &str = "state";
 
 /// Value of [`RESULT`].
 pub const SUCCESS: &str = "success";
@@ -206,6 +221,85 @@ metrics! {
 }
 
 metrics! {
+    /// Those of the proxy, likewise.
+    PROXY:
+    HTTP_REQUESTS = Counter, "edge_http_requests", [LISTENER, CLASS],
+        "Requests of the listener by the class of their answer's status; none: the client went away before.";
+    HTTP_DURATION = Histogram, "edge_http_request_duration_seconds", [LISTENER],
+        "How long requests of the listener took, from their first byte to the last of the answer.";
+    HTTP_RECEIVED = Counter, "edge_http_received_bytes", [LISTENER],
+        "Bytes of bodies that came from clients of the listener.";
+    HTTP_SENT = Counter, "edge_http_sent_bytes", [LISTENER],
+        "Bytes of bodies that went to clients of the listener.";
+    HTTP_CONNECTIONS = Gauge, "edge_http_connections", [LISTENER],
+        "Connections that are open.";
+    HTTP_ACCEPTED = Counter, "edge_http_connections_accepted", [LISTENER],
+        "Connections that were accepted.";
+    HTTP_REFUSED = Counter, "edge_http_connections_refused", [LISTENER],
+        "Connections that were closed at once because there were too many.";
+    HTTP_TLS_FAILURES = Counter, "edge_http_tls_handshake_failures", [LISTENER],
+        "TLS handshakes that failed.";
+    HTTP_REFUSALS = Counter, "edge_http_refusals", [LISTENER, REASON],
+        "Requests that got no answer from an upstream, by reason.";
+    HTTP_ROUTE_REQUESTS = Counter, "edge_http_route_requests", [ROUTE, CLASS],
+        "Requests of the route by the class of their answer's status.";
+    HTTP_ROUTE_DURATION = Histogram, "edge_http_route_request_duration_seconds", [ROUTE],
+        "How long requests of the route took.";
+    HTTP_ROUTE_RECEIVED = Counter, "edge_http_route_received_bytes", [ROUTE],
+        "Bytes of bodies of requests of the route.";
+    HTTP_ROUTE_SENT = Counter, "edge_http_route_sent_bytes", [ROUTE],
+        "Bytes of bodies of answers of the route.";
+    HTTP_UPSTREAM_REQUESTS = Counter, "edge_http_upstream_requests", [UPSTREAM, CLASS],
+        "Requests for the upstream by the class of the status that the client got.";
+    HTTP_UPSTREAM_DURATION = Histogram, "edge_http_upstream_request_duration_seconds", [UPSTREAM],
+        "How long requests for the upstream took, with waiting and all tries.";
+    HTTP_UPSTREAM_RECEIVED = Counter, "edge_http_upstream_received_bytes", [UPSTREAM],
+        "Bytes of bodies of requests for the upstream.";
+    HTTP_UPSTREAM_SENT = Counter, "edge_http_upstream_sent_bytes", [UPSTREAM],
+        "Bytes of bodies of answers of the upstream.";
+    HTTP_UPSTREAM_ACTIVE = Gauge, "edge_http_upstream_active_requests", [UPSTREAM],
+        "Requests under way at the servers of the upstream.";
+    HTTP_UPSTREAM_WAITING = Gauge, "edge_http_upstream_waiting_requests", [UPSTREAM],
+        "Requests that wait for their turn.";
+    HTTP_UPSTREAM_QUEUED = Counter, "edge_http_upstream_queued_requests", [UPSTREAM],
+        "Requests that had to wait for their turn.";
+    HTTP_UPSTREAM_OVERFLOWS = Counter, "edge_http_upstream_overflows", [UPSTREAM],
+        "Requests refused because too many waited, or one had waited too long.";
+    HTTP_UPSTREAM_BREAKER = Gauge, "edge_http_upstream_breaker_state", [UPSTREAM, STATE],
+        "1 for the state that the circuit breaker is in, 0 for the others.";
+    HTTP_UPSTREAM_BROKEN = Counter, "edge_http_upstream_breaker_refusals", [UPSTREAM],
+        "Requests that the circuit breaker refused.";
+    HTTP_UPSTREAM_CONNECTS = Counter, "edge_http_upstream_connects", [UPSTREAM],
+        "Connections to servers that were made.";
+    HTTP_UPSTREAM_CONNECT_FAILURES = Counter, "edge_http_upstream_connect_failures", [UPSTREAM],
+        "Connections to servers that could not be made.";
+    HTTP_UPSTREAM_RETRIES = Counter, "edge_http_upstream_retries", [UPSTREAM],
+        "Requests that were tried again.";
+    HTTP_UPSTREAM_RETRIES_DENIED = Counter, "edge_http_upstream_retries_denied", [UPSTREAM],
+        "Retries that the budget did not allow.";
+    HTTP_SERVER_REQUESTS = Counter, "edge_http_server_requests", [UPSTREAM, SERVER, CLASS],
+        "Requests whose last try was at the server, by the class of the status that the client got.";
+    HTTP_SERVER_DURATION = Histogram, "edge_http_server_request_duration_seconds", [UPSTREAM, SERVER],
+        "How long requests took whose last try was at the server.";
+    HTTP_SERVER_UP = Gauge, "edge_http_server_up", [UPSTREAM, SERVER],
+        "1 while the checks of the server find it well, or there are none.";
+    HTTP_SERVER_DRAINING = Gauge, "edge_http_server_draining", [UPSTREAM, SERVER],
+        "1 while the server gets no new requests because somebody said so.";
+    HTTP_SERVER_EJECTED = Gauge, "edge_http_server_ejected", [UPSTREAM, SERVER],
+        "1 while the server is left alone because of its answers.";
+    HTTP_SERVER_WEIGHT = Gauge, "edge_http_server_weight", [UPSTREAM, SERVER],
+        "Weight of the server in force.";
+    HTTP_SERVER_ACTIVE = Gauge, "edge_http_server_active_requests", [UPSTREAM, SERVER],
+        "Requests under way at the server.";
+    HTTP_WORKERS = Gauge, "edge_http_workers", [],
+        "Threads that serve requests.";
+    HTTP_LOG_LOST = Counter, "edge_http_access_log_lost_lines", [],
+        "Lines of the access log that were lost because the disk was too slow.";
+    HTTP_BANS = Counter, "edge_http_bans", [],
+        "Sources that were banned for what they sent.";
+}
+
+metrics! {
     /// Those of `edge decap`, likewise.
     DECAP:
     DECAP_PACKETS = Counter, "edge_decap_packets", [REASON],
@@ -214,9 +308,14 @@ metrics! {
         "1 while the decapsulator is on the interface, 0 while it is not, for instance because the interface is gone.";
 }
 
+/// All that there are.
+fn every() -> impl Iterator<Item = &'static Metric> {
+    ALL.iter().chain(PROXY).chain(DECAP).copied()
+}
+
 /// The metric with this name (without `_total`), or `None` when there is none.
 pub fn find(name: &str) -> Option<&'static Metric> {
-    ALL.iter().chain(DECAP).copied().find(|m| m.name == name)
+    every().find(|m| m.name == name)
 }
 
 #[cfg(test)]
@@ -228,7 +327,7 @@ mod tests {
     #[test]
     fn names_keep_the_conventions_of_prometheus() {
         let mut seen = HashSet::new();
-        for m in ALL.iter().chain(DECAP) {
+        for m in every() {
             assert!(seen.insert(m.sample_name()), "{} twice", m.name);
             assert!(m.name.starts_with("edge_"), "{}", m.name);
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
@@ -248,7 +347,7 @@ mod tests {
         for line in text.lines().filter(|line| line.starts_with("| `edge_")) {
             let mut cells = line.split('|').map(str::trim).skip(1);
             let name = cells.next().unwrap().trim_matches('`');
-            let metric = ALL.iter().chain(DECAP).find(|m| m.sample_name() == name);
+            let metric = every().find(|m| m.sample_name() == name);
             let metric = metric.unwrap_or_else(|| panic!("{name} does not exist"));
             let kind = cells.next().unwrap();
             assert_eq!(kind, format!("{:?}", metric.kind).to_lowercase(), "{name}");
@@ -256,6 +355,6 @@ mod tests {
             assert_eq!(cells.next().unwrap(), labels.join(", "), "{name}");
             rows += 1;
         }
-        assert_eq!(rows, ALL.len() + DECAP.len());
+        assert_eq!(rows, every().count());
     }
 }

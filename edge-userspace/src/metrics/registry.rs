@@ -10,11 +10,16 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::names::{self, Kind, Metric};
+use super::{
+    names::{self, Kind, Metric},
+    proxy,
+};
+use crate::l7::stats::DURATION_BOUNDS_US;
 use crate::status::{
     InterfaceStatus, ServiceStatus, Status, Traffic,
     balance::{BackendStatus, BalanceStatus, NatSource},
     decap::{DecapInterface, Totals},
+    proxy::RequestCounts,
 };
 
 /// The two text formats that Prometheus reads.
@@ -97,6 +102,7 @@ impl Collector for Facts {
         self.interfaces(&mut w)?;
         self.services(&mut w)?;
         self.balance(&mut w)?;
+        proxy::write(self.0.proxy.as_ref(), &mut w)?;
         self.tables(&mut w)?;
         self.events_and_control(&mut w)
     }
@@ -125,23 +131,46 @@ impl Collector for DecapFacts {
     }
 }
 
+/// What a sample says.
+pub(super) trait Encode {
+    /// Writes it as a sample of this kind of metric.
+    fn encode(self, kind: Kind, sample: &mut MetricEncoder<'_>) -> fmt::Result;
+}
+
+/// No exemplar has labels, as there is none.
+type NoLabels = [(&'static str, &'static str); 0];
+
 /// The value of a sample.
 #[derive(Clone, Copy)]
-enum Value {
+pub(super) enum Value {
     Int(u64),
     Float(f64),
 }
 
-impl Value {
-    fn encode(self, kind: Kind, sample: &mut MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        /// No exemplar has labels, as there is none.
-        type NoLabels = [(&'static str, &'static str); 0];
+impl Encode for Value {
+    fn encode(self, kind: Kind, sample: &mut MetricEncoder<'_>) -> fmt::Result {
         match (kind, self) {
             (Kind::Counter, Self::Int(v)) => sample.encode_counter::<NoLabels, _, u64>(&v, None),
             (Kind::Counter, Self::Float(v)) => sample.encode_counter::<NoLabels, _, u64>(&v, None),
             (Kind::Gauge, Self::Int(v)) => sample.encode_gauge(&v),
             (Kind::Gauge, Self::Float(v)) => sample.encode_gauge(&v),
+            // One number is no histogram.
+            (Kind::Histogram, _) => Err(fmt::Error),
         }
+    }
+}
+
+/// Durations as a histogram of seconds.
+impl Encode for &RequestCounts {
+    fn encode(self, _: Kind, sample: &mut MetricEncoder<'_>) -> fmt::Result {
+        let bounds = DURATION_BOUNDS_US.iter().map(|us| *us as f64 / 1e6);
+        let bounds = bounds.chain([f64::INFINITY]);
+        let counts = self.durations.iter().copied().chain(std::iter::repeat(0));
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        // That of the buckets, which were read one after the other while requests ended.
+        let count = buckets.iter().map(|(_, n)| n).sum();
+        let sum = self.duration_us as f64 / 1e6;
+        sample.encode_histogram::<NoLabels>(sum, count, &buckets, None)
     }
 }
 
@@ -150,22 +179,23 @@ fn seconds(ms: u64) -> Value {
     Value::Float(ms as f64 / 1000.0)
 }
 
-/// Label values and the value of a sample.
-type Sample<'a, const LABELS: usize> = ([&'a str; LABELS], Value);
+/// Label values and what a sample says.
+type Sample<'a, const LABELS: usize, V> = ([&'a str; LABELS], V);
 
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     encoder: DescriptorEncoder<'a>,
 }
 
 impl Writer<'_> {
-    fn family<'s, const LABELS: usize>(
+    pub(super) fn family<'s, const LABELS: usize, V: Encode>(
         &mut self,
         metric: &Metric,
-        samples: impl IntoIterator<Item = Sample<'s, LABELS>>,
-    ) -> Result<(), fmt::Error> {
+        samples: impl IntoIterator<Item = Sample<'s, LABELS, V>>,
+    ) -> fmt::Result {
         let kind = match metric.kind {
             Kind::Counter => MetricType::Counter,
             Kind::Gauge => MetricType::Gauge,
+            Kind::Histogram => MetricType::Histogram,
         };
         let mut family = self
             .encoder
@@ -407,7 +437,7 @@ fn counters(interface: &InterfaceStatus, reason: Reason) -> (Traffic, Traffic) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use edge_common::decap::Outcome;
@@ -419,6 +449,7 @@ mod tests {
             AttachMode, ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus,
             ListCount, ReasonCount, Reloads, ServiceTargets, TableStatus,
             balance::{AdminState, BalancedService, FlowTable},
+            proxy::ProxyStatus,
         },
     };
 
@@ -530,12 +561,19 @@ mod tests {
                     capacity: 10,
                 }],
             }),
+            proxy: Some(proxy::tests::proxy()),
         }
+    }
+
+    /// The text with this proxy.
+    pub(in crate::metrics) fn rendered(proxy: Option<ProxyStatus>) -> String {
+        let status = Status { proxy, ..status() };
+        render(status, Format::Prometheus).unwrap()
     }
 
     /// Samples (name and labels to value) of a rendered text, after checking
     /// that every line is a sample behind its own HELP and TYPE.
-    fn parse(text: &str) -> BTreeMap<String, f64> {
+    pub(in crate::metrics) fn parse(text: &str) -> BTreeMap<String, f64> {
         let mut samples = BTreeMap::new();
         let mut helped = String::new();
         let mut typed = (String::new(), String::new());
@@ -554,7 +592,7 @@ mod tests {
                     other => panic!("{other}"),
                 },
                 series => {
-                    let name = series.split('{').next().unwrap();
+                    let name = family(series, typed.1 == "histogram");
                     assert_eq!(name, typed.0, "{line}");
                     let value = words.next().unwrap().parse().unwrap();
                     assert_eq!(words.next(), None);
@@ -566,23 +604,42 @@ mod tests {
         samples
     }
 
+    /// The name of a sample without its labels, and without the endings of a histogram's.
+    fn family(series: &str, is_histogram: bool) -> &str {
+        let name = series.split('{').next().unwrap();
+        let endings = ["_bucket", "_sum", "_count"];
+        let mut plain = endings.iter().filter_map(|end| name.strip_suffix(end));
+        plain.next().filter(|_| is_histogram).unwrap_or(name)
+    }
+
+    /// Those of the daemon, its proxy included.
+    fn of_daemon() -> impl Iterator<Item = &'static Metric> {
+        names::ALL.iter().chain(names::PROXY).copied()
+    }
+
+    fn of_series(series: &str) -> &'static Metric {
+        let is_it = |m: &&Metric| family(series, m.kind == Kind::Histogram) == m.sample_name();
+        of_daemon()
+            .find(is_it)
+            .unwrap_or_else(|| panic!("{series}"))
+    }
+
     #[test]
     fn every_name_is_rendered_and_nothing_else() {
         let samples = parse(&render(status(), Format::Prometheus).unwrap());
-        let rendered: BTreeSet<String> = samples
-            .keys()
-            .map(|s| s.split('{').next().unwrap().to_owned())
-            .collect();
-        let named: BTreeSet<String> = names::ALL.iter().map(|m| m.sample_name()).collect();
+        let rendered: BTreeSet<&str> = samples.keys().map(|s| of_series(s).name).collect();
+        let named: BTreeSet<&str> = of_daemon().map(|m| m.name).collect();
         assert_eq!(rendered, named);
         for series in samples.keys() {
-            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-            let metric = names::ALL.iter().find(|m| m.sample_name() == name).unwrap();
+            let metric = of_series(series);
+            let (_, labels) = series.split_once('{').unwrap_or((series, "}"));
             let labels: Vec<&str> = labels
                 .trim_end_matches('}')
                 .split(',')
                 .filter(|l| !l.is_empty())
                 .map(|l| l.split('=').next().unwrap())
+                // That of the buckets, not ours.
+                .filter(|l| *l != "le")
                 .collect();
             assert_eq!(labels, metric.labels, "{series}");
         }
@@ -692,6 +749,7 @@ mod tests {
     #[test]
     fn openmetrics_names_families_and_ends() {
         let text = render(status(), Format::OpenMetrics).unwrap();
+        assert!(text.contains("# TYPE edge_http_request_duration_seconds histogram\n"));
         assert!(text.contains("# TYPE edge_packets counter\nedge_packets_total{"));
         assert!(text.ends_with("# EOF\n"));
         let plain = render(status(), Format::Prometheus).unwrap();

@@ -2,5 +2,6 @@
 
 mod attacks;
 mod command_line;
+mod proxy;
 mod rig;
 mod socket;

@@ -84,7 +84,8 @@ async fn the_route_chooses_the_source() {
         assert_eq!(from.ip(), source);
         udp.send_to(b"y", from).await.unwrap();
     };
-    let (result, ()) = tokio::join!(probe(&udp_check, target, &route, &Ways::default()), answer);
+    let ways = Ways::default();
+    let (result, ()) = tokio::join!(probe(&udp_check, target, &route, &ways), answer);
     result.unwrap();
 }
 

@@ -19,14 +19,9 @@ fn sample(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
-#[test]
-fn promtool_finds_nothing_to_complain_of() {
-    let lab = Lab::new(2);
-    let edge = Installation::new(&lab.host, &["eth0", "eth1"], "");
-    let _daemon = edge.start();
-    edge.ok(&["blacklist", "add", "10.66.0.1", "fd66::/32"]);
-    assert!(!lab.link().passes_from("10.66.0.1".parse().unwrap()));
-    let text = edge.scrape();
+/// Has promtool check a text.
+#[track_caller]
+fn complains_of_nothing(lab: &Lab, text: &str) {
     let mut promtool = lab
         .host
         .command("promtool")
@@ -45,6 +40,119 @@ fn promtool_finds_nothing_to_complain_of() {
     let output = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
+}
+
+#[test]
+fn promtool_finds_nothing_to_complain_of() {
+    let lab = Lab::new(2);
+    let edge = Installation::new(&lab.host, &["eth0", "eth1"], "");
+    let _daemon = edge.start();
+    edge.ok(&["blacklist", "add", "10.66.0.1", "fd66::/32"]);
+    assert!(!lab.link().passes_from("10.66.0.1".parse().unwrap()));
+    let text = edge.scrape();
+    complains_of_nothing(&lab, &text);
+}
+
+/// A proxy whose one server is not there.
+const PROXY: &str = "
+[[listener]]
+name = 'web'
+addresses = ['127.0.0.1:8080']
+[[upstream]]
+name = 'app'
+breaker = {}
+concurrency = {}
+[[upstream.server]]
+address = '127.0.0.1:9'
+[[route]]
+name = 'app'
+path = { prefix = '/app/' }
+upstream = 'app'
+rewrite = { prefix = '/' }
+";
+
+#[test]
+fn the_proxy_is_seen_and_steered() {
+    let lab = Lab::new(1);
+    let edge = Installation::new(&lab.host, &["eth0"], PROXY);
+    let _daemon = edge.start();
+    let get = |path: &str| {
+        let url = format!("http://127.0.0.1:8080{path}");
+        let status = [
+            "-s",
+            "--noproxy",
+            "*",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+        ];
+        lab.host.run("curl", &[&status[..], &[&url]].concat())
+    };
+    assert_eq!([get("/app/a"), get("/other")], ["502", "404"]);
+    let text = edge.scrape();
+    complains_of_nothing(&lab, &text);
+    for (name, labels, value) in [
+        (
+            "edge_http_requests_total",
+            [("listener", "web"), ("class", "4xx")],
+            1.0,
+        ),
+        (
+            "edge_http_requests_total",
+            [("listener", "web"), ("class", "5xx")],
+            1.0,
+        ),
+        (
+            "edge_http_refusals_total",
+            [("listener", "web"), ("reason", "no_route")],
+            1.0,
+        ),
+        (
+            "edge_http_route_requests_total",
+            [("route", "app"), ("class", "5xx")],
+            1.0,
+        ),
+        (
+            "edge_http_request_duration_seconds_bucket",
+            [("listener", "web"), ("le", "+Inf")],
+            2.0,
+        ),
+        (
+            "edge_http_server_up",
+            [("upstream", "app"), ("server", "127.0.0.1:9")],
+            1.0,
+        ),
+    ] {
+        assert_eq!(
+            sample(&text, name, &labels),
+            Some(value),
+            "{name} {labels:?}\n{text}"
+        );
+    }
+
+    let server =
+        |edge: &Installation<'_>| edge.json(&["upstream", "list", "app"])[0]["servers"][0].clone();
+    edge.ok(&["upstream", "drain", "app", "127.0.0.1:9"]);
+    assert_eq!(server(&edge)["draining"], true);
+    // It lasts through a reload.
+    edge.ok(&["reload"]);
+    assert_eq!(server(&edge)["draining"], true);
+    edge.ok(&["upstream", "drain", "app", "127.0.0.1:9", "--undo"]);
+    edge.ok(&["upstream", "weight", "app", "127.0.0.1:9", "7"]);
+    assert_eq!(server(&edge)["draining"], false);
+    assert_eq!(server(&edge)["weight"], 7);
+    let unknown = edge.outcome(&["upstream", "drain", "app", "127.0.0.1:10"]);
+    assert_eq!(unknown.code, 2);
+
+    let answer = &edge.json(&["routes", "test", "http://a:8080/app/b?c"])[0];
+    assert_eq!(answer["route"], "app");
+    assert_eq!(answer["outcome"]["forward"]["target"], "/b?c");
+    assert_eq!(edge.outcome(&["routes", "test", "http://a/other"]).code, 1);
+    assert_eq!(
+        edge.json(&["routes", "list"])[0]["requests"]["classes"][4],
+        1
+    );
 }
 
 #[test]

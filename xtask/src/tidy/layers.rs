@@ -86,11 +86,21 @@ const IMPURE: [(&str, &str); 17] = [
 /// Components that may know of ours only what stands here, besides themselves, and why.
 const MAY_USE: [(&str, &[&str], &str); 4] = [
     // What it says to the daemon, and what needs no daemon: checking a configuration and putting
-    // it in place, reading a feed.
+    // it in place, reading a feed, telling what a request would get from a configuration, which
+    // is the same code that tells it of the one in force.
     (
         "cli",
         &[
-            "clock", "config", "control", "durable", "entry", "feed", "status", "tables", "wire",
+            "clock",
+            "config",
+            "control",
+            "durable",
+            "entry",
+            "feed",
+            "l7::proxy::explain",
+            "status",
+            "tables",
+            "wire",
         ],
         "let the daemon do it and answer",
     ),

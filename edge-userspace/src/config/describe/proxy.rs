@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{
     proxy::{
@@ -68,7 +68,7 @@ pub struct UpstreamDescription {
 }
 
 /// A route.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteDescription {
     /// Its name.
     pub route: String,
@@ -94,7 +94,7 @@ impl ProxyDescription {
                 .map(|log| format!("{} ({})", log.path.display(), log.format.name())),
             listeners: proxy.listeners.iter().map(listener).collect(),
             upstreams: proxy.upstreams.iter().map(upstream).collect(),
-            routes: routes.map(|r| route(r, proxy)).collect(),
+            routes: routes.map(|r| RouteDescription::of(r, proxy)).collect(),
         })
     }
 }
@@ -130,39 +130,42 @@ fn upstream(upstream: &Upstream) -> UpstreamDescription {
     }
 }
 
-fn route(route: &Route, proxy: &Proxy) -> RouteDescription {
-    let listeners = route.listeners.iter();
-    RouteDescription {
-        route: route.name.clone(),
-        listeners: listeners
-            .map(|&i| proxy.listeners[i].name.clone())
-            .collect(),
-        hosts: (route.hosts.iter())
-            .map(|host| match host {
-                Host::Exact(name) => name.clone(),
-                Host::Below(end) => format!("*{end}"),
-            })
-            .collect(),
-        path: match &route.path {
-            PathMatch::Any => "any".to_owned(),
-            PathMatch::Exact(path) => format!("= {path}"),
-            PathMatch::Prefix(path) => path.clone(),
-            PathMatch::Regex(pattern) => format!("~ {}", pattern.as_str()),
-        },
-        conditions: route.conditions(),
-        action: match &route.action {
-            Action::Forward(split) => {
-                let whole: u64 = split.iter().map(|s| u64::from(s.1)).sum();
-                let name = |i: usize| proxy.upstreams[i].name.as_str();
-                let parts = split.iter().map(|&(i, weight)| match split.len() {
-                    1 => name(i).to_owned(),
-                    _ => format!("{} {weight}/{whole}", name(i)),
-                });
-                parts.collect::<Vec<_>>().join(", ")
-            }
-            Action::Redirect { status, .. } => format!("redirect {status}"),
-            Action::Respond { status, .. } => format!("respond {status}"),
-        },
+impl RouteDescription {
+    /// Of a route of a configuration.
+    pub fn of(route: &Route, proxy: &Proxy) -> Self {
+        let listeners = route.listeners.iter();
+        Self {
+            route: route.name.clone(),
+            listeners: listeners
+                .map(|&i| proxy.listeners[i].name.clone())
+                .collect(),
+            hosts: (route.hosts.iter())
+                .map(|host| match host {
+                    Host::Exact(name) => name.clone(),
+                    Host::Below(end) => format!("*{end}"),
+                })
+                .collect(),
+            path: match &route.path {
+                PathMatch::Any => "any".to_owned(),
+                PathMatch::Exact(path) => format!("= {path}"),
+                PathMatch::Prefix(path) => path.clone(),
+                PathMatch::Regex(pattern) => format!("~ {}", pattern.as_str()),
+            },
+            conditions: route.conditions(),
+            action: match &route.action {
+                Action::Forward(split) => {
+                    let whole: u64 = split.iter().map(|s| u64::from(s.1)).sum();
+                    let name = |i: usize| proxy.upstreams[i].name.as_str();
+                    let parts = split.iter().map(|&(i, weight)| match split.len() {
+                        1 => name(i).to_owned(),
+                        _ => format!("{} {weight}/{whole}", name(i)),
+                    });
+                    parts.collect::<Vec<_>>().join(", ")
+                }
+                Action::Redirect { status, .. } => format!("redirect {status}"),
+                Action::Respond { status, .. } => format!("respond {status}"),
+            },
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     status::{
         attack::{Change, Kind, KindCount, Remedy, Share, Source},
         balance::HealthNotice,
+        route::Outcome as RouteOutcome,
     },
 };
 
@@ -123,6 +124,32 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
             }),
             r#"{"call":{"reset_limits":{"kind":null,"prefix":"10.0.0.0/8"}}}"#,
         ),
+        (
+            call(Request::Upstream {
+                name: "app".to_owned(),
+                server: "10.0.0.1:80".to_owned(),
+                change: ServerChange::Drain {},
+            }),
+            r#"{"call":{"upstream":{"name":"app","server":"10.0.0.1:80","change":{"drain":{}}}}}"#,
+        ),
+        (
+            call(Request::Upstream {
+                name: "app".to_owned(),
+                server: "unix:/a".to_owned(),
+                change: ServerChange::Weight { weight: 5 },
+            }),
+            r#"{"call":{"upstream":{"name":"app","server":"unix:/a","change":{"weight":{"weight":5}}}}}"#,
+        ),
+        (call(Request::Routes {}), r#"{"call":{"routes":{}}}"#),
+        (
+            call(Request::RouteTest(Question {
+                url: "/".to_owned(),
+                method: "GET".to_owned(),
+                headers: vec![("host".to_owned(), "a".to_owned())],
+                listener: None,
+            })),
+            r#"{"call":{"route_test":{"url":"/","method":"GET","headers":[["host","a"]],"listener":null}}}"#,
+        ),
         (call(Request::Attacks {}), r#"{"call":{"attacks":{}}}"#),
         (
             call(Request::Attack { id: 7 }),
@@ -185,6 +212,20 @@ fn server_messages_survive_a_round_trip() {
             entries: vec![entry],
             next: Some(p("10.0.0.0/8")),
         }),
+        ServerMessage::Result(Response::Upstream(Box::default())),
+        ServerMessage::Result(Response::Routes(vec![RouteEntry::default()])),
+        ServerMessage::Result(Response::RouteTest(vec![Answer {
+            listener: "web".to_owned(),
+            method: "GET".to_owned(),
+            host: "a".to_owned(),
+            path: "/".to_owned(),
+            route: None,
+            outcome: RouteOutcome::Respond {
+                status: 200,
+                headers: vec![("x-a".to_owned(), "1".to_owned())],
+                body_bytes: 3,
+            },
+        }])),
         ServerMessage::Result(Response::EventsEnd {}),
         ServerMessage::Attack(Box::new(Notice {
             unix_ms: 1,

@@ -76,6 +76,40 @@ pub(super) struct Seen<'a> {
     pub(super) path: &'a [u8],
 }
 
+impl<'a> Seen<'a> {
+    /// Host and path are in the buffers where they are not what the client wrote.
+    pub(super) fn new(
+        request: &'a Request,
+        bytes: &'a [u8],
+        host: &'a mut Vec<u8>,
+        path: &'a mut Vec<u8>,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            host: uri::host::authority(request.authority.whole.of(bytes), host)
+                .map_or(&[], |authority| authority.host),
+            path: if request.asterisk {
+                b"*"
+            } else {
+                uri::path::normalise(request.path(bytes), path).map_err(|_| Refusal::Path)?
+            },
+            request,
+            bytes,
+        })
+    }
+
+    /// Writes where the same is found by HTTPS.
+    pub(super) fn write_https(&self, location: &mut Vec<u8>) {
+        let (bytes, request) = (self.bytes, self.request);
+        location.extend_from_slice(b"https://");
+        location.extend_from_slice(request.host(bytes));
+        location.extend_from_slice(request.path(bytes));
+        if let Some(query) = request.query(bytes) {
+            location.push(b'?');
+            location.extend_from_slice(query);
+        }
+    }
+}
+
 impl View for Seen<'_> {
     fn host(&self) -> &[u8] {
         self.host
@@ -216,19 +250,18 @@ impl Exchange<'_> {
             ..
         } = scratch;
         let bytes = front.bytes();
-        let seen = Seen {
-            host: uri::host::authority(request.authority.whole.of(bytes), host)
-                .map_or(&[], |authority| authority.host),
-            path: if request.asterisk {
-                b"*"
-            } else {
-                uri::path::normalise(request.path(bytes), path).map_err(|_| Refusal::Path)?
-            },
-            request,
-            bytes,
-        };
+        let seen = Seen::new(request, bytes, host, path)?;
         if self.listener.config.redirect_https {
-            return self.redirect_to_https(front, scratch).await;
+            if seen.host.is_empty() {
+                return Err(Reject::HostMissing.into());
+            }
+            let mut location = self.conn.worker.out();
+            seen.write_https(&mut location);
+            // RFC 9110, section 15.4.9: the method stays what it was.
+            let fields = [(b"Location".as_slice(), location.as_slice())];
+            let next = self.own(front, scratch, 308, &fields, b"").await;
+            self.conn.worker.give_out(location);
+            return Ok(next);
         }
         let current = self.current;
         let router = &current.router;
@@ -266,30 +299,6 @@ impl Exchange<'_> {
                 Ok(self.own(front, scratch, *status, &fields, body).await)
             }
         }
-    }
-
-    /// RFC 9110, section 15.4.9: the method stays what it was.
-    async fn redirect_to_https<F: Front>(
-        &mut self,
-        front: &mut F,
-        scratch: &mut Scratch,
-    ) -> Result<Next, Refusal> {
-        let (bytes, request) = (front.bytes(), &scratch.request);
-        if request.host(bytes).is_empty() {
-            return Err(Reject::HostMissing.into());
-        }
-        let mut location = self.conn.worker.out();
-        location.extend_from_slice(b"https://");
-        location.extend_from_slice(request.host(bytes));
-        location.extend_from_slice(request.path(bytes));
-        if let Some(query) = request.query(bytes) {
-            location.push(b'?');
-            location.extend_from_slice(query);
-        }
-        let fields = [(b"Location".as_slice(), location.as_slice())];
-        let next = self.own(front, scratch, 308, &fields, b"").await;
-        self.conn.worker.give_out(location);
-        Ok(next)
     }
 
     /// Tells the client why it gets nothing else, if there is one and it was told nothing yet.

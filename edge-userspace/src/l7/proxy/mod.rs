@@ -8,6 +8,7 @@
 mod buffers;
 mod conn;
 mod exchange;
+pub mod explain;
 mod forward;
 mod front;
 mod group;

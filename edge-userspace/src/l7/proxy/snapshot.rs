@@ -18,7 +18,7 @@ use super::{
     log_writer::LogWriter,
 };
 use crate::{
-    config::proxy::listener,
+    config::proxy::{Proxy, listener},
     l7::{
         access_log,
         bans::{self, Offences, Rule},
@@ -30,6 +30,8 @@ use crate::{
 
 /// What holds for requests.
 pub(super) struct Snapshot {
+    /// What it was made from.
+    pub(super) config: Arc<Proxy>,
     /// As in the configuration.
     pub(super) listeners: Box<[Arc<Listener>]>,
     /// Likewise.
@@ -142,6 +144,19 @@ pub(super) struct Listener {
     open: Arc<Open>,
 }
 
+/// The part of a listener's limits that heads are read with.
+pub(super) const fn head_limits(limits: &listener::Limits) -> head::Limits {
+    head::Limits {
+        head_bytes: limits.header_bytes as usize,
+        fields: limits.headers as usize,
+        uri_bytes: limits.uri_bytes as usize,
+        body_bytes: match limits.body_bytes {
+            0 => u64::MAX,
+            most => most,
+        },
+    }
+}
+
 /// The connections of a listener, which live on through changes of its configuration.
 #[derive(Debug, Default)]
 pub(super) struct Open {
@@ -159,17 +174,8 @@ impl Listener {
         refusals: Arc<Shards<Refusals>>,
         open: Arc<Open>,
     ) -> Self {
-        let limits = &config.limits;
         Self {
-            limits: head::Limits {
-                head_bytes: limits.header_bytes as usize,
-                fields: limits.headers as usize,
-                uri_bytes: limits.uri_bytes as usize,
-                body_bytes: match limits.body_bytes {
-                    0 => u64::MAX,
-                    most => most,
-                },
-            },
+            limits: head_limits(&config.limits),
             tls: tls.map(RwLock::new),
             config,
             requests,

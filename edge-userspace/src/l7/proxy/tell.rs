@@ -7,13 +7,17 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    config::RouteDescription,
     l7::{
         refusal::Refusal,
         resilience::BreakerState,
         stats::{DURATION_BOUNDS_US, Requests, Shards},
     },
-    status::proxy::{
-        ListenerStatus, ProxyStatus, RequestCounts, RouteStatus, ServerStatus, UpstreamStatus,
+    status::{
+        proxy::{
+            ListenerStatus, ProxyStatus, RequestCounts, RouteStatus, ServerStatus, UpstreamStatus,
+        },
+        route::RouteEntry,
     },
 };
 
@@ -75,6 +79,16 @@ fn listener(of: &Listener) -> ListenerStatus {
             .filter(|(_, count)| *count > 0)
             .collect(),
     }
+}
+
+/// The routes in the order of the file, and their requests.
+pub(super) fn routes(snapshot: &Snapshot) -> Vec<RouteEntry> {
+    let all = snapshot.routes.iter().zip(&snapshot.config.routes);
+    all.map(|(route, config)| RouteEntry {
+        route: RouteDescription::of(config, &snapshot.config),
+        requests: requests(&route.requests),
+    })
+    .collect()
 }
 
 /// What is told of an upstream.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{error, info};
 
 use super::{
+    explain::{self, QuestionError},
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen,
     log_writer::LogWriter,
@@ -31,7 +32,10 @@ use crate::{
         bans::Rule,
         route::{CompileError, Router},
     },
-    status::proxy::{ProxyStatus, UpstreamStatus},
+    status::{
+        proxy::{ProxyStatus, UpstreamStatus},
+        route::{Answer, Question, RouteEntry},
+    },
 };
 
 /// Why a configuration cannot be put into force.
@@ -116,7 +120,7 @@ pub struct Tier {
     watcher: Option<Watcher>,
     log: Option<(AccessLog, LogWriter)>,
     judge: Arc<Judge>,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
 }
 
 /// The proxy for those who only look at it, or change what is no configuration; from any thread.
@@ -157,9 +161,28 @@ pub enum NoServer {
 }
 
 impl View {
+    fn current(&self) -> Option<(Arc<Snapshot>, Router)> {
+        lock(&self.shared.current).clone()
+    }
+
     fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let current = lock(&self.shared.current);
         current.as_ref().map(|(snapshot, _)| snapshot.clone())
+    }
+
+    /// The routes in the order of the file, and their requests.
+    pub fn routes(&self) -> Vec<RouteEntry> {
+        let snapshot = self.snapshot();
+        snapshot.as_deref().map(tell::routes).unwrap_or_default()
+    }
+
+    /// What a request would get now.
+    ///
+    /// # Errors
+    /// [`QuestionError`].
+    pub fn explain(&self, question: &Question) -> Result<Vec<Answer>, QuestionError> {
+        let (snapshot, router) = self.current().ok_or(QuestionError::NoProxy)?;
+        explain::answer(&snapshot.config, &router, question)
     }
 
     /// What is told of the proxy; `None` without listeners.
@@ -211,7 +234,7 @@ pub struct Prepared {
     router: Router,
     sockets: Vec<(SocketAddr, Vec<TcpListener>)>,
     log: Option<(AccessLog, LogWriter)>,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
 }
 
 impl Tier {
@@ -238,7 +261,7 @@ impl Tier {
             watcher: None,
             log: None,
             judge: Arc::new(Judge::new(ban)),
-            proxy: Proxy::default(),
+            proxy: Arc::default(),
         }
     }
 
@@ -282,7 +305,9 @@ impl Tier {
         for (at, listener) in proxy.listeners.iter().enumerate() {
             addresses.extend(listener.addresses.iter().map(|address| (*address, at)));
         }
+        let config = Arc::new(proxy.clone());
         let snapshot = Snapshot {
+            config: config.clone(),
             routes: routes.collect(),
             listeners: listeners.into(),
             groups: groups.into(),
@@ -321,7 +346,7 @@ impl Tier {
             router,
             sockets,
             log,
-            proxy: proxy.clone(),
+            proxy: config,
         })
     }
 
@@ -501,7 +526,7 @@ impl Tier {
     }
 
     /// What is in force.
-    pub const fn proxy(&self) -> &Proxy {
+    pub fn proxy(&self) -> &Proxy {
         &self.proxy
     }
 

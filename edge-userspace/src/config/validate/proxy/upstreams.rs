@@ -8,8 +8,7 @@ use std::{
 
 use super::{file, is_token, is_within, listeners::ca, missing, name, required, share};
 use crate::config::{
-    balance::Forward,
-    balance::HealthCheck,
+    balance::{Forward, HealthCheck},
     proxy::{
         MAX_UPSTREAMS, Upstream,
         listener::Certificate,
@@ -403,10 +402,10 @@ fn health_of(
         );
         return None;
     }
+    // Requests go to servers in no tunnel.
     health::check(
         &raw.as_check(),
-        // Answers come back to the proxy: there is no tunnel that a check could miss.
-        Forward::Nat,
+        Forward::L2,
         Transport::Tcp,
         None,
         &[],
