@@ -424,6 +424,7 @@ mod tests {
 
     fn status() -> Status {
         Status {
+            proxy: None,
             version: "1.2.3".to_owned(),
             abi_version: 1,
             pid: 7,

@@ -8,7 +8,7 @@ use std::{
 
 use super::{file, is_token, is_within, listeners::ca, missing, name, required, share};
 use crate::config::{
-    balance::HealthCheck,
+    balance::{Forward, HealthCheck},
     proxy::{
         MAX_UPSTREAMS, Upstream,
         listener::Certificate,
@@ -402,7 +402,8 @@ fn health_of(
         );
         return None;
     }
-    health::check(&raw.as_check(), Transport::Tcp, None, &[], report)
+    // Requests go to servers in no tunnel.
+    health::check(&raw.as_check(), Forward::L2, Transport::Tcp, None, &[], report)
 }
 
 fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {
