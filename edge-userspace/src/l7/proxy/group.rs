@@ -92,6 +92,14 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Gives its servers the weights of its configuration. Servers are shared with the group of
+    /// the configuration before, so this waits until that one is no longer in force.
+    pub(super) fn take_weights(&self) {
+        for (position, server) in self.config.servers.iter().enumerate() {
+            self.pick.set_weight(position, weight(server));
+        }
+    }
+
     /// Whether connections are of one client only, and cannot be used for others.
     pub(super) const fn is_per_client(&self) -> bool {
         !matches!(self.config.proxy_protocol, SendProxy::Off)
@@ -165,7 +173,6 @@ impl Memory {
         let mut known = Vec::new();
         for server in &config.servers {
             let id = (config.name.clone(), server.address.clone());
-            let weight = u16::try_from(server.weight).unwrap_or(u16::MAX);
             let next = self.next_number;
             let seed = &self.seed;
             let entry = self.known.entry(id).or_insert_with(|| Known {
@@ -173,7 +180,7 @@ impl Memory {
                 transport: transport.clone(),
                 balance: Arc::new(balance::Server::new(
                     key(seed, server.address.to_string().as_bytes()),
-                    weight,
+                    weight(server),
                 )),
                 record: Arc::default(),
                 resolved: Arc::new(RwLock::new(Arc::new([]))),
@@ -186,7 +193,7 @@ impl Memory {
             if entry.number == next {
                 self.next_number += 1;
             }
-            known.push((entry.clone(), weight));
+            known.push(entry.clone());
         }
         let settings = Settings {
             algorithm: match config.balance {
@@ -200,16 +207,13 @@ impl Memory {
             slow_start: nanoseconds(config.slow_start),
         };
         let backups = config.servers.iter().map(|server| server.backup);
-        let members = known.iter().map(|(known, _)| known.balance.clone());
+        let members = known.iter().map(|known| known.balance.clone());
         let pick = balance::Group::new(settings, self.seed, members.zip(backups).collect());
-        for (position, (_, weight)) in known.iter().enumerate() {
-            pick.set_weight(position, *weight);
-        }
         let servers = config
             .servers
             .iter()
             .zip(&known)
-            .map(|(server, (known, _))| {
+            .map(|(server, known)| {
                 let name = server.address.to_string();
                 Server {
                     number: known.number,
@@ -220,7 +224,7 @@ impl Memory {
                     resolved: known.resolved.clone(),
                 }
             });
-        let records = known.iter().map(|(known, _)| known.record.clone());
+        let records = known.iter().map(|known| known.record.clone());
         Group {
             pick: Arc::new(pick),
             servers: servers.collect(),
@@ -273,6 +277,10 @@ impl Memory {
 /// The name under which a server's counters are kept.
 pub(super) fn server_key(upstream: &str, server: &str) -> String {
     format!("{upstream} {server}")
+}
+
+fn weight(server: &upstream::Server) -> u16 {
+    u16::try_from(server.weight).unwrap_or(u16::MAX)
 }
 
 fn share(permille: u32) -> f64 {

@@ -145,6 +145,10 @@ pub(super) async fn answer<F: Front>(
             deadlines.begin(Timeout::BetweenBytes, Worker::now());
             arm(timer, deadlines);
         }
+        // While nothing comes there is nothing to be sent that would show it.
+        if client_side.has_ended() && client_side.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(client(io::ErrorKind::ConnectionAborted.into())));
+        }
         Poll::Pending
     });
     timer.within(moving).await?
