@@ -455,6 +455,7 @@ pub(super) mod tests {
 
     fn status() -> Status {
         Status {
+            proxy: None,
             version: "1.2.3".to_owned(),
             abi_version: 1,
             pid: 7,

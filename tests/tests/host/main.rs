@@ -17,6 +17,7 @@ mod limits;
 mod lists;
 mod metrics;
 mod nat;
+mod proxy;
 mod quic;
 mod reload;
 mod restart;

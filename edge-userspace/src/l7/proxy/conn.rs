@@ -205,6 +205,8 @@ async fn http1(conn: &Conn, stream: Stream) {
     let idle = nanoseconds(limits.idle_timeout);
     let mut stream = stream;
     let mut served = 0;
+    // What came with the end of a handshake is in the session already.
+    let mut may_be_there = conn.is_secure;
     loop {
         // The first request has less time than those that follow.
         let patience = if served == 0 {
@@ -213,11 +215,10 @@ async fn http1(conn: &Conn, stream: Stream) {
             idle
         };
         conn.timer.set_idle(Worker::now().saturating_add(patience));
-        // What came with the end of a handshake is in the session already.
-        let may_be_there = served == 0 && conn.is_secure;
         if !may_be_there && !matches!(conn.timer.within(stream.readable()).await, Ok(Ok(()))) {
             return;
         }
+        may_be_there = false;
         match Box::pin(burst(conn, stream, &mut served)).await {
             Some(back) => stream = back,
             None => return,

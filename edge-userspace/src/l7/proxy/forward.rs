@@ -582,9 +582,8 @@ async fn converse<F: Front>(
     let limits = &exchange.listener.config.limits;
     let (patience, rate) = (nanoseconds(limits.body_timeout), limits.min_rate);
     let (timer, facts) = (&exchange.conn.timer, &mut *exchange.facts);
-    if request.expect_continue && !front.has_ended() && front.data().is_empty() {
-        front.go_on();
-    }
+    // Whoever sends its body without waiting needs no leave.
+    let mut may_wait = request.expect_continue;
     let began = Worker::now();
     deadlines.begin(Timeout::Request, began);
     let end = deadlines.next().map_or(u64::MAX, |(at, _)| at);
@@ -603,11 +602,6 @@ async fn converse<F: Front>(
     timer.set(end.min(slowest(0, began)));
     let mut is_flushed = false;
     let talking = poll_fn(|cx| {
-        if front.has_out()
-            && let Poll::Ready(Err(_)) = front.poll_drain(cx)
-        {
-            return Poll::Ready(Err(gone()));
-        }
         if !facts.progress.sent {
             let before = facts.progress.up;
             match relay::poll_up(cx, front, link, &mut facts.progress.up) {
@@ -620,6 +614,14 @@ async fn converse<F: Front>(
                 }
                 Poll::Pending => {}
             }
+        }
+        if std::mem::take(&mut may_wait) && !facts.progress.sent && facts.progress.up == 0 {
+            front.go_on();
+        }
+        if front.has_out()
+            && let Poll::Ready(Err(_)) = front.poll_drain(cx)
+        {
+            return Poll::Ready(Err(gone()));
         }
         if facts.progress.sent && !is_flushed {
             // Its failure shows when the answer is read.
@@ -677,7 +679,10 @@ async fn converse<F: Front>(
         Ok(Err(Side::Server(_))) => Err(Failed::of_server(Failure::Broken, Refusal::ServerBroke)),
         Ok(Err(Side::Expired)) | Err(_) => Err(match deadlines.expired(now) {
             Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
-            _ if !facts.progress.sent => Failed::of_client(Refusal::BodyTimeout),
+            // What has come of the body has been sent: more of it is the client's to send.
+            _ if !facts.progress.sent && front.data().is_empty() => {
+                Failed::of_client(Refusal::BodyTimeout)
+            }
             _ => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
         }),
     }
@@ -729,7 +734,10 @@ async fn deliver<F: Front>(
         front.field(b"Set-Cookie", cookie);
     }
     let told = match (body, response.declared) {
-        (Framing::None, Some(length)) => Framing::Length(length),
+        // With 1xx and 204 there is none to be told of (RFC 9110, section 8.6).
+        (Framing::None, Some(length)) if response.status > 204 || response.status == 200 => {
+            Framing::Length(length)
+        }
         (body, _) => body,
     };
     let upgrade = response.upgrade.filter(|_| is_upgrade);
@@ -744,6 +752,8 @@ async fn deliver<F: Front>(
     };
     let now = Worker::now();
     let worker = &exchange.conn.worker;
+    // Something is there that the client does not take.
+    let is_stuck = front.has_out() || !link.data().is_empty();
     let is_whole = ended.is_ok() && !is_upgrade;
     let can_stay = is_whole
         && response.keep_alive
@@ -767,7 +777,7 @@ async fn deliver<F: Front>(
         Err(Side::Expired) if is_upgrade => Ok(Next::Close),
         Err(Side::Expired) => Err(match deadlines.expired(now) {
             Some(Timeout::Request) => Refusal::RequestTimeout,
-            _ if front.has_out() => Refusal::ClientGone,
+            _ if is_stuck => Refusal::ClientGone,
             _ => Refusal::AnswerTimeout,
         }),
     }

@@ -92,12 +92,11 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Gives its servers what the configuration says, once that is in force: who is known from
-    /// before has it of the one before.
-    pub(super) fn take_over(&self) {
+    /// Gives its servers the weights of its configuration. Servers are shared with the group of
+    /// the configuration before, so this waits until that one is no longer in force.
+    pub(super) fn take_weights(&self) {
         for (position, server) in self.config.servers.iter().enumerate() {
-            let weight = u16::try_from(server.weight).unwrap_or(u16::MAX);
-            self.pick.set_weight(position, weight);
+            self.pick.set_weight(position, weight(server));
         }
     }
 
@@ -174,7 +173,6 @@ impl Memory {
         let mut known = Vec::new();
         for server in &config.servers {
             let id = (config.name.clone(), server.address.clone());
-            let weight = u16::try_from(server.weight).unwrap_or(u16::MAX);
             let next = self.next_number;
             let seed = &self.seed;
             let entry = self.known.entry(id).or_insert_with(|| Known {
@@ -182,7 +180,7 @@ impl Memory {
                 transport: transport.clone(),
                 balance: Arc::new(balance::Server::new(
                     key(seed, server.address.to_string().as_bytes()),
-                    weight,
+                    weight(server),
                 )),
                 record: Arc::default(),
                 resolved: Arc::new(RwLock::new(Arc::new([]))),
@@ -275,6 +273,10 @@ impl Memory {
 /// The name under which a server's counters are kept.
 pub(super) fn server_key(upstream: &str, server: &str) -> String {
     format!("{upstream} {server}")
+}
+
+fn weight(server: &upstream::Server) -> u16 {
+    u16::try_from(server.weight).unwrap_or(u16::MAX)
 }
 
 fn share(permille: u32) -> f64 {

@@ -72,11 +72,11 @@ pub enum TierError {
     Routes(#[from] CompileError),
     /// The number of workers has changed.
     #[error(
-        "proxy.workers: {now} run, and the file wants {wanted}; their number changes only with a \
-         restart: restart edge, or put the number back"
+        "proxy.workers: edge was started for {now}, and the file wants {wanted}; their number \
+         changes only with a restart: restart edge, or put the number back"
     )]
     Workers {
-        /// How many run.
+        /// For how many it was started.
         now: usize,
         /// How many the file wants.
         wanted: usize,
@@ -272,7 +272,7 @@ impl Tier {
     /// [`TierError`].
     pub fn prepare(&mut self, proxy: &Proxy) -> Result<Prepared, TierError> {
         let wanted = worker_count(proxy);
-        if !self.seats.is_empty() && wanted != self.workers {
+        if wanted != self.workers && !proxy.listeners.is_empty() {
             return Err(TierError::Workers {
                 now: self.workers,
                 wanted,
@@ -454,14 +454,6 @@ impl Tier {
             have.extend(sockets);
         }
         self.memory.retain(&snapshot.groups);
-        let before = self.snapshot();
-        for group in &snapshot.groups {
-            let is_known = |had: &Arc<Group>| Arc::ptr_eq(had, group);
-            let mut had = before.iter().flat_map(|before| before.groups.iter());
-            if !had.any(is_known) {
-                group.take_over();
-            }
-        }
         let c = &self.counted;
         let named = |name: &str| proxy.listeners.iter().any(|l| l.name == name);
         c.listeners.retain(named);
@@ -480,6 +472,15 @@ impl Tier {
                     .is_some_and(|name| u.servers.iter().any(|s| s.address.to_string() == name))
             })
         });
+        let before = self.snapshot();
+        let had = |group: &Arc<Group>| {
+            let mut all = before.iter().flat_map(|before| before.groups.iter());
+            all.any(|had| Arc::ptr_eq(had, group))
+        };
+        // Those that stay keep what was changed while they run.
+        for group in snapshot.groups.iter().filter(|group| !had(group)) {
+            group.take_weights();
+        }
         if let Some(watcher) = &self.watcher {
             watcher.set(&snapshot);
         }

@@ -1,0 +1,280 @@
+//! Other configurations while the proxy runs, its end, and its log.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
+};
+
+use super::{connections::UPGRADE, rig::*};
+
+/// A configuration of a reload that is not like the one before: another route, another listener
+/// limit, another upstream.
+fn nth(setup: &Setup, n: usize) -> Setup {
+    let routes = format!(
+        "[[route]]\nname = 'n'\npath = {{ exact = '/{n}' }}\nrespond = {{ status = 200, body = '{n}' }}\n{ALL}"
+    );
+    let upstream = format!("timeouts = {{ request = '{}s' }}", 100 + n % 7);
+    setup.clone().routes(routes).upstream(upstream)
+}
+
+#[test]
+fn a_hundred_changes_lose_nothing() {
+    const LENGTH: usize = 8 << 20;
+    let (go, wait) = mpsc::sync_channel::<()>(1);
+    let wait = Mutex::new(wait);
+    let server = Server::start(move |mut peer| {
+        while let Some(head) = peer.head() {
+            if head.starts_with("GET /up ") {
+                peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
+                while let Some(line) = peer.take_until(b"\n") {
+                    peer.send(line);
+                }
+                return;
+            }
+            if head.starts_with("GET /download ") {
+                peer.send(format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"
+                ));
+                peer.send(vec![b'x'; LENGTH / 2]);
+                let _ = lock(&wait).recv();
+                peer.send(vec![b'x'; LENGTH / 2]);
+            } else {
+                let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            }
+        }
+    });
+    let setup = Setup::new(&[&server]).proxy("workers = 2");
+    let mut rig = Rig::new(&setup);
+    let mut open: Vec<Peer> = (0..50)
+        .map(|_| {
+            let mut client = rig.client();
+            client.send(UPGRADE);
+            assert!(client.head().unwrap().starts_with("HTTP/1.1 101 "));
+            client
+        })
+        .collect();
+    let mut download = rig.client();
+    download.send("GET /download HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    download.head().unwrap();
+    let (stop, done) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let load: Vec<_> = (0..4)
+        .map(|kept| {
+            let (at, stop, done) = (rig.port.at, stop.clone(), done.clone());
+            thread::spawn(move || {
+                let mut client = Peer::connect(at);
+                while !stop.load(Relaxed) {
+                    let answer = client.get("/load");
+                    assert_eq!((answer.status, answer.text()), (200, "ok"));
+                    done.fetch_add(1, Relaxed);
+                    // Half of them come anew each time.
+                    if kept % 2 == 0 || answer.header("connection") == Some("close") {
+                        client = Peer::connect(at);
+                    }
+                }
+            })
+        })
+        .collect();
+    for n in 0..100 {
+        let before = done.load(Relaxed);
+        rig.change(&nth(&setup, n));
+        until("the change holds", || {
+            rig.get(&format!("/{n}")).text() == n.to_string()
+        });
+        until("load goes on", || {
+            done.load(Relaxed) > before + 4 || load.iter().any(|l| l.is_finished())
+        });
+    }
+    go.send(()).unwrap();
+    assert_eq!(download.take(LENGTH).len(), LENGTH);
+    for (n, client) in open.iter_mut().enumerate() {
+        client.send(format!("{n}\n"));
+        assert_eq!(
+            client.take_until(b"\n").unwrap(),
+            format!("{n}\n").as_bytes()
+        );
+    }
+    stop.store(true, Relaxed);
+    for load in load {
+        load.join().unwrap();
+    }
+    let line = |line: &serde_json::Value| line.get("reason").is_some();
+    drop(open);
+    until("the lines are there", || {
+        rig.lines().len() as u64 >= done.load(Relaxed)
+    });
+    let refused: Vec<_> = rig.lines().into_iter().filter(line).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[test]
+fn listeners_come_and_go() {
+    let server = Server::saying("ok");
+    let setup = Setup::new(&[&server]);
+    let mut rig = Rig::new(&setup);
+    let mut client = rig.client();
+    assert_eq!(client.get("/").text(), "ok");
+    let other = Port::new();
+    let text = |more: &str, rig: &Rig| setup.text(rig.port.at, &rig.log()) + more;
+    let second = format!(
+        "[[listener]]\nname = 'second'\naddresses = ['{}']\n",
+        other.at
+    );
+    let proxy = proxy_of(&text(&second, &rig));
+    let prepared = rig.tier.prepare(&proxy).unwrap();
+    rig.tier.commit(prepared);
+    until("the second listener", || {
+        std::net::TcpStream::connect(other.at).is_ok()
+    });
+    let mut second_client = Peer::connect(other.at);
+    assert_eq!(second_client.get("/").text(), "ok");
+    rig.change(&setup);
+    until("it is gone", || {
+        std::net::TcpStream::connect(other.at).is_err()
+    });
+    // Its connections end with the next request, which is one of a listener that is no more.
+    let answer = second_client.get("/");
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(second_client.is_closed());
+    assert_eq!(client.get("/").text(), "ok");
+}
+
+#[test]
+fn what_cannot_be_put_into_force_changes_nothing() {
+    let (one, two) = (Server::saying("one"), Server::saying("two"));
+    let setup = Setup::new(&[&one, &two]);
+    let mut rig = Rig::new(&setup);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let text = setup
+        .clone()
+        .upstream("balance = 'weighted-round-robin'\nretries = { tries = 2 }")
+        .text(rig.port.at, &rig.log())
+        // The first server gets nothing any more.
+        .replace(&format!("address = '{}'", one.address), &format!("address = '{}'\nweight = 0", one.address));
+    let text = format!("{text}[[listener]]\nname = 'second'\naddresses = ['{at}']\n");
+    let error = rig
+        .tier
+        .prepare(&proxy_of(&text))
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("second") && error.contains(&at.to_string()),
+        "{error}"
+    );
+    assert!(error.contains("ss -ltnp"), "{error}");
+    let weights: Vec<u32> = rig.app().servers.iter().map(|s| s.weight).collect();
+    assert_eq!(weights, [1, 1]);
+    let mut client = rig.client();
+    let said: Vec<String> = (0..10).map(|_| client.get("/").text().to_owned()).collect();
+    assert_eq!(said.iter().filter(|s| *s == "one").count(), 5, "{said:?}");
+    // Without the obstacle it holds.
+    drop(taken);
+    let prepared = rig.tier.prepare(&proxy_of(&text)).unwrap();
+    rig.tier.commit(prepared);
+    until("it holds", || rig.app().servers[0].weight == 0);
+    let weights: Vec<u32> = rig.app().servers.iter().map(|s| s.weight).collect();
+    assert_eq!(weights, [0, 1]);
+}
+
+#[test]
+fn the_number_of_workers_is_that_of_the_start() {
+    let server = Server::saying("ok");
+    let setup = Setup::new(&[&server]);
+    let mut rig = Rig::new(&setup);
+    let proxy = proxy_of(
+        &setup
+            .clone()
+            .proxy("workers = 2")
+            .text(rig.port.at, &rig.log()),
+    );
+    let error = rig
+        .tier
+        .prepare(&proxy)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("restart"), "{error}");
+    assert_eq!(rig.get("/").text(), "ok");
+}
+
+#[test]
+fn the_end_waits_for_requests_and_closes_what_is_idle() {
+    let (go, wait) = mpsc::sync_channel::<()>(1);
+    let wait = Mutex::new(wait);
+    let (had, told) = mpsc::sync_channel(1);
+    let server = Server::start(move |mut peer| {
+        while let Some((head, _)) = peer.request() {
+            if head.starts_with("GET /slow ") {
+                had.send(()).unwrap();
+                lock(&wait).recv().unwrap();
+            }
+            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let rig = Rig::new(&Setup::new(&[&server]));
+    let (mut idle, mut busy) = (rig.client(), rig.client());
+    assert_eq!(idle.get("/").text(), "ok");
+    busy.send("GET /slow HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    told.recv().unwrap();
+    let Rig {
+        mut tier,
+        port,
+        directory: _directory,
+        ..
+    } = rig;
+    let stopping = thread::spawn(move || tier.stop());
+    assert!(idle.is_closed());
+    until("nobody listens", || {
+        std::net::TcpStream::connect(port.at).is_err()
+    });
+    assert!(!stopping.is_finished());
+    go.send(()).unwrap();
+    let answer = busy.answer();
+    assert_eq!(answer.text(), "ok");
+    assert!(busy.is_closed());
+    drop(busy);
+    stopping.join().unwrap();
+}
+
+#[test]
+fn the_log_goes_on_in_a_new_file_when_the_old_one_is_moved() {
+    let server = Server::saying("ok");
+    let rig = Rig::new(&Setup::new(&[&server]));
+    let mut client = rig.client();
+    client.send("GET /a?b=%22c HTTP/1.1\r\nHost: a.example\r\nUser-Agent: \"x\"\\\r\n\r\n");
+    client.answer();
+    let line = rig.logged("/a?b=%22c");
+    for (key, value) in [
+        ("method", "GET"),
+        ("host", "a.example"),
+        ("version", "1.1"),
+        ("listener", "web"),
+        ("route", "all"),
+        ("upstream", "app"),
+        ("server", &server.address),
+        ("user_agent", "\"x\"\\"),
+    ] {
+        assert_eq!(line[key], value, "{line}");
+    }
+    assert_eq!(
+        (&line["status"], &line["sent"], &line["tries"]),
+        (&200.into(), &2.into(), &1.into())
+    );
+    let moved = rig.path("access.log.1");
+    std::fs::rename(rig.log(), &moved).unwrap();
+    until("the new file", || rig.log().exists());
+    client.get("/after");
+    rig.logged("/after");
+    let old = std::fs::read_to_string(&moved).unwrap();
+    assert!(old.contains("/a?b=") && !old.contains("/after"), "{old}");
+    assert_eq!(rig.lines().len(), 1);
+    assert_eq!(rig.tier.view().status().unwrap().log_lost, 0);
+}

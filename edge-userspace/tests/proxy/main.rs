@@ -1,0 +1,11 @@
+//! The proxy with real sockets: what a client gets, and which bytes reach the servers.
+
+mod bodies;
+mod changes;
+mod connections;
+mod edges;
+mod resilience;
+mod rig;
+mod routes;
+mod strict;
+mod timeouts;

@@ -1,0 +1,298 @@
+//! What keeps failures of servers from clients, and load from servers.
+
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
+};
+
+use super::rig::*;
+
+/// A server that takes the first request of a connection, and hangs up at the second.
+fn hanging_up() -> Server {
+    Server::start(|mut peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        peer.head();
+    })
+}
+
+#[test]
+fn a_connection_that_was_closed_meanwhile_is_no_failure() {
+    let server = hanging_up();
+    let rig = Rig::new(&Setup::new(&[&server]).upstream("retries = { tries = 1 }"));
+    let mut client = rig.client();
+    for _ in 0..5 {
+        assert_eq!(client.get("/").text(), "ok");
+    }
+    let app = rig.app();
+    assert_eq!((app.connects, app.retries), (5, 0));
+    // Nobody knows whether the server has begun with it.
+    client.send("POST /post HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(client.answer().status, 502);
+    assert_eq!(rig.logged("/post")["reason"], "server_broke");
+    assert_eq!(server.seen().concat().matches("POST ").count(), 1);
+    // But one that is known to be closed is not used.
+    assert_eq!(client.get("/").text(), "ok");
+}
+
+/// An address where nobody listens any more.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn another_server_is_tried() {
+    for failing in [
+        Server::start(|peer| drop(peer)),
+        Server::start(|mut peer| {
+            peer.request();
+        }),
+        Server::start(|peer| say(peer, "503 Service Unavailable", "no")),
+        Server::start(|mut peer| {
+            peer.request();
+            peer.send("rubbish\r\n");
+        }),
+    ] {
+        let well = Server::saying("well");
+        let upstream = "retries = { tries = 2, base = '1ms', budget = 1.0 }";
+        let rig = Rig::new(&Setup::new(&[&failing, &well]).upstream(upstream));
+        let mut client = rig.client();
+        for n in 0..6 {
+            assert_eq!(client.get("/").text(), "well", "{n}");
+            client.send("PUT / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+            assert_eq!(client.answer().text(), "well", "{n}");
+        }
+        assert!(rig.app().retries > 0);
+        assert!(well.seen().concat().contains("\r\n\r\nhi"));
+    }
+    // Nobody has begun with what was never sent: even POST.
+    let well = Server::saying("well");
+    let mut setup =
+        Setup::new(&[&well]).upstream("retries = { tries = 2, base = '1ms', budget = 1.0 }");
+    setup.servers.insert(0, nobody());
+    let rig = Rig::new(&setup);
+    let mut client = rig.client();
+    for _ in 0..4 {
+        client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+        assert_eq!(client.answer().text(), "well");
+    }
+    let app = rig.app();
+    assert!(
+        app.connect_failures > 0 && app.retries == app.connect_failures,
+        "{app:?}"
+    );
+}
+
+#[test]
+fn a_request_is_tried_as_often_as_may_be_and_the_last_answer_stands() {
+    let failing = Server::start(|peer| say(peer, "503 Service Unavailable", "no"));
+    let setup =
+        Setup::new(&[&failing]).upstream("retries = { tries = 3, base = '1ms', budget = 1.0 }");
+    let rig = Rig::new(&setup);
+    assert_eq!(rig.get("/x").text(), "no");
+    assert_eq!(failing.requests(), 3);
+    assert_eq!(rig.logged("/x")["tries"], 3);
+    // Not what is no failure of the server, and not what changes something.
+    let mut client = rig.client();
+    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(client.answer().status, 503);
+    assert_eq!(failing.requests(), 4);
+    let failing = Server::start(|peer| say(peer, "500 Internal Server Error", "no"));
+    let rig = Rig::new(&Setup::new(&[&failing]));
+    assert_eq!(rig.get("/").status, 500);
+    assert_eq!(failing.requests(), 1);
+    // Nobody there.
+    let mut setup = setup;
+    setup.servers = vec![nobody()];
+    let rig = Rig::new(&setup);
+    let answer = rig.get("/y");
+    assert_eq!(answer.status, 502);
+    assert_eq!(rig.logged("/y")["reason"], "connect_failed");
+}
+
+/// A server whose answers wait until it is let go, and how many requests it has.
+fn held() -> (Server, Arc<AtomicUsize>, mpsc::SyncSender<()>) {
+    let (go, wait) = mpsc::sync_channel(64);
+    let (wait, count) = (Mutex::new(wait), Arc::new(AtomicUsize::new(0)));
+    let had = count.clone();
+    let server = Server::start(move |mut peer| {
+        while peer.request().is_some() {
+            had.fetch_add(1, Relaxed);
+            if lock(&wait).recv().is_err() {
+                return;
+            }
+            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    (server, count, go)
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+
+#[test]
+fn no_more_requests_are_under_way_than_may_be() {
+    let (server, had, go) = held();
+    let rig = Rig::new(
+        &Setup::new(&[&server])
+            .upstream("concurrency = { requests = 1, queue = 1, queue_timeout = '30s' }"),
+    );
+    let (mut first, mut second) = (rig.client(), rig.client());
+    first.send(GET);
+    until("the first is under way", || had.load(Relaxed) == 1);
+    second.send(GET);
+    until("the second waits", || rig.app().waiting == 1);
+    let answer = rig.get("/third");
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(rig.logged("/third")["reason"], "overloaded");
+    assert_eq!(had.load(Relaxed), 1);
+    go.send(()).unwrap();
+    assert_eq!(first.answer().text(), "ok");
+    go.send(()).unwrap();
+    assert_eq!(second.answer().text(), "ok");
+    let app = rig.app();
+    assert_eq!(
+        (app.active, app.waiting, app.queued, app.overflows),
+        (0, 0, 1, 1)
+    );
+}
+
+#[test]
+fn whoever_waits_too_long_or_goes_leaves_the_queue() {
+    let (server, had, go) = held();
+    let rig = Rig::new(&Setup::new(&[&server]).routes(format!(
+        "{ALL}concurrency = {{ requests = 1, queue = 1, queue_timeout = '100ms' }}\n"
+    )));
+    let mut first = rig.client();
+    first.send(GET);
+    until("the first is under way", || had.load(Relaxed) == 1);
+    let answer = rig.get("/second");
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(rig.logged("/second")["reason"], "queue_timeout");
+    go.send(()).unwrap();
+    assert_eq!(first.answer().text(), "ok");
+
+    let (server, had, go) = held();
+    let rig = Rig::new(
+        &Setup::new(&[&server])
+            .upstream("concurrency = { requests = 1, queue = 1, queue_timeout = '30s' }"),
+    );
+    let (mut first, mut second) = (rig.client(), rig.client());
+    first.send(GET);
+    until("the first is under way", || had.load(Relaxed) == 1);
+    second.send(GET);
+    until("the second waits", || rig.app().waiting == 1);
+    drop(second);
+    until("nobody waits", || rig.app().waiting == 0);
+    // The first one goes as well: its place is free.
+    drop(first);
+    until("nobody is under way", || rig.app().active == 0);
+    let mut third = rig.client();
+    third.send(GET);
+    until("the third is under way", || had.load(Relaxed) == 2);
+    go.send(()).unwrap();
+    go.send(()).unwrap();
+    assert_eq!(third.answer().text(), "ok");
+}
+
+/// A server that is well or not as a switch says.
+fn switched() -> (Server, Arc<AtomicBool>) {
+    let well = Arc::new(AtomicBool::new(false));
+    let is_well = well.clone();
+    let server = Server::start(move |mut peer| {
+        while peer.request().is_some() {
+            let status = if is_well.load(Relaxed) {
+                "200 OK"
+            } else {
+                "500 Internal Server Error"
+            };
+            let _ = peer.try_send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+        }
+    });
+    (server, well)
+}
+
+#[test]
+fn a_breaker_opens_tries_and_closes() {
+    let (server, well) = switched();
+    let rig = Rig::new(&Setup::new(&[&server]).upstream(
+        "retries = { tries = 1 }\nbreaker = { failure_rate = 0.5, window = 4, open = '300ms', probes = 1 }",
+    ));
+    let state = || rig.app().breaker.unwrap();
+    assert_eq!(state(), "closed");
+    let mut client = rig.client();
+    until("it opens", || {
+        client.get("/");
+        state() == "open"
+    });
+    // It stays open for a while, in which nothing reaches the server.
+    let mut refused = None;
+    until("a request is refused", || {
+        let before = server.requests();
+        let answer = client.get("/open");
+        if answer.status == 503 {
+            assert_eq!(server.requests(), before);
+            refused = Some(answer);
+        }
+        refused.is_some()
+    });
+    assert!(refused.unwrap().header("retry-after").is_some());
+    assert!(rig.refusals("breaker_open") > 0 && rig.app().broken > 0);
+    // A probe that fails opens it again; one that succeeds closes it.
+    let before = server.requests();
+    until("a probe", || {
+        client.get("/");
+        server.requests() > before
+    });
+    assert_eq!(state(), "open");
+    well.store(true, Relaxed);
+    until("it closes", || {
+        client.get("/").status == 200 && state() == "closed"
+    });
+    for _ in 0..20 {
+        assert_eq!(client.get("/").status, 200);
+    }
+}
+
+#[test]
+fn a_server_that_fails_is_left_alone_for_a_while() {
+    let (failing, recovered) = switched();
+    let well = Server::saying("well");
+    let rig = Rig::new(&Setup::new(&[&failing, &well]).upstream(
+        "retries = { tries = 1 }\npassive = { consecutive_errors = 3, eject = '500ms', max_ejected = 0.5 }",
+    ));
+    let mut client = rig.client();
+    until("it is ejected", || {
+        client.get("/");
+        rig.app().servers[0].ejected_ms > 0
+    });
+    assert_eq!(failing.requests(), 3);
+    recovered.store(true, Relaxed);
+    until("it is back", || {
+        client.get("/");
+        failing.requests() > 3
+    });
+    // No more than a share of the group.
+    let (one, _) = switched();
+    let (two, _) = switched();
+    let rig = Rig::new(&Setup::new(&[&one, &two]).upstream(
+        "retries = { tries = 1 }\npassive = { consecutive_errors = 3, eject = '60s', max_ejected = 0.5 }",
+    ));
+    let mut client = rig.client();
+    for _ in 0..30 {
+        assert_eq!(client.get("/").status, 500);
+    }
+    let ejected = rig
+        .app()
+        .servers
+        .iter()
+        .filter(|s| s.ejected_ms > 0)
+        .count();
+    assert_eq!(ejected, 1);
+}
