@@ -161,8 +161,8 @@ async fn wait<F: Front, T>(
     exchange.conn.timer.within(both).await?
 }
 
-fn gone() -> Side {
-    Side::Client(BodyError::Io(std::io::ErrorKind::ConnectionAborted.into()))
+const fn gone() -> Side {
+    Side::Client(BodyError::Broken)
 }
 
 /// A place among the requests under way.
@@ -607,7 +607,7 @@ async fn converse<F: Front>(
             match relay::poll_up(cx, front, link, &mut facts.progress.up) {
                 Poll::Ready(Ok(())) => facts.progress.sent = true,
                 // It may have said why before it hung up.
-                Poll::Ready(Err(Side::Server(_))) => facts.progress.sent = true,
+                Poll::Ready(Err(Side::Server)) => facts.progress.sent = true,
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending if facts.progress.up > before => {
                     timer.set(end.min(slowest(facts.progress.up, Worker::now())));
@@ -675,8 +675,8 @@ async fn converse<F: Front>(
         Ok(Err(Side::Client(BodyError::Reject(reject)))) => {
             Err(Failed::of_client(Refusal::Malformed(reject)))
         }
-        Ok(Err(Side::Client(BodyError::Io(_)))) => Err(Failed::of_client(Refusal::ClientGone)),
-        Ok(Err(Side::Server(_))) => Err(Failed::of_server(Failure::Broken, Refusal::ServerBroke)),
+        Ok(Err(Side::Client(BodyError::Broken))) => Err(Failed::of_client(Refusal::ClientGone)),
+        Ok(Err(Side::Server)) => Err(Failed::of_server(Failure::Broken, Refusal::ServerBroke)),
         Ok(Err(Side::Expired)) | Err(_) => Err(match deadlines.expired(now) {
             Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
             // What has come of the body has been sent: more of it is the client's to send.
@@ -773,7 +773,7 @@ async fn deliver<F: Front>(
         Ok(()) if keep && is_whole && front.has_ended() => Ok(Next::KeepAlive),
         Ok(()) => Ok(Next::Close),
         Err(Side::Client(_)) => Err(Refusal::ClientGone),
-        Err(Side::Server(_)) => Err(Refusal::AnswerBroke),
+        Err(Side::Server) => Err(Refusal::AnswerBroke),
         Err(Side::Expired) if is_upgrade => Ok(Next::Close),
         Err(Side::Expired) => Err(match deadlines.expired(now) {
             Some(Timeout::Request) => Refusal::RequestTimeout,

@@ -20,10 +20,10 @@ use crate::l7::{
 const GATHER: usize = 16 * 1024;
 
 /// Why a body cannot be read to its end.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum BodyError {
     /// The connection broke, or ended before the body did.
-    Io(io::Error),
+    Broken,
     /// It is not as it should be.
     Reject(Reject),
 }
@@ -238,14 +238,14 @@ impl Link {
             self.make_room();
             let is_end = match ready!(self.poll_fill(cx)) {
                 Ok(n) => n == 0,
-                Err(e) => return Poll::Ready(Err(BodyError::Io(e))),
+                Err(_) => return Poll::Ready(Err(BodyError::Broken)),
             };
             if is_end {
                 if matches!(self.coming, Coming::UntilClose) {
                     self.coming = Coming::Done;
                     continue;
                 }
-                return Poll::Ready(Err(BodyError::Io(io::ErrorKind::UnexpectedEof.into())));
+                return Poll::Ready(Err(BodyError::Broken));
             }
         }
     }

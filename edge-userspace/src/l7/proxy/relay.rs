@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    io,
     task::{Context, Poll, ready},
 };
 
@@ -16,12 +15,12 @@ use super::{
 use crate::l7::resilience::{Deadlines, Timeout};
 
 /// Which side ended an exchange.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Side {
     /// The client: it went away, or its body is not as it should be.
     Client(BodyError),
     /// The server, likewise.
-    Server(BodyError),
+    Server,
     /// Nobody did anything for too long.
     Expired,
 }
@@ -32,13 +31,8 @@ impl From<Expired> for Side {
     }
 }
 
-const fn client(e: io::Error) -> Side {
-    Side::Client(BodyError::Io(e))
-}
-
-const fn server(e: io::Error) -> Side {
-    Side::Server(BodyError::Io(e))
-}
+/// The client's connection broke.
+const GONE: Side = Side::Client(BodyError::Broken);
 
 /// Moves the request's body on as far as it goes; ready at its end. Counts its bytes.
 pub(super) fn poll_up<F: Front>(
@@ -50,7 +44,7 @@ pub(super) fn poll_up<F: Front>(
     loop {
         match from.poll_body(cx) {
             Poll::Ready(Ok(true)) => {
-                let n = ready!(to.poll_send(cx, from.data())).map_err(server)?;
+                let n = ready!(to.poll_send(cx, from.data())).map_err(|_| Side::Server)?;
                 from.consume(n);
                 *moved += n as u64;
             }
@@ -62,9 +56,9 @@ pub(super) fn poll_up<F: Front>(
             Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Client(e))),
             Poll::Pending => {
                 if to.has_out()
-                    && let Poll::Ready(Err(e)) = to.poll_drain(cx)
+                    && let Poll::Ready(Err(_)) = to.poll_drain(cx)
                 {
-                    return Poll::Ready(Err(server(e)));
+                    return Poll::Ready(Err(Side::Server));
                 }
                 return Poll::Pending;
             }
@@ -82,7 +76,7 @@ fn poll_down<F: Front>(
     loop {
         match from.poll_body(cx) {
             Poll::Ready(Ok(true)) => {
-                let n = ready!(to.poll_send(cx, from.data())).map_err(client)?;
+                let n = ready!(to.poll_send(cx, from.data())).map_err(|_| GONE)?;
                 from.consume(n);
                 *moved += n as u64;
             }
@@ -91,12 +85,12 @@ fn poll_down<F: Front>(
                 to.finish(trailers, of);
                 return Poll::Ready(Ok(()));
             }
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Server(e))),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Side::Server)),
             Poll::Pending => {
                 if to.has_out()
-                    && let Poll::Ready(Err(e)) = to.poll_drain(cx)
+                    && let Poll::Ready(Err(_)) = to.poll_drain(cx)
                 {
-                    return Poll::Ready(Err(client(e)));
+                    return Poll::Ready(Err(GONE));
                 }
                 return Poll::Pending;
             }
@@ -133,13 +127,13 @@ pub(super) async fn answer<F: Front>(
             is_down = true;
         }
         if is_down {
-            return client_side.poll_drain(cx).map_err(client);
+            return client_side.poll_drain(cx).map_err(|_| GONE);
         }
         if !progress.sent && poll_up(cx, client_side, server_side, &mut progress.up)?.is_ready() {
             progress.sent = true;
         }
         if progress.sent && server_side.has_out() {
-            let _ = server_side.poll_drain(cx).map_err(server)?;
+            let _ = server_side.poll_drain(cx).map_err(|_| Side::Server)?;
         }
         if before != (progress.up, progress.down) {
             deadlines.begin(Timeout::BetweenBytes, Worker::now());
@@ -147,7 +141,7 @@ pub(super) async fn answer<F: Front>(
         }
         // What the server has yet to say, nobody waits for.
         if client_side.has_ended() && client_side.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(client(io::ErrorKind::ConnectionAborted.into())));
+            return Poll::Ready(Err(GONE));
         }
         Poll::Pending
     });
@@ -178,8 +172,8 @@ pub(super) async fn tunnel<F: Front>(
             down = Way::Ending;
         }
         if down == Way::Ending
-            && client_side.poll_drain(cx).map_err(client)?.is_ready()
-            && client_side.poll_close(cx).map_err(client)?.is_ready()
+            && client_side.poll_drain(cx).map_err(|_| GONE)?.is_ready()
+            && client_side.poll_close(cx).map_err(|_| GONE)?.is_ready()
         {
             down = Way::Ended;
         }
@@ -187,11 +181,14 @@ pub(super) async fn tunnel<F: Front>(
             up = Way::Ending;
         }
         if up == Way::Ending
-            && server_side.poll_drain(cx).map_err(server)?.is_ready()
+            && server_side
+                .poll_drain(cx)
+                .map_err(|_| Side::Server)?
+                .is_ready()
             && server_side
                 .stream
                 .poll_shutdown(cx)
-                .map_err(server)?
+                .map_err(|_| Side::Server)?
                 .is_ready()
         {
             up = Way::Ended;

@@ -223,10 +223,10 @@ impl Front for RequestStream {
                     self.data = data;
                     self.is_fresh = true;
                 }
-                Some(Err(e)) => return Poll::Ready(Err(BodyError::Io(io::Error::other(e)))),
+                Some(Err(_)) => return Poll::Ready(Err(BodyError::Broken)),
                 None => {
                     let trailers = ready!(self.body.poll_trailers(cx));
-                    let trailers = trailers.map_err(|e| BodyError::Io(io::Error::other(e)))?;
+                    let trailers = trailers.map_err(|_| BodyError::Broken)?;
                     if let Some(trailers) = trailers {
                         let read = h2::trailers(
                             pairs(&trailers),
