@@ -7,6 +7,7 @@ use super::{
     forward,
     front::{Front, Then},
     relay::Progress,
+    request_head,
     snapshot::Listener,
     worker::{Current, Scratch, Worker},
 };
@@ -274,7 +275,7 @@ impl Exchange<'_> {
                     .rewrite(route, seen.path, rewritten)
                     .map_err(|_| Refusal::Path)?;
                 let mut head = self.conn.worker.out();
-                forward::write_head(self, &seen, path, route, &mut head);
+                request_head::write_head(self, &seen, path, route, &mut head);
                 let done = forward::run(self, front, scratch, route, target, &head).await;
                 self.conn.worker.give_out(head);
                 done

@@ -2,15 +2,15 @@
 
 use std::{
     future::{Future, poll_fn},
-    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
     task::Poll,
 };
 
 use super::{
-    conn::{Conn, arm},
-    exchange::{Exchange, Next, Seen},
+    choice::{hash_key, session},
+    conn::arm,
+    exchange::{Exchange, Next},
     front::Front,
     group::{Group, Places, Server, nanoseconds},
     link::{BodyError, Link},
@@ -20,12 +20,11 @@ use super::{
     worker::{Scratch, Worker},
 };
 use crate::{
-    config::proxy::upstream::{self, HashKey, SendProxy},
+    config::proxy::upstream::{self, SendProxy},
     l7::{
         access_log,
-        balance::{self, Ask, address_key},
-        forwarded,
-        head::{Framing, Known, Limits, Request},
+        balance::Ask,
+        head::{Framing, Limits},
         http1::{Asked, Chunked, parse_response, write},
         proxy_protocol::{self, Addresses},
         refusal::Refusal,
@@ -47,97 +46,6 @@ const ANSWERS: Limits = Limits {
 const TRIED: usize = 8;
 /// Slowest bodies are not looked at before so many nanoseconds.
 const RATE_GRACE: u64 = 5_000_000_000;
-
-/// Writes the head of a request as a server gets it.
-pub(super) fn write_head(
-    exchange: &Exchange<'_>,
-    seen: &Seen<'_>,
-    path: &[u8],
-    route: &Route,
-    out: &mut Vec<u8>,
-) {
-    let Seen { request, bytes, .. } = *seen;
-    let Exchange {
-        conn,
-        listener,
-        facts,
-        ..
-    } = exchange;
-    let rules = &route.request_headers;
-    write::request_line(
-        out,
-        request.method_name.of(bytes),
-        path,
-        request.query(bytes),
-    );
-    write::host(out, request.authority.whole.of(bytes));
-    write::fields(out, bytes, &request.fields, |field| {
-        !field.known.is_forwarding()
-            && !matches!(
-                field.known,
-                // Whoever waits for 100 gets it from here.
-                Known::Expect | Known::XRequestId | Known::Traceparent
-            )
-            && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
-    });
-    let peer = conn.peer.ip();
-    let is_trusted = listener.trusts(peer);
-    let chain = |known| {
-        let values = request.known(bytes, known);
-        values.filter(move |_| is_trusted)
-    };
-    out.extend_from_slice(b"X-Forwarded-For: ");
-    for value in chain(Known::XForwardedFor).filter(|value| !value.is_empty()) {
-        out.extend_from_slice(value);
-        out.extend_from_slice(b", ");
-    }
-    forwarded::address(out, peer);
-    out.extend_from_slice(b"\r\n");
-    let scheme = if conn.is_secure { "https" } else { "http" };
-    let told = chain(Known::XForwardedProto).next();
-    write::field(out, b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
-    let told = chain(Known::XForwardedHost).next();
-    let host = told.unwrap_or(request.authority.whole.of(bytes));
-    write::field(out, b"X-Forwarded-Host", host);
-    // Only where somebody before speaks it.
-    if chain(Known::Forwarded).next().is_some() {
-        out.extend_from_slice(b"Forwarded: ");
-        for value in chain(Known::Forwarded) {
-            out.extend_from_slice(value);
-            out.extend_from_slice(b", ");
-        }
-        forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
-        out.extend_from_slice(b"\r\n");
-    }
-    write::field(out, b"X-Request-Id", &facts.ids.request);
-    traceparent(out, conn, &facts.ids.trace);
-    for (name, value) in rules.added() {
-        write::field(out, name, value);
-    }
-    write::framing(out, request.framing);
-    write::connection(
-        out,
-        write::Connection {
-            upgrade: request.upgrade.map(|span| span.of(bytes)),
-            te_trailers: request.te_trailers,
-            ..write::Connection::default()
-        },
-    );
-    write::end(out);
-}
-
-/// The trace goes on with a span of our own (W3C Trace Context, 3.2). Whether it is sampled is
-/// for those to say who record it.
-fn traceparent(out: &mut Vec<u8>, conn: &Conn, trace: &[u8; 32]) {
-    out.extend_from_slice(b"traceparent: 00-");
-    out.extend_from_slice(trace);
-    out.push(b'-');
-    let span = conn.worker.random() | 1;
-    for i in (0..16).rev() {
-        out.push(b"0123456789abcdef"[(span >> (4 * i)) as usize & 15]);
-    }
-    out.extend_from_slice(b"-01\r\n");
-}
 
 /// Waits for something, as long as the client is there and the request has time.
 async fn wait<F: Front, T>(
@@ -787,59 +695,4 @@ async fn deliver<F: Front>(
 fn deadlines_of_tunnel(listener: &super::snapshot::Listener, group: &Group) -> u64 {
     let longest = listener.config.limits.idle_timeout;
     nanoseconds(longest.max(group.config.timeouts.between_bytes))
-}
-
-/// The server to which a session of the client belongs.
-fn session<F: Front>(
-    exchange: &Exchange<'_>,
-    front: &F,
-    request: &Request,
-    group: &Group,
-) -> Option<u64> {
-    let (name, signer) = group.sticky.as_ref()?;
-    let value = cookie(request, front.bytes(), name)?;
-    let now = exchange.conn.worker.unix_ms(Worker::now()) / 1000;
-    signer.parse(value, now).ok()
-}
-
-/// What a request is hashed by.
-fn hash_key<F: Front>(
-    exchange: &Exchange<'_>,
-    front: &F,
-    request: &Request,
-    group: &Group,
-) -> Option<u64> {
-    let bytes = front.bytes();
-    let value = match &group.config.balance {
-        upstream::Balance::IpHash => {
-            let client: SocketAddr = exchange.facts.client.unwrap_or(exchange.conn.peer);
-            let client: IpAddr = client.ip();
-            return Some(address_key(&group.seed, client));
-        }
-        upstream::Balance::ConsistentHash(HashKey::Header(name)) => {
-            request.values(bytes, name.as_bytes()).next()?
-        }
-        upstream::Balance::ConsistentHash(HashKey::Cookie(name)) => {
-            cookie(request, bytes, name.as_bytes())?
-        }
-        upstream::Balance::ConsistentHash(HashKey::Query(name)) => {
-            let query = request.query(bytes)?;
-            query.split(|b| *b == b'&').find_map(|pair| {
-                let rest = pair.strip_prefix(name.as_bytes())?;
-                rest.strip_prefix(b"=")
-            })?
-        }
-        _ => return None,
-    };
-    Some(balance::key(&group.seed, value))
-}
-
-/// The value of a cookie (RFC 6265, section 5.4).
-fn cookie<'a>(request: &'a Request, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    request.known(bytes, Known::Cookie).find_map(|field| {
-        field.split(|b| *b == b';').find_map(|pair| {
-            let rest = pair.trim_ascii().strip_prefix(name)?;
-            rest.strip_prefix(b"=")
-        })
-    })
 }

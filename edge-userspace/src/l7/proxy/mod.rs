@@ -6,6 +6,7 @@
 //! becomes an answer.
 
 mod buffers;
+mod choice;
 mod conn;
 mod exchange;
 pub mod explain;
@@ -19,6 +20,7 @@ mod log_writer;
 mod pool;
 mod privileges;
 mod relay;
+mod request_head;
 mod snapshot;
 mod stream;
 mod tell;

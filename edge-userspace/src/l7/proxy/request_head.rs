@@ -1,0 +1,98 @@
+//! The head of a request as a server gets it.
+
+use super::{
+    conn::Conn,
+    exchange::{Exchange, Seen},
+};
+use crate::l7::{forwarded, head::Known, http1::write, route::Route};
+
+/// Writes the head of a request as a server gets it.
+pub(super) fn write_head(
+    exchange: &Exchange<'_>,
+    seen: &Seen<'_>,
+    path: &[u8],
+    route: &Route,
+    out: &mut Vec<u8>,
+) {
+    let Seen { request, bytes, .. } = *seen;
+    let Exchange {
+        conn,
+        listener,
+        facts,
+        ..
+    } = exchange;
+    let rules = &route.request_headers;
+    write::request_line(
+        out,
+        request.method_name.of(bytes),
+        path,
+        request.query(bytes),
+    );
+    write::host(out, request.authority.whole.of(bytes));
+    write::fields(out, bytes, &request.fields, |field| {
+        !field.known.is_forwarding()
+            && !matches!(
+                field.known,
+                // Whoever waits for 100 gets it from here.
+                Known::Expect | Known::XRequestId | Known::Traceparent
+            )
+            && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
+    });
+    let peer = conn.peer.ip();
+    let is_trusted = listener.trusts(peer);
+    let chain = |known| {
+        let values = request.known(bytes, known);
+        values.filter(move |_| is_trusted)
+    };
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    for value in chain(Known::XForwardedFor).filter(|value| !value.is_empty()) {
+        out.extend_from_slice(value);
+        out.extend_from_slice(b", ");
+    }
+    forwarded::address(out, peer);
+    out.extend_from_slice(b"\r\n");
+    let scheme = if conn.is_secure { "https" } else { "http" };
+    let told = chain(Known::XForwardedProto).next();
+    write::field(out, b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
+    let told = chain(Known::XForwardedHost).next();
+    let host = told.unwrap_or(request.authority.whole.of(bytes));
+    write::field(out, b"X-Forwarded-Host", host);
+    // Only where somebody before speaks it.
+    if chain(Known::Forwarded).next().is_some() {
+        out.extend_from_slice(b"Forwarded: ");
+        for value in chain(Known::Forwarded) {
+            out.extend_from_slice(value);
+            out.extend_from_slice(b", ");
+        }
+        forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
+        out.extend_from_slice(b"\r\n");
+    }
+    write::field(out, b"X-Request-Id", &facts.ids.request);
+    traceparent(out, conn, &facts.ids.trace);
+    for (name, value) in rules.added() {
+        write::field(out, name, value);
+    }
+    write::framing(out, request.framing);
+    write::connection(
+        out,
+        write::Connection {
+            upgrade: request.upgrade.map(|span| span.of(bytes)),
+            te_trailers: request.te_trailers,
+            ..write::Connection::default()
+        },
+    );
+    write::end(out);
+}
+
+/// The trace goes on with a span of our own (W3C Trace Context, 3.2). Whether it is sampled is
+/// for those to say who record it.
+fn traceparent(out: &mut Vec<u8>, conn: &Conn, trace: &[u8; 32]) {
+    out.extend_from_slice(b"traceparent: 00-");
+    out.extend_from_slice(trace);
+    out.push(b'-');
+    let span = conn.worker.random() | 1;
+    for i in (0..16).rev() {
+        out.push(b"0123456789abcdef"[(span >> (4 * i)) as usize & 15]);
+    }
+    out.extend_from_slice(b"-01\r\n");
+}
