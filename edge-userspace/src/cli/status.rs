@@ -509,7 +509,6 @@ mod tests {
             would_drop,
         };
         Status {
-            proxy: None,
             version: "0.1.0".to_owned(),
             abi_version: 1,
             pid: 42,

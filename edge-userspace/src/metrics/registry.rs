@@ -455,7 +455,6 @@ pub(super) mod tests {
 
     fn status() -> Status {
         Status {
-            proxy: None,
             version: "1.2.3".to_owned(),
             abi_version: 1,
             pid: 7,

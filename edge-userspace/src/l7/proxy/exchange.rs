@@ -128,10 +128,8 @@ impl View for Seen<'_> {
         self.request.query(self.bytes).unwrap_or_default()
     }
 
-    fn any_header(&self, name: &str, mut test: impl FnMut(&[u8]) -> bool) -> bool {
-        self.request
-            .values(self.bytes, name.as_bytes())
-            .any(|value| test(value))
+    fn any_header(&self, name: &str, test: impl FnMut(&[u8]) -> bool) -> bool {
+        self.request.values(self.bytes, name.as_bytes()).any(test)
     }
 }
 

@@ -182,6 +182,7 @@ fn settings(limits: &Limits) -> Builder {
 }
 
 /// What happens on a connection.
+#[expect(clippy::large_enum_variant, reason = "it lives for one turn of a loop")]
 enum Event {
     Request(Request<RecvStream>, SendResponse<Bytes>),
     /// More streams are reset than may be.

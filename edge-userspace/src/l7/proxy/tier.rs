@@ -10,7 +10,7 @@ use std::{
 };
 
 use edge_common::hash::Seed;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tracing::{error, info};
 
 use super::{
@@ -224,7 +224,7 @@ impl View {
 }
 
 struct Seat {
-    orders: UnboundedSender<Order>,
+    orders: Sender<Order>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -488,15 +488,16 @@ impl Tier {
         self.log = log;
         self.proxy = proxy;
         for seat in &self.seats {
-            // A worker that is gone is about to start anew, and looks by itself.
-            let _ = seat.orders.send(Order::Look);
+            // Where there is no room it has been told already, and looks only then. One that is
+            // gone is about to start anew, and looks by itself.
+            let _ = seat.orders.try_send(Order::Look);
         }
     }
 
     fn start(&self) -> Result<Vec<Seat>, TierError> {
         let mut seats = Vec::new();
         for index in 0..self.workers {
-            let (orders, inbox) = unbounded_channel();
+            let (orders, inbox) = channel(ORDERS);
             let shared = self.shared.clone();
             let random = random();
             let thread = thread::Builder::new()
@@ -534,7 +535,7 @@ impl Tier {
     /// Takes no more connections, and lets those that there are end their requests.
     pub fn stop(&mut self) {
         for seat in &self.seats {
-            let _ = seat.orders.send(Order::Stop);
+            let _ = seat.orders.blocking_send(Order::Stop);
         }
         lock(&self.shared.sockets).clear();
         self.watcher = None;
@@ -556,7 +557,7 @@ impl Drop for Tier {
 }
 
 /// A worker's thread: a worker that panics is followed by another one.
-fn sit(index: usize, random: u64, shared: &Shared, mut orders: UnboundedReceiver<Order>) {
+fn sit(index: usize, random: u64, shared: &Shared, mut orders: Receiver<Order>) {
     let take = |held: &mut dyn FnMut(SocketAddr) -> bool| {
         let (snapshot, router) = lock(&shared.current).clone()?;
         let mut sockets = Vec::new();
@@ -585,11 +586,14 @@ fn sit(index: usize, random: u64, shared: &Shared, mut orders: UnboundedReceiver
             Ok(Ended::Panicked) => {}
             Err(e) => {
                 error!("worker {index} of the proxy cannot start: {e}; it is tried again");
-                thread::sleep(Duration::from_secs(1));
+                thread::park_timeout(Duration::from_secs(1));
             }
         }
     }
 }
+
+/// Orders that wait for a worker.
+const ORDERS: usize = 8;
 
 /// How long requests may take to end when the proxy does.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -46,13 +46,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Watcher {
     checks: Checks,
     holds: Arc<Holds>,
-    names: mpsc::Sender<Ask>,
+    names: mpsc::SyncSender<Ask>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// A name to look up, and whom to tell.
-type Ask = (String, u16, mpsc::Sender<(String, u16, Vec<SocketAddr>)>);
+/// A name and a port, and its addresses.
+type Found = (String, u16, Vec<SocketAddr>);
+/// Names to look up, and whom to tell.
+type Ask = (Vec<(String, u16)>, mpsc::SyncSender<Found>);
 
 /// What holds, for the thread.
 #[derive(Default)]
@@ -75,9 +77,9 @@ impl Watcher {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (names, asked) = mpsc::channel::<Ask>();
+        let (names, asked) = mpsc::sync_channel::<Ask>(1);
         let follow = {
-            let (holds, stopped) = (holds.clone(), stopped.clone());
+            let holds = holds.clone();
             let checks = checks.clone();
             move || {
                 runtime.block_on(async move {
@@ -132,16 +134,25 @@ impl Watcher {
             })
             .collect();
         let asked: BTreeSet<&Address> = unknown.iter().map(|server| &server.address).collect();
-        let (answers, answered) = mpsc::channel();
-        for address in &asked {
-            if let Address::Name(name, port) = address {
-                let _ = self.names.send((name.clone(), *port, answers.clone()));
-            }
+        let asked: Vec<(String, u16)> = asked
+            .into_iter()
+            .filter_map(|address| match address {
+                Address::Name(name, port) => Some((name.clone(), *port)),
+                Address::Ip(_) | Address::Unix(_) => None,
+            })
+            .collect();
+        if asked.is_empty() {
+            return;
         }
-        drop(answers);
+        let (answers, answered) = mpsc::sync_channel(asked.len());
+        let wanted = asked.len();
+        // There is room: whoever asked before has waited for the answer, or given up long ago.
+        if self.names.try_send((asked, answers)).is_err() {
+            warn!("names of servers are looked up later: the last ones still are");
+        }
         self.holds.changed.notify_one();
         let until = Instant::now() + PATIENCE;
-        for _ in &asked {
+        for _ in 0..wanted {
             let left = until.saturating_duration_since(Instant::now());
             let Ok((name, port, addresses)) = answered.recv_timeout(left) else {
                 break;
@@ -265,12 +276,17 @@ async fn follow(
                 }
             }
             () = holds.changed.notified() => {
-                while let Ok((name, port, answer)) = asked.try_recv() {
-                    if let Some(resolver) = resolver.clone() {
+                while let Ok((asked, answers)) = asked.try_recv() {
+                    for (name, port) in asked {
+                        let (resolver, answers) = (resolver.clone(), answers.clone());
                         tasks.spawn(async move {
-                            let found = addresses(&resolver, &name, port).await;
+                            let found = match &resolver {
+                                Some(resolver) => addresses(resolver, &name, port).await.ok(),
+                                None => None,
+                            };
                             let found = found.map(|(found, _)| found).unwrap_or_default();
-                            let _ = answer.send((name, port, found));
+                            // There is room for each.
+                            let _ = answers.try_send((name, port, found));
                         });
                     }
                 }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc::UnboundedReceiver,
+    sync::mpsc::Receiver,
     task::{AbortHandle, LocalSet, spawn_local},
 };
 use tracing::{error, warn};
@@ -227,7 +227,7 @@ pub(super) fn run(
     index: usize,
     random: u64,
     give: Give<'_>,
-    orders: &mut UnboundedReceiver<Order>,
+    orders: &mut Receiver<Order>,
     patience: Duration,
 ) -> io::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -266,7 +266,7 @@ pub(super) enum Ended {
 async fn obey(
     worker: &Rc<Worker>,
     give: Give<'_>,
-    orders: &mut UnboundedReceiver<Order>,
+    orders: &mut Receiver<Order>,
     patience: Duration,
 ) {
     let mut accepting = HashMap::new();
