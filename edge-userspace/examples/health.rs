@@ -14,7 +14,7 @@ use std::{
 };
 
 use edge_userspace::{
-    config::balance::{HealthCheck, Probe},
+    config::balance::{HealthCheck, Probe, Through},
     health::{BackendKey, Health, Route, Target, runner},
 };
 use tokio::{net::TcpListener, runtime, sync::watch, time::Instant};
@@ -51,6 +51,7 @@ fn main() {
         rise: 2,
         fall: 3,
         jitter_per_cent: 10,
+        through: Through::Direct,
     });
     let service: Arc<str> = Arc::from("load");
     let target = |at: u64| Target {

@@ -98,9 +98,15 @@ fn errors(requests: &RequestCounts) -> String {
 
 /// The mean of what requests took.
 fn mean(requests: &RequestCounts) -> String {
-    match requests.total() {
-        0 => "-".to_owned(),
-        n => scaled(requests.duration_us as f64 / n as f64 / 1e6, "s"),
+    let total = requests.total();
+    if total == 0 {
+        return "-".to_owned();
+    }
+    let ms = requests.duration_us as f64 / total as f64 / 1e3;
+    // What rounds to a second is one.
+    match ms < 999.5 {
+        true => scaled(ms, "ms"),
+        false => scaled(ms / 1e3, "s"),
     }
 }
 
@@ -303,6 +309,22 @@ app       unix:/run/app.sock  up, EJECTED for 1s, backup              1       2 
 proxy: 2 workers, 0 lines of the access log lost, 8 sources banned
 "
         );
+    }
+
+    #[test]
+    fn a_mean_has_a_fitting_unit() {
+        let mean = |us: u64| {
+            mean(&RequestCounts {
+                classes: [0, 2, 0, 0, 0, 0],
+                duration_us: us * 2,
+                ..RequestCounts::default()
+            })
+        };
+        assert_eq!(
+            [50, 2500, 999_400, 999_600, 12_500_000].map(mean),
+            ["0.05 ms", "2.50 ms", "999 ms", "1.00 s", "12.5 s"]
+        );
+        assert_eq!(super::mean(&RequestCounts::default()), "-");
     }
 
     #[test]

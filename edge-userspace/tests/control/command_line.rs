@@ -17,7 +17,6 @@ use std::{
 
 use edge_common::{addr::Prefix, decide::Standing, reason::Reason};
 use edge_userspace::{
-    config::RouteDescription,
     control::{
         protocol::{
             Addition, Comparison, Entry, Event, Failure, FailureKind, Limits, List, Lookup, Origin,
@@ -25,17 +24,18 @@ use edge_userspace::{
         },
         server::{Bounds, Handler, Reply},
     },
-    l7::proxy::explain,
     status::{
         Source, Status,
         attack::{Attack, Change, Kind, KindCount, Notice, Remedy},
-        proxy::{ProxyStatus, RequestCounts, ServerStatus, UpstreamStatus},
-        route::RouteEntry,
+        proxy::ProxyStatus,
     },
 };
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, until};
+use crate::{
+    proxy,
+    rig::{Rig, until},
+};
 
 /// Both lists in memory.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Source for Lists {
         Status {
             version: "0.0.0-test".to_owned(),
             proxy: Some(ProxyStatus {
-                upstreams: vec![upstream(ServerChange::Undrain {})],
+                upstreams: vec![proxy::upstream(ServerChange::Undrain {})],
                 ..ProxyStatus::default()
             }),
             ..Status::default()
@@ -160,89 +160,14 @@ impl Lists {
                     "there is no such backend",
                 ));
             }
-            Request::Upstream {
-                ref name,
-                ref server,
-                ..
-            } if (name, server) != (&app().0, &app().1) => {
-                return Err(Failure::new(
-                    FailureKind::Invalid,
-                    "there is no such server",
-                ));
-            }
-            Request::Upstream { change, .. } => {
-                self.changes.lock().unwrap().push(change);
-                Response::Upstream(Box::new(upstream(change)))
-            }
-            Request::Routes {} => Response::Routes(vec![RouteEntry {
-                route: RouteDescription {
-                    route: "api".to_owned(),
-                    listeners: vec!["web".to_owned()],
-                    path: "/api/".to_owned(),
-                    action: "app".to_owned(),
-                    ..RouteDescription::default()
-                },
-                requests: RequestCounts {
-                    classes: [0, 7, 0, 0, 2, 0],
-                    ..RequestCounts::default()
-                },
-            }]),
-            Request::RouteTest(question) => {
-                let file = Path::new("edge.toml");
-                let checked = edge_userspace::config::parse(ROUTES, file, 4_000_000).unwrap();
-                let answers = explain::answer_of(&checked.model.proxy, &question);
-                let answers =
-                    answers.map_err(|e| Failure::new(FailureKind::Invalid, e.to_string()))?;
-                Response::RouteTest(answers)
+            Request::Upstream { .. } | Request::Routes {} | Request::RouteTest(_) => {
+                return proxy::answer(request, &mut self.changes.lock().unwrap());
             }
             Request::SetLimit(set) => {
                 self.set.lock().unwrap().push(set);
                 Response::Limits(limits())
             }
         })
-    }
-}
-
-/// A configuration with a route.
-pub(crate) const ROUTES: &str = "\
-interfaces = ['eth0']
-[[listener]]
-name = 'web'
-addresses = ['127.0.0.1:80']
-[[upstream]]
-name = 'app'
-[[upstream.server]]
-address = '10.0.0.1:80'
-[[route]]
-name = 'api'
-path = { prefix = '/api/' }
-methods = ['POST']
-upstream = 'app'
-rewrite = { prefix = '/' }
-";
-
-fn app() -> (String, String) {
-    ("app".to_owned(), "10.0.0.1:80".to_owned())
-}
-
-/// The upstream after a change.
-fn upstream(change: ServerChange) -> UpstreamStatus {
-    let (name, address) = app();
-    UpstreamStatus {
-        name,
-        balance: "round-robin".to_owned(),
-        servers: vec![ServerStatus {
-            address,
-            weight: match change {
-                ServerChange::Weight { weight } => weight.into(),
-                _ => 1,
-            },
-            up: true,
-            draining: change == ServerChange::Drain {},
-            active: 3,
-            ..ServerStatus::default()
-        }],
-        ..UpstreamStatus::default()
     }
 }
 

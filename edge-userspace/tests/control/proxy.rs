@@ -2,9 +2,92 @@
 
 use std::path::Path;
 
-use edge_userspace::control::protocol::ServerChange;
+use edge_userspace::{
+    config::{self, RouteDescription},
+    control::protocol::{Failure, FailureKind, Request, Response, ServerChange},
+    l7::proxy::explain,
+    status::{
+        proxy::{RequestCounts, ServerStatus, UpstreamStatus},
+        route::RouteEntry,
+    },
+};
 
-use crate::command_line::{ROUTES, json, rig, run};
+use crate::command_line::{json, rig, run};
+
+/// A configuration with a route.
+const ROUTES: &str = "\
+interfaces = ['eth0']
+[[listener]]
+name = 'web'
+addresses = ['127.0.0.1:80']
+[[upstream]]
+name = 'app'
+[[upstream.server]]
+address = '10.0.0.1:80'
+[[route]]
+name = 'api'
+path = { prefix = '/api/' }
+methods = ['POST']
+upstream = 'app'
+rewrite = { prefix = '/' }
+";
+
+/// What the engine answers of the proxy.
+pub(crate) fn answer(
+    request: Request,
+    changes: &mut Vec<ServerChange>,
+) -> Result<Response, Failure> {
+    let invalid = |text: String| Failure::new(FailureKind::Invalid, text);
+    match request {
+        Request::Upstream { server, change, .. } => {
+            let upstream = upstream(change);
+            if server != upstream.servers[0].address {
+                return Err(invalid("there is no such server".to_owned()));
+            }
+            changes.push(change);
+            Ok(Response::Upstream(Box::new(upstream)))
+        }
+        Request::RouteTest(question) => {
+            let checked = config::parse(ROUTES, Path::new("edge.toml"), 4_000_000).unwrap();
+            let answers = explain::answer_of(&checked.model.proxy, &question);
+            let answers = answers.map_err(|e| invalid(e.to_string()))?;
+            Ok(Response::RouteTest(answers))
+        }
+        _ => Ok(Response::Routes(vec![RouteEntry {
+            route: RouteDescription {
+                route: "api".to_owned(),
+                listeners: vec!["web".to_owned()],
+                path: "/api/".to_owned(),
+                action: "app".to_owned(),
+                ..RouteDescription::default()
+            },
+            requests: RequestCounts {
+                classes: [0, 7, 0, 0, 2, 0],
+                ..RequestCounts::default()
+            },
+        }])),
+    }
+}
+
+/// The upstream after a change.
+pub(crate) fn upstream(change: ServerChange) -> UpstreamStatus {
+    UpstreamStatus {
+        name: "app".to_owned(),
+        balance: "round-robin".to_owned(),
+        servers: vec![ServerStatus {
+            address: "10.0.0.1:80".to_owned(),
+            weight: match change {
+                ServerChange::Weight { weight } => weight.into(),
+                _ => 1,
+            },
+            up: true,
+            draining: change == ServerChange::Drain {},
+            active: 3,
+            ..ServerStatus::default()
+        }],
+        ..UpstreamStatus::default()
+    }
+}
 
 #[test]
 fn upstreams_are_listed_and_their_servers_changed() {

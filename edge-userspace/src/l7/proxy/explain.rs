@@ -379,7 +379,7 @@ mod tests {
             split = [{ upstream = 'app', weight = 3 }, { upstream = 'canary', weight = 1 }]
             rewrite = { prefix = '/' }
             request_headers = { set = { x-a = '1' }, remove = ['x-b'] }
-            timeouts = { request = '20s' }
+            timeouts = { request = '40s' }
             [[route]]
             name = 'beta'
             headers = [{ name = 'x-beta', value = '1' }]
@@ -428,7 +428,7 @@ mod tests {
         let shares: Vec<_> = shares
             .map(|s| (s.upstream.as_str(), s.share, s.request_ms))
             .collect();
-        assert_eq!(shares, [("app", 0.75, 20_000), ("canary", 0.25, 20_000)]);
+        assert_eq!(shares, [("app", 0.75, 40_000), ("canary", 0.25, 40_000)]);
         let places = forward.upstreams[0].concurrency.unwrap();
         assert_eq!(places.requests, 5);
     }
