@@ -1,7 +1,7 @@
 //! The proxy behind the firewall, with real servers and clients.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -12,10 +12,12 @@ use edge_tests::lab::{Lab, Link};
 use edge_tests::server::Nginx;
 use edge_tests::wait;
 
-const TLS: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../edge-userspace/tests/health/tls"
-);
+/// The directory of a certificate and its key.
+fn tls() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let there = here.join("../edge-userspace/tests/health/tls");
+    there.canonicalize().expect("the directory")
+}
 
 /// Where the proxy listens, on every link of the host.
 const HTTP: u16 = 8080;
@@ -25,8 +27,7 @@ const HTTPS: u16 = 8443;
 /// behind the first, where the firewall is. `root` is what stands before all tables, `listener`
 /// are keys of the listener, `routes` go before the one that takes everything.
 fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> String {
-    let certificate = Path::new(TLS);
-    let (cert, key) = (certificate.join("v3.pem"), certificate.join("key.pem"));
+    let (cert, key) = (tls().join("v3.pem"), tls().join("key.pem"));
     let servers: String = (1..3)
         .map(|n| {
             format!(
@@ -254,7 +255,7 @@ fn what_cannot_be_put_into_force_leaves_the_former_configuration() {
     let _taken = lab.host.inside(|| TcpListener::bind(taken).unwrap());
     let rubbish = edge.file("rubbish.pem");
     std::fs::write(&rubbish, "no certificate\n").unwrap();
-    let certificate = format!("{TLS}/v3.pem");
+    let certificate = tls().join("v3.pem").display().to_string();
     for (text, named) in [
         (
             format!("{good}[[listener]]\nname = \"more\"\naddresses = [\"{taken}\"]\n"),
