@@ -169,7 +169,7 @@ fn servers_get_a_header_of_the_proxy_protocol() {
 fn a_server_may_be_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::unix(&directory.path().join("s"), |peer| {
-        say(peer, "200 OK", "by file")
+        say(peer, "200 OK", "by file");
     });
     let rig = Rig::new(&Setup::new(&[&server]));
     let mut client = rig.client();
@@ -313,7 +313,12 @@ fn clients_get_the_certificate_of_the_name_they_ask_for() {
     }
     // The first one is for everybody else, whom it does not please.
     let error = shake(&rig, &config, "c.example").map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("not valid for name \"c.example\""), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("not valid for name \"c.example\""),
+        "{error}"
+    );
     // What is no TLS.
     let mut client = rig.client();
     client.send(GET);
