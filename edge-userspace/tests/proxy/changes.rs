@@ -153,7 +153,6 @@ fn what_cannot_be_put_into_force_changes_nothing() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap();
     let text = setup
-        .clone()
         .upstream("balance = 'weighted-round-robin'\nretries = { tries = 2 }")
         .text(rig.port.at, &rig.log())
         // The first server gets nothing any more.
@@ -189,12 +188,7 @@ fn the_number_of_workers_is_that_of_the_start() {
     let server = Server::saying("ok");
     let setup = Setup::new(&[&server]);
     let mut rig = Rig::new(&setup);
-    let proxy = proxy_of(
-        &setup
-            .clone()
-            .proxy("workers = 2")
-            .text(rig.port.at, &rig.log()),
-    );
+    let proxy = proxy_of(&setup.proxy("workers = 2").text(rig.port.at, &rig.log()));
     let error = rig
         .tier
         .prepare(&proxy)

@@ -169,7 +169,7 @@ fn servers_get_a_header_of_the_proxy_protocol() {
 fn a_server_may_be_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::unix(&directory.path().join("s"), |peer| {
-        say(peer, "200 OK", "by file")
+        say(peer, "200 OK", "by file");
     });
     let rig = Rig::new(&Setup::new(&[&server]));
     let mut client = rig.client();

@@ -48,7 +48,7 @@ fn nobody() -> String {
 #[test]
 fn another_server_is_tried() {
     for failing in [
-        Server::start(|peer| drop(peer)),
+        Server::start(drop),
         Server::start(|mut peer| {
             peer.request();
         }),

@@ -49,6 +49,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// All that came by a connection.
+type Seen = Arc<Mutex<Vec<u8>>>;
+
 /// What bytes go by.
 pub(crate) trait Wire: Read + Write + Send {}
 impl<T: Read + Write + Send> Wire for T {}
@@ -61,7 +64,7 @@ pub(crate) struct Peer {
     /// What came and was not taken.
     pending: Vec<u8>,
     /// All that came.
-    seen: Arc<Mutex<Vec<u8>>>,
+    seen: Seen,
 }
 
 /// An answer, as a client reads it.
@@ -283,7 +286,7 @@ impl Peer {
 pub(crate) struct Server {
     pub(crate) address: String,
     /// All that came, by connection.
-    seen: Arc<Mutex<Vec<Arc<Mutex<Vec<u8>>>>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Server {
@@ -350,7 +353,7 @@ impl Server {
     /// All that came, by connection.
     pub(crate) fn seen(&self) -> Vec<String> {
         let all = lock(&self.seen);
-        let text = |seen: &Arc<Mutex<Vec<u8>>>| String::from_utf8_lossy(&lock(seen)).into_owned();
+        let text = |seen: &Seen| String::from_utf8_lossy(&lock(seen)).into_owned();
         all.iter().map(text).collect()
     }
 
