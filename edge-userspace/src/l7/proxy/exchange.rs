@@ -103,7 +103,10 @@ impl<'a> Seen<'a> {
         let (bytes, request) = (self.bytes, self.request);
         location.extend_from_slice(b"https://");
         location.extend_from_slice(request.host(bytes));
-        location.extend_from_slice(request.path(bytes));
+        // `OPTIONS *` is about the server as a whole.
+        if !request.asterisk {
+            location.extend_from_slice(request.path(bytes));
+        }
         if let Some(query) = request.query(bytes) {
             location.push(b'?');
             location.extend_from_slice(query);

@@ -29,7 +29,8 @@ use crate::{
         proxy_protocol::{self, Addresses},
         refusal::Refusal,
         resilience::{
-            Deadlines, Entry, Failure, Permit, Replay, RetryPolicy, Sample, Timeout, Timeouts,
+            Admission, Deadlines, Entry, Failure, Permit, Replay, RetryPolicy, Sample, Timeout,
+            Timeouts,
         },
         route::{Route, Target},
     },
@@ -141,7 +142,7 @@ pub(super) async fn run<F: Front>(
     }
     let _places = places?;
     let now = Worker::now();
-    let admission = match &group.breaker {
+    let mut admission = match &group.breaker {
         Some(breaker) => match breaker.admit(now) {
             Ok(admission) => Some(admission),
             Err(_) => {
@@ -160,13 +161,13 @@ pub(super) async fn run<F: Front>(
         target,
         group,
         head,
+        &mut admission,
         &mut deadlines,
     )
     .await;
     if let Some(admission) = admission {
         match &answered {
             Err(Refusal::ClientGone | Refusal::BodyTimeout | Refusal::Malformed(_)) => {}
-            Ok(_) if exchange.facts.status < 500 => admission.succeeded(),
             _ => admission.failed(Worker::now()),
         }
     }
@@ -192,6 +193,7 @@ async fn tries<F: Front>(
     target: &Target,
     group: &Arc<Group>,
     head: &[u8],
+    admission: &mut Option<Admission<'_>>,
     deadlines: &mut Deadlines,
 ) -> Result<Next, Refusal> {
     let worker = exchange.conn.worker.clone();
@@ -303,6 +305,14 @@ async fn tries<F: Front>(
             Ok(answer) => answer,
             Err(failed) => return Err(failed.refusal),
         };
+        // What the breaker wants to know is known: a download or a tunnel may take for ever.
+        if let Some(admission) = admission.take() {
+            if answer.status < 500 {
+                admission.succeeded();
+            } else {
+                admission.failed(Worker::now());
+            }
+        }
         let sticky = group
             .sticky
             .as_ref()
