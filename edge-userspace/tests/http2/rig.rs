@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -52,13 +52,18 @@ pub(crate) struct Rig {
     pub(crate) told: Receiver<Told>,
     pub(crate) bans: Arc<Mutex<Vec<Ban>>>,
     /// Waiting requests for `/wait` are answered once something is sent.
-    pub(crate) go: Sender<()>,
+    pub(crate) go: SyncSender<()>,
 }
 
 impl Rig {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "tests make them where they are given"
+    )]
     pub(crate) fn new(limits: Limits) -> Self {
-        let (tell, told) = channel();
-        let (go, wait) = channel();
+        // As many as a test asks for at once, and more.
+        let (tell, told) = sync_channel(1024);
+        let (go, wait) = sync_channel(1024);
         let upstream = upstream(tell, wait);
         let bans = Arc::new(Mutex::new(Vec::new()));
         // The port may be somebody else's before it is ours.
@@ -112,6 +117,10 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "{what}: not in time");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place: it looks again afterwards"
+        )]
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -176,7 +185,7 @@ fn proxy(address: SocketAddr, upstream: SocketAddr, limits: Limits) -> Proxy {
 }
 
 /// A server of HTTP/1.1, a thread for each connection.
-fn upstream(tell: Sender<Told>, wait: Receiver<()>) -> SocketAddr {
+fn upstream(tell: SyncSender<Told>, wait: Receiver<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let wait = Arc::new(Mutex::new(wait));
@@ -201,7 +210,7 @@ fn upstream(tell: Sender<Told>, wait: Receiver<()>) -> SocketAddr {
 fn answer(
     stream: &mut TcpStream,
     seen: Seen,
-    tell: &Sender<Told>,
+    tell: &SyncSender<Told>,
     wait: &Mutex<Receiver<()>>,
 ) -> io::Result<bool> {
     let path = seen.head.split(' ').nth(1).unwrap_or_default().to_owned();

@@ -94,7 +94,7 @@ pub(super) struct Worker {
     random: Cell<u64>,
     /// Unix time less monotonic time, milliseconds, as of the last tick.
     wall: Cell<u64>,
-    scratch: RefCell<Vec<Box<Scratch>>>,
+    scratch: RefCell<Vec<Scratch>>,
     outs: RefCell<Vec<Vec<u8>>>,
     /// Lines of the log that were not handed over, and how many.
     log: RefCell<(Vec<u8>, u64)>,
@@ -151,12 +151,12 @@ impl Worker {
     }
 
     /// Memory for a request.
-    pub(super) fn scratch(&self) -> Box<Scratch> {
+    pub(super) fn scratch(&self) -> Scratch {
         self.scratch.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Gives it back.
-    pub(super) fn give_scratch(&self, scratch: Box<Scratch>) {
+    pub(super) fn give_scratch(&self, scratch: Scratch) {
         let mut kept = self.scratch.borrow_mut();
         if kept.len() < KEPT {
             kept.push(scratch);
