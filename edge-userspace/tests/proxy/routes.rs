@@ -99,6 +99,8 @@ fn paths_and_headers_are_rewritten() {
         "[[route]]\nname = 'p'\npath = { prefix = '/api/' }\nupstream = 'app'\nrewrite = { prefix = '/v1/' }\n\
          request_headers = { set = { x-set = 'new' }, add = { x-add = 'more' }, remove = ['x-gone'] }\n\
          response_headers = { set = { server = 'edge' }, add = { x-also = 'this' }, remove = ['content-type'] }\n\
+         [[route]]\nname = 'h'\npath = { exact = '/named' }\nupstream = 'app'\n\
+         request_headers = { set = { host = 'inside:80' } }\n\
          [[route]]\nname = 'x'\npath = { regex = '/user/([0-9]+)' }\nupstream = 'app'\n\
          rewrite = { regex = '/user/([0-9]+)', to = '/u/$1/show' }\n",
     ));
@@ -115,6 +117,12 @@ fn paths_and_headers_are_rewritten() {
         "{text}"
     );
     assert!(text.contains("x-add: more\r\n"), "{text}");
+    // A name for the server takes the place of the client's: two would be read in two ways.
+    let answer = client.get("/named");
+    let named = answer.text();
+    let hosts = named.to_ascii_lowercase().matches("\r\nhost: ").count();
+    assert_eq!(hosts, 1, "{named}");
+    assert!(named.contains("\r\nHost: inside:80\r\n"), "{named}");
     assert_eq!(answer.header("server"), Some("edge"));
     assert_eq!(answer.header("x-also"), Some("this"));
     let answer = client.get("/user/42?x");

@@ -117,19 +117,16 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
-    /// HTTP/2: by ALPN with TLS, by prior knowledge without.
-    Http2,
 }
 
 impl Protocol {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::Http1];
 
     /// The word for it in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Http1 => "http1",
-            Self::Http2 => "http2",
         }
     }
 }

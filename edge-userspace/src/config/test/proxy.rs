@@ -110,7 +110,7 @@ fn everything_is_taken_over() {
         tls = { certificates = [{ cert = '/a.pem', key = '/a.key' }], min_version = '1.3', client_ca = '/ca.pem', client_auth = 'required', tickets = false }\n\
         limits = { header_timeout = '1s', header_bytes = '8KiB', body_bytes = '1MiB', min_rate = '1kB', h2_streams = 7 }\n\
         [[upstream]]\nname = 'app'\nbalance = 'consistent-hash'\nhash = { header = 'X-User' }\nsticky = { cookie = 'edge', ttl = '1h' }\n\
-        protocol = 'http2'\ntls = { ca = '/ca.pem', sni = 'App.internal', cert = '/c.pem', key = '/c.key' }\n\
+        protocol = 'http1'\ntls = { ca = '/ca.pem', sni = 'App.internal', cert = '/c.pem', key = '/c.key' }\n\
         keep_alive = { connections = 3, idle = '5s' }\nhealth = { kind = 'http', path = '/healthz' }\npassive = { max_ejected = 0.25 }\n\
         panic_threshold = 0.333\nconcurrency = { requests = 5 }\nbreaker = { failure_rate = 0.75 }\nretries = { tries = 2, budget = 0 }\n\
         timeouts = { request = '10s', connect = '100ms' }\nslow_start = '5s'\n\
@@ -226,7 +226,7 @@ fn everything_is_taken_over() {
         "workers     2",
         "access log  /var/log/a (logfmt)",
         "web              http/1.1 h2 tls   require                10000   192.0.2.10:443, [2001:db8::10]:443",
-        "app              http2 tls   consistent-hash              2         0   http         2       10s",
+        "app              http1 tls   consistent-hash              2         0   http         2       10s",
         "r                web              example.com,*.example.com,[::1] /api/                         3   b 5/5, app 0/5",
     ] {
         assert!(described.contains(line), "{line} in\n{described}");

@@ -28,7 +28,10 @@ pub(super) fn write_head(
         path,
         request.query(bytes),
     );
-    write::host(out, request.authority.whole.of(bytes));
+    // There is one, whoever it is by.
+    let own_host = rules.added().iter().find(|(name, _)| **name == *b"host");
+    let host = own_host.map_or(request.authority.whole.of(bytes), |(_, value)| value);
+    write::host(out, host);
     write::fields(out, bytes, &request.fields, |field| {
         !field.known.is_forwarding()
             && !matches!(
@@ -70,7 +73,9 @@ pub(super) fn write_head(
     write::field(out, b"X-Request-Id", &facts.ids.request);
     traceparent(out, conn, &facts.ids.trace);
     for (name, value) in rules.added() {
-        write::field(out, name, value);
+        if **name != *b"host" {
+            write::field(out, name, value);
+        }
     }
     write::framing(out, request.framing);
     write::connection(

@@ -261,8 +261,8 @@ fn upstreams_that_cannot_be_are_refused() {
             "upstream[0].tls.sni: missing; a Unix socket has no name",
         ),
         (
-            with_upstream("proxy_protocol = 'v2'\nprotocol = 'http2'"),
-            "an HTTP/2 connection carries requests of many clients",
+            with_upstream("protocol = 'http2'"),
+            "upstream[0].protocol = 'http2'",
         ),
         (
             with_upstream("proxy_protocol = 'v2'\nkeep_alive = { connections = 1 }"),

@@ -14,7 +14,7 @@ use crate::config::{
         listener::Certificate,
         upstream::{
             Address, Balance, Breaker, Concurrency, HashKey, KeepAlive, MAX_SERVERS, MAX_WEIGHT,
-            Passive, Protocol, Retries, SendProxy, Server, Sticky, Timeouts, Tls,
+            Passive, Retries, SendProxy, Server, Sticky, Timeouts, Tls,
         },
     },
     quantity::{Count, Share, spelt},
@@ -53,28 +53,32 @@ pub(super) fn upstreams(list: &[raw::Upstream], report: &mut Report<'_>) -> Vec<
     }
     let mut names = BTreeMap::new();
     let upstreams = list.iter().enumerate().map(|(i, raw)| {
-        let name = name(raw.name.as_ref(), &raw.place, ("upstream", i), &mut names, report);
+        let name = name(
+            raw.name.as_ref(),
+            &raw.place,
+            ("upstream", i),
+            &mut names,
+            report,
+        );
         let servers = servers(raw, report);
         let timeouts = timeouts(raw.timeouts.as_ref(), report);
         let balance = balance(raw, &servers, report);
         let proxy_protocol = raw.proxy_protocol.unwrap_or_default();
         let protocol = raw.protocol.unwrap_or_default();
-        if proxy_protocol != SendProxy::Off && protocol == Protocol::Http2 {
-            report.problem_without_value(
-                &raw.place.child("proxy_protocol"),
-                "an HTTP/2 connection carries requests of many clients, and this names one; remove it, or set protocol = \"http1\"",
-            );
-        }
         Upstream {
             balance,
             sticky: raw.sticky.as_ref().and_then(|s| sticky(s, report)),
             protocol,
             tls: raw.tls.as_ref().map(|tls| tls_of(tls, &servers, report)),
             keep_alive: keep_alive(raw, proxy_protocol, report),
-            health: raw.health.as_ref().and_then(|h| health_of(h, &servers, report)),
+            health: raw
+                .health
+                .as_ref()
+                .and_then(|h| health_of(h, &servers, report)),
             passive: raw.passive.as_ref().map(|p| passive(p, report)),
             panic_permille: share(raw.panic_threshold.as_ref(), PANIC_PERMILLE, 0, report),
-            concurrency: (raw.concurrency.as_ref()).map(|c| concurrency(c, timeouts.request, report)),
+            concurrency: (raw.concurrency.as_ref())
+                .map(|c| concurrency(c, timeouts.request, report)),
             breaker: raw.breaker.as_ref().map(|b| breaker(b, report)),
             retries: retries(raw.retries.as_ref(), report),
             timeouts,
