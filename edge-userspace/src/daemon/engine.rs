@@ -266,7 +266,7 @@ impl Engine {
     fn ban(&mut self, ban: &Ban) {
         let now = Now::read();
         let is_spared = |entry: &EntryView| entry.list != List::Black;
-        match self.policy.lookup(ban.source.addr(), now) {
+        match self.policy.lookup(ban.address, now) {
             Ok(entries) if entries.iter().any(is_spared) => return,
             Ok(_) => {}
             Err(e) => error!("cannot look up {}: {e}", ban.source),

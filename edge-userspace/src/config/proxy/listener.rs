@@ -139,7 +139,7 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a connection may be without a request.
     pub idle_timeout: Duration,
-    /// Between two pieces of a body, and for a client to take a piece of the answer.
+    /// Between two pieces of the body of a request, and for an answer of our own to be taken.
     pub body_timeout: Duration,
     /// Bytes of a head.
     pub header_bytes: u32,

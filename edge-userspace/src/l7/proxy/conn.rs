@@ -136,14 +136,14 @@ async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
     conn.timer.set_idle(Worker::now().saturating_add(patience));
     let beginning = async {
         let mut seen = [0; PREFACE.len()];
-        let mut had = 0;
+        let mut more = More::default();
         loop {
             let n = stream.peek(&mut seen).await?;
             let is_alike = n > 0 && PREFACE.starts_with(seen.get(..n).unwrap_or_default());
             if !is_alike || n == PREFACE.len() {
                 return Ok(is_alike);
             }
-            wait_for_more(n, &mut had).await;
+            more.wait(n).await;
         }
     };
     match conn.timer.within(beginning).await {
@@ -155,11 +155,22 @@ async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
 }
 
 /// What was peeked at stays readable, so nothing tells when there is more of it.
-async fn wait_for_more(n: usize, had: &mut usize) {
-    if n == *had {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+#[derive(Debug, Default)]
+struct More {
+    had: usize,
+    looks: u32,
+}
+
+impl More {
+    /// Waits after a look that found so many bytes, longer each time when it is not more.
+    async fn wait(&mut self, n: usize) {
+        if n == self.had {
+            let pause = std::time::Duration::from_millis(5 << self.looks.min(6));
+            self.looks += 1;
+            tokio::time::sleep(pause).await;
+        }
+        self.had = n;
     }
-    *had = n;
 }
 
 /// Reads the header of the PROXY protocol, if the peer may send one.
@@ -178,7 +189,7 @@ async fn preface(
     }
     // Bytes behind the header are somebody else's: they are looked at, and only the header is taken.
     let mut seen = vec![0; proxy_protocol::MAX_LEN];
-    let mut had = 0;
+    let mut more = More::default();
     loop {
         let n = stream.peek(&mut seen).await?;
         if n == 0 {
@@ -195,7 +206,7 @@ async fn preface(
             Err(proxy_protocol::Error::Absent) if !is_required => return Ok(None),
             Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e.name())),
         }
-        wait_for_more(n, &mut had).await;
+        more.wait(n).await;
     }
 }
 
@@ -207,14 +218,22 @@ async fn http1(conn: &Conn, stream: Stream) {
     let mut served = 0;
     // What came with the end of a handshake is in the session already.
     let mut may_be_there = conn.is_secure;
+    let mut waits_after = None;
     loop {
-        // The first request has less time than those that follow.
-        let patience = if served == 0 {
-            nanoseconds(limits.header_timeout)
-        } else {
-            idle
-        };
-        conn.timer.set_idle(Worker::now().saturating_add(patience));
+        if conn.worker.is_stopping() {
+            return;
+        }
+        // Once for each wait: a piece of a record of TLS wakes it, and is no request.
+        if waits_after != Some(served) {
+            waits_after = Some(served);
+            // The first request has less time than those that follow.
+            let patience = if served == 0 {
+                nanoseconds(limits.header_timeout)
+            } else {
+                idle
+            };
+            conn.timer.set_idle(Worker::now().saturating_add(patience));
+        }
         if !may_be_there && !matches!(conn.timer.within(stream.readable()).await, Ok(Ok(()))) {
             return;
         }

@@ -58,6 +58,10 @@ pub(super) struct Facts {
 pub(super) struct Ids {
     pub(super) request: [u8; 32],
     pub(super) trace: [u8; 32],
+    /// Flags of the trace; that it is not sampled where it begins here, for nobody records it.
+    pub(super) flags: [u8; 2],
+    /// Whether the trace came with the request.
+    pub(super) is_traced: bool,
 }
 
 impl Default for Ids {
@@ -65,6 +69,8 @@ impl Default for Ids {
         Self {
             request: [b'0'; 32],
             trace: [b'0'; 32],
+            flags: *b"00",
+            is_traced: false,
         }
     }
 }
@@ -75,12 +81,15 @@ pub(super) struct Seen<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) host: &'a [u8],
     pub(super) path: &'a [u8],
+    /// Whether what the request says of its way here is believed.
+    is_trusted: bool,
 }
 
 impl<'a> Seen<'a> {
-    /// Host and path are in the buffers where they are not what the client wrote.
+    /// Host and path are in the buffers where they are not what the client wrote. `is_trusted`
+    /// tells whether it came by a proxy that is trusted.
     pub(super) fn new(
-        request: &'a Request,
+        (request, is_trusted): (&'a Request, bool),
         bytes: &'a [u8],
         host: &'a mut Vec<u8>,
         path: &'a mut Vec<u8>,
@@ -95,6 +104,7 @@ impl<'a> Seen<'a> {
             },
             request,
             bytes,
+            is_trusted,
         })
     }
 
@@ -132,7 +142,21 @@ impl View for Seen<'_> {
     }
 
     fn any_header(&self, name: &str, test: impl FnMut(&[u8]) -> bool) -> bool {
-        self.request.values(self.bytes, name.as_bytes()).any(test)
+        // As the server sees them: what ends here, or is said by anybody, counts for nothing.
+        let fields = self
+            .request
+            .fields
+            .iter()
+            .filter(|field| field.kept && (self.is_trusted || !field.known.is_forwarding()));
+        fields
+            .filter(|field| {
+                field
+                    .name
+                    .of(self.bytes)
+                    .eq_ignore_ascii_case(name.as_bytes())
+            })
+            .map(|field| field.value.of(self.bytes))
+            .any(test)
     }
 }
 
@@ -252,7 +276,8 @@ impl Exchange<'_> {
             ..
         } = scratch;
         let bytes = front.bytes();
-        let seen = Seen::new(request, bytes, host, path)?;
+        let is_trusted = self.listener.trusts(self.conn.peer.ip());
+        let seen = Seen::new((request, is_trusted), bytes, host, path)?;
         if self.listener.config.redirect_https {
             if seen.host.is_empty() {
                 return Err(Reject::HostMissing.into());
@@ -475,25 +500,35 @@ impl Ids {
             .and_then(|id| <[u8; 32]>::try_from(id).ok())
             .filter(|id| id.iter().all(u8::is_ascii_hexdigit));
         let trace = request.known(bytes, Known::Traceparent).next();
+        let trace = trace.and_then(trace_of);
         Self {
             request: request_id.unwrap_or_else(fresh),
-            trace: trace.and_then(trace_id).unwrap_or_else(fresh),
+            trace: trace.map_or_else(fresh, |(trace, _)| trace),
+            flags: trace.map_or(*b"00", |(_, flags)| flags),
+            is_traced: trace.is_some(),
         }
     }
 }
 
-/// The trace of a `traceparent` (W3C Trace Context, 3.2.2).
-fn trace_id(value: &[u8]) -> Option<[u8; 32]> {
+/// The trace of a `traceparent`, and its flags (W3C Trace Context, 3.2.2).
+fn trace_of(value: &[u8]) -> Option<([u8; 32], [u8; 2])> {
     let (version, rest) = value.split_first_chunk::<3>()?;
     let (trace, rest) = rest.split_first_chunk::<32>()?;
+    // A dash, the span before, another dash.
+    let (parent, rest) = rest.split_first_chunk::<18>()?;
+    let (flags, rest) = rest.split_first_chunk::<2>()?;
     let is_hex = |text: &[u8]| text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let is_right = is_hex(&version[..2])
         && &version[..2] != b"ff"
         && version[2] == b'-'
         && is_hex(trace)
         && trace.iter().any(|b| *b != b'0')
-        && rest.first() == Some(&b'-');
-    is_right.then_some(*trace)
+        && parent.first() == Some(&b'-')
+        && parent.last() == Some(&b'-')
+        && is_hex(flags)
+        // Later versions may have more.
+        && (rest.is_empty() || (&version[..2] != b"00" && rest.first() == Some(&b'-')));
+    is_right.then_some((*trace, *flags))
 }
 
 /// Counts a request that is over, and writes it down.

@@ -129,7 +129,7 @@ pub(super) async fn run<F: Front>(
     let mut deadlines = exchange.deadlines(timeouts);
     let stats = group.stats.of(exchange.conn.worker.index);
     let queue = async {
-        let route = place(exchange, front, of_route.places.as_ref(), &deadlines).await?;
+        let route = place(exchange, front, of_route.places.as_deref(), &deadlines).await?;
         let group = place(exchange, front, group.places.as_ref(), &deadlines).await?;
         Ok((route, group))
     };
@@ -525,7 +525,10 @@ async fn converse<F: Front>(
             match relay::poll_up(cx, front, link, &mut facts.progress.up) {
                 Poll::Ready(Ok(())) => facts.progress.sent = true,
                 // It may have said why before it hung up.
-                Poll::Ready(Err(Side::Server)) => facts.progress.sent = true,
+                Poll::Ready(Err(Side::Server)) => {
+                    facts.progress.sent = true;
+                    facts.progress.is_refused = true;
+                }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending if facts.progress.up > before => {
                     timer.set(end.min(slowest(facts.progress.up, Worker::now())));
@@ -676,6 +679,7 @@ async fn deliver<F: Front>(
     let can_stay = is_whole
         && response.keep_alive
         && facts.progress.sent
+        && !facts.progress.is_refused
         && !link.has_out()
         && !link.next_message()
         && !group.is_per_client();

@@ -28,6 +28,7 @@ pub(super) struct Places {
     pub(super) bulkhead: Bulkhead,
     pub(super) free: Arc<Notify>,
     pub(super) patience: Duration,
+    of: upstream::Concurrency,
 }
 
 impl Places {
@@ -40,7 +41,13 @@ impl Places {
             }),
             free,
             patience: concurrency.queue_timeout,
+            of: *concurrency,
         }
+    }
+
+    /// Whether these are the places that a configuration wants.
+    pub(super) fn is_of(&self, concurrency: &upstream::Concurrency) -> bool {
+        self.of == *concurrency
     }
 }
 

@@ -79,6 +79,8 @@ pub(super) struct Link {
     /// What waits to be written, and how much of it was.
     out: Vec<u8>,
     written: usize,
+    /// Whether a session may hold back what was written.
+    is_unflushed: bool,
 }
 
 impl Link {
@@ -98,6 +100,7 @@ impl Link {
             going: Going::Plain,
             out,
             written: 0,
+            is_unflushed: false,
         }
     }
 
@@ -341,6 +344,7 @@ impl Link {
                 let both = [IoSlice::new(front), IoSlice::new(piece)];
                 ready!(self.stream.poll_write(cx, &both))?
             };
+            self.is_unflushed = true;
             let of_front = n.min(waiting);
             self.written += of_front;
             if self.written == self.out.len() {
@@ -372,9 +376,9 @@ impl Link {
         }
     }
 
-    /// Whether anything waits to be written.
+    /// Whether anything waits to be written, or to leave.
     pub(super) fn has_out(&self) -> bool {
-        !self.out.is_empty()
+        !self.out.is_empty() || self.is_unflushed
     }
 
     /// Writes all that waits.
@@ -386,8 +390,11 @@ impl Link {
             && !rest.is_empty()
         {
             self.written += ready!(self.stream.poll_write(cx, &[IoSlice::new(rest)]))?;
+            self.is_unflushed = true;
         }
         self.forget_out();
-        self.stream.poll_flush(cx)
+        ready!(self.stream.poll_flush(cx))?;
+        self.is_unflushed = false;
+        Poll::Ready(Ok(()))
     }
 }

@@ -103,6 +103,8 @@ fn poll_down<F: Front>(
 pub(super) struct Progress {
     /// Whether the whole request has been sent.
     pub(super) sent: bool,
+    /// Whether the server takes no more of it.
+    pub(super) is_refused: bool,
     /// Bytes of bodies to the server, and to the client.
     pub(super) up: u64,
     pub(super) down: u64,
@@ -129,11 +131,17 @@ pub(super) async fn answer<F: Front>(
         if is_down {
             return client_side.poll_drain(cx).map_err(|_| GONE);
         }
-        if !progress.sent && poll_up(cx, client_side, server_side, &mut progress.up)?.is_ready() {
-            progress.sent = true;
+        if !progress.sent && !progress.is_refused {
+            match poll_up(cx, client_side, server_side, &mut progress.up) {
+                Poll::Ready(Ok(())) => progress.sent = true,
+                // What it says is still to come.
+                Poll::Ready(Err(Side::Server)) => progress.is_refused = true,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => {}
+            }
         }
-        if progress.sent && server_side.has_out() {
-            let _ = server_side.poll_drain(cx).map_err(|_| Side::Server)?;
+        if progress.sent && !progress.is_refused && server_side.has_out() {
+            progress.is_refused = matches!(server_side.poll_drain(cx), Poll::Ready(Err(_)));
         }
         if before != (progress.up, progress.down) {
             deadlines.begin(Timeout::BetweenBytes, Worker::now());

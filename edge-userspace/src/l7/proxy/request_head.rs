@@ -2,7 +2,7 @@
 
 use super::{
     conn::Conn,
-    exchange::{Exchange, Seen},
+    exchange::{Exchange, Ids, Seen},
 };
 use crate::l7::{forwarded, head::Known, http1::write, route::Route};
 
@@ -39,6 +39,8 @@ pub(super) fn write_head(
                 // Whoever waits for 100 gets it from here.
                 Known::Expect | Known::XRequestId | Known::Traceparent
             )
+            // It belongs to the trace that it came with.
+            && (facts.ids.is_traced || field.known != Known::Tracestate)
             && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
     });
     let peer = conn.peer.ip();
@@ -47,21 +49,29 @@ pub(super) fn write_head(
         let values = request.known(bytes, known);
         values.filter(move |_| is_trusted)
     };
-    out.extend_from_slice(b"X-Forwarded-For: ");
-    for value in chain(Known::XForwardedFor).filter(|value| !value.is_empty()) {
-        out.extend_from_slice(value);
-        out.extend_from_slice(b", ");
+    // What a route says of a field holds for those of our own as well.
+    let is_wanted = |name: &[u8]| rules.is_empty() || !rules.drops(name);
+    if is_wanted(b"x-forwarded-for") {
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        for value in chain(Known::XForwardedFor).filter(|value| !value.is_empty()) {
+            out.extend_from_slice(value);
+            out.extend_from_slice(b", ");
+        }
+        forwarded::address(out, peer);
+        out.extend_from_slice(b"\r\n");
     }
-    forwarded::address(out, peer);
-    out.extend_from_slice(b"\r\n");
     let scheme = if conn.is_secure { "https" } else { "http" };
-    let told = chain(Known::XForwardedProto).next();
-    write::field(out, b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
-    let told = chain(Known::XForwardedHost).next();
-    let host = told.unwrap_or(request.authority.whole.of(bytes));
-    write::field(out, b"X-Forwarded-Host", host);
+    if is_wanted(b"x-forwarded-proto") {
+        let told = chain(Known::XForwardedProto).next();
+        write::field(out, b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
+    }
+    if is_wanted(b"x-forwarded-host") {
+        let told = chain(Known::XForwardedHost).next();
+        let host = told.unwrap_or(request.authority.whole.of(bytes));
+        write::field(out, b"X-Forwarded-Host", host);
+    }
     // Only where somebody before speaks it.
-    if chain(Known::Forwarded).next().is_some() {
+    if is_wanted(b"forwarded") && chain(Known::Forwarded).next().is_some() {
         out.extend_from_slice(b"Forwarded: ");
         for value in chain(Known::Forwarded) {
             out.extend_from_slice(value);
@@ -70,8 +80,12 @@ pub(super) fn write_head(
         forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
         out.extend_from_slice(b"\r\n");
     }
-    write::field(out, b"X-Request-Id", &facts.ids.request);
-    traceparent(out, conn, &facts.ids.trace);
+    if is_wanted(b"x-request-id") {
+        write::field(out, b"X-Request-Id", &facts.ids.request);
+    }
+    if is_wanted(b"traceparent") {
+        traceparent(out, conn, &facts.ids);
+    }
     for (name, value) in rules.added() {
         if **name != *b"host" {
             write::field(out, name, value);
@@ -91,13 +105,15 @@ pub(super) fn write_head(
 
 /// The trace goes on with a span of our own (W3C Trace Context, 3.2). Whether it is sampled is
 /// for those to say who record it.
-fn traceparent(out: &mut Vec<u8>, conn: &Conn, trace: &[u8; 32]) {
+fn traceparent(out: &mut Vec<u8>, conn: &Conn, ids: &Ids) {
     out.extend_from_slice(b"traceparent: 00-");
-    out.extend_from_slice(trace);
+    out.extend_from_slice(&ids.trace);
     out.push(b'-');
     let span = conn.worker.random() | 1;
     for i in (0..16).rev() {
         out.push(b"0123456789abcdef"[(span >> (4 * i)) as usize & 15]);
     }
-    out.extend_from_slice(b"-01\r\n");
+    out.push(b'-');
+    out.extend_from_slice(&ids.flags);
+    out.extend_from_slice(b"\r\n");
 }

@@ -63,6 +63,8 @@ impl Snapshot {
 pub struct Ban {
     /// The source.
     pub source: Prefix,
+    /// Who offended last.
+    pub address: IpAddr,
     /// For how long.
     pub ttl: Duration,
     /// Why, and by which request.
@@ -100,7 +102,17 @@ impl Snapshot {
         if !bans::is_offence(refusal) {
             return;
         }
+        let address = source;
         let source = bans::prefix(source);
+        // No proxy that anybody trusts, nor a network that one is in.
+        let is_trusted = |listener: &Arc<Listener>| {
+            let all = listener.config.trusted_proxies.iter();
+            all.copied()
+                .any(|p| p.contains(source) || source.contains(p))
+        };
+        if self.listeners.iter().any(is_trusted) {
+            return;
+        }
         let mut offences = judge
             .offences
             .lock()
@@ -111,6 +123,7 @@ impl Snapshot {
             judge.told.fetch_add(1, Relaxed);
             (judge.tell)(Ban {
                 source,
+                address,
                 ttl: *ttl,
                 note: format!(
                     "{}, more than {} in {} s; request {}",
@@ -128,7 +141,7 @@ impl Snapshot {
 pub(super) struct Route {
     pub(super) name: String,
     pub(super) requests: Arc<Shards<Requests>>,
-    pub(super) places: Option<Places>,
+    pub(super) places: Option<Arc<Places>>,
 }
 
 /// Where clients connect.

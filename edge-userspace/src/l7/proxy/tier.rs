@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{SyncSender, sync_channel},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -81,6 +84,12 @@ pub enum TierError {
         /// How many the file wants.
         wanted: usize,
     },
+    /// A worker cannot give up its privileges.
+    #[error(
+        "a worker of the proxy cannot give up its capabilities: {0}; a filter of system calls has to \
+         allow capset, see config/edge.service"
+    )]
+    Privileges(io::Error),
     /// There is no thread to be had.
     #[error("cannot start a worker of the proxy: {0}")]
     Thread(io::Error),
@@ -271,7 +280,8 @@ impl Tier {
     /// # Errors
     /// [`TierError`].
     pub fn prepare(&mut self, proxy: &Proxy) -> Result<Prepared, TierError> {
-        let wanted = worker_count(proxy);
+        // What the host has may change; what is not said does not.
+        let wanted = proxy.workers.map_or(self.workers, |n| n as usize);
         if wanted != self.workers && !proxy.listeners.is_empty() {
             return Err(TierError::Workers {
                 now: self.workers,
@@ -299,7 +309,14 @@ impl Tier {
         let routes = proxy.routes.iter().map(|route| Route {
             name: route.name.clone(),
             requests: self.counted.routes.get(&route.name),
-            places: route.concurrency.as_ref().map(Places::new),
+            places: route.concurrency.as_ref().map(|wanted| {
+                let mut before = before.iter().flat_map(|before| before.routes.iter());
+                let had = before.find(|had| had.name == route.name);
+                let had = had.and_then(|had| had.places.clone());
+                // Who is under way counts on.
+                had.filter(|had| had.is_of(wanted))
+                    .unwrap_or_else(|| Arc::new(Places::new(wanted)))
+            }),
         });
         let mut addresses = HashMap::new();
         for (at, listener) in proxy.listeners.iter().enumerate() {
@@ -500,10 +517,16 @@ impl Tier {
             let (orders, inbox) = channel(ORDERS);
             let shared = self.shared.clone();
             let random = random();
+            let (told, safe) = sync_channel(1);
             let thread = thread::Builder::new()
                 .name(format!("proxy-{index}"))
-                .spawn(move || sit(index, random, &shared, inbox))
+                .spawn(move || sit(index, random, &shared, inbox, &told))
                 .map_err(TierError::Thread)?;
+            // It serves strangers, or does not start.
+            let given_up = safe
+                .recv()
+                .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+            given_up.map_err(TierError::Privileges)?;
             seats.push(Seat {
                 orders,
                 thread: Some(thread),
@@ -557,7 +580,13 @@ impl Drop for Tier {
 }
 
 /// A worker's thread: a worker that panics is followed by another one.
-fn sit(index: usize, random: u64, shared: &Shared, mut orders: Receiver<Order>) {
+fn sit(
+    index: usize,
+    random: u64,
+    shared: &Shared,
+    mut orders: Receiver<Order>,
+    told: &SyncSender<io::Result<()>>,
+) {
     let take = |held: &mut dyn FnMut(SocketAddr) -> bool| {
         let (snapshot, router) = lock(&shared.current).clone()?;
         let mut sockets = Vec::new();
@@ -577,8 +606,12 @@ fn sit(index: usize, random: u64, shared: &Shared, mut orders: Receiver<Order>) 
             sockets,
         })
     };
-    if let Err(e) = privileges::give_up() {
-        error!("worker {index} of the proxy keeps its privileges: {e}");
+    let unprivileged = privileges::give_up();
+    let is_safe = unprivileged.is_ok();
+    // There is room for it.
+    let _ = told.try_send(unprivileged);
+    if !is_safe {
+        return;
     }
     loop {
         match worker::run(index, random, &take, &mut orders, PATIENCE) {

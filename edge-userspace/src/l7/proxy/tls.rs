@@ -157,7 +157,9 @@ pub(super) fn server(tls: &listener::Tls, http2: bool) -> Result<ServerConfig, T
     config.alpn_protocols.push(b"http/1.1".to_vec());
     // Sessions are with the clients or nowhere: nothing grows here.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    if tls.tickets {
+    // A ticket would stand for a certificate that another listener never asked for, or that is no
+    // longer trusted: what is resumed is not verified again.
+    if tls.tickets && tls.client_auth == ClientAuth::Off {
         config.ticketer = tickets()?;
     } else {
         config.send_tls13_tickets = 0;
@@ -165,7 +167,8 @@ pub(super) fn server(tls: &listener::Tls, http2: bool) -> Result<ServerConfig, T
     Ok(config)
 }
 
-/// Keys of tickets, which change by themselves twice a day. All listeners have the same ones, and
+/// Keys of tickets, which change by themselves twice a day. All listeners that ask for no
+/// certificate have the same ones, and
 /// keep them when their certificates change: sessions can be resumed afterwards.
 fn tickets() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
     static TICKETS: OnceLock<Arc<dyn ProducesTickets>> = OnceLock::new();

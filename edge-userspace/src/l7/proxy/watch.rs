@@ -5,8 +5,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::SocketAddr,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
@@ -61,6 +65,8 @@ type Ask = (Vec<(String, u16)>, mpsc::SyncSender<Found>);
 struct Holds {
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     changed: Notify,
+    /// Whether it has just been put into force.
+    is_new: AtomicBool,
     /// A name has other addresses.
     resolved: Arc<Notify>,
 }
@@ -117,6 +123,7 @@ impl Watcher {
         for (group, position, state) in states(&self.checks, snapshot) {
             apply(group, position, state.health());
         }
+        self.holds.is_new.store(true, Relaxed);
         self.holds.changed.notify_one();
     }
 
@@ -293,7 +300,9 @@ async fn follow(
                 if let (Some(snapshot), Some(resolver)) = (held(holds), &resolver) {
                     let resolved = &holds.resolved;
                     follow_names(&snapshot, resolver, resolved, &mut names, &mut tasks);
-                    files.begin(&snapshot);
+                    if holds.is_new.swap(false, Relaxed) {
+                        files.begin(&snapshot);
+                    }
                 }
             }
             () = holds.resolved.notified() => {
@@ -423,55 +432,76 @@ async fn addresses(
     Ok((addresses, left.clamp(least, most)))
 }
 
-/// Files of certificates, as they were when they were read.
+/// What is known of a file: when it was changed, and its size.
+type Stamp = Option<(SystemTime, u64)>;
+
+/// Files of certificates, by listener.
 #[derive(Default)]
 struct Files {
-    seen: BTreeMap<PathBuf, Option<(SystemTime, u64)>>,
+    seen: BTreeMap<String, Seen>,
+}
+
+/// The files of a listener.
+struct Seen {
+    /// As they were when they were read.
+    read: Vec<Stamp>,
+    /// As they were at the last look.
+    last: Vec<Stamp>,
+    /// As they were when they could not be used.
+    refused: Option<Vec<Stamp>>,
 }
 
 impl Files {
     /// Notes how the files are of what has just been read.
     fn begin(&mut self, snapshot: &Snapshot) {
-        self.seen.clear();
-        for path in snapshot.listeners.iter().flat_map(|l| paths(l)) {
-            let now = state(&path);
-            self.seen.insert(path, now);
-        }
+        let all = snapshot.listeners.iter().map(|listener| {
+            let read = stamps(listener);
+            let seen = Seen {
+                last: read.clone(),
+                read,
+                refused: None,
+            };
+            (listener.config.name.clone(), seen)
+        });
+        self.seen = all.collect();
     }
 
     /// Reads the files of a listener anew when they have changed, and are what they were a look
     /// before: who writes two files does so one after the other.
     fn look(&mut self, snapshot: &Snapshot) {
         for listener in &snapshot.listeners {
-            let mut is_changed = false;
-            for path in paths(listener) {
-                let now = state(&path);
-                let seen = self.seen.entry(path).or_insert(now);
-                is_changed |= *seen != now;
-                *seen = now;
-            }
-            if !is_changed {
-                continue;
-            }
-            let Some(tls) = &listener.config.tls else {
+            let name = &listener.config.name;
+            let (Some(seen), Some(tls)) = (self.seen.get_mut(name), &listener.config.tls) else {
                 continue;
             };
+            let now = stamps(listener);
+            let is_quiet = seen.last == now;
+            seen.last.clone_from(&now);
+            if seen.read == now || !is_quiet {
+                continue;
+            }
             match tls::server(tls, listener.config.http2) {
                 Ok(config) => {
                     listener.set_tls(Arc::new(config));
-                    info!(
-                        "listener {}: its certificates were read anew",
-                        listener.config.name
-                    );
+                    info!("listener {name}: its certificates were read anew");
+                    seen.read = now;
                 }
-                Err(e) => warn!(
-                    "listener {}: its certificates have changed and cannot be used, those of \
-                     before are: {e}",
-                    listener.config.name
-                ),
+                // It is tried again, and told again when they have changed again.
+                Err(e) if seen.refused.as_ref() != Some(&now) => {
+                    warn!(
+                        "listener {name}: its certificates have changed and cannot be used, those \
+                         of before are: {e}"
+                    );
+                    seen.refused = Some(now);
+                }
+                Err(_) => {}
             }
         }
     }
+}
+
+fn stamps(listener: &Listener) -> Vec<Stamp> {
+    paths(listener).iter().map(|path| stamp(path)).collect()
 }
 
 fn paths(listener: &Listener) -> Vec<PathBuf> {
@@ -485,7 +515,7 @@ fn paths(listener: &Listener) -> Vec<PathBuf> {
         .collect()
 }
 
-fn state(path: &PathBuf) -> Option<(SystemTime, u64)> {
+fn stamp(path: &Path) -> Stamp {
     let found = fs::metadata(path).ok()?;
     Some((found.modified().ok()?, found.len()))
 }
