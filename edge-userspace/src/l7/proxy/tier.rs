@@ -13,7 +13,7 @@ use std::{
 };
 
 use edge_common::hash::Seed;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
 use tracing::{error, info};
 
 use super::{
@@ -558,7 +558,10 @@ impl Tier {
     /// Takes no more connections, and lets those that there are end their requests.
     pub fn stop(&mut self) {
         for seat in &self.seats {
-            let _ = seat.orders.blocking_send(Order::Stop);
+            // It takes its orders one after the other; whoever is gone needs none.
+            while let Err(TrySendError::Full(_)) = seat.orders.try_send(Order::Stop) {
+                thread::park_timeout(Duration::from_millis(5));
+            }
         }
         lock(&self.shared.sockets).clear();
         self.watcher = None;

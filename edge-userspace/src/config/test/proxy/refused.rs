@@ -129,7 +129,7 @@ fn listeners_that_cannot_be_are_refused() {
         ),
         (
             listener("limits = { header_bytes = 100 }"),
-            "choose a number of bytes from 1024 to 1048576 (default 16384)",
+            "choose a number of bytes from 1024 to 32768 (default 16384)",
         ),
         (
             listener("limits = { header_bytes = 2048, uri_bytes = 4096 }"),
