@@ -155,11 +155,10 @@ fn no_more_requests_are_under_way_than_may_be() {
     assert_eq!(first.answer().text(), "ok");
     go.send(()).unwrap();
     assert_eq!(second.answer().text(), "ok");
+    // The client has its answer a moment before its place is free.
+    until("nobody is under way", || rig.app().active == 0);
     let app = rig.app();
-    assert_eq!(
-        (app.active, app.waiting, app.queued, app.overflows),
-        (0, 0, 1, 1)
-    );
+    assert_eq!((app.waiting, app.queued, app.overflows), (0, 1, 1));
 }
 
 #[test]

@@ -118,8 +118,8 @@ fn paths_and_headers_are_rewritten() {
     );
     assert!(text.contains("x-add: more\r\n"), "{text}");
     // A name for the server takes the place of the client's: two would be read in two ways.
-    let answer = client.get("/named");
-    let named = answer.text();
+    let reply = client.get("/named");
+    let named = reply.text();
     let hosts = named.to_ascii_lowercase().matches("\r\nhost: ").count();
     assert_eq!(hosts, 1, "{named}");
     assert!(named.contains("\r\nHost: inside:80\r\n"), "{named}");
