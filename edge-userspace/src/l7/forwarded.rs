@@ -110,14 +110,13 @@ fn node(text: &[u8]) -> Option<IpAddr> {
         .map(|address| address.to_canonical())
 }
 
-/// Appends a value: what `before` has, joined by commas, and `last`. For `X-Forwarded-For`,
-/// `before` is the chain when the peer is trusted and nothing else, `last` the peer.
-pub fn join<'a>(out: &mut Vec<u8>, before: impl Iterator<Item = &'a [u8]>, last: &[u8]) {
+/// Appends what those before have said, each with a comma behind it, before this hop adds its own
+/// ([`address`], [`element`]): nothing of it where the peer is not trusted.
+pub fn chain<'a>(out: &mut Vec<u8>, before: impl Iterator<Item = &'a [u8]>) {
     for value in before.filter(|value| !value.is_empty()) {
         out.extend_from_slice(value);
         out.extend_from_slice(b", ");
     }
-    out.extend_from_slice(last);
 }
 
 /// Appends the text of an address as `X-Forwarded-For` and `X-Real-IP` have it: no brackets,
@@ -241,10 +240,9 @@ mod tests {
     #[test]
     fn what_is_added_is_read_again() {
         let mut out = Vec::new();
-        let chain = [b"192.0.2.1".as_slice(), b"", b"10.0.0.2"];
-        let mut last = Vec::new();
-        address(&mut last, ip("::ffff:10.0.0.1"));
-        join(&mut out, chain.into_iter(), &last);
+        let before = [b"192.0.2.1".as_slice(), b"", b"10.0.0.2"];
+        chain(&mut out, before.into_iter());
+        address(&mut out, ip("::ffff:10.0.0.1"));
         assert_eq!(out, b"192.0.2.1, 10.0.0.2, 10.0.0.1");
         for (peer, expected) in [
             (

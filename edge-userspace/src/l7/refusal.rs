@@ -67,7 +67,6 @@ refusals! {
     Overloaded 503 "overloaded" "As many requests as may are under way, and as many as may wait.",
     QueueTimeout 503 "queue_timeout" "It waited for its turn for too long.",
     BreakerOpen 503 "breaker_open" "The upstream has failed too often, and is left alone for a while.",
-    Stopping 503 "stopping" "The proxy is about to end.",
     Internal 500 "internal" "The proxy made a mistake.",
 }
 
@@ -93,7 +92,7 @@ impl Refusal {
     /// Whether the client should come back, and after how many seconds.
     pub const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::Overloaded | Self::QueueTimeout | Self::NoServer | Self::Stopping => Some(1),
+            Self::Overloaded | Self::QueueTimeout | Self::NoServer => Some(1),
             Self::BreakerOpen => Some(5),
             _ => None,
         }

@@ -28,6 +28,7 @@ use super::target::Route;
 use crate::config::balance::{HealthCheck, Probe};
 
 pub use error::{ProbeError, Waiting};
+pub(crate) use tls::AnyCertificate;
 use way::Way;
 pub use way::Ways;
 

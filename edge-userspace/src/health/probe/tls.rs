@@ -76,7 +76,14 @@ fn server_name(host: Option<&str>, target: SocketAddr) -> ServerName<'static> {
 
 /// Takes every certificate, and verifies that the server has the key of it.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+pub(crate) struct AnyCertificate(Arc<CryptoProvider>);
+
+impl AnyCertificate {
+    /// With the algorithms of a provider.
+    pub(crate) const fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self(provider)
+    }
+}
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(

@@ -169,12 +169,6 @@ impl Method {
     pub const fn is_idempotent(self) -> bool {
         !matches!(self, Self::Post | Self::Patch | Self::Other)
     }
-
-    /// Whether such a request only reads (RFC 9110, section 9.2.1).
-    #[must_use]
-    pub const fn is_safe(self) -> bool {
-        matches!(self, Self::Get | Self::Head | Self::Options | Self::Trace)
-    }
 }
 
 /// Where a message ends.

@@ -348,3 +348,16 @@ fn trailers_are_asked_as_fields_are() {
     assert_eq!(refused(&[(":status", "200")]), Err(Reject::FieldNameByte));
     assert_eq!(refused(&[("x", "a\nb")]), Err(Reject::BareLf));
 }
+
+#[test]
+fn methods_that_may_be_repeated_are_those_of_the_rfc_in_their_own_case() {
+    for name in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"] {
+        assert!(super::Method::of(name.as_bytes()).is_idempotent(), "{name}");
+    }
+    for name in ["POST", "PATCH", "get", "FOO"] {
+        assert!(
+            !super::Method::of(name.as_bytes()).is_idempotent(),
+            "{name}"
+        );
+    }
+}

@@ -140,25 +140,6 @@ pub fn last_chunk(out: &mut Vec<u8>, buf: &[u8], trailers: &[Field]) {
     end(out);
 }
 
-/// A whole answer of our own. `body` is left out, and its length told, in an answer to HEAD.
-pub fn answer(
-    out: &mut Vec<u8>,
-    status: u16,
-    content_type: &str,
-    body: &[u8],
-    to_head: bool,
-    of_connection: Connection<'_>,
-) {
-    status_line(out, status, reason(status).as_bytes());
-    field(out, b"Content-Type", content_type.as_bytes());
-    framing(out, Framing::Length(body.len() as u64));
-    connection(out, of_connection);
-    end(out);
-    if !to_head {
-        out.extend_from_slice(body);
-    }
-}
-
 /// `HTTP/1.1 100 Continue`, whole.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 

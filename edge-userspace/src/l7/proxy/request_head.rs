@@ -53,10 +53,7 @@ pub(super) fn write_head(
     let is_wanted = |name: &[u8]| rules.is_empty() || !rules.drops(name);
     if is_wanted(b"x-forwarded-for") {
         out.extend_from_slice(b"X-Forwarded-For: ");
-        for value in chain(Known::XForwardedFor).filter(|value| !value.is_empty()) {
-            out.extend_from_slice(value);
-            out.extend_from_slice(b", ");
-        }
+        forwarded::chain(out, chain(Known::XForwardedFor));
         forwarded::address(out, peer);
         out.extend_from_slice(b"\r\n");
     }
@@ -73,10 +70,7 @@ pub(super) fn write_head(
     // Only where somebody before speaks it.
     if is_wanted(b"forwarded") && chain(Known::Forwarded).next().is_some() {
         out.extend_from_slice(b"Forwarded: ");
-        for value in chain(Known::Forwarded) {
-            out.extend_from_slice(value);
-            out.extend_from_slice(b", ");
-        }
+        forwarded::chain(out, chain(Known::Forwarded));
         forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
         out.extend_from_slice(b"\r\n");
     }

@@ -10,61 +10,56 @@ use std::{
 use tokio_rustls::{
     TlsConnector,
     rustls::{
-        self, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-        SupportedProtocolVersion,
-        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+        self, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+        crypto::aws_lc_rs,
         pki_types::{
-            CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+            CertificateDer, ServerName,
             pem::{self, PemObject as _},
         },
         server::{
             ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
-            VerifierBuilderError, WebPkiClientVerifier,
+            WebPkiClientVerifier,
         },
-        sign::CertifiedKey,
+        sign::{CertifiedKey, SingleCertAndKey},
         version,
     },
 };
 
 use super::pool::TlsTo;
-use crate::config::proxy::{
-    listener::{self, Certificate, ClientAuth, TlsVersion},
-    upstream::{self, Address},
+use crate::{
+    config::{
+        files::{FileError, certified_key, roots},
+        proxy::{
+            listener::{self, Certificate, ClientAuth, TlsVersion},
+            upstream::{self, Address},
+        },
+    },
+    health::probe::AnyCertificate,
 };
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or is no PEM.
-    #[error("{path}: {source}")]
-    File {
+    /// A certificate or key cannot be used.
+    #[error("{}: {source}", match .source {
+        FileError::Certificate(_) => cert.display(),
+        FileError::Key(_) => key.display(),
+    })]
+    Pair {
+        /// The file of the chain.
+        cert: PathBuf,
+        /// That of the key.
+        key: PathBuf,
+        /// Which of them, and why.
+        source: FileError,
+    },
+    /// Those who sign certificates cannot be used.
+    #[error("{path}: {why}")]
+    Ca {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: pem::Error,
-    },
-    /// A file has nothing of what it is for.
-    #[error("{path}: there is no certificate in it")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A certificate or key that cannot be used.
-    #[error("{path}: {source}")]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: rustls::Error,
-    },
-    /// Those who sign clients' certificates cannot be used.
-    #[error("{path}: {source}")]
-    ClientCa {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: VerifierBuilderError,
+        why: String,
     },
     /// There is no certificate of those who sign servers' certificates.
     #[error(
@@ -82,39 +77,20 @@ pub enum TlsError {
     Library(#[from] rustls::Error),
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = |source| TlsError::File {
-        path: path.to_path_buf(),
-        source,
-    };
-    let all = CertificateDer::pem_file_iter(path).map_err(file)?;
-    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(file)?;
-    if all.is_empty() {
-        return Err(TlsError::Empty {
-            path: path.to_path_buf(),
-        });
-    }
-    Ok(all)
-}
-
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::File {
-        path: path.to_path_buf(),
+fn pair(files: &Certificate) -> Result<CertifiedKey, TlsError> {
+    let Certificate { cert, key } = files;
+    certified_key(cert, key).map_err(|source| TlsError::Pair {
+        cert: cert.clone(),
+        key: key.clone(),
         source,
     })
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|source| TlsError::Unusable {
-                path: path.to_path_buf(),
-                source,
-            })?;
-    }
-    Ok(roots)
+fn signers(path: &Path) -> Result<RootCertStore, TlsError> {
+    roots(path).map_err(|why| TlsError::Ca {
+        path: path.to_path_buf(),
+        why,
+    })
 }
 
 fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
@@ -135,22 +111,21 @@ pub(super) fn server(tls: &listener::Tls, http2: bool) -> Result<ServerConfig, T
         .with_protocol_versions(versions(tls.min_version))?;
     let builder = match (&tls.client_ca, tls.client_auth) {
         (Some(path), auth @ (ClientAuth::Optional | ClientAuth::Required)) => {
-            let signers = Arc::new(roots(path)?);
+            let signers = Arc::new(signers(path)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(signers, provider.clone());
             let verifier = match auth {
                 ClientAuth::Optional => verifier.allow_unauthenticated(),
                 _ => verifier,
             };
-            let verifier = verifier.build().map_err(|source| TlsError::ClientCa {
+            let verifier = verifier.build().map_err(|e| TlsError::Ca {
                 path: path.clone(),
-                source,
+                why: e.to_string(),
             })?;
             builder.with_client_cert_verifier(verifier)
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config =
-        builder.with_cert_resolver(Arc::new(ByName::load(&tls.certificates, &provider)?));
+    let mut config = builder.with_cert_resolver(Arc::new(ByName::load(&tls.certificates)?));
     if http2 {
         config.alpn_protocols.push(b"h2".to_vec());
     }
@@ -190,25 +165,15 @@ struct ByName {
 }
 
 impl ByName {
-    fn load(pairs: &[Certificate], provider: &CryptoProvider) -> Result<Self, TlsError> {
+    fn load(pairs: &[Certificate]) -> Result<Self, TlsError> {
         let mut this = Self {
             exact: HashMap::new(),
             wild: HashMap::new(),
             first: Vec::new(),
         };
-        for Certificate { cert, key: path } in pairs {
-            let chain = certificates(cert)?;
-            let unusable = |source| TlsError::Unusable {
-                path: cert.clone(),
-                source,
-            };
-            let names = names(&chain).map_err(unusable)?;
-            // Also tells whether the key is that of the certificate.
-            let certified = CertifiedKey::from_der(chain, key(path)?, provider);
-            let certified = Arc::new(certified.map_err(|source| TlsError::Unusable {
-                path: path.clone(),
-                source,
-            })?);
+        for files in pairs {
+            let certified = Arc::new(pair(files)?);
+            let names = names(&certified.cert)?;
             for name in names {
                 let (names, name) = match name.strip_prefix("*.") {
                     Some(below) => (&mut this.wild, below.to_owned()),
@@ -270,22 +235,20 @@ impl Towards {
             .with_safe_default_protocol_versions()?;
         let builder = if tls.verify {
             let roots = match &tls.ca {
-                Some(path) => roots(path)?,
+                Some(path) => signers(path)?,
                 None => of_host()?,
             };
             builder.with_root_certificates(roots)
         } else {
             builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+                .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(provider)))
         };
         let mut config = match &tls.certificate {
-            Some(Certificate { cert, key: path }) => builder
-                .with_client_auth_cert(certificates(cert)?, key(path)?)
-                .map_err(|source| TlsError::Unusable {
-                    path: path.clone(),
-                    source,
-                })?,
+            Some(files) => {
+                let own = SingleCertAndKey::from(pair(files)?);
+                builder.with_client_cert_resolver(Arc::new(own))
+            }
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols.push(b"http/1.1".to_vec());
@@ -335,54 +298,13 @@ fn of_host() -> Result<RootCertStore, TlsError> {
                 }
             }
             Err(pem::Error::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(TlsError::File {
+            Err(e) => {
+                return Err(TlsError::Ca {
                     path: file.into(),
-                    source,
+                    why: e.to_string(),
                 });
             }
         }
     }
     Err(TlsError::NoRoots)
-}
-
-/// Takes every certificate, and verifies that the server has its key: for `verify = false`.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

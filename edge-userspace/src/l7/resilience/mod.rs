@@ -24,5 +24,5 @@ pub use budget::RetryBudget;
 pub use bulkhead::{Bulkhead, Entry, Permit, Ticket};
 pub use deadlines::{Deadlines, Shorter, Timeout, Timeouts};
 pub use outliers::{OutlierSettings, Outliers, Record, Sample};
-pub use retry::{Failure, NoRetry, Replay, RetryPolicy, is_idempotent};
+pub use retry::{Failure, NoRetry, Replay, RetryPolicy};
 pub use window::MAX_WINDOW;

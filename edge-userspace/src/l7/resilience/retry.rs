@@ -21,19 +21,11 @@ pub enum Failure {
 /// What a request allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replay {
-    /// Whether doing it twice does the same as once: [`is_idempotent`].
+    /// Whether doing it twice does the same as once (RFC 9110, section 9.2.2).
     pub idempotent: bool,
     /// Whether all of its body can be sent again: it has none, or it is kept, or nothing of
     /// it was sent.
     pub body: bool,
-}
-
-/// Whether a method is idempotent (RFC 9110, section 9.2.2).
-pub const fn is_idempotent(method: &[u8]) -> bool {
-    matches!(
-        method,
-        b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE"
-    )
 }
 
 /// What the configuration says.

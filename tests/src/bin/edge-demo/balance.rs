@@ -1,6 +1,5 @@
 //! A service over three backends, of which one dies.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -11,6 +10,8 @@ use edge_tests::decap::Decapsulator;
 use edge_tests::lab::Lab;
 use edge_tests::server::Nginx;
 use edge_tests::wait;
+
+use super::answers::{self, Part};
 
 /// The address of the service.
 const VIP: &str = "10.99.0.1";
@@ -29,14 +30,6 @@ fall = 2
 
 /// How long requests go on in each part.
 const PART: Duration = Duration::from_secs(3);
-
-/// Answers by who gave them, and requests that failed.
-#[derive(Default)]
-struct Part {
-    answers: BTreeMap<String, u64>,
-    failed: u64,
-    longest_ms: f64,
-}
 
 /// The balancer.
 pub(super) fn show() {
@@ -117,28 +110,7 @@ pub(super) fn show() {
         ("web-2 is killed", during),
         ("two", after),
     ];
-    println!(
-        "\n{:<34}{}",
-        "ANSWERS OF",
-        cells(&parts, |(name, _)| (*name).to_owned())
-    );
-    for name in ["web-1", "web-2", "web-3"] {
-        let of = |(_, part): &(&str, Part)| part.answers.get(name).copied().unwrap_or(0);
-        println!(
-            "  {name:<32}{}",
-            cells(&parts, |part| super::grouped(of(part)))
-        );
-    }
-    println!(
-        "  {:<32}{}",
-        "none: requests that failed",
-        cells(&parts, |(_, p)| super::grouped(p.failed))
-    );
-    println!(
-        "  {:<32}{}",
-        "longest answer",
-        cells(&parts, |(_, p)| format!("{:.1} ms", p.longest_ms))
-    );
+    answers::print(&parts, &["web-1", "web-2", "web-3"]);
     let alive: Vec<&mut Kept> = kept.iter_mut().filter(|k| k.name != "web-2").collect();
     let all = alive.len();
     let work = alive.into_iter().filter_map(|k| k.ask().ok()).count();
@@ -147,10 +119,6 @@ pub(super) fn show() {
          $ edge backend list\n{}",
         edge.ok(&["backend", "list"])
     );
-}
-
-fn cells<T>(parts: &[T], text: impl Fn(&T) -> String) -> String {
-    parts.iter().map(|p| format!("{:>22}", text(p))).collect()
 }
 
 /// Requests one after the other, each on a connection of its own.

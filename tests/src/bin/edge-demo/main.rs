@@ -3,6 +3,7 @@
 //!
 //! Started by `cargo xtask demo`, which builds what it needs. Everything vanishes with this process.
 
+mod answers;
 mod balance;
 mod proxy;
 

@@ -1,6 +1,5 @@
 //! HTTPS through the proxy to two servers, of which one dies.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::process::Stdio;
 use std::thread;
@@ -11,19 +10,13 @@ use edge_tests::lab::{Lab, Link};
 use edge_tests::server::Nginx;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 
+use super::answers::{self, Part};
+
 /// The name that the client asks for.
 const NAME: &str = "shop.example";
 
 /// How long requests go on in each part.
 const PART: Duration = Duration::from_secs(3);
-
-/// Answers by who gave them, and requests that failed.
-#[derive(Default)]
-struct Part {
-    answers: BTreeMap<String, u64>,
-    failed: u64,
-    longest_ms: f64,
-}
 
 /// The proxy.
 pub(super) fn show() {
@@ -76,33 +69,8 @@ pub(super) fn show() {
         requests.join().expect("the requests end")
     });
     let parts = [("two", before), ("app-2 is killed", during)];
-    println!(
-        "\n{:<34}{}",
-        "ANSWERS OF",
-        cells(&parts, |(name, _)| (*name).to_owned())
-    );
-    for name in ["app-1", "app-2"] {
-        let of = |(_, part): &(&str, Part)| part.answers.get(name).copied().unwrap_or(0);
-        println!(
-            "  {name:<32}{}",
-            cells(&parts, |part| super::grouped(of(part)))
-        );
-    }
-    println!(
-        "  {:<32}{}",
-        "none: requests that failed",
-        cells(&parts, |(_, p)| super::grouped(p.failed))
-    );
-    println!(
-        "  {:<32}{}",
-        "longest answer",
-        cells(&parts, |(_, p)| format!("{:.1} ms", p.longest_ms))
-    );
+    answers::print(&parts, &["app-1", "app-2"]);
     println!("\n$ edge status\n{}", edge.ok(&["status"]));
-}
-
-fn cells<T>(parts: &[T], text: impl Fn(&T) -> String) -> String {
-    parts.iter().map(|p| format!("{:>22}", text(p))).collect()
 }
 
 /// Requests one after the other, with curl, each on a session of its own that verifies the
