@@ -112,7 +112,7 @@ pub(super) fn server(tls: &listener::Tls, http2: bool) -> Result<ServerConfig, T
     let builder = match (&tls.client_ca, tls.client_auth) {
         (Some(path), auth @ (ClientAuth::Optional | ClientAuth::Required)) => {
             let signers = Arc::new(signers(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(signers, provider.clone());
+            let verifier = WebPkiClientVerifier::builder_with_provider(signers, provider);
             let verifier = match auth {
                 ClientAuth::Optional => verifier.allow_unauthenticated(),
                 _ => verifier,
