@@ -90,7 +90,8 @@ pub(super) async fn serve(
     };
     let mut ends = (peer, local);
     if listener.config.proxy_protocol != ProxyProtocol::Off {
-        match timer.within(preface(&listener, &mut stream, peer)).await {
+        let header = Box::pin(preface(&listener, &mut stream, peer));
+        match timer.within(header).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(told))) => ends = (told.source, told.destination),
             Ok(Err(_)) | Err(_) => return,
@@ -119,7 +120,9 @@ pub(super) async fn serve(
         }
     };
     match is_http2(&conn, &stream).await {
-        Ok(true) => h2::serve(conn, stream).await,
+        // Apart, as are other things that few connections come to: all of them are as large as the
+        // largest that is not.
+        Ok(true) => Box::pin(h2::serve(conn, stream)).await,
         Ok(false) => http1(&conn, stream).await,
         Err(_) => {}
     }
@@ -254,7 +257,7 @@ async fn burst(conn: &Conn, stream: Stream, served: &mut u32) -> Option<Stream> 
     let goes_on = requests(conn, &mut link, &mut scratch, served).await;
     worker.give_scratch(scratch);
     if !goes_on {
-        linger(conn, &mut link).await;
+        Box::pin(linger(conn, &mut link)).await;
     }
     let (stream, out) = link.into_parts();
     worker.give_out(out);

@@ -396,7 +396,8 @@ async fn ask_server<F: Front>(
         let is_reused = pooled.is_some();
         let stream = match pooled {
             Some(stream) => stream,
-            None => connect(exchange, front, group, server, deadlines).await?,
+            // Apart: a request is as large as the largest thing that it may have to do.
+            None => Box::pin(connect(exchange, front, group, server, deadlines)).await?,
         };
         let mut out = worker.out();
         out.extend_from_slice(head);

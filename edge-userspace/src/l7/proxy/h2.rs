@@ -208,7 +208,7 @@ pub(super) async fn serve(conn: Conn, stream: Stream) {
     });
     let timer = &shared.conn.timer;
     timer.set_idle(Worker::now().saturating_add(nanoseconds(limits.header_timeout)));
-    let handshake = settings(&limits).handshake(io.clone());
+    let handshake = Box::pin(settings(&limits).handshake(io.clone()));
     match timer.within(handshake).await {
         Ok(Ok(connection)) => Box::pin(requests(&shared, &limits, connection)).await,
         Ok(Err(error)) => shared.fault(&error),
@@ -218,7 +218,7 @@ pub(super) async fn serve(conn: Conn, stream: Stream) {
     // read yet.
     if let Some(mut stream) = io.into_stream() {
         timer.set(Worker::now().saturating_add(ENDING));
-        let _ = timer.within(conn::pass_over(&mut stream)).await;
+        let _ = timer.within(Box::pin(conn::pass_over(&mut stream))).await;
     }
 }
 

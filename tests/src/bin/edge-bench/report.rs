@@ -135,7 +135,7 @@ fn row_json(row: &Row) -> Value {
 
 /// A value to the precision that its limit is printed with.
 fn rounded(value: f64, limit: f64) -> f64 {
-    let unit = if limit < 1.0 { 100.0 } else { 10.0 };
+    let unit = if limit < 10.0 { 100.0 } else { 10.0 };
     (value * unit).round() / unit
 }
 
