@@ -14,7 +14,7 @@ use std::{
 
 use edge_common::hash::Seed;
 use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{
     explain::{self, QuestionError},
@@ -346,7 +346,7 @@ impl Tier {
         };
         let sockets = self.bind(proxy)?;
         if self.seats.is_empty() && !proxy.listeners.is_empty() {
-            raise_file_limit();
+            raise_file_limit(proxy);
             // They have nothing to do until there is something in force.
             self.seats = self.start()?;
         }
@@ -634,21 +634,40 @@ const ORDERS: usize = 8;
 /// How long requests may take to end when the proxy does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Each connection takes a descriptor, and one more for that to its server: as many as the system
-/// allows without asking for more.
-fn raise_file_limit() {
+/// Each connection takes a descriptor, and one more for that to its server. The daemon gets as many
+/// as its listeners may need, if it has the capability to ask for more than it was given.
+fn raise_file_limit(proxy: &Proxy) {
+    let all = proxy.listeners.iter();
+    let most = all.map(|listener| u64::from(listener.limits.connections));
+    let wanted = 2 * most.sum::<u64>() + OTHER_FILES;
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: reads into, and then from, a live value.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+    // SAFETY: writes into a live value.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return;
+    }
+    let (had, granted) = (limit.rlim_cur, limit.rlim_max);
+    for most in [wanted.max(granted), granted] {
+        (limit.rlim_cur, limit.rlim_max) = (most, most);
+        // SAFETY: reads from a live value.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0 {
+            break;
         }
+        limit.rlim_cur = had;
+    }
+    if limit.rlim_cur < wanted {
+        warn!(
+            "the listeners' limits.connections may take {wanted} descriptors, and edge may have {}: \
+             raise LimitNOFILE of its unit (or `ulimit -n`), or lower limits.connections",
+            limit.rlim_cur
+        );
     }
 }
+
+/// Descriptors for all else: sockets of listeners, maps, files.
+const OTHER_FILES: u64 = 4096;
 
 fn worker_count(proxy: &Proxy) -> usize {
     let cpus = || thread::available_parallelism().map_or(1, usize::from);

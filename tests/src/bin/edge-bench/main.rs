@@ -19,6 +19,7 @@ mod memory;
 mod packets;
 mod pair;
 mod proxy;
+mod proxy_idle;
 mod rates;
 mod report;
 mod rig;

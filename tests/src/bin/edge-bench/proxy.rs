@@ -1,4 +1,5 @@
-//! The proxy beside nginx and HAProxy: what a request costs each of them.
+//! The proxy beside nginx and HAProxy: what a request, a handshake and an idle connection cost each
+//! of them.
 //!
 //! All of them stand before the same nginx, in one namespace, over loopback. The proxy that is
 //! measured has one processor, and everything else the other one. They take turns, so that what
@@ -8,7 +9,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
 };
 
@@ -29,80 +30,133 @@ use crate::{
 /// The processor of the proxy that is measured, and that of everything else.
 const PROXY_CPU: usize = 0;
 const OTHER_CPU: usize = 1;
-/// Ports of the server, and of the proxies.
+/// The port of the server.
 const SERVER: u16 = 8100;
+/// Ports of the proxies; what they serve with TLS is [`TLS`] beyond.
 const NGINX: u16 = 8101;
 const HAPROXY: u16 = 8102;
-const EDGE: u16 = 8103;
+pub(crate) const EDGE: u16 = 8103;
+/// From the port of a proxy to the one that is served with TLS.
+pub(crate) const TLS: u16 = 100;
 /// Each contender is measured so often; the least counts.
 const TURNS: u32 = 5;
+
+/// How it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Https,
+    /// HTTP/2 with TLS, so many streams of a connection at once.
+    Http2(u32),
+}
+
+/// Whom Edge is compared with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Nginx,
+    Haproxy,
+}
 
 /// What is asked for.
 struct Load {
     name: &'static str,
     path: &'static str,
+    protocol: Protocol,
     connections: u32,
     requests: u32,
     /// Bytes of the request's body.
     body: usize,
-    /// What a request may cost, as a share of what it costs nginx.
+    peer: Peer,
+    /// What a request may cost, as a share of what it costs the peer.
     most: f64,
+    /// What the slowest of 100 may take, as a share of the better of the two.
+    slowest: Option<f64>,
 }
 
-const LOADS: [Load; 4] = [
+const BASE: Load = Load {
+    name: "",
+    path: "/1k",
+    protocol: Protocol::Http1,
+    connections: 50,
+    requests: 60_000,
+    body: 0,
+    peer: Peer::Nginx,
+    most: 1.0,
+    slowest: Some(1.1),
+};
+
+const LOADS: [Load; 7] = [
     Load {
         name: "1 KB, 50 connections",
-        path: "/1k",
-        connections: 50,
-        requests: 60_000,
-        body: 0,
-        most: 1.0,
+        ..BASE
     },
     Load {
         name: "1 KB, 500 connections",
-        path: "/1k",
         connections: 500,
-        requests: 60_000,
-        body: 0,
-        most: 1.0,
+        ..BASE
     },
     Load {
         name: "50 KB, 50 connections",
         path: "/50k",
-        connections: 50,
         requests: 20_000,
-        body: 0,
         most: 1.1,
+        ..BASE
     },
     Load {
         name: "POST 5 KB, 50 connections",
         path: "/post",
-        connections: 50,
         requests: 40_000,
         body: 5 << 10,
-        most: 1.0,
+        ..BASE
+    },
+    Load {
+        name: "HTTPS, 1 KB, 50 connections",
+        protocol: Protocol::Https,
+        requests: 40_000,
+        peer: Peer::Haproxy,
+        most: 0.9,
+        ..BASE
+    },
+    Load {
+        name: "HTTP/2, 1 KB, 10 connections of 10 streams",
+        protocol: Protocol::Http2(10),
+        connections: 10,
+        requests: 40_000,
+        peer: Peer::Haproxy,
+        most: 1.2,
+        ..BASE
+    },
+    // Each connection has one request.
+    Load {
+        name: "TLS handshake and 1 KB",
+        protocol: Protocol::Https,
+        connections: 1000,
+        requests: 1000,
+        peer: Peer::Haproxy,
+        most: 0.5,
+        slowest: None,
+        ..BASE
     },
 ];
 
 impl Bench {
-    /// What a request costs.
+    /// What requests cost, and connections that wait.
     pub(crate) fn proxy(&mut self) -> Result<()> {
         let wanted: Vec<&Load> = LOADS
             .iter()
             .filter(|load| self.wants(&row_name(load)))
             .collect();
-        if wanted.is_empty() {
-            return Ok(());
+        if !wanted.is_empty() {
+            let arena = Arena::new()?;
+            let edge = arena.edge();
+            let daemon = edge.start();
+            let contenders = arena.contenders(&daemon)?;
+            Report::head("Proxy, one processor; floor: nginx or HAProxy", "µs");
+            for load in wanted {
+                self.proxy_row(&arena, &contenders, load)?;
+            }
         }
-        let arena = Arena::new()?;
-        let edge = arena.edge();
-        let daemon = edge.start();
-        let contenders = arena.contenders(&daemon)?;
-        Report::head("Proxy, one processor; floor: nginx", "µs");
-        for load in wanted {
-            self.proxy_row(&arena, &contenders, load)?;
-        }
-        Ok(())
+        self.waiting()
     }
 
     fn proxy_row(&mut self, arena: &Arena, all: &[Contender; 3], load: &Load) -> Result<()> {
@@ -116,21 +170,33 @@ impl Bench {
             }
         }
         let [nginx, haproxy, edge] = least;
+        let (floor, other) = match load.peer {
+            Peer::Nginx => (nginx, format!("HAProxy {haproxy:.1}")),
+            Peer::Haproxy => (haproxy, format!("nginx {nginx:.1}")),
+        };
         self.report.add(Row {
             name: row_name(load),
             unit: "µs of the processor a request",
-            floor: Some(nginx),
+            floor: Some(floor),
             gross: Some(edge),
-            value: edge / nginx,
+            value: edge / floor,
             target: Some(Target::AtMost(load.most)),
-            note: format!(
-                "HAProxy {haproxy:.1}; slowest of 100 (edge, nginx, HAProxy) {:.1} {:.1} {:.1} ms",
-                p99[2], p99[0], p99[1]
-            ),
-            more: json!({
-                "nginx_us": nginx, "haproxy_us": haproxy, "edge_us": edge,
-                "p99_ms": { "nginx": p99[0], "haproxy": p99[1], "edge": p99[2] },
-            }),
+            note: other,
+            more: json!({ "nginx_us": nginx, "haproxy_us": haproxy, "edge_us": edge }),
+        });
+        let Some(most) = load.slowest else {
+            return Ok(());
+        };
+        let better = p99[0].min(p99[1]);
+        self.report.add(Row {
+            name: format!("{}, slowest of 100", row_name(load)),
+            unit: "ms, beside the better of nginx and HAProxy",
+            floor: Some(better),
+            gross: Some(p99[2]),
+            value: p99[2] / better,
+            target: Some(Target::AtMost(most)),
+            note: format!("ms: nginx {:.1}, HAProxy {:.1}", p99[0], p99[1]),
+            more: json!({ "nginx_ms": p99[0], "haproxy_ms": p99[1], "edge_ms": p99[2] }),
         });
         Ok(())
     }
@@ -177,6 +243,7 @@ impl Arena {
         fs::write(files.join("1k"), vec![b'x'; 1 << 10])?;
         fs::write(files.join("50k"), vec![b'y'; 50 << 10])?;
         fs::write(arena.directory.path().join("body"), vec![b'z'; 5 << 10])?;
+        let (certificate, key) = certificate(arena.directory.path())?;
         let server = format!(
             "access_log off; server {{ listen 127.0.0.1:{SERVER} reuseport; root {};\n\
              location /post {{ client_max_body_size 1m; return 200 \"ok\"; }} }}",
@@ -191,10 +258,14 @@ impl Arena {
              \"ud\":\"$upstream_response_time\",\"ua\":\"$http_user_agent\"}}';\n\
              access_log {} j buffer=32k flush=1s;\n\
              upstream app {{ server 127.0.0.1:{SERVER}; keepalive 512; keepalive_requests 1000000000; }}\n\
-             server {{ listen 127.0.0.1:{NGINX}; location / {{ proxy_pass http://app;\n\
+             server {{ listen 127.0.0.1:{NGINX}; listen 127.0.0.1:{} ssl http2;\n\
+             ssl_certificate {}; ssl_certificate_key {}; location / {{ proxy_pass http://app;\n\
              proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
              proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Request-Id $request_id; }} }}",
-            log.display()
+            log.display(),
+            NGINX + TLS,
+            certificate.display(),
+            key.display(),
         );
         arena.nginx("proxy", &proxy, PROXY_CPU)?;
         arena.haproxy()?;
@@ -226,14 +297,18 @@ impl Arena {
 
     fn haproxy(&mut self) -> Result<()> {
         let file = self.directory.path().join("haproxy.cfg");
+        let both = self.directory.path().join("both.pem");
         fs::write(
             &file,
             format!(
                 "global\n  nbthread 1\n  maxconn 4000\n  log stdout format raw local0\n\
                  defaults\n  mode http\n  log global\n  option httplog\n  timeout connect 1s\n\
                  \x20 timeout client 60s\n  timeout server 60s\n  http-reuse always\n\
-                 frontend web\n  bind 127.0.0.1:{HAPROXY}\n  default_backend app\n\
-                 backend app\n  option forwardfor\n  server a 127.0.0.1:{SERVER}\n"
+                 frontend web\n  bind 127.0.0.1:{HAPROXY}\n\
+                 \x20 bind 127.0.0.1:{} ssl crt {} alpn h2,http/1.1\n  default_backend app\n\
+                 backend app\n  option forwardfor\n  server a 127.0.0.1:{SERVER}\n",
+                HAPROXY + TLS,
+                both.display()
             ),
         )?;
         let arguments = ["-db", "-f", path(&file)?];
@@ -261,15 +336,15 @@ impl Arena {
     /// The daemon's files.
     fn edge(&self) -> Installation<'_> {
         let edge = Installation::new(self.host(), &["eth0"], "");
+        let at = self.directory.path();
         let log = edge.file("access.log");
         let settings = format!(
-            "[proxy]\nworkers = 1\naccess_log = {{ path = {log:?} }}\n\
-             [[listener]]\nname = \"web\"\naddresses = [\"127.0.0.1:{EDGE}\"]\n\
-             limits = {{ requests_per_connection = 0 }}\n\
+            "[proxy]\nworkers = 1\naccess_log = {{ path = {log:?} }}\n{}\
              [[upstream]]\nname = \"app\"\nkeep_alive = {{ connections = 512 }}\n\
              concurrency = {{ requests = 4000 }}\nbreaker = {{}}\npassive = {{}}\n\
              server = [{{ address = \"127.0.0.1:{SERVER}\" }}]\n\
-             [[route]]\nname = \"all\"\nupstream = \"app\"\n"
+             [[route]]\nname = \"all\"\nupstream = \"app\"\n",
+            listeners(&at.join(CERTIFICATE), &at.join(KEY), 10_000)
         );
         edge.configure(&["eth0"], &settings);
         edge
@@ -298,7 +373,15 @@ impl Arena {
         ];
         for contender in &all {
             wait::until("a proxy answers", || {
-                self.load(contender, 1, 1, "/1k", 0).is_ok()
+                self.load(
+                    contender,
+                    &Load {
+                        connections: 1,
+                        requests: 1,
+                        ..BASE
+                    },
+                )
+                .is_ok()
             });
         }
         Ok(all)
@@ -308,36 +391,34 @@ impl Arena {
     /// milliseconds.
     fn measure(&self, contender: &Contender, load: &Load) -> Result<(f64, f64)> {
         let before = cpu_us(contender.pid)?;
-        let slow = self.load(
-            contender,
-            load.requests,
-            load.connections,
-            load.path,
-            load.body,
-        )?;
+        let slow = self.load(contender, load)?;
         let spent = cpu_us(contender.pid)? - before;
         Ok((spent / f64::from(load.requests), slow))
     }
 
-    fn load(
-        &self,
-        contender: &Contender,
-        requests: u32,
-        connections: u32,
-        at: &str,
-        body: usize,
-    ) -> Result<f64> {
+    /// Puts a load on a proxy; tells the duration that one of 100 exceeds, milliseconds.
+    fn load(&self, contender: &Contender, load: &Load) -> Result<f64> {
         let log = self.directory.path().join("h2load.log");
         let _ = fs::remove_file(&log);
+        let requests = load.requests;
         let mut command = self.host().command("taskset");
-        command.args(["-c", &OTHER_CPU.to_string(), "h2load", "--h1", "-t1"]);
-        command.args(["-n", &requests.to_string(), "-c", &connections.to_string()]);
+        command.args(["-c", &OTHER_CPU.to_string(), "h2load", "-t1"]);
+        command.args(["-n", &requests.to_string()]);
+        command.args(["-c", &load.connections.to_string()]);
         command.arg(format!("--log-file={}", log.display()));
-        if body > 0 {
+        match load.protocol {
+            Protocol::Http1 | Protocol::Https => command.arg("--h1"),
+            Protocol::Http2(streams) => command.args(["-m", &streams.to_string()]),
+        };
+        if load.body > 0 {
             let file = self.directory.path().join("body");
             command.arg("-d").arg(file);
         }
-        command.arg(format!("http://127.0.0.1:{}{at}", contender.port));
+        let (scheme, port) = match load.protocol {
+            Protocol::Http1 => ("http", contender.port),
+            Protocol::Https | Protocol::Http2(_) => ("https", contender.port + TLS),
+        };
+        command.arg(format!("{scheme}://127.0.0.1:{port}{}", load.path));
         let output = command.stdin(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let all = format!("status codes: {requests} 2xx");
@@ -351,6 +432,34 @@ impl Arena {
         let at = durations.len() * 99 / 100;
         Ok(durations.get(at).copied().unwrap_or(0.0) / 1000.0)
     }
+}
+
+/// Files of a certificate and its key, and of both for HAProxy.
+const CERTIFICATE: &str = "cert.pem";
+const KEY: &str = "key.pem";
+
+/// Makes them, and tells where they are.
+pub(crate) fn certificate(at: &Path) -> Result<(PathBuf, PathBuf)> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    fs::write(at.join(CERTIFICATE), &cert)?;
+    fs::write(at.join(KEY), &key)?;
+    fs::write(at.join("both.pem"), cert + &key)?;
+    Ok((at.join(CERTIFICATE), at.join(KEY)))
+}
+
+/// Edge's two listeners, without and with TLS.
+pub(crate) fn listeners(certificate: &Path, key: &Path, connections: u32) -> String {
+    let limits = format!(
+        "limits = {{ requests_per_connection = 0, connections = {connections}, \
+         idle_timeout = \"1h\" }}"
+    );
+    format!(
+        "[[listener]]\nname = \"web\"\naddresses = [\"127.0.0.1:{EDGE}\"]\n{limits}\n\
+         [[listener]]\nname = \"tls\"\naddresses = [\"127.0.0.1:{}\"]\n{limits}\n\
+         tls = {{ certificates = [{{ cert = {certificate:?}, key = {key:?} }}] }}\n",
+        EDGE + TLS
+    )
 }
 
 fn path(path: &Path) -> Result<&str> {
