@@ -49,7 +49,7 @@ fn a_hundred_changes_lose_nothing() {
     });
     let setup = Setup::new(&[&server]).proxy("workers = 2");
     let mut rig = Rig::new(&setup);
-    let mut open: Vec<Peer> = (0..50)
+    let mut open: Vec<Peer> = (0..1000)
         .map(|_| {
             let mut client = rig.client();
             client.send(UPGRADE);

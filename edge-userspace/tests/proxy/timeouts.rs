@@ -173,3 +173,38 @@ fn a_client_that_does_not_read_is_given_up() {
     client.send("GET /deaf HTTP/1.1\r\nHost: a.example\r\n\r\n");
     assert_eq!(rig.logged("/deaf")["reason"], "client_gone");
 }
+
+#[test]
+fn slow_clients_by_the_thousand_hinder_nobody() {
+    let server = Server::echo();
+    let rig = Rig::new(
+        &Setup::new(&[&server])
+            .proxy("workers = 1")
+            .listener("limits = { header_timeout = '4s', body_timeout = '4s' }"),
+    );
+    let (heads, bodies) = (2000, 500);
+    let connect = |first: &str| {
+        let mut client = std::net::TcpStream::connect(rig.port.at).unwrap();
+        std::io::Write::write_all(&mut client, first.as_bytes()).unwrap();
+        client
+    };
+    let slow_heads: Vec<_> = (0..heads)
+        .map(|_| connect("GET /slow HTTP/1.1\r\nHo"))
+        .collect();
+    let body = "POST /slow HTTP/1.1\r\nHost: a.example\r\nContent-Length: 9\r\n\r\nhalf";
+    let slow_bodies: Vec<_> = (0..bodies).map(|_| connect(body)).collect();
+    // All the time, also by new connections.
+    let mut kept = rig.client();
+    until("the slow ones are refused", || {
+        assert_eq!(kept.get("/kept").status, 200);
+        assert_eq!(rig.get("/new").status, 200);
+        let late = (rig.refusals("head_timeout"), rig.refusals("body_timeout"));
+        late == (heads, bodies)
+    });
+    for mut client in slow_heads.into_iter().chain(slow_bodies) {
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut client, &mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    }
+    assert_eq!(rig.get("/after").status, 200);
+}
