@@ -19,6 +19,7 @@ mod memory;
 mod packets;
 mod pair;
 mod proxy;
+mod proxy_ban;
 mod proxy_idle;
 mod rates;
 mod report;
@@ -112,6 +113,7 @@ fn main() -> Result<()> {
     apart(machine::real_time, || bench.latencies())?;
     apart(machine::hurry, || bench.many())?;
     bench.proxy()?;
+    bench.bans()?;
     apart(machine::hurry, || {
         bench.imports()?;
         if args.scale { bench.scale() } else { Ok(()) }
