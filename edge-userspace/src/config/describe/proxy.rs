@@ -8,8 +8,9 @@ use crate::config::{
     proxy::{
         Listener, Proxy, Route, Upstream,
         route::{Action, Host, PathMatch},
+        upstream::Passive,
     },
-    quantity::spelt,
+    quantity::{Share, spelt},
 };
 
 /// The proxy of a configuration.
@@ -61,6 +62,8 @@ pub struct UpstreamDescription {
     pub backups: usize,
     /// What its health check asks; none without one.
     pub health: Option<&'static str>,
+    /// After what a server is left alone because of its answers; none: it never is.
+    pub left_alone: Option<String>,
     /// How often a request is tried at most.
     pub tries: u32,
     /// How long a request may take, milliseconds.
@@ -125,9 +128,26 @@ fn upstream(upstream: &Upstream) -> UpstreamDescription {
         servers: upstream.servers.len(),
         backups: servers.filter(|s| s.backup).count(),
         health: upstream.health.as_ref().map(|h| h.probe.name()),
+        left_alone: upstream.passive.as_ref().map(left_alone),
         tries: upstream.retries.tries,
         request_ms: u64::try_from(upstream.timeouts.request.as_millis()).unwrap_or(u64::MAX),
     }
+}
+
+fn left_alone(passive: &Passive) -> String {
+    let mut text = format!("{} errors", passive.consecutive_errors);
+    if let Some(errors) = &passive.errors {
+        let slow = errors
+            .latency
+            .map(|l| format!(" or slower than {}", spelt(l)));
+        text += &format!(
+            ", {} of {} failed{}",
+            Share::spelt(errors.permille),
+            errors.window,
+            slow.unwrap_or_default()
+        );
+    }
+    text
 }
 
 impl RouteDescription {
@@ -213,7 +233,7 @@ impl fmt::Display for ProxyDescription {
         if !self.upstreams.is_empty() {
             writeln!(
                 f,
-                "\nupstream         speaks      balance                servers   backups   health   tries   request"
+                "\nupstream         speaks      balance                servers   backups   health   tries   request   left alone after"
             )?;
         }
         for u in &self.upstreams {
@@ -223,14 +243,15 @@ impl fmt::Display for ProxyDescription {
             };
             writeln!(
                 f,
-                "{:16} {speaks:11} {:20} {:>9} {:>9}   {:6} {:>7} {:>9}",
+                "{:16} {speaks:11} {:20} {:>9} {:>9}   {:6} {:>7} {:>9}   {}",
                 u.upstream,
                 u.balance,
                 u.servers,
                 u.backups,
                 u.health.unwrap_or("-"),
                 u.tries,
-                spelt(Duration::from_millis(u.request_ms))
+                spelt(Duration::from_millis(u.request_ms)),
+                u.left_alone.as_deref().unwrap_or("-")
             )?;
         }
         write!(

@@ -202,6 +202,9 @@ section! {
     /// `upstream.passive`
     Passive {
         consecutive_errors = "consecutive_errors": At<Count>,
+        error_rate = "error_rate": At<Share>,
+        window = "window": At<Count>,
+        latency = "latency": At<Duration>,
         eject = "eject": At<Duration>,
         max_ejected = "max_ejected": At<Share>,
     }

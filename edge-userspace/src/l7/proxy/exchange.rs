@@ -42,6 +42,9 @@ pub(super) struct Facts {
     pub(super) queued: u64,
     pub(super) connect: u64,
     pub(super) first_byte: u64,
+    /// How long the server of the last try had the whole request before the head of its answer
+    /// came.
+    pub(super) waited: u64,
     pub(super) tries: u32,
     pub(super) refusal: Option<Refusal>,
     /// Positions of its route, its upstream, and of the server in it.

@@ -239,8 +239,11 @@ async fn tries<F: Front>(
         exchange.facts.tries += 1;
         exchange.facts.server = Some(position);
         let active = balanced.enter();
-        let began = Worker::now();
+        let connect = std::mem::take(&mut exchange.facts.connect);
+        exchange.facts.waited = 0;
         let asked = ask_server(exchange, front, scratch, group, server, head, deadlines).await;
+        let took = exchange.facts.connect.saturating_add(exchange.facts.waited);
+        exchange.facts.connect += connect;
         // A failure of the client says nothing of the server.
         let failure = match &asked {
             Ok(answer) => Some(Failure::Status(answer.status)),
@@ -250,7 +253,7 @@ async fn tries<F: Front>(
             let now = Worker::now();
             let sample = Sample {
                 error: !matches!(failure, Failure::Status(status) if status < 500),
-                took: now.saturating_sub(began),
+                took,
             };
             if let Some(until) = outliers.report(position, sample, now) {
                 group.pick.eject(position, until);
@@ -519,6 +522,7 @@ async fn converse<F: Front>(
     };
     timer.set(end.min(slowest(0, began)));
     let mut is_flushed = false;
+    let mut sent_at = None;
     let talking = poll_fn(|cx| {
         if !facts.progress.sent {
             let before = facts.progress.up;
@@ -548,7 +552,9 @@ async fn converse<F: Front>(
             // Its failure shows when the answer is read.
             is_flushed = link.poll_drain(cx).is_ready();
             if is_flushed {
-                deadlines.begin(Timeout::FirstByte, Worker::now());
+                let now = Worker::now();
+                sent_at = Some(now);
+                deadlines.begin(Timeout::FirstByte, now);
                 arm(timer, deadlines);
             }
         }
@@ -585,6 +591,7 @@ async fn converse<F: Front>(
     let talked = timer.within(talking).await;
     let now = Worker::now();
     facts.first_byte = now.saturating_sub(began);
+    facts.waited = sent_at.map_or(0, |at| now.saturating_sub(at));
     match talked {
         Ok(Ok(Ok(head))) => {
             let framing = response.framing;

@@ -302,11 +302,27 @@ fn upstreams_that_cannot_be_are_refused() {
         ),
         (
             with_upstream("breaker = { window = 0 }"),
-            "choose a number from 1 to 10000 (default 10)",
+            "choose a number from 1 to 50 (default 10)",
         ),
         (
-            with_upstream("passive = { error_rate = 0.5 }"),
-            "unknown key",
+            with_upstream("passive = { error_rate = 0 }"),
+            "choose a share from 0.001 to 1 (default 0.5)",
+        ),
+        (
+            with_upstream("passive = { error_rate = 0.5, window = 51 }"),
+            "choose a number from 1 to 50 (default 20)",
+        ),
+        (
+            with_upstream("passive = { error_rate = 0.5, latency = '0s' }"),
+            "choose a span from 1ms to 1d",
+        ),
+        (
+            with_upstream("passive = { latency = '2s' }"),
+            "belongs to error_rate; add that",
+        ),
+        (
+            with_upstream("passive = { window = 20 }"),
+            "belongs to error_rate; add that",
         ),
         (
             with_upstream("retries = { tries = 0 }"),
