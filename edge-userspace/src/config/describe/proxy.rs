@@ -37,6 +37,8 @@ pub struct ListenerDescription {
     pub protocols: Vec<&'static str>,
     /// `off`, `accept` or `require`.
     pub proxy_protocol: &'static str,
+    /// The field that trusted proxies name the client in; none without such proxies.
+    pub client_header: Option<&'static str>,
     /// Connections at one time.
     pub connections: u32,
     /// Whether every request is redirected to HTTPS.
@@ -112,6 +114,8 @@ fn listener(listener: &Listener) -> ListenerDescription {
         listener: listener.name.clone(),
         protocols: plain.into_iter().flatten().collect(),
         proxy_protocol: listener.proxy_protocol.name(),
+        client_header: (!listener.trusted_proxies.is_empty())
+            .then(|| listener.client_header.name()),
         connections: listener.limits.connections,
         redirect_https: listener.redirect_https,
         addresses: listener.addresses.iter().map(ToString::to_string).collect(),
@@ -216,18 +220,20 @@ impl fmt::Display for ProxyDescription {
             "\nlistener         speaks            proxy protocol   connections   addresses"
         )?;
         for l in &self.listeners {
+            let client = l.client_header.map(|name| format!(" (client by {name})"));
             let note = match l.redirect_https {
                 true => " (redirects to https)",
                 false => "",
             };
             writeln!(
                 f,
-                "{:16} {:17} {:14} {:>13}   {}{note}",
+                "{:16} {:17} {:14} {:>13}   {}{}{note}",
                 l.listener,
                 l.protocols.join(" "),
                 l.proxy_protocol,
                 l.connections,
-                l.addresses.join(", ")
+                l.addresses.join(", "),
+                client.unwrap_or_default()
             )?;
         }
         if !self.upstreams.is_empty() {

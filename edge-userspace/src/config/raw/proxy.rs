@@ -11,7 +11,7 @@ use super::{
 use crate::config::{
     proxy::{
         LogFormat,
-        listener::{ClientAuth, ProxyProtocol, TlsVersion},
+        listener::{ClientAuth, ClientHeader, ProxyProtocol, TlsVersion},
         upstream::{self, SendProxy},
     },
     quantity::{ByteRate, Bytes, Count, Share},
@@ -54,6 +54,7 @@ section! {
         http2 = "http2": bool,
         proxy_protocol = "proxy_protocol": At<ProxyProtocol>,
         trusted_proxies = "trusted_proxies": At<Vec<At<Prefix>>>,
+        client_header = "client_header": At<ClientHeader>,
         redirect_https = "redirect_https": At<bool>,
         limits = "limits": ListenerLimits,
     }
@@ -403,6 +404,7 @@ choices! {
     LogFormat,
     TlsVersion,
     ClientAuth,
+    ClientHeader,
     ProxyProtocol,
     upstream::Protocol,
     SendProxy,

@@ -106,7 +106,7 @@ fn what_is_not_said_has_its_default() {
 fn everything_is_taken_over() {
     let text = "[proxy]\nworkers = 2\naccess_log = { path = '/var/log/a', format = 'logfmt' }\n\
         [[listener]]\nname = 'web'\naddresses = ['192.0.2.10:443', '[2001:db8::10]:443']\nproxy_protocol = 'require'\n\
-        trusted_proxies = ['10.0.0.0/8']\n\
+        trusted_proxies = ['10.0.0.0/8']\nclient_header = 'forwarded'\n\
         tls = { certificates = [{ cert = '/a.pem', key = '/a.key' }], min_version = '1.3', client_ca = '/ca.pem', client_auth = 'required', tickets = false }\n\
         limits = { header_timeout = '1s', header_bytes = '8KiB', body_bytes = '1MiB', min_rate = '1kB', h2_streams = 7 }\n\
         [[upstream]]\nname = 'app'\nbalance = 'consistent-hash'\nhash = { header = 'X-User' }\nsticky = { cookie = 'edge', ttl = '1h' }\n\
@@ -230,7 +230,7 @@ fn everything_is_taken_over() {
     for line in [
         "workers     2",
         "access log  /var/log/a (logfmt)",
-        "web              http/1.1 h2 tls   require                10000   192.0.2.10:443, [2001:db8::10]:443",
+        "web              http/1.1 h2 tls   require                10000   192.0.2.10:443, [2001:db8::10]:443 (client by forwarded)",
         "app              http1 tls   consistent-hash              2         0   http         2       10s   5 errors, 0.3 of 20 failed or slower than 2s",
         "r                web              example.com,*.example.com,[::1] /api/                         3   b 5/5, app 0/5",
     ] {

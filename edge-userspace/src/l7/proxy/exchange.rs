@@ -12,8 +12,7 @@ use super::{
     worker::{Current, Scratch, Worker},
 };
 use crate::l7::{
-    access_log,
-    forwarded::{self, Believed},
+    access_log, forwarded,
     head::{Framing, Known, Method, Reject, Request, Version},
     http1::write,
     refusal::Refusal,
@@ -21,7 +20,7 @@ use crate::l7::{
     route::{self, Action, View},
     stats::Requests,
 };
-use crate::uri;
+use crate::{config::proxy::listener::ClientHeader, uri};
 
 /// What becomes of a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,15 +83,15 @@ pub(super) struct Seen<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) host: &'a [u8],
     pub(super) path: &'a [u8],
-    /// Whether what the request says of its way here is believed.
-    is_trusted: bool,
+    /// Where what the request says of its way here is believed.
+    believed: Option<ClientHeader>,
 }
 
 impl<'a> Seen<'a> {
-    /// Host and path are in the buffers where they are not what the client wrote. `is_trusted`
-    /// tells whether it came by a proxy that is trusted.
+    /// Host and path are in the buffers where they are not what the client wrote. `believed` is
+    /// the field of a proxy that is trusted; `None` if it came by none.
     pub(super) fn new(
-        (request, is_trusted): (&'a Request, bool),
+        (request, believed): (&'a Request, Option<ClientHeader>),
         bytes: &'a [u8],
         host: &'a mut Vec<u8>,
         path: &'a mut Vec<u8>,
@@ -107,7 +106,7 @@ impl<'a> Seen<'a> {
             },
             request,
             bytes,
-            is_trusted,
+            believed,
         })
     }
 
@@ -150,7 +149,7 @@ impl View for Seen<'_> {
             .request
             .fields
             .iter()
-            .filter(|field| field.kept && (self.is_trusted || !field.known.is_forwarding()));
+            .filter(|field| field.kept && forwarded::is_believed(self.believed, field.known));
         fields
             .filter(|field| {
                 field
@@ -279,8 +278,8 @@ impl Exchange<'_> {
             ..
         } = scratch;
         let bytes = front.bytes();
-        let is_trusted = self.listener.trusts(self.conn.peer.ip());
-        let seen = Seen::new((request, is_trusted), bytes, host, path)?;
+        let believed = self.listener.believes(self.conn.peer.ip());
+        let seen = Seen::new((request, believed), bytes, host, path)?;
         if self.listener.config.redirect_https {
             if seen.host.is_empty() {
                 return Err(Reject::HostMissing.into());
@@ -467,13 +466,15 @@ fn client<F: Front>(conn: &Conn, listener: &Listener, front: &F, request: &Reque
         return conn.peer;
     }
     let bytes = front.bytes();
-    let kind = if request.known(bytes, Known::XForwardedFor).next().is_some() {
-        (Believed::XForwardedFor, Known::XForwardedFor)
-    } else {
-        (Believed::Forwarded, Known::Forwarded)
-    };
-    let values = request.known(bytes, kind.1);
-    let address = forwarded::client(conn.peer.ip(), kind.0, values, |ip| listener.trusts(ip));
+    let by = listener.config.client_header;
+    let values = request.known(
+        bytes,
+        match by {
+            ClientHeader::XForwardedFor => Known::XForwardedFor,
+            ClientHeader::Forwarded => Known::Forwarded,
+        },
+    );
+    let address = forwarded::client(conn.peer.ip(), by, values, |ip| listener.trusts(ip));
     if address == conn.peer.ip().to_canonical() {
         conn.peer
     } else {

@@ -231,7 +231,7 @@ fn outcome(
     let mut request = Request::default();
     http1::parse_request(head, &head_limits(&config.limits), &mut request)?;
     let (mut host, mut path, mut rewritten) = (Vec::new(), Vec::new(), Vec::new());
-    let seen = Seen::new((&request, false), head, &mut host, &mut path)?;
+    let seen = Seen::new((&request, None), head, &mut host, &mut path)?;
     answer.method = text(seen.method());
     answer.host = text(seen.host());
     answer.path = text(seen.path());

@@ -4,6 +4,7 @@ use super::{
     conn::Conn,
     exchange::{Exchange, Ids, Seen},
 };
+use crate::config::proxy::listener::ClientHeader;
 use crate::l7::{forwarded, head::Known, http1::write, route::Route};
 
 /// Writes the head of a request as a server gets it.
@@ -44,16 +45,23 @@ pub(super) fn write_head(
             && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
     });
     let peer = conn.peer.ip();
-    let is_trusted = listener.trusts(peer);
+    let believed = listener.believes(peer);
     let chain = |known| {
         let values = request.known(bytes, known);
-        values.filter(move |_| is_trusted)
+        values.filter(move |_| forwarded::is_believed(believed, known))
     };
     // What a route says of a field holds for those of our own as well.
     let is_wanted = |name: &[u8]| rules.is_empty() || !rules.drops(name);
     if is_wanted(b"x-forwarded-for") {
         out.extend_from_slice(b"X-Forwarded-For: ");
         forwarded::chain(out, chain(Known::XForwardedFor));
+        // Servers that do not read `Forwarded` hear who was found there.
+        if believed == Some(ClientHeader::Forwarded)
+            && let Some(client) = facts.client.filter(|client| *client != conn.peer)
+        {
+            forwarded::address(out, client.ip());
+            out.extend_from_slice(b", ");
+        }
         forwarded::address(out, peer);
         out.extend_from_slice(b"\r\n");
     }

@@ -80,6 +80,14 @@ fn listeners_that_cannot_be_are_refused() {
             "no such choice; expected one of \"off\", \"accept\", \"require\"",
         ),
         (
+            listener("client_header = 'forwarded'"),
+            "nobody's word is taken; name those who send it in trusted_proxies",
+        ),
+        (
+            listener("trusted_proxies = ['10.0.0.0/8']\nclient_header = 'x-real-ip'"),
+            "x-forwarded-for",
+        ),
+        (
             listener("trusted_proxies = ['10.0.0.1/8']"),
             "listener[0].trusted_proxies[0] = '10.0.0.1/8': bits are set",
         ),
