@@ -99,7 +99,17 @@ fn routes(all: &[&RouteStatus], w: &mut Writer<'_>) -> fmt::Result {
         &names::HTTP_ROUTE_RECEIVED,
         &names::HTTP_ROUTE_SENT,
     ];
-    red(&named, metrics, w)
+    red(&named, metrics, w)?;
+    let mirrored = all.iter().filter_map(|r| Some((&*r.name, r.mirrored?)));
+    let results = mirrored.flat_map(|(name, m)| {
+        [
+            ("sent", m.sent),
+            ("failed", m.failed),
+            ("skipped", m.skipped),
+        ]
+        .map(|(result, n)| ([name, result], Value::Int(n)))
+    });
+    w.family(&names::HTTP_ROUTE_MIRRORED, results)
 }
 
 fn upstreams(all: &[UpstreamStatus], w: &mut Writer<'_>) -> fmt::Result {
@@ -179,6 +189,7 @@ pub(super) mod tests {
     use crate::{
         l7::stats::DURATION_BOUNDS_US,
         metrics::registry::tests::{parse, rendered},
+        status::proxy::MirrorCounts,
     };
 
     /// Something of everything.
@@ -195,6 +206,11 @@ pub(super) mod tests {
         let route = |name: &str, requests: &RequestCounts| RouteStatus {
             name: name.to_owned(),
             requests: requests.clone(),
+            mirrored: (name == "api").then_some(MirrorCounts {
+                sent: 11,
+                failed: 12,
+                skipped: 13,
+            }),
         };
         ProxyStatus {
             workers: 2,
@@ -280,6 +296,11 @@ pub(super) mod tests {
             (
                 r#"edge_http_route_requests_total{route="api",class="5xx"}"#.to_owned(),
                 1.0,
+            ),
+            (
+                r#"edge_http_route_mirrored_requests_total{route="api",result="skipped"}"#
+                    .to_owned(),
+                13.0,
             ),
             (
                 r#"edge_http_upstream_active_requests{upstream="app"}"#.to_owned(),

@@ -74,6 +74,19 @@ pub struct RouteStatus {
     pub name: String,
     /// Its requests.
     pub requests: RequestCounts,
+    /// Copies of them; `null` where none are made.
+    pub mirrored: Option<MirrorCounts>,
+}
+
+/// What became of copies of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorCounts {
+    /// That were answered, with whatever status.
+    pub sent: u64,
+    /// That were not.
+    pub failed: u64,
+    /// That were not sent: too many were under way, or the request cannot be copied.
+    pub skipped: u64,
 }
 
 /// An upstream.

@@ -179,6 +179,7 @@ fn proxy(address: SocketAddr, upstream: SocketAddr, limits: Limits) -> Proxy {
             response_headers: HeaderRules::default(),
             timeouts: TimeoutsOverride::default(),
             retries: RetriesOverride::default(),
+            mirror: None,
             concurrency: None,
         }],
         ..Proxy::default()

@@ -184,7 +184,11 @@ impl RouteDescription {
                         1 => name(i).to_owned(),
                         _ => format!("{} {weight}/{whole}", name(i)),
                     });
-                    parts.collect::<Vec<_>>().join(", ")
+                    let mirror = route.mirror.map(|mirror| {
+                        let share = Share::spelt(mirror.permille);
+                        format!("copies of {share} to {}", name(mirror.upstream))
+                    });
+                    parts.chain(mirror).collect::<Vec<_>>().join(", ")
                 }
                 Action::Redirect { status, .. } => format!("redirect {status}"),
                 Action::Respond { status, .. } => format!("respond {status}"),

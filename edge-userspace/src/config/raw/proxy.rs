@@ -272,6 +272,7 @@ section! {
         split = "split": At<Vec<SplitPart>>,
         redirect = "redirect": Redirect,
         respond = "respond": Respond,
+        mirror = "mirror": Mirror,
         rewrite = "rewrite": Rewrite,
         request_headers = "request_headers": HeaderRules,
         response_headers = "response_headers": HeaderRules,
@@ -323,6 +324,14 @@ section! {
         status = "status": At<Count>,
         body = "body": At<String>,
         headers = "headers": Fields,
+    }
+}
+
+section! {
+    /// `route.mirror`
+    Mirror {
+        upstream = "upstream": At<String>,
+        fraction = "fraction": At<Share>,
     }
 }
 

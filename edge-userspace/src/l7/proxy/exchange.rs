@@ -6,6 +6,7 @@ use super::{
     conn::{Conn, arm},
     forward,
     front::{Front, Then},
+    mirror,
     relay::Progress,
     request_head,
     snapshot::Listener,
@@ -304,7 +305,11 @@ impl Exchange<'_> {
                     .map_err(|_| Refusal::Path)?;
                 let mut head = self.conn.worker.out();
                 request_head::write_head(self, &seen, path, route, &mut head);
+                let copied = mirror::before(self, front, &scratch.request, route, &head);
                 let done = forward::run(self, front, scratch, route, target, &head).await;
+                if let Some(to) = copied {
+                    mirror::after(self, front, &scratch.request, (route, to), &head);
+                }
                 self.conn.worker.give_out(head);
                 done
             }

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// What heads of answers may be: what servers send is less in doubt than what clients do.
-const ANSWERS: Limits = Limits {
+pub(super) const ANSWERS: Limits = Limits {
     head_bytes: 32 * 1024,
     fields: 256,
     uri_bytes: 0,
@@ -441,13 +441,7 @@ async fn connect<F: Front>(
     server: &Server,
     deadlines: &mut Deadlines,
 ) -> Result<Stream, Failed> {
-    let mut preface = Vec::new();
-    let addresses = addresses(exchange);
-    match group.config.proxy_protocol {
-        SendProxy::Off => {}
-        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
-        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
-    }
+    let preface = preface(exchange, group);
     let began = Worker::now();
     deadlines.begin(Timeout::Connect, began);
     let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
@@ -473,6 +467,18 @@ async fn connect<F: Front>(
         }
         Err(_) => Err(Failed::of_client(Refusal::ClientGone)),
     }
+}
+
+/// What a new connection to a server of the group begins with.
+pub(super) fn preface(exchange: &Exchange<'_>, group: &Group) -> Vec<u8> {
+    let mut preface = Vec::new();
+    let addresses = addresses(exchange);
+    match group.config.proxy_protocol {
+        SendProxy::Off => {}
+        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
+        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
+    }
+    preface
 }
 
 /// The ends of the client's connection, as the PROXY protocol tells them.

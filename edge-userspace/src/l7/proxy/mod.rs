@@ -17,6 +17,7 @@ mod h2;
 mod link;
 mod listen;
 mod log_writer;
+mod mirror;
 mod pool;
 mod privileges;
 mod relay;

@@ -24,7 +24,7 @@ use crate::{
         bans::{self, Offences, Rule},
         head,
         refusal::Refusal,
-        stats::{Connections, Refusals, Requests, Shards},
+        stats::{Connections, Mirrored, Refusals, Requests, Shards},
     },
 };
 
@@ -142,6 +142,8 @@ pub(super) struct Route {
     pub(super) name: String,
     pub(super) requests: Arc<Shards<Requests>>,
     pub(super) places: Option<Arc<Places>>,
+    /// Where its requests are copied.
+    pub(super) mirrored: Option<Arc<Shards<Mirrored>>>,
 }
 
 /// Where clients connect.

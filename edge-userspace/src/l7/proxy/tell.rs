@@ -15,7 +15,8 @@ use crate::{
     },
     status::{
         proxy::{
-            ListenerStatus, ProxyStatus, RequestCounts, RouteStatus, ServerStatus, UpstreamStatus,
+            ListenerStatus, MirrorCounts, ProxyStatus, RequestCounts, RouteStatus, ServerStatus,
+            UpstreamStatus,
         },
         route::RouteEntry,
     },
@@ -31,6 +32,11 @@ pub(super) fn status(snapshot: &Snapshot, workers: usize, checks: Option<&Checks
             .map(|route| RouteStatus {
                 name: route.name.clone(),
                 requests: requests(&route.requests),
+                mirrored: route.mirrored.as_ref().map(|mirrored| MirrorCounts {
+                    sent: mirrored.sum(|m| m.sent.get()),
+                    failed: mirrored.sum(|m| m.failed.get()),
+                    skipped: mirrored.sum(|m| m.skipped.get()),
+                }),
             })
             .collect(),
         upstreams: snapshot

@@ -309,6 +309,7 @@ impl Tier {
         let routes = proxy.routes.iter().map(|route| Route {
             name: route.name.clone(),
             requests: self.counted.routes.get(&route.name),
+            mirrored: (route.mirror.as_ref()).map(|_| self.counted.mirrored.get(&route.name)),
             places: route.concurrency.as_ref().map(|wanted| {
                 let mut before = before.iter().flat_map(|before| before.routes.iter());
                 let had = before.find(|had| had.name == route.name);
@@ -478,6 +479,10 @@ impl Tier {
         c.refusals.retain(named);
         c.routes
             .retain(|name| proxy.routes.iter().any(|r| r.name == name));
+        c.mirrored.retain(|name| {
+            let mut all = proxy.routes.iter();
+            all.any(|r| r.name == name && r.mirror.is_some())
+        });
         let named = |name: &str| proxy.upstreams.iter().any(|u| u.name == name);
         c.upstreams.retain(named);
         c.upstream_stats.retain(named);

@@ -68,6 +68,7 @@ fn route(path: PathMatch) -> Route {
         response_headers: HeaderRules::default(),
         timeouts: TimeoutsOverride::default(),
         retries: RetriesOverride::default(),
+        mirror: None,
         concurrency: None,
     }
 }

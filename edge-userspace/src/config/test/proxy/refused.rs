@@ -80,6 +80,29 @@ fn listeners_that_cannot_be_are_refused() {
             "no such choice; expected one of \"off\", \"accept\", \"require\"",
         ),
         (
+            route("mirror = { fraction = 0.1 }"),
+            "route[0].mirror.upstream: missing; name the [[upstream]]",
+        ),
+        (
+            route("mirror = { upstream = 'x' }"),
+            "no such upstream; there is app",
+        ),
+        (
+            route("mirror = { upstream = 'app' }"),
+            "would get its requests twice; name another one",
+        ),
+        (
+            format!(
+                "[[upstream]]\nname = 's'\n{SERVER}{}",
+                route("mirror = { upstream = 's', fraction = 0 }")
+            ),
+            "choose a share from 0.001 to 1 (default 1)",
+        ),
+        (
+            bare("respond = { status = 200 }\nmirror = { upstream = 'app' }"),
+            "only for a route with upstream or split",
+        ),
+        (
             listener("client_header = 'forwarded'"),
             "nobody's word is taken; name those who send it in trusted_proxies",
         ),
@@ -396,7 +419,6 @@ fn routes_that_cannot_be_are_refused() {
             "route[0].listeners[0] = 'x': no such listener; there is web",
         ),
         (route("listeners = []"), "no listener; name some"),
-        (route("mirror = { upstream = 'app' }"), "unknown key"),
         (
             bare("split = []"),
             "route[1].split: the weights add up to nothing",
