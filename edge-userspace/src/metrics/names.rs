@@ -297,6 +297,8 @@ metrics! {
         "Threads that serve requests.";
     HTTP_LOG_LOST = Counter, "edge_http_access_log_lost_lines", [],
         "Lines of the access log that were lost because the disk was too slow.";
+    HTTP_SPANS = Counter, "edge_http_spans", [RESULT],
+        "Spans of requests for a collector, by what became of them.";
     HTTP_BANS = Counter, "edge_http_bans", [],
         "Sources that were banned for what they sent.";
 }

@@ -10,3 +10,4 @@ mod rig;
 mod routes;
 mod strict;
 mod timeouts;
+mod traces;

@@ -20,6 +20,8 @@ pub struct ProxyDescription {
     pub workers: Option<u32>,
     /// File of the access log; none: off.
     pub access_log: Option<String>,
+    /// Who is told of requests; none: nobody.
+    pub traces: Option<String>,
     /// Listeners in the order of the file.
     pub listeners: Vec<ListenerDescription>,
     /// Upstreams likewise.
@@ -97,6 +99,13 @@ impl ProxyDescription {
             workers: proxy.workers,
             access_log: (proxy.access_log.as_ref())
                 .map(|log| format!("{} ({})", log.path.display(), log.format.name())),
+            traces: proxy.traces.as_ref().map(|traces| {
+                let share = Share::spelt(traces.sample_permille);
+                format!(
+                    "{share} of the requests to {} as {}",
+                    traces.endpoint, traces.service_name
+                )
+            }),
             listeners: proxy.listeners.iter().map(listener).collect(),
             upstreams: proxy.upstreams.iter().map(upstream).collect(),
             routes: routes.map(|r| RouteDescription::of(r, proxy)).collect(),
@@ -219,6 +228,7 @@ impl fmt::Display for ProxyDescription {
             "access log  {}",
             self.access_log.as_deref().unwrap_or("off")
         )?;
+        writeln!(f, "traces      {}", self.traces.as_deref().unwrap_or("off"))?;
         writeln!(
             f,
             "\nlistener         speaks            proxy protocol   connections   addresses"

@@ -25,6 +25,7 @@ section! {
         workers = "workers": At<Count>,
         access_log = "access_log": AccessLog,
         bans = "bans": Bans,
+        traces = "traces": Traces,
     }
 }
 
@@ -34,6 +35,15 @@ section! {
         offences = "offences": At<Count>,
         window = "window": At<Duration>,
         ttl = "ttl": At<Duration>,
+    }
+}
+
+section! {
+    /// `proxy.traces`
+    Traces {
+        endpoint = "endpoint": At<String>,
+        sample = "sample": At<Share>,
+        service_name = "service_name": At<String>,
     }
 }
 

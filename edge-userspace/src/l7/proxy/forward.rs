@@ -238,6 +238,9 @@ async fn tries<F: Front>(
         }
         exchange.facts.tries += 1;
         exchange.facts.server = Some(position);
+        if exchange.facts.tries == 1 {
+            exchange.facts.asked = Worker::now();
+        }
         let active = balanced.enter();
         let connect = std::mem::take(&mut exchange.facts.connect);
         exchange.facts.waited = 0;

@@ -23,6 +23,7 @@ mod privileges;
 mod relay;
 mod request_head;
 mod snapshot;
+mod spans;
 mod stream;
 mod tell;
 mod tier;

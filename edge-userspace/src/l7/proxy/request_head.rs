@@ -1,9 +1,6 @@
 //! The head of a request as a server gets it.
 
-use super::{
-    conn::Conn,
-    exchange::{Exchange, Ids, Seen},
-};
+use super::exchange::{Exchange, Ids, Seen};
 use crate::config::proxy::listener::ClientHeader;
 use crate::l7::{forwarded, head::Known, http1::write, route::Route};
 
@@ -86,7 +83,7 @@ pub(super) fn write_head(
         write::field(out, b"X-Request-Id", &facts.ids.request);
     }
     if is_wanted(b"traceparent") {
-        traceparent(out, conn, &facts.ids);
+        traceparent(out, &facts.ids);
     }
     for (name, value) in rules.added() {
         if **name != *b"host" {
@@ -105,13 +102,12 @@ pub(super) fn write_head(
     write::end(out);
 }
 
-/// The trace goes on with a span of our own (W3C Trace Context, 3.2). Whether it is sampled is
-/// for those to say who record it.
-fn traceparent(out: &mut Vec<u8>, conn: &Conn, ids: &Ids) {
+/// The trace goes on with a span of our own (W3C Trace Context, 3.2).
+fn traceparent(out: &mut Vec<u8>, ids: &Ids) {
     out.extend_from_slice(b"traceparent: 00-");
     out.extend_from_slice(&ids.trace);
     out.push(b'-');
-    let span = conn.worker.random() | 1;
+    let span = ids.server_span;
     for i in (0..16).rev() {
         out.push(b"0123456789abcdef"[(span >> (4 * i)) as usize & 15]);
     }

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::ServerConfig;
 use super::{
     group::{Group, Places},
     log_writer::LogWriter,
+    spans,
 };
 use crate::{
     config::proxy::{Proxy, listener},
@@ -39,6 +40,8 @@ pub(super) struct Snapshot {
     /// Likewise.
     pub(super) routes: Box<[Route]>,
     pub(super) log: Option<(LogWriter, access_log::Format)>,
+    /// Where it is told what is recorded, and of a thousand requests how many are.
+    pub(super) traces: Option<(spans::Queue, u32)>,
     /// Who judges clients that offend; `None` where nobody is banned.
     pub(super) bans: Option<(Arc<Judge>, Rule, Duration)>,
     /// Whose listener an address is.

@@ -1,6 +1,8 @@
 //! What listeners, upstreams and routes cannot be.
 
-use super::{LISTENER, ROUTE, bare, listener, problem, route, servers, upstream, with_upstream};
+use super::{
+    LISTENER, ROUTE, SERVER, bare, listener, problem, route, servers, upstream, with_upstream,
+};
 
 #[test]
 fn listeners_that_cannot_be_are_refused() {
@@ -78,6 +80,24 @@ fn listeners_that_cannot_be_are_refused() {
         (
             listener("proxy_protocol = 'v1'"),
             "no such choice; expected one of \"off\", \"accept\", \"require\"",
+        ),
+        (
+            format!("[proxy]\ntraces = {{ sample = 0.5 }}\n{}", route("")),
+            "proxy.traces.endpoint: missing; name the collector",
+        ),
+        (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'https://a:4318' }}\n{}",
+                route("")
+            ),
+            "HTTP without TLS; name the collector",
+        ),
+        (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'http://a' }}\n{}",
+                route("")
+            ),
+            "no URL of a collector",
         ),
         (
             route("mirror = { fraction = 0.1 }"),
