@@ -185,6 +185,14 @@ fn forwarded(forward: &Forward, mut line: impl FnMut(&str, &str)) {
             line("", &policy);
         }
     }
+    if let Some(copied) = &forward.mirror {
+        let share = format!(
+            "{}, {:.1} % of such requests",
+            copied.upstream,
+            copied.share * 100.0
+        );
+        line("copies to", &share);
+    }
 }
 
 fn changes(what: &str, of: &HeaderChanges, line: &mut impl FnMut(&str, &str)) {
@@ -243,6 +251,7 @@ fn bounded(places: &Places) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::route::Copied;
 
     #[test]
     fn an_answer_says_all_that_holds() {
@@ -260,6 +269,10 @@ mod tests {
                     add: vec![("x-b".to_owned(), "2".to_owned())],
                 },
                 response_headers: HeaderChanges::default(),
+                mirror: Some(Copied {
+                    upstream: "shadow".to_owned(),
+                    share: 0.1,
+                }),
                 concurrency: None,
                 upstreams: vec![Share {
                     upstream: "app".to_owned(),
@@ -299,6 +312,7 @@ upstream        app
                 time for a connection 1s, the first byte 15s, each next 30s, all 1m
                 at most 1,024 at one time, 256 wait up to 1s
                 a circuit breaker
+copies to       shadow, 10.0 % of such requests
 "
         );
     }

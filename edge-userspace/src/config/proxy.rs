@@ -33,6 +33,8 @@ pub struct Proxy {
     pub access_log: Option<AccessLog>,
     /// When clients are banned for what they send; `None`: never.
     pub bans: Option<Bans>,
+    /// Who is told of requests, and of how many; `None`: nobody.
+    pub traces: Option<Traces>,
     /// In the order of the file; no name twice, no two take connections of one address.
     pub listeners: Vec<Listener>,
     /// In the order of the file; no name twice.
@@ -63,6 +65,24 @@ impl Default for Bans {
             ttl: Duration::from_secs(600),
         }
     }
+}
+
+/// Who is told of requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// A collector of OpenTelemetry: `http://`, host, port, and a path without a slash at its end.
+    pub endpoint: String,
+    /// Of a thousand requests whose trace is not sampled by a trusted proxy, so many are told of.
+    pub sample_permille: u32,
+    /// What this proxy is called there.
+    pub service_name: String,
+}
+
+impl Traces {
+    /// The default of `sample`.
+    pub const SAMPLE_PERMILLE: u32 = 10;
+    /// The default of `service_name`.
+    pub const SERVICE_NAME: &str = "edge";
 }
 
 /// Where and how requests are written down.

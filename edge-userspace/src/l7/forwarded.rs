@@ -9,18 +9,18 @@
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// The kind of field from which the chain is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Believed {
-    /// `X-Forwarded-For` and its relatives.
-    #[default]
-    XForwardedFor,
-    /// `Forwarded` (RFC 7239).
-    Forwarded,
-}
+use super::head::Known;
+use crate::config::proxy::listener::ClientHeader;
 
 /// How many elements of a chain are read: a longer one ends there.
 const MAX_CHAIN: usize = 64;
+
+/// Whether what a field says of the way that a request came is believed, when it came by a proxy
+/// that is trusted and says it in `by`, or (`None`) by nobody who is. Any other field is.
+pub fn is_believed(by: Option<ClientHeader>, known: Known) -> bool {
+    !known.is_forwarding()
+        || by.is_some_and(|by| (by == ClientHeader::Forwarded) == (known == Known::Forwarded))
+}
 
 /// Finds the client: the first address from the right that is not of a trusted proxy. When all
 /// are, it is the leftmost. What cannot be read as an address (`unknown`, a hidden name) ends
@@ -29,7 +29,7 @@ const MAX_CHAIN: usize = 64;
 /// `values` are the values of all fields of the kind, in the order in which they came.
 pub fn client<'a>(
     peer: IpAddr,
-    believed: Believed,
+    believed: ClientHeader,
     values: impl DoubleEndedIterator<Item = &'a [u8]>,
     trusted: impl Fn(IpAddr) -> bool,
 ) -> IpAddr {
@@ -42,8 +42,8 @@ pub fn client<'a>(
             }
             left -= 1;
             let address = match believed {
-                Believed::XForwardedFor => node(element),
-                Believed::Forwarded => parameter(element, b"for").and_then(node),
+                ClientHeader::XForwardedFor => node(element),
+                ClientHeader::Forwarded => parameter(element, b"for").and_then(node),
             };
             match address {
                 Some(address) => client = address,
@@ -56,8 +56,8 @@ pub fn client<'a>(
 
 /// The elements of a chain from the right to the left, each without the space around it. A quote
 /// that is never closed makes the whole value one element, which is then none.
-fn elements(value: &[u8], believed: Believed) -> impl Iterator<Item = &[u8]> {
-    let quotes = believed == Believed::Forwarded;
+fn elements(value: &[u8], believed: ClientHeader) -> impl Iterator<Item = &[u8]> {
+    let quotes = believed == ClientHeader::Forwarded;
     let mut rest = Some(value);
     std::iter::from_fn(move || {
         let value = rest?;
@@ -155,7 +155,7 @@ mod tests {
         matches!(address, IpAddr::V4(four) if four.octets()[0] == 10)
     }
 
-    fn find(peer: &str, believed: Believed, values: &[&str]) -> IpAddr {
+    fn find(peer: &str, believed: ClientHeader, values: &[&str]) -> IpAddr {
         let values = values.iter().map(|value| value.as_bytes());
         client(ip(peer), believed, values, trusted)
     }
@@ -195,14 +195,14 @@ mod tests {
             ("10.0.0.1", &["192.0.2.256"], "10.0.0.1"),
         ] {
             assert_eq!(
-                find(peer, Believed::XForwardedFor, values),
+                find(peer, ClientHeader::XForwardedFor, values),
                 ip(expected),
                 "{values:?}"
             );
         }
         let long = format!("192.0.2.1{}", ", 10.0.0.2".repeat(MAX_CHAIN));
         assert_eq!(
-            find("10.0.0.1", Believed::XForwardedFor, &[&long]),
+            find("10.0.0.1", ClientHeader::XForwardedFor, &[&long]),
             ip("10.0.0.2")
         );
     }
@@ -230,7 +230,7 @@ mod tests {
             ("192.0.2.1", "10.0.0.1"),
         ] {
             assert_eq!(
-                find("10.0.0.1", Believed::Forwarded, &[value]),
+                find("10.0.0.1", ClientHeader::Forwarded, &[value]),
                 ip(expected),
                 "{value}"
             );
@@ -258,7 +258,10 @@ mod tests {
             element(&mut out, ip(peer), "https", b"a.example:1");
             let text = String::from_utf8(out).unwrap();
             assert_eq!(text, expected);
-            assert_eq!(find("10.0.0.1", Believed::Forwarded, &[&text]), ip(peer));
+            assert_eq!(
+                find("10.0.0.1", ClientHeader::Forwarded, &[&text]),
+                ip(peer)
+            );
         }
     }
 }

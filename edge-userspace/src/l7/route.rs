@@ -37,6 +37,7 @@ use self::{
     headers::HeaderRules,
     table::{Hosts, PathTable},
 };
+pub use crate::config::proxy::route::Mirror;
 use crate::config::proxy::{
     template::{Location, LocationPart, ReplacementPart},
     upstream::{Concurrency, Retries, Timeouts},
@@ -124,6 +125,8 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the header of the answer.
     pub response_headers: HeaderRules,
+    /// Who gets copies of requests; `None`: nobody.
+    pub mirror: Option<Mirror>,
     /// Requests of this route at one time; `None`: any number.
     pub concurrency: Option<Concurrency>,
     conditions: Conditions,

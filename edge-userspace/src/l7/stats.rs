@@ -98,6 +98,18 @@ impl Refusals {
     }
 }
 
+/// What became of the copies of a route's requests.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Mirrored {
+    /// That were answered, with whatever status.
+    pub sent: Counter,
+    /// That were not.
+    pub failed: Counter,
+    /// That were not sent: too many were under way, or the request cannot be copied.
+    pub skipped: Counter,
+}
+
 /// What an upstream did for those who asked it.
 #[derive(Debug, Default)]
 #[repr(align(128))]

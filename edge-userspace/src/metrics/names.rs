@@ -249,6 +249,8 @@ metrics! {
         "Bytes of bodies of requests of the route.";
     HTTP_ROUTE_SENT = Counter, "edge_http_route_sent_bytes", [ROUTE],
         "Bytes of bodies of answers of the route.";
+    HTTP_ROUTE_MIRRORED = Counter, "edge_http_route_mirrored_requests", [ROUTE, RESULT],
+        "Copies of requests of the route for another upstream, by what became of them.";
     HTTP_UPSTREAM_REQUESTS = Counter, "edge_http_upstream_requests", [UPSTREAM, CLASS],
         "Requests for the upstream by the class of the status that the client got.";
     HTTP_UPSTREAM_DURATION = Histogram, "edge_http_upstream_request_duration_seconds", [UPSTREAM],
@@ -295,6 +297,8 @@ metrics! {
         "Threads that serve requests.";
     HTTP_LOG_LOST = Counter, "edge_http_access_log_lost_lines", [],
         "Lines of the access log that were lost because the disk was too slow.";
+    HTTP_SPANS = Counter, "edge_http_spans", [RESULT],
+        "Spans of requests for a collector, by what became of them.";
     HTTP_BANS = Counter, "edge_http_bans", [],
         "Sources that were banned for what they sent.";
 }

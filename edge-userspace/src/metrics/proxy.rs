@@ -34,6 +34,18 @@ pub(super) fn write(proxy: Option<&ProxyStatus>, w: &mut Writer<'_>) -> fmt::Res
     };
     single(&names::HTTP_WORKERS, |p| p.workers.into())?;
     single(&names::HTTP_LOG_LOST, |p| p.log_lost)?;
+    let spans = proxy.map(|p| p.spans).into_iter().flat_map(|s| {
+        [
+            ("exported", s.exported),
+            ("dropped", s.dropped),
+            ("failed", s.failed),
+        ]
+        .map(|(result, n)| ([result], Value::Int(n)))
+    });
+    w.family(&names::HTTP_SPANS, spans)?;
+    let mut single = |metric, value: fn(&ProxyStatus) -> u64| {
+        w.family(metric, proxy.map(|p| ([], Value::Int(value(p)))))
+    };
     single(&names::HTTP_BANS, |p| p.bans)
 }
 
@@ -99,7 +111,17 @@ fn routes(all: &[&RouteStatus], w: &mut Writer<'_>) -> fmt::Result {
         &names::HTTP_ROUTE_RECEIVED,
         &names::HTTP_ROUTE_SENT,
     ];
-    red(&named, metrics, w)
+    red(&named, metrics, w)?;
+    let mirrored = all.iter().filter_map(|r| Some((&*r.name, r.mirrored?)));
+    let results = mirrored.flat_map(|(name, m)| {
+        [
+            ("sent", m.sent),
+            ("failed", m.failed),
+            ("skipped", m.skipped),
+        ]
+        .map(|(result, n)| ([name, result], Value::Int(n)))
+    });
+    w.family(&names::HTTP_ROUTE_MIRRORED, results)
 }
 
 fn upstreams(all: &[UpstreamStatus], w: &mut Writer<'_>) -> fmt::Result {
@@ -179,6 +201,7 @@ pub(super) mod tests {
     use crate::{
         l7::stats::DURATION_BOUNDS_US,
         metrics::registry::tests::{parse, rendered},
+        status::proxy::{MirrorCounts, SpanCounts},
     };
 
     /// Something of everything.
@@ -195,6 +218,11 @@ pub(super) mod tests {
         let route = |name: &str, requests: &RequestCounts| RouteStatus {
             name: name.to_owned(),
             requests: requests.clone(),
+            mirrored: (name == "api").then_some(MirrorCounts {
+                sent: 11,
+                failed: 12,
+                skipped: 13,
+            }),
         };
         ProxyStatus {
             workers: 2,
@@ -230,6 +258,11 @@ pub(super) mod tests {
                 },
             ],
             log_lost: 8,
+            spans: SpanCounts {
+                exported: 14,
+                dropped: 15,
+                failed: 16,
+            },
             bans: 9,
         }
     }
@@ -282,6 +315,11 @@ pub(super) mod tests {
                 1.0,
             ),
             (
+                r#"edge_http_route_mirrored_requests_total{route="api",result="skipped"}"#
+                    .to_owned(),
+                13.0,
+            ),
+            (
                 r#"edge_http_upstream_active_requests{upstream="app"}"#.to_owned(),
                 6.0,
             ),
@@ -300,6 +338,10 @@ pub(super) mod tests {
             (
                 r#"edge_http_server_weight{upstream="app",server="10.0.0.1:80"}"#.to_owned(),
                 5.0,
+            ),
+            (
+                r#"edge_http_spans_total{result="dropped"}"#.to_owned(),
+                15.0,
             ),
             ("edge_http_bans_total".to_owned(), 9.0),
         ] {

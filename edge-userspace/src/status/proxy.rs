@@ -15,8 +15,21 @@ pub struct ProxyStatus {
     pub upstreams: Vec<UpstreamStatus>,
     /// Lines of the access log that were lost because the disk was too slow.
     pub log_lost: u64,
+    /// Spans of requests that are recorded (`proxy.traces`).
+    pub spans: SpanCounts,
     /// Sources that were banned for what they sent.
     pub bans: u64,
+}
+
+/// What became of spans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpanCounts {
+    /// That the collector took.
+    pub exported: u64,
+    /// That had no room.
+    pub dropped: u64,
+    /// That the collector did not take.
+    pub failed: u64,
 }
 
 /// How requests ended and how long they took.
@@ -74,6 +87,19 @@ pub struct RouteStatus {
     pub name: String,
     /// Its requests.
     pub requests: RequestCounts,
+    /// Copies of them; `null` where none are made.
+    pub mirrored: Option<MirrorCounts>,
+}
+
+/// What became of copies of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorCounts {
+    /// That were answered, with whatever status.
+    pub sent: u64,
+    /// That were not.
+    pub failed: u64,
+    /// That were not sent: too many were under way, or the request cannot be copied.
+    pub skipped: u64,
 }
 
 /// An upstream.

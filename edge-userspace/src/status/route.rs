@@ -93,6 +93,17 @@ pub struct Forward {
     pub concurrency: Option<Places>,
     /// Who may answer.
     pub upstreams: Vec<Share>,
+    /// Who gets a copy; `null`: nobody.
+    pub mirror: Option<Copied>,
+}
+
+/// Who gets copies of requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Copied {
+    /// The upstream.
+    pub upstream: String,
+    /// Of which share of such requests, 0 to 1.
+    pub share: f64,
 }
 
 /// Changes to a header; what goes, goes first.

@@ -16,7 +16,7 @@ use edge_common::hash::Seed;
 use edge_userspace::{
     config::proxy::{
         Bans, Proxy,
-        listener::{Limits, Listener, ProxyProtocol},
+        listener::{ClientHeader, Limits, Listener, ProxyProtocol},
         route::{Action, HeaderRules, PathMatch, RetriesOverride, Route, TimeoutsOverride},
         upstream::{
             Address, Balance, KeepAlive, Protocol, Retries, SendProxy, Server, Timeouts, Upstream,
@@ -139,6 +139,7 @@ fn proxy(address: SocketAddr, upstream: SocketAddr, limits: Limits) -> Proxy {
             http2: true,
             proxy_protocol: ProxyProtocol::Off,
             trusted_proxies: Vec::new(),
+            client_header: ClientHeader::default(),
             redirect_https: false,
             limits,
         }],
@@ -178,6 +179,7 @@ fn proxy(address: SocketAddr, upstream: SocketAddr, limits: Limits) -> Proxy {
             response_headers: HeaderRules::default(),
             timeouts: TimeoutsOverride::default(),
             retries: RetriesOverride::default(),
+            mirror: None,
             concurrency: None,
         }],
         ..Proxy::default()

@@ -60,16 +60,65 @@ fn servers_are_told_who_asks() {
     );
     assert_eq!(header(head, "x-forwarded-proto"), Some("https"));
     assert_eq!(header(head, "x-forwarded-host"), Some("c.example"));
-    assert!(
-        header(head, "forwarded")
-            .unwrap()
-            .starts_with("for=192.0.2.1, for=127.0.0.1")
-    );
+    // Its client may have written that.
+    assert_eq!(header(head, "forwarded"), None);
     assert_eq!(
         header(head, "x-request-id"),
         Some("0123456789abcdef0123456789abcdef")
     );
     assert_eq!(rig.logged("/b")["client"], "192.0.2.1:0");
+}
+
+#[test]
+fn one_field_says_who_the_client_is() {
+    let server = Server::echo();
+    let trusting = |more: &str| format!("trusted_proxies = ['127.0.0.0/8']\n{more}");
+    // Each proxy writes one of them, and passes on what its client wrote of the other.
+    let both = "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n\
+                X-Forwarded-Host: c.example\r\nForwarded: for=192.0.2.2\r\n";
+    let rig = Rig::new(&Setup::new(&[&server]).listener(trusting("")));
+    let head = rig.client().get_with("/both", both);
+    assert_eq!(
+        header(head.text(), "x-forwarded-for"),
+        Some("192.0.2.1, 127.0.0.1")
+    );
+    assert_eq!(header(head.text(), "forwarded"), None);
+    assert_eq!(rig.logged("/both")["client"], "192.0.2.1:0");
+    // Where it is missing, the other one does not stand in for it.
+    rig.client()
+        .get_with("/other", "Forwarded: for=192.0.2.2\r\n");
+    let client = rig.logged("/other")["client"].to_string();
+    assert!(client.contains("127.0.0.1"), "{client}");
+
+    let by_forwarded = trusting("client_header = 'forwarded'");
+    let routes = "[[route]]\nname = 'c'\nupstream = 'app'\n\
+                  headers = [{ name = 'x-forwarded-host', value = 'c.example' }]\n\
+                  request_headers = { set = { x-route = 'c' } }\n";
+    let setup = Setup::new(&[&server]).routes(format!("{ALL}{routes}"));
+    let rig = Rig::new(&setup.clone().listener(by_forwarded));
+    let head = rig.client().get_with("/both", both);
+    let head = head.text();
+    assert_eq!(
+        header(head, "x-forwarded-for"),
+        Some("192.0.2.2, 127.0.0.1")
+    );
+    assert_eq!(header(head, "x-forwarded-proto"), Some("http"));
+    assert_eq!(header(head, "x-forwarded-host"), Some("a.example"));
+    assert_eq!(header(head, "x-route"), None);
+    let forwarded = header(head, "forwarded").unwrap();
+    assert!(
+        forwarded.starts_with("for=192.0.2.2, for=127.0.0.1;"),
+        "{forwarded}"
+    );
+    assert_eq!(rig.logged("/both")["client"], "192.0.2.2:0");
+    rig.client()
+        .get_with("/other", "X-Forwarded-For: 192.0.2.1\r\n");
+    let client = rig.logged("/other")["client"].to_string();
+    assert!(client.contains("127.0.0.1"), "{client}");
+    // The route is taken where the field is believed.
+    let rig = Rig::new(&setup.listener(trusting("")));
+    let head = rig.client().get_with("/both", both);
+    assert_eq!(header(head.text(), "x-route"), Some("c"));
 }
 
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n";

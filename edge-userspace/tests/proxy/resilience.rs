@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
+    time::{Duration, Instant},
 };
 
 use super::rig::*;
@@ -294,4 +295,112 @@ fn a_server_that_fails_is_left_alone_for_a_while() {
         .filter(|s| s.ejected_ms > 0)
         .count();
     assert_eq!(ejected, 1);
+}
+
+/// A server of whose requests every fifth and the one after it fail.
+fn flaky() -> Server {
+    let count = AtomicUsize::new(0);
+    Server::start(move |mut peer| {
+        while peer.request().is_some() {
+            let status = match count.fetch_add(1, Relaxed) % 5 {
+                0 | 1 => "500 Internal Server Error",
+                _ => "200 OK",
+            };
+            let _ = peer.try_send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+        }
+    })
+}
+
+/// How many servers are left alone.
+fn ejected(rig: &Rig) -> usize {
+    let servers = rig.app().servers;
+    servers.iter().filter(|s| s.ejected_ms > 0).count()
+}
+
+#[test]
+fn a_server_that_fails_too_often_is_left_alone_though_never_in_a_row() {
+    let (flaky, well) = (flaky(), Server::saying("well"));
+    let passive = |more: &str| {
+        format!(
+            "retries = {{ tries = 1 }}\npassive = {{ consecutive_errors = 5, eject = '60s', max_ejected = 0.5{more} }}"
+        )
+    };
+    let setup = Setup::new(&[&flaky, &well]);
+    let rig = Rig::new(&setup.clone().upstream(passive("")));
+    let mut client = rig.client();
+    for _ in 0..60 {
+        client.get("/");
+    }
+    assert_eq!(ejected(&rig), 0);
+    let rate = ", error_rate = 0.3, window = 10";
+    let rig = Rig::new(&setup.upstream(passive(rate)));
+    let mut client = rig.client();
+    until("it is ejected", || {
+        client.get("/");
+        ejected(&rig) > 0
+    });
+    assert!(rig.app().servers[0].ejected_ms > 0);
+    let before = flaky.requests();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").text(), "well");
+    }
+    assert_eq!(flaky.requests(), before);
+}
+
+#[test]
+fn no_more_than_a_share_is_left_alone_by_rate() {
+    let servers: Vec<Server> = std::iter::repeat_with(flaky).take(5).collect();
+    let all: Vec<&Server> = servers.iter().collect();
+    let rig = Rig::new(&Setup::new(&all).upstream(
+        "retries = { tries = 1 }\npassive = { consecutive_errors = 1000, error_rate = 0.3, window = 5, eject = '60s', max_ejected = 0.4 }",
+    ));
+    let mut client = rig.client();
+    until("two are ejected", || {
+        client.get("/");
+        ejected(&rig) == 2
+    });
+    for _ in 0..100 {
+        client.get("/");
+        assert_eq!(ejected(&rig), 2);
+    }
+}
+
+#[test]
+fn a_slow_server_is_left_alone_and_a_slow_client_is_no_reason() {
+    const SLOW: &str = "retries = { tries = 1 }\npassive = { consecutive_errors = 1000, error_rate = 1.0, window = 3, latency = '300ms', eject = '60s', max_ejected = 0.5 }";
+    // It takes its time, which nobody cuts short.
+    let (_keep, never) = mpsc::channel::<()>();
+    let never = Mutex::new(never);
+    let slow = Server::start(move |mut peer| {
+        while peer.request().is_some() {
+            let _ = lock(&never).recv_timeout(Duration::from_millis(600));
+            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow");
+        }
+    });
+    let well = Server::saying("well");
+    let rig = Rig::new(&Setup::new(&[&slow, &well]).upstream(SLOW));
+    let mut client = rig.client();
+    until("it is ejected", || {
+        client.get("/");
+        ejected(&rig) > 0
+    });
+    assert!(rig.app().servers[0].ejected_ms > 0);
+    assert_eq!(client.get("/").text(), "well");
+
+    let (one, two) = (Server::saying("one"), Server::saying("two"));
+    let rig = Rig::new(&Setup::new(&[&one, &two]).upstream(SLOW));
+    for at in 0..8 {
+        let mut client = rig.client();
+        client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nh");
+        until("the server has what there is", || {
+            one.requests() + two.requests() > at
+        });
+        let since = Instant::now();
+        until("that was slow", || {
+            since.elapsed() > Duration::from_millis(400)
+        });
+        client.send("i");
+        assert_eq!(client.answer().status, 200);
+    }
+    assert_eq!(ejected(&rig), 0);
 }

@@ -8,8 +8,9 @@ use crate::config::{
     proxy::{
         Listener, Proxy, Route, Upstream,
         route::{Action, Host, PathMatch},
+        upstream::Passive,
     },
-    quantity::spelt,
+    quantity::{Share, spelt},
 };
 
 /// The proxy of a configuration.
@@ -19,6 +20,8 @@ pub struct ProxyDescription {
     pub workers: Option<u32>,
     /// File of the access log; none: off.
     pub access_log: Option<String>,
+    /// Who is told of requests; none: nobody.
+    pub traces: Option<String>,
     /// Listeners in the order of the file.
     pub listeners: Vec<ListenerDescription>,
     /// Upstreams likewise.
@@ -36,6 +39,8 @@ pub struct ListenerDescription {
     pub protocols: Vec<&'static str>,
     /// `off`, `accept` or `require`.
     pub proxy_protocol: &'static str,
+    /// The field that trusted proxies name the client in; none without such proxies.
+    pub client_header: Option<&'static str>,
     /// Connections at one time.
     pub connections: u32,
     /// Whether every request is redirected to HTTPS.
@@ -61,6 +66,8 @@ pub struct UpstreamDescription {
     pub backups: usize,
     /// What its health check asks; none without one.
     pub health: Option<&'static str>,
+    /// After what a server is left alone because of its answers; none: it never is.
+    pub left_alone: Option<String>,
     /// How often a request is tried at most.
     pub tries: u32,
     /// How long a request may take, milliseconds.
@@ -92,6 +99,13 @@ impl ProxyDescription {
             workers: proxy.workers,
             access_log: (proxy.access_log.as_ref())
                 .map(|log| format!("{} ({})", log.path.display(), log.format.name())),
+            traces: proxy.traces.as_ref().map(|traces| {
+                let share = Share::spelt(traces.sample_permille);
+                format!(
+                    "{share} of the requests to {} as {}",
+                    traces.endpoint, traces.service_name
+                )
+            }),
             listeners: proxy.listeners.iter().map(listener).collect(),
             upstreams: proxy.upstreams.iter().map(upstream).collect(),
             routes: routes.map(|r| RouteDescription::of(r, proxy)).collect(),
@@ -109,6 +123,8 @@ fn listener(listener: &Listener) -> ListenerDescription {
         listener: listener.name.clone(),
         protocols: plain.into_iter().flatten().collect(),
         proxy_protocol: listener.proxy_protocol.name(),
+        client_header: (!listener.trusted_proxies.is_empty())
+            .then(|| listener.client_header.name()),
         connections: listener.limits.connections,
         redirect_https: listener.redirect_https,
         addresses: listener.addresses.iter().map(ToString::to_string).collect(),
@@ -125,9 +141,26 @@ fn upstream(upstream: &Upstream) -> UpstreamDescription {
         servers: upstream.servers.len(),
         backups: servers.filter(|s| s.backup).count(),
         health: upstream.health.as_ref().map(|h| h.probe.name()),
+        left_alone: upstream.passive.as_ref().map(left_alone),
         tries: upstream.retries.tries,
         request_ms: u64::try_from(upstream.timeouts.request.as_millis()).unwrap_or(u64::MAX),
     }
+}
+
+fn left_alone(passive: &Passive) -> String {
+    let mut text = format!("{} errors", passive.consecutive_errors);
+    if let Some(errors) = &passive.errors {
+        let slow = errors
+            .latency
+            .map(|l| format!(" or slower than {}", spelt(l)));
+        text += &format!(
+            ", {} of {} failed{}",
+            Share::spelt(errors.permille),
+            errors.window,
+            slow.unwrap_or_default()
+        );
+    }
+    text
 }
 
 impl RouteDescription {
@@ -160,7 +193,11 @@ impl RouteDescription {
                         1 => name(i).to_owned(),
                         _ => format!("{} {weight}/{whole}", name(i)),
                     });
-                    parts.collect::<Vec<_>>().join(", ")
+                    let mirror = route.mirror.map(|mirror| {
+                        let share = Share::spelt(mirror.permille);
+                        format!("copies of {share} to {}", name(mirror.upstream))
+                    });
+                    parts.chain(mirror).collect::<Vec<_>>().join(", ")
                 }
                 Action::Redirect { status, .. } => format!("redirect {status}"),
                 Action::Respond { status, .. } => format!("respond {status}"),
@@ -191,29 +228,32 @@ impl fmt::Display for ProxyDescription {
             "access log  {}",
             self.access_log.as_deref().unwrap_or("off")
         )?;
+        writeln!(f, "traces      {}", self.traces.as_deref().unwrap_or("off"))?;
         writeln!(
             f,
             "\nlistener         speaks            proxy protocol   connections   addresses"
         )?;
         for l in &self.listeners {
+            let client = l.client_header.map(|name| format!(" (client by {name})"));
             let note = match l.redirect_https {
                 true => " (redirects to https)",
                 false => "",
             };
             writeln!(
                 f,
-                "{:16} {:17} {:14} {:>13}   {}{note}",
+                "{:16} {:17} {:14} {:>13}   {}{}{note}",
                 l.listener,
                 l.protocols.join(" "),
                 l.proxy_protocol,
                 l.connections,
-                l.addresses.join(", ")
+                l.addresses.join(", "),
+                client.unwrap_or_default()
             )?;
         }
         if !self.upstreams.is_empty() {
             writeln!(
                 f,
-                "\nupstream         speaks      balance                servers   backups   health   tries   request"
+                "\nupstream         speaks      balance                servers   backups   health   tries   request   left alone after"
             )?;
         }
         for u in &self.upstreams {
@@ -223,14 +263,15 @@ impl fmt::Display for ProxyDescription {
             };
             writeln!(
                 f,
-                "{:16} {speaks:11} {:20} {:>9} {:>9}   {:6} {:>7} {:>9}",
+                "{:16} {speaks:11} {:20} {:>9} {:>9}   {:6} {:>7} {:>9}   {}",
                 u.upstream,
                 u.balance,
                 u.servers,
                 u.backups,
                 u.health.unwrap_or("-"),
                 u.tries,
-                spelt(Duration::from_millis(u.request_ms))
+                spelt(Duration::from_millis(u.request_ms)),
+                u.left_alone.as_deref().unwrap_or("-")
             )?;
         }
         write!(

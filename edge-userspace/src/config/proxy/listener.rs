@@ -25,6 +25,8 @@ pub struct Listener {
     pub proxy_protocol: ProxyProtocol,
     /// Whose word about the client is taken: sorted, none twice.
     pub trusted_proxies: Vec<Prefix>,
+    /// In which field they say it.
+    pub client_header: ClientHeader,
     /// Whether every request is answered with a redirection to `https://`; never with `tls`.
     pub redirect_https: bool,
     /// What clients may do.
@@ -128,6 +130,30 @@ impl ProxyProtocol {
             Self::Off => "off",
             Self::Accept => "accept",
             Self::Require => "require",
+        }
+    }
+}
+
+/// The field in which trusted proxies say who the client is. One kind is believed: a proxy that
+/// writes the one passes the other on as the client sent it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientHeader {
+    /// `X-Forwarded-For`, with its relatives.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+impl ClientHeader {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::XForwardedFor, Self::Forwarded];
+
+    /// The word for it in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::Forwarded => "forwarded",
         }
     }
 }

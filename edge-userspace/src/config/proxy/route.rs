@@ -40,6 +40,8 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the header of the answer; only with [`Action::Forward`].
     pub response_headers: HeaderRules,
+    /// Who gets copies of its requests; only with [`Action::Forward`].
+    pub mirror: Option<Mirror>,
     /// Instead of those of the upstream.
     pub timeouts: TimeoutsOverride,
     /// Instead of those of the upstream.
@@ -122,6 +124,22 @@ pub enum Action {
         /// Names, in lower case, and values.
         headers: Vec<(String, String)>,
     },
+}
+
+/// Who gets copies of requests, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// The index of the upstream, which is none of those that answer.
+    pub upstream: usize,
+    /// Of a thousand requests, 1 to 1000.
+    pub permille: u32,
+}
+
+impl Mirror {
+    /// Whether a request is copied, by a number that is evenly spread over all of its 64 bits.
+    pub const fn draws(self, random: u64) -> bool {
+        ((random as u128 * 1000) >> 64) < self.permille as u128
+    }
 }
 
 /// How the path is changed.

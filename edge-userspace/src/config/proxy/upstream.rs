@@ -168,6 +168,8 @@ impl Default for KeepAlive {
 pub struct Passive {
     /// So many failures, one after the other.
     pub consecutive_errors: u32,
+    /// Which share of its last answers; `None`: it does not matter.
+    pub errors: Option<ErrorRate>,
     /// How long it is left alone, the first time.
     pub eject: Duration,
     /// Of a thousand parts of the group, at most so many are left alone at one time.
@@ -178,10 +180,32 @@ impl Default for Passive {
     fn default() -> Self {
         Self {
             consecutive_errors: 5,
+            errors: None,
             eject: Duration::from_secs(30),
             max_ejected_permille: 500,
         }
     }
+}
+
+/// The most requests that a window looks back at, of `passive` and of a breaker: as many results
+/// as one word holds.
+pub const MAX_WINDOW: u32 = 50;
+
+/// When the last answers of a server, taken together, speak against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorRate {
+    /// Of a thousand answers in the window, so many must be failures or slow.
+    pub permille: u32,
+    /// How many of the last answers are looked at, 1 to [`MAX_WINDOW`].
+    pub window: u32,
+    /// A server that takes longer to connect and, once it has the request, to begin its answer is
+    /// slow; `None`: none is.
+    pub latency: Option<Duration>,
+}
+
+impl ErrorRate {
+    /// The default of `window`.
+    pub const WINDOW: u32 = 20;
 }
 
 /// Requests that are on their way at one time, and those that wait for a place among them.
@@ -210,7 +234,7 @@ impl Default for Concurrency {
 pub struct Breaker {
     /// Of a thousand requests in the window, so many must fail.
     pub failure_permille: u32,
-    /// How many of the last requests are looked at.
+    /// How many of the last requests are looked at, 1 to [`MAX_WINDOW`].
     pub window: u32,
     /// How long it is left alone.
     pub open: Duration,

@@ -11,7 +11,7 @@ use super::{
 use crate::config::{
     proxy::{
         LogFormat,
-        listener::{ClientAuth, ProxyProtocol, TlsVersion},
+        listener::{ClientAuth, ClientHeader, ProxyProtocol, TlsVersion},
         upstream::{self, SendProxy},
     },
     quantity::{ByteRate, Bytes, Count, Share},
@@ -25,6 +25,7 @@ section! {
         workers = "workers": At<Count>,
         access_log = "access_log": AccessLog,
         bans = "bans": Bans,
+        traces = "traces": Traces,
     }
 }
 
@@ -34,6 +35,15 @@ section! {
         offences = "offences": At<Count>,
         window = "window": At<Duration>,
         ttl = "ttl": At<Duration>,
+    }
+}
+
+section! {
+    /// `proxy.traces`
+    Traces {
+        endpoint = "endpoint": At<String>,
+        sample = "sample": At<Share>,
+        service_name = "service_name": At<String>,
     }
 }
 
@@ -54,6 +64,7 @@ section! {
         http2 = "http2": bool,
         proxy_protocol = "proxy_protocol": At<ProxyProtocol>,
         trusted_proxies = "trusted_proxies": At<Vec<At<Prefix>>>,
+        client_header = "client_header": At<ClientHeader>,
         redirect_https = "redirect_https": At<bool>,
         limits = "limits": ListenerLimits,
     }
@@ -202,6 +213,9 @@ section! {
     /// `upstream.passive`
     Passive {
         consecutive_errors = "consecutive_errors": At<Count>,
+        error_rate = "error_rate": At<Share>,
+        window = "window": At<Count>,
+        latency = "latency": At<Duration>,
         eject = "eject": At<Duration>,
         max_ejected = "max_ejected": At<Share>,
     }
@@ -268,6 +282,7 @@ section! {
         split = "split": At<Vec<SplitPart>>,
         redirect = "redirect": Redirect,
         respond = "respond": Respond,
+        mirror = "mirror": Mirror,
         rewrite = "rewrite": Rewrite,
         request_headers = "request_headers": HeaderRules,
         response_headers = "response_headers": HeaderRules,
@@ -319,6 +334,14 @@ section! {
         status = "status": At<Count>,
         body = "body": At<String>,
         headers = "headers": Fields,
+    }
+}
+
+section! {
+    /// `route.mirror`
+    Mirror {
+        upstream = "upstream": At<String>,
+        fraction = "fraction": At<Share>,
     }
 }
 
@@ -400,6 +423,7 @@ choices! {
     LogFormat,
     TlsVersion,
     ClientAuth,
+    ClientHeader,
     ProxyProtocol,
     upstream::Protocol,
     SendProxy,

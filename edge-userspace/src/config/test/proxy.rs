@@ -12,8 +12,8 @@ use crate::config::{
         listener::{ClientAuth, Limits, ProxyProtocol, TlsVersion},
         route::{Action, Condition, Host, PathMatch, Rewrite, ValueMatch},
         upstream::{
-            Address, Balance, Breaker, Concurrency, HashKey, KeepAlive, Passive, Protocol, Retries,
-            SendProxy, Timeouts,
+            Address, Balance, Breaker, Concurrency, ErrorRate, HashKey, KeepAlive, Passive,
+            Protocol, Retries, SendProxy, Timeouts,
         },
     },
 };
@@ -106,12 +106,12 @@ fn what_is_not_said_has_its_default() {
 fn everything_is_taken_over() {
     let text = "[proxy]\nworkers = 2\naccess_log = { path = '/var/log/a', format = 'logfmt' }\n\
         [[listener]]\nname = 'web'\naddresses = ['192.0.2.10:443', '[2001:db8::10]:443']\nproxy_protocol = 'require'\n\
-        trusted_proxies = ['10.0.0.0/8']\n\
+        trusted_proxies = ['10.0.0.0/8']\nclient_header = 'forwarded'\n\
         tls = { certificates = [{ cert = '/a.pem', key = '/a.key' }], min_version = '1.3', client_ca = '/ca.pem', client_auth = 'required', tickets = false }\n\
         limits = { header_timeout = '1s', header_bytes = '8KiB', body_bytes = '1MiB', min_rate = '1kB', h2_streams = 7 }\n\
         [[upstream]]\nname = 'app'\nbalance = 'consistent-hash'\nhash = { header = 'X-User' }\nsticky = { cookie = 'edge', ttl = '1h' }\n\
         protocol = 'http1'\ntls = { ca = '/ca.pem', sni = 'App.internal', cert = '/c.pem', key = '/c.key' }\n\
-        keep_alive = { connections = 3, idle = '5s' }\nhealth = { kind = 'http', path = '/healthz' }\npassive = { max_ejected = 0.25 }\n\
+        keep_alive = { connections = 3, idle = '5s' }\nhealth = { kind = 'http', path = '/healthz' }\npassive = { max_ejected = 0.25, error_rate = 0.3, latency = '2s' }\n\
         panic_threshold = 0.333\nconcurrency = { requests = 5 }\nbreaker = { failure_rate = 0.75 }\nretries = { tries = 2, budget = 0 }\n\
         timeouts = { request = '10s', connect = '100ms' }\nslow_start = '5s'\n\
         [[upstream.server]]\naddress = 'App.internal.:8080'\nweight = 3\n[[upstream.server]]\naddress = 'unix:/run/a.sock'\nbackup = true\n[[upstream.server]]\naddress = '[2001:db8::1]:80'\n";
@@ -161,6 +161,11 @@ fn everything_is_taken_over() {
         app.passive,
         Some(Passive {
             max_ejected_permille: 250,
+            errors: Some(ErrorRate {
+                permille: 300,
+                window: 20,
+                latency: Some(Duration::from_secs(2)),
+            }),
             ..Passive::default()
         })
     );
@@ -225,8 +230,9 @@ fn everything_is_taken_over() {
     for line in [
         "workers     2",
         "access log  /var/log/a (logfmt)",
-        "web              http/1.1 h2 tls   require                10000   192.0.2.10:443, [2001:db8::10]:443",
-        "app              http1 tls   consistent-hash              2         0   http         2       10s",
+        "traces      off",
+        "web              http/1.1 h2 tls   require                10000   192.0.2.10:443, [2001:db8::10]:443 (client by forwarded)",
+        "app              http1 tls   consistent-hash              2         0   http         2       10s   5 errors, 0.3 of 20 failed or slower than 2s",
         "r                web              example.com,*.example.com,[::1] /api/                         3   b 5/5, app 0/5",
     ] {
         assert!(described.contains(line), "{line} in\n{described}");

@@ -6,14 +6,15 @@ use super::{
     conn::{Conn, arm},
     forward,
     front::{Front, Then},
+    mirror,
     relay::Progress,
     request_head,
     snapshot::Listener,
+    spans,
     worker::{Current, Scratch, Worker},
 };
 use crate::l7::{
-    access_log,
-    forwarded::{self, Believed},
+    access_log, forwarded,
     head::{Framing, Known, Method, Reject, Request, Version},
     http1::write,
     refusal::Refusal,
@@ -21,7 +22,7 @@ use crate::l7::{
     route::{self, Action, View},
     stats::Requests,
 };
-use crate::uri;
+use crate::{config::proxy::listener::ClientHeader, uri};
 
 /// What becomes of a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,11 @@ pub(super) struct Facts {
     pub(super) queued: u64,
     pub(super) connect: u64,
     pub(super) first_byte: u64,
+    /// How long the server of the last try had the whole request before the head of its answer
+    /// came.
+    pub(super) waited: u64,
+    /// When the first server was asked.
+    pub(super) asked: u64,
     pub(super) tries: u32,
     pub(super) refusal: Option<Refusal>,
     /// Positions of its route, its upstream, and of the server in it.
@@ -58,8 +64,13 @@ pub(super) struct Facts {
 pub(super) struct Ids {
     pub(super) request: [u8; 32],
     pub(super) trace: [u8; 32],
-    /// Flags of the trace; that it is not sampled where it begins here, for nobody records it.
+    /// Flags of the trace: sampled if it is recorded here, else as it came.
     pub(super) flags: [u8; 2],
+    /// The span of the request, if it is recorded, and the one before it; else 0.
+    pub(super) span: u64,
+    pub(super) parent: u64,
+    /// The span that servers hear of.
+    pub(super) server_span: u64,
     /// Whether the trace came with the request.
     pub(super) is_traced: bool,
 }
@@ -70,6 +81,9 @@ impl Default for Ids {
             request: [b'0'; 32],
             trace: [b'0'; 32],
             flags: *b"00",
+            span: 0,
+            parent: 0,
+            server_span: 0,
             is_traced: false,
         }
     }
@@ -81,15 +95,15 @@ pub(super) struct Seen<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) host: &'a [u8],
     pub(super) path: &'a [u8],
-    /// Whether what the request says of its way here is believed.
-    is_trusted: bool,
+    /// Where what the request says of its way here is believed.
+    believed: Option<ClientHeader>,
 }
 
 impl<'a> Seen<'a> {
-    /// Host and path are in the buffers where they are not what the client wrote. `is_trusted`
-    /// tells whether it came by a proxy that is trusted.
+    /// Host and path are in the buffers where they are not what the client wrote. `believed` is
+    /// the field of a proxy that is trusted; `None` if it came by none.
     pub(super) fn new(
-        (request, is_trusted): (&'a Request, bool),
+        (request, believed): (&'a Request, Option<ClientHeader>),
         bytes: &'a [u8],
         host: &'a mut Vec<u8>,
         path: &'a mut Vec<u8>,
@@ -104,7 +118,7 @@ impl<'a> Seen<'a> {
             },
             request,
             bytes,
-            is_trusted,
+            believed,
         })
     }
 
@@ -147,7 +161,7 @@ impl View for Seen<'_> {
             .request
             .fields
             .iter()
-            .filter(|field| field.kept && (self.is_trusted || !field.known.is_forwarding()));
+            .filter(|field| field.kept && forwarded::is_believed(self.believed, field.known));
         fields
             .filter(|field| {
                 field
@@ -168,13 +182,13 @@ pub(super) async fn run<F: Front>(
     started: u64,
     is_last: bool,
 ) -> Next {
-    let mut facts = Facts {
-        started,
-        ids: Ids::new(conn, front, &scratch.request),
-        ..Facts::default()
-    };
     let Some(current) = conn.worker.current() else {
         return Next::Close;
+    };
+    let mut facts = Facts {
+        started,
+        ids: Ids::new(conn, &current, front, &scratch.request),
+        ..Facts::default()
     };
     // A listener that is gone has no requests any more but this one.
     let named = current.snapshot.listener_named(&conn.listener.config.name);
@@ -220,7 +234,7 @@ pub(super) async fn refuse<F: Front>(
     let mut facts = Facts {
         started,
         client: Some(conn.peer),
-        ids: Ids::new(conn, front, &scratch.request),
+        ids: Ids::new(conn, &current, front, &scratch.request),
         ..Facts::default()
     };
     let listener = &conn.listener;
@@ -276,8 +290,8 @@ impl Exchange<'_> {
             ..
         } = scratch;
         let bytes = front.bytes();
-        let is_trusted = self.listener.trusts(self.conn.peer.ip());
-        let seen = Seen::new((request, is_trusted), bytes, host, path)?;
+        let believed = self.listener.believes(self.conn.peer.ip());
+        let seen = Seen::new((request, believed), bytes, host, path)?;
         if self.listener.config.redirect_https {
             if seen.host.is_empty() {
                 return Err(Reject::HostMissing.into());
@@ -302,7 +316,11 @@ impl Exchange<'_> {
                     .map_err(|_| Refusal::Path)?;
                 let mut head = self.conn.worker.out();
                 request_head::write_head(self, &seen, path, route, &mut head);
+                let copied = mirror::before(self, front, &scratch.request, route, &head);
                 let done = forward::run(self, front, scratch, route, target, &head).await;
+                if let Some(to) = copied {
+                    mirror::after(self, front, &scratch.request, (route, to), &head);
+                }
                 self.conn.worker.give_out(head);
                 done
             }
@@ -464,13 +482,15 @@ fn client<F: Front>(conn: &Conn, listener: &Listener, front: &F, request: &Reque
         return conn.peer;
     }
     let bytes = front.bytes();
-    let kind = if request.known(bytes, Known::XForwardedFor).next().is_some() {
-        (Believed::XForwardedFor, Known::XForwardedFor)
-    } else {
-        (Believed::Forwarded, Known::Forwarded)
-    };
-    let values = request.known(bytes, kind.1);
-    let address = forwarded::client(conn.peer.ip(), kind.0, values, |ip| listener.trusts(ip));
+    let by = listener.config.client_header;
+    let values = request.known(
+        bytes,
+        match by {
+            ClientHeader::XForwardedFor => Known::XForwardedFor,
+            ClientHeader::Forwarded => Known::Forwarded,
+        },
+    );
+    let address = forwarded::client(conn.peer.ip(), by, values, |ip| listener.trusts(ip));
     if address == conn.peer.ip().to_canonical() {
         conn.peer
     } else {
@@ -481,7 +501,7 @@ fn client<F: Front>(conn: &Conn, listener: &Listener, front: &F, request: &Reque
 
 impl Ids {
     /// New ones, or those of a proxy that is trusted; a trace is anybody's.
-    fn new<F: Front>(conn: &Conn, front: &F, request: &Request) -> Self {
+    fn new<F: Front>(conn: &Conn, current: &Current, front: &F, request: &Request) -> Self {
         let bytes = front.bytes();
         let fresh = || {
             let mut id = [0; 32];
@@ -495,23 +515,53 @@ impl Ids {
             id
         };
         let given = request.known(bytes, Known::XRequestId).next();
-        let given = given.filter(|_| conn.listener.trusts(conn.peer.ip()));
+        let is_trusted = conn.listener.trusts(conn.peer.ip());
+        let given = given.filter(|_| is_trusted);
         let request_id = given
             .and_then(|id| <[u8; 32]>::try_from(id).ok())
             .filter(|id| id.iter().all(u8::is_ascii_hexdigit));
         let trace = request.known(bytes, Known::Traceparent).next();
         let trace = trace.and_then(trace_of);
-        Self {
+        let mut ids = Self {
             request: request_id.unwrap_or_else(fresh),
-            trace: trace.map_or_else(fresh, |(trace, _)| trace),
-            flags: trace.map_or(*b"00", |(_, flags)| flags),
+            trace: trace.map_or_else(fresh, |(trace, ..)| trace),
+            flags: trace.map_or(*b"00", |(.., flags)| flags),
+            span: 0,
+            parent: 0,
+            server_span: conn.worker.random() | 1,
             is_traced: trace.is_some(),
+        };
+        if let Some((_, permille)) = &current.snapshot.traces {
+            // Whoever is trusted says what is recorded of its traces; else chance does.
+            let is_recorded = match trace {
+                Some((.., flags)) if is_trusted => is_sampled(flags),
+                _ => ((u128::from(conn.worker.random()) * 1000) >> 64) < u128::from(*permille),
+            };
+            if is_recorded {
+                ids.span = conn.worker.random() | 1;
+                ids.parent = trace.map_or(0, |(_, parent, _)| parent);
+                ids.flags[1] = with_sampled(ids.flags[1]);
+            }
         }
+        ids
     }
 }
 
-/// The trace of a `traceparent`, and its flags (W3C Trace Context, 3.2.2).
-fn trace_of(value: &[u8]) -> Option<([u8; 32], [u8; 2])> {
+/// Whether the flags of a trace say that it is sampled (W3C Trace Context, 3.2.2.5).
+fn is_sampled(flags: [u8; 2]) -> bool {
+    char::from(flags[1])
+        .to_digit(16)
+        .is_some_and(|n| n & 1 == 1)
+}
+
+/// The last digit of flags that say so.
+fn with_sampled(digit: u8) -> u8 {
+    let value = char::from(digit).to_digit(16).unwrap_or(0) | 1;
+    b"0123456789abcdef"[value as usize & 15]
+}
+
+/// The trace of a `traceparent`, the span before, and its flags (W3C Trace Context, 3.2.2).
+fn trace_of(value: &[u8]) -> Option<([u8; 32], u64, [u8; 2])> {
     let (version, rest) = value.split_first_chunk::<3>()?;
     let (trace, rest) = rest.split_first_chunk::<32>()?;
     // A dash, the span before, another dash.
@@ -528,7 +578,17 @@ fn trace_of(value: &[u8]) -> Option<([u8; 32], [u8; 2])> {
         && is_hex(flags)
         // Later versions may have more.
         && (rest.is_empty() || (&version[..2] != b"00" && rest.first() == Some(&b'-')));
-    is_right.then_some((*trace, *flags))
+    let span = std::str::from_utf8(parent.get(1..17)?).ok()?;
+    let span = u64::from_str_radix(span, 16).unwrap_or(0);
+    is_right.then_some((*trace, span, *flags))
+}
+
+fn version(request: &Request) -> &'static str {
+    match request.version {
+        Version::Http10 => "1.0",
+        Version::Http11 => "1.1",
+        Version::Http2 => "2",
+    }
 }
 
 /// Counts a request that is over, and writes it down.
@@ -569,10 +629,45 @@ fn settle<F: Front>(
     if let Some(server) = server {
         count(server.requests.of(worker.index));
     }
+    let bytes = front.bytes();
+    if facts.ids.span != 0
+        && let Some((queue, _)) = &snapshot.traces
+    {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let unix = |ns: u64| {
+            worker
+                .unix_ms(0)
+                .saturating_mul(1_000_000)
+                .saturating_add(ns)
+        };
+        queue.put(spans::Record {
+            trace: facts.ids.trace,
+            parent: facts.ids.parent,
+            span: facts.ids.span,
+            asked: group.zip(server).map(|(group, server)| spans::Asked {
+                span: facts.ids.server_span,
+                begin: unix(facts.asked),
+                upstream: group.config.name.clone(),
+                server: server.name.to_string(),
+                tries: facts.tries,
+            }),
+            begin: unix(facts.started),
+            end: unix(Worker::now()),
+            method: text(request.method_name.of(bytes)),
+            path: text(request.path(bytes)),
+            host: text(request.host(bytes)),
+            scheme: if conn.is_secure { "https" } else { "http" },
+            version: version(request),
+            client: facts.client.unwrap_or(conn.peer),
+            local: conn.local,
+            route: route.map(|route| route.name.clone()),
+            refusal: facts.refusal.map(Refusal::name),
+            status,
+        });
+    }
     if snapshot.log.is_none() {
         return;
     }
-    let bytes = front.bytes();
     let record = access_log::Record {
         time_unix_ms: worker.unix_ms(facts.started),
         request_id: &facts.ids.request,
@@ -585,11 +680,7 @@ fn settle<F: Front>(
         method: request.method_name.of(bytes),
         host: request.host(bytes),
         target: request.target.of(bytes),
-        version: match request.version {
-            Version::Http10 => "1.0",
-            Version::Http11 => "1.1",
-            Version::Http2 => "2",
-        },
+        version: version(request),
         status: facts.status,
         received: facts.progress.up,
         sent: facts.progress.down,

@@ -18,7 +18,7 @@ use crate::{
         refusal::Refusal,
         route::{self, Action, CompileError, Route, Router, Split, Target, View as _},
     },
-    status::route::{Answer, Forward, HeaderChanges, Outcome, Places, Question, Share},
+    status::route::{Answer, Copied, Forward, HeaderChanges, Outcome, Places, Question, Share},
     uri,
 };
 
@@ -231,7 +231,7 @@ fn outcome(
     let mut request = Request::default();
     http1::parse_request(head, &head_limits(&config.limits), &mut request)?;
     let (mut host, mut path, mut rewritten) = (Vec::new(), Vec::new(), Vec::new());
-    let seen = Seen::new((&request, false), head, &mut host, &mut path)?;
+    let seen = Seen::new((&request, None), head, &mut host, &mut path)?;
     answer.method = text(seen.method());
     answer.host = text(seen.host());
     answer.path = text(seen.path());
@@ -294,6 +294,10 @@ fn forward(proxy: &Proxy, route: &Route, split: &Split, target: String) -> Forwa
         upstreams: shares
             .map(|(target, of)| share(&proxy.upstreams[target.upstream], target, of))
             .collect(),
+        mirror: route.mirror.map(|mirror| Copied {
+            upstream: proxy.upstreams[mirror.upstream].name.clone(),
+            share: f64::from(mirror.permille) / 1000.0,
+        }),
     }
 }
 
@@ -370,6 +374,10 @@ mod tests {
             name = 'canary'
             [[upstream.server]]
             address = '10.0.0.2:80'
+            [[upstream]]
+            name = 'shadow'
+            [[upstream.server]]
+            address = '10.0.0.3:80'
             [[route]]
             name = 'api'
             listeners = ['web']
@@ -380,6 +388,7 @@ mod tests {
             rewrite = { prefix = '/' }
             request_headers = { set = { x-a = '1' }, remove = ['x-b'] }
             timeouts = { request = '40s' }
+            mirror = { upstream = 'shadow', fraction = 0.25 }
             [[route]]
             name = 'beta'
             headers = [{ name = 'x-beta', value = '1' }]
@@ -429,6 +438,8 @@ mod tests {
             .map(|s| (s.upstream.as_str(), s.share, s.request_ms))
             .collect();
         assert_eq!(shares, [("app", 0.75, 40_000), ("canary", 0.25, 40_000)]);
+        let copied = forward.mirror.unwrap();
+        assert_eq!((copied.upstream.as_str(), copied.share), ("shadow", 0.25));
         let places = forward.upstreams[0].concurrency.unwrap();
         assert_eq!(places.requests, 5);
     }

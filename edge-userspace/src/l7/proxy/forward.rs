@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// What heads of answers may be: what servers send is less in doubt than what clients do.
-const ANSWERS: Limits = Limits {
+pub(super) const ANSWERS: Limits = Limits {
     head_bytes: 32 * 1024,
     fields: 256,
     uri_bytes: 0,
@@ -238,9 +238,15 @@ async fn tries<F: Front>(
         }
         exchange.facts.tries += 1;
         exchange.facts.server = Some(position);
+        if exchange.facts.tries == 1 {
+            exchange.facts.asked = Worker::now();
+        }
         let active = balanced.enter();
-        let began = Worker::now();
+        let connect = std::mem::take(&mut exchange.facts.connect);
+        exchange.facts.waited = 0;
         let asked = ask_server(exchange, front, scratch, group, server, head, deadlines).await;
+        let took = exchange.facts.connect.saturating_add(exchange.facts.waited);
+        exchange.facts.connect += connect;
         // A failure of the client says nothing of the server.
         let failure = match &asked {
             Ok(answer) => Some(Failure::Status(answer.status)),
@@ -250,7 +256,7 @@ async fn tries<F: Front>(
             let now = Worker::now();
             let sample = Sample {
                 error: !matches!(failure, Failure::Status(status) if status < 500),
-                took: now.saturating_sub(began),
+                took,
             };
             if let Some(until) = outliers.report(position, sample, now) {
                 group.pick.eject(position, until);
@@ -439,13 +445,7 @@ async fn connect<F: Front>(
     server: &Server,
     deadlines: &mut Deadlines,
 ) -> Result<Stream, Failed> {
-    let mut preface = Vec::new();
-    let addresses = addresses(exchange);
-    match group.config.proxy_protocol {
-        SendProxy::Off => {}
-        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
-        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
-    }
+    let preface = preface(exchange, group);
     let began = Worker::now();
     deadlines.begin(Timeout::Connect, began);
     let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
@@ -471,6 +471,18 @@ async fn connect<F: Front>(
         }
         Err(_) => Err(Failed::of_client(Refusal::ClientGone)),
     }
+}
+
+/// What a new connection to a server of the group begins with.
+pub(super) fn preface(exchange: &Exchange<'_>, group: &Group) -> Vec<u8> {
+    let mut preface = Vec::new();
+    let addresses = addresses(exchange);
+    match group.config.proxy_protocol {
+        SendProxy::Off => {}
+        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
+        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
+    }
+    preface
 }
 
 /// The ends of the client's connection, as the PROXY protocol tells them.
@@ -520,6 +532,7 @@ async fn converse<F: Front>(
     };
     timer.set(end.min(slowest(0, began)));
     let mut is_flushed = false;
+    let mut sent_at = None;
     let talking = poll_fn(|cx| {
         if !facts.progress.sent {
             let before = facts.progress.up;
@@ -549,7 +562,9 @@ async fn converse<F: Front>(
             // Its failure shows when the answer is read.
             is_flushed = link.poll_drain(cx).is_ready();
             if is_flushed {
-                deadlines.begin(Timeout::FirstByte, Worker::now());
+                let now = Worker::now();
+                sent_at = Some(now);
+                deadlines.begin(Timeout::FirstByte, now);
                 arm(timer, deadlines);
             }
         }
@@ -586,6 +601,7 @@ async fn converse<F: Front>(
     let talked = timer.within(talking).await;
     let now = Worker::now();
     facts.first_byte = now.saturating_sub(began);
+    facts.waited = sent_at.map_or(0, |at| now.saturating_sub(at));
     match talked {
         Ok(Ok(Ok(head))) => {
             let framing = response.framing;

@@ -16,12 +16,15 @@ use crate::{
     l7::{
         balance::{self, Algorithm, Settings, key, sticky::Signer},
         resilience::{
-            BreakerSettings, Bulkhead, CircuitBreaker, OutlierSettings, Outliers, Record,
+            self, BreakerSettings, Bulkhead, CircuitBreaker, OutlierSettings, Outliers, Record,
             RetryBudget,
         },
         stats::{self, Requests, Shards},
     },
 };
+
+// What the configuration allows is looked back at.
+const _: () = assert!(upstream::MAX_WINDOW <= resilience::MAX_WINDOW);
 
 /// A bulkhead, and where those wait who are in its queue.
 pub(super) struct Places {
@@ -119,6 +122,7 @@ pub(super) struct Counted {
     pub(super) upstream_stats: stats::Registry<stats::Upstream>,
     pub(super) servers: stats::Registry<Requests>,
     pub(super) routes: stats::Registry<Requests>,
+    pub(super) mirrored: stats::Registry<stats::Mirrored>,
     pub(super) listeners: stats::Registry<Requests>,
     pub(super) connections: stats::Registry<stats::Connections>,
     pub(super) refusals: stats::Registry<stats::Refusals>,
@@ -132,6 +136,7 @@ impl Counted {
             upstream_stats: stats::Registry::new(workers),
             servers: stats::Registry::new(workers),
             routes: stats::Registry::new(workers),
+            mirrored: stats::Registry::new(workers),
             listeners: stats::Registry::new(workers),
             connections: stats::Registry::new(workers),
             refusals: stats::Registry::new(workers),
@@ -244,9 +249,11 @@ impl Memory {
             outliers: config.passive.map(|passive| {
                 let settings = OutlierSettings {
                     consecutive_errors: passive.consecutive_errors,
-                    error_rate: 0.0,
-                    window: 1,
-                    latency: 0,
+                    error_rate: passive.errors.map_or(0.0, |e| share(e.permille)),
+                    window: passive.errors.map_or(1, |e| e.window),
+                    latency: (passive.errors)
+                        .and_then(|e| e.latency)
+                        .map_or(0, nanoseconds),
                     eject: nanoseconds(passive.eject),
                     max_ejected: share(passive.max_ejected_permille),
                 };

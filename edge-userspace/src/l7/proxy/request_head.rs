@@ -1,9 +1,7 @@
 //! The head of a request as a server gets it.
 
-use super::{
-    conn::Conn,
-    exchange::{Exchange, Ids, Seen},
-};
+use super::exchange::{Exchange, Ids, Seen};
+use crate::config::proxy::listener::ClientHeader;
 use crate::l7::{forwarded, head::Known, http1::write, route::Route};
 
 /// Writes the head of a request as a server gets it.
@@ -44,16 +42,23 @@ pub(super) fn write_head(
             && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
     });
     let peer = conn.peer.ip();
-    let is_trusted = listener.trusts(peer);
+    let believed = listener.believes(peer);
     let chain = |known| {
         let values = request.known(bytes, known);
-        values.filter(move |_| is_trusted)
+        values.filter(move |_| forwarded::is_believed(believed, known))
     };
     // What a route says of a field holds for those of our own as well.
     let is_wanted = |name: &[u8]| rules.is_empty() || !rules.drops(name);
     if is_wanted(b"x-forwarded-for") {
         out.extend_from_slice(b"X-Forwarded-For: ");
         forwarded::chain(out, chain(Known::XForwardedFor));
+        // Servers that do not read `Forwarded` hear who was found there.
+        if believed == Some(ClientHeader::Forwarded)
+            && let Some(client) = facts.client.filter(|client| *client != conn.peer)
+        {
+            forwarded::address(out, client.ip());
+            out.extend_from_slice(b", ");
+        }
         forwarded::address(out, peer);
         out.extend_from_slice(b"\r\n");
     }
@@ -78,7 +83,7 @@ pub(super) fn write_head(
         write::field(out, b"X-Request-Id", &facts.ids.request);
     }
     if is_wanted(b"traceparent") {
-        traceparent(out, conn, &facts.ids);
+        traceparent(out, &facts.ids);
     }
     for (name, value) in rules.added() {
         if **name != *b"host" {
@@ -97,13 +102,12 @@ pub(super) fn write_head(
     write::end(out);
 }
 
-/// The trace goes on with a span of our own (W3C Trace Context, 3.2). Whether it is sampled is
-/// for those to say who record it.
-fn traceparent(out: &mut Vec<u8>, conn: &Conn, ids: &Ids) {
+/// The trace goes on with a span of our own (W3C Trace Context, 3.2).
+fn traceparent(out: &mut Vec<u8>, ids: &Ids) {
     out.extend_from_slice(b"traceparent: 00-");
     out.extend_from_slice(&ids.trace);
     out.push(b'-');
-    let span = conn.worker.random() | 1;
+    let span = ids.server_span;
     for i in (0..16).rev() {
         out.push(b"0123456789abcdef"[(span >> (4 * i)) as usize & 15]);
     }

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::ServerConfig;
 use super::{
     group::{Group, Places},
     log_writer::LogWriter,
+    spans,
 };
 use crate::{
     config::proxy::{Proxy, listener},
@@ -24,7 +25,7 @@ use crate::{
         bans::{self, Offences, Rule},
         head,
         refusal::Refusal,
-        stats::{Connections, Refusals, Requests, Shards},
+        stats::{Connections, Mirrored, Refusals, Requests, Shards},
     },
 };
 
@@ -39,6 +40,8 @@ pub(super) struct Snapshot {
     /// Likewise.
     pub(super) routes: Box<[Route]>,
     pub(super) log: Option<(LogWriter, access_log::Format)>,
+    /// Where it is told what is recorded, and of a thousand requests how many are.
+    pub(super) traces: Option<(spans::Queue, u32)>,
     /// Who judges clients that offend; `None` where nobody is banned.
     pub(super) bans: Option<(Arc<Judge>, Rule, Duration)>,
     /// Whose listener an address is.
@@ -142,6 +145,8 @@ pub(super) struct Route {
     pub(super) name: String,
     pub(super) requests: Arc<Shards<Requests>>,
     pub(super) places: Option<Arc<Places>>,
+    /// Where its requests are copied.
+    pub(super) mirrored: Option<Arc<Shards<Mirrored>>>,
 }
 
 /// Where clients connect.
@@ -226,6 +231,11 @@ impl Listener {
         let address = Prefix::host(address.to_canonical());
         let all = self.config.trusted_proxies.iter();
         all.copied().any(|prefix| prefix.contains(address))
+    }
+
+    /// In which field an address is believed that says who the client is; `None`: in none.
+    pub(super) fn believes(&self, address: IpAddr) -> Option<listener::ClientHeader> {
+        self.trusts(address).then_some(self.config.client_header)
     }
 
     /// A place for one more connection from a source, if there is one.

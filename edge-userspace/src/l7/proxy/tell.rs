@@ -1,8 +1,11 @@
 //! What is told of the proxy.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::{
     group::Group,
     snapshot::{Listener, Snapshot},
+    spans::Counts,
     watch::{self, Checks},
     worker::Worker,
 };
@@ -15,14 +18,20 @@ use crate::{
     },
     status::{
         proxy::{
-            ListenerStatus, ProxyStatus, RequestCounts, RouteStatus, ServerStatus, UpstreamStatus,
+            ListenerStatus, MirrorCounts, ProxyStatus, RequestCounts, RouteStatus, ServerStatus,
+            SpanCounts, UpstreamStatus,
         },
         route::RouteEntry,
     },
 };
 
 /// What is told of what holds.
-pub(super) fn status(snapshot: &Snapshot, workers: usize, checks: Option<&Checks>) -> ProxyStatus {
+pub(super) fn status(
+    snapshot: &Snapshot,
+    workers: usize,
+    checks: Option<&Checks>,
+    spans: &Counts,
+) -> ProxyStatus {
     let routes = snapshot.routes.iter();
     ProxyStatus {
         workers: u32::try_from(workers).unwrap_or(u32::MAX),
@@ -31,6 +40,11 @@ pub(super) fn status(snapshot: &Snapshot, workers: usize, checks: Option<&Checks
             .map(|route| RouteStatus {
                 name: route.name.clone(),
                 requests: requests(&route.requests),
+                mirrored: route.mirrored.as_ref().map(|mirrored| MirrorCounts {
+                    sent: mirrored.sum(|m| m.sent.get()),
+                    failed: mirrored.sum(|m| m.failed.get()),
+                    skipped: mirrored.sum(|m| m.skipped.get()),
+                }),
             })
             .collect(),
         upstreams: snapshot
@@ -39,6 +53,11 @@ pub(super) fn status(snapshot: &Snapshot, workers: usize, checks: Option<&Checks
             .map(|g| upstream(g, checks))
             .collect(),
         log_lost: snapshot.log.as_ref().map_or(0, |(log, _)| log.lost()),
+        spans: SpanCounts {
+            exported: spans.exported.load(Relaxed),
+            dropped: spans.dropped.load(Relaxed),
+            failed: spans.failed.load(Relaxed),
+        },
         bans: snapshot.bans.as_ref().map_or(0, |(judge, ..)| judge.told()),
     }
 }

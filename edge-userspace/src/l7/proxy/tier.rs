@@ -23,6 +23,7 @@ use super::{
     log_writer::LogWriter,
     privileges,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
+    spans::{Counts, Exporter},
     tell,
     tls::{self, TlsError, Towards},
     watch::{Checks, Watcher},
@@ -90,6 +91,9 @@ pub enum TierError {
          allow capset, see config/edge.service"
     )]
     Privileges(io::Error),
+    /// The thread that tells of requests does not start.
+    #[error("proxy.traces: cannot start the thread that tells the collector: {0}")]
+    Spans(io::Error),
     /// There is no thread to be had.
     #[error("cannot start a worker of the proxy: {0}")]
     Thread(io::Error),
@@ -117,6 +121,7 @@ struct Shared {
     sockets: Mutex<HashMap<SocketAddr, Vec<TcpListener>>>,
     /// What checks say of servers.
     checks: Mutex<Option<Checks>>,
+    spans: Arc<Counts>,
 }
 
 /// The proxy.
@@ -128,6 +133,7 @@ pub struct Tier {
     seats: Vec<Seat>,
     watcher: Option<Watcher>,
     log: Option<(AccessLog, LogWriter)>,
+    exporter: Option<Exporter>,
     judge: Arc<Judge>,
     proxy: Arc<Proxy>,
 }
@@ -199,7 +205,7 @@ impl View {
         let snapshot = self.snapshot()?;
         let checks = lock(&self.shared.checks).clone();
         (!snapshot.listeners.is_empty())
-            .then(|| tell::status(&snapshot, self.workers, checks.as_ref()))
+            .then(|| tell::status(&snapshot, self.workers, checks.as_ref(), &self.shared.spans))
     }
 
     /// Changes a server of an upstream, and tells how the upstream is then.
@@ -243,6 +249,8 @@ pub struct Prepared {
     router: Router,
     sockets: Vec<(SocketAddr, Vec<TcpListener>)>,
     log: Option<(AccessLog, LogWriter)>,
+    /// If it is not the one that there is.
+    exporter: Option<Exporter>,
     proxy: Arc<Proxy>,
 }
 
@@ -265,10 +273,12 @@ impl Tier {
                 current: Mutex::new(None),
                 sockets: Mutex::new(HashMap::new()),
                 checks: Mutex::new(None),
+                spans: Arc::default(),
             }),
             seats: Vec::new(),
             watcher: None,
             log: None,
+            exporter: None,
             judge: Arc::new(Judge::new(ban)),
             proxy: Arc::default(),
         }
@@ -306,9 +316,27 @@ impl Tier {
                 }
             },
         };
+        let (mut exporter, mut traces) = (None, None);
+        if let Some(wanted) = proxy
+            .traces
+            .as_ref()
+            .filter(|_| !proxy.listeners.is_empty())
+        {
+            let had = self.exporter.as_ref().filter(|had| had.is_of(wanted));
+            let queue = match had {
+                Some(had) => had.queue.clone(),
+                None => {
+                    let new = Exporter::start(wanted, self.shared.spans.clone());
+                    let new = exporter.insert(new.map_err(TierError::Spans)?);
+                    new.queue.clone()
+                }
+            };
+            traces = Some((queue, wanted.sample_permille));
+        }
         let routes = proxy.routes.iter().map(|route| Route {
             name: route.name.clone(),
             requests: self.counted.routes.get(&route.name),
+            mirrored: (route.mirror.as_ref()).map(|_| self.counted.mirrored.get(&route.name)),
             places: route.concurrency.as_ref().map(|wanted| {
                 let mut before = before.iter().flat_map(|before| before.routes.iter());
                 let had = before.find(|had| had.name == route.name);
@@ -335,6 +363,7 @@ impl Tier {
                 };
                 (writer.clone(), format)
             }),
+            traces,
             bans: proxy.bans.map(|bans| {
                 let rule = Rule {
                     offences: bans.offences,
@@ -363,6 +392,7 @@ impl Tier {
             router,
             sockets,
             log,
+            exporter,
             proxy: config,
         })
     }
@@ -463,6 +493,7 @@ impl Tier {
             router,
             sockets,
             log,
+            exporter,
             proxy,
         } = prepared;
         {
@@ -478,6 +509,10 @@ impl Tier {
         c.refusals.retain(named);
         c.routes
             .retain(|name| proxy.routes.iter().any(|r| r.name == name));
+        c.mirrored.retain(|name| {
+            let mut all = proxy.routes.iter();
+            all.any(|r| r.name == name && r.mirror.is_some())
+        });
         let named = |name: &str| proxy.upstreams.iter().any(|u| u.name == name);
         c.upstreams.retain(named);
         c.upstream_stats.retain(named);
@@ -501,8 +536,13 @@ impl Tier {
         if let Some(watcher) = &self.watcher {
             watcher.set(&snapshot);
         }
+        let is_traced = snapshot.traces.is_some();
         *lock(&self.shared.current) = Some((snapshot, router));
         self.log = log;
+        // One that is gone tells what it has, for as long as that may take, and ends by itself.
+        if exporter.is_some() || !is_traced {
+            self.exporter = exporter;
+        }
         self.proxy = proxy;
         for seat in &self.seats {
             // Where there is no room it has been told already, and looks only then. One that is
@@ -573,6 +613,9 @@ impl Tier {
             }
         }
         self.seats.clear();
+        if let Some(exporter) = self.exporter.take() {
+            exporter.finish();
+        }
     }
 }
 

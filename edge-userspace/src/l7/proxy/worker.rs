@@ -89,6 +89,8 @@ pub(super) struct Worker {
     pub(super) client_buffers: Rc<Buffers>,
     pub(super) server_buffers: Rc<Buffers>,
     pub(super) pools: Pools,
+    /// Copies of requests that are under way.
+    pub(super) mirrors: Cell<usize>,
     current: RefCell<Option<Rc<Current>>>,
     is_stopping: Cell<bool>,
     random: Cell<u64>,
@@ -108,6 +110,7 @@ impl Worker {
             client_buffers: Rc::new(Buffers::new(CLIENT_BUFFER)),
             server_buffers: Rc::new(Buffers::new(SERVER_BUFFER)),
             pools: Pools::default(),
+            mirrors: Cell::new(0),
             current: RefCell::default(),
             is_stopping: Cell::new(false),
             // All zeros is the one state from which there is no way out.

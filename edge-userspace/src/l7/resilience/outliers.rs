@@ -38,7 +38,8 @@ pub struct OutlierSettings {
 pub struct Sample {
     /// Whether it is an error: no answer, none in time, or a status of 500 and above.
     pub error: bool,
-    /// How long the head of the answer took, nanoseconds.
+    /// How long the server took to take the connection and, once it had the whole request, to
+    /// send the head of its answer, nanoseconds: nothing that the client can draw out.
     pub took: u64,
 }
 

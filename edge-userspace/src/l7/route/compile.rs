@@ -131,6 +131,7 @@ fn compile(index: usize, raw: &route::Route, proxy: &Proxy, singles: &mut Single
         action: action(raw, proxy),
         request_headers: HeaderRules::new(&raw.request_headers),
         response_headers: HeaderRules::new(&raw.response_headers),
+        mirror: raw.mirror,
         concurrency: raw.concurrency,
         conditions,
         rewrite,

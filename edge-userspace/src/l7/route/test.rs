@@ -7,7 +7,7 @@ use proptest::{prelude::*, sample::select};
 use super::{Action, Router, View, write_location};
 use crate::config::proxy::{
     Listener, Proxy, Route, Upstream,
-    listener::{Limits, ProxyProtocol},
+    listener::{ClientHeader, Limits, ProxyProtocol},
     pattern::Pattern,
     route::{
         self, Condition, HeaderRules, Host, PathMatch, RetriesOverride, Rewrite, TimeoutsOverride,
@@ -26,6 +26,7 @@ fn listener() -> Listener {
         http2: false,
         proxy_protocol: ProxyProtocol::Off,
         trusted_proxies: Vec::new(),
+        client_header: ClientHeader::default(),
         redirect_https: false,
         limits: Limits::default(),
     }
@@ -67,6 +68,7 @@ fn route(path: PathMatch) -> Route {
         response_headers: HeaderRules::default(),
         timeouts: TimeoutsOverride::default(),
         retries: RetriesOverride::default(),
+        mirror: None,
         concurrency: None,
     }
 }

@@ -1,6 +1,8 @@
 //! What listeners, upstreams and routes cannot be.
 
-use super::{LISTENER, ROUTE, bare, listener, problem, route, servers, upstream, with_upstream};
+use super::{
+    LISTENER, ROUTE, SERVER, bare, listener, problem, route, servers, upstream, with_upstream,
+};
 
 #[test]
 fn listeners_that_cannot_be_are_refused() {
@@ -78,6 +80,55 @@ fn listeners_that_cannot_be_are_refused() {
         (
             listener("proxy_protocol = 'v1'"),
             "no such choice; expected one of \"off\", \"accept\", \"require\"",
+        ),
+        (
+            format!("[proxy]\ntraces = {{ sample = 0.5 }}\n{}", route("")),
+            "proxy.traces.endpoint: missing; name the collector",
+        ),
+        (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'https://a:4318' }}\n{}",
+                route("")
+            ),
+            "HTTP without TLS; name the collector",
+        ),
+        (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'http://a' }}\n{}",
+                route("")
+            ),
+            "no URL of a collector",
+        ),
+        (
+            route("mirror = { fraction = 0.1 }"),
+            "route[0].mirror.upstream: missing; name the [[upstream]]",
+        ),
+        (
+            route("mirror = { upstream = 'x' }"),
+            "no such upstream; there is app",
+        ),
+        (
+            route("mirror = { upstream = 'app' }"),
+            "would get its requests twice; name another one",
+        ),
+        (
+            format!(
+                "[[upstream]]\nname = 's'\n{SERVER}{}",
+                route("mirror = { upstream = 's', fraction = 0 }")
+            ),
+            "choose a share from 0.001 to 1 (default 1)",
+        ),
+        (
+            bare("respond = { status = 200 }\nmirror = { upstream = 'app' }"),
+            "only for a route with upstream or split",
+        ),
+        (
+            listener("client_header = 'forwarded'"),
+            "nobody's word is taken; name those who send it in trusted_proxies",
+        ),
+        (
+            listener("trusted_proxies = ['10.0.0.0/8']\nclient_header = 'x-real-ip'"),
+            "x-forwarded-for",
         ),
         (
             listener("trusted_proxies = ['10.0.0.1/8']"),
@@ -302,11 +353,27 @@ fn upstreams_that_cannot_be_are_refused() {
         ),
         (
             with_upstream("breaker = { window = 0 }"),
-            "choose a number from 1 to 10000 (default 10)",
+            "choose a number from 1 to 50 (default 10)",
         ),
         (
-            with_upstream("passive = { error_rate = 0.5 }"),
-            "unknown key",
+            with_upstream("passive = { error_rate = 0 }"),
+            "choose a share from 0.001 to 1 (default 0.5)",
+        ),
+        (
+            with_upstream("passive = { error_rate = 0.5, window = 51 }"),
+            "choose a number from 1 to 50 (default 20)",
+        ),
+        (
+            with_upstream("passive = { error_rate = 0.5, latency = '0s' }"),
+            "choose a span from 1ms to 1d",
+        ),
+        (
+            with_upstream("passive = { latency = '2s' }"),
+            "belongs to error_rate; add that",
+        ),
+        (
+            with_upstream("passive = { window = 20 }"),
+            "belongs to error_rate; add that",
         ),
         (
             with_upstream("retries = { tries = 0 }"),
@@ -372,7 +439,6 @@ fn routes_that_cannot_be_are_refused() {
             "route[0].listeners[0] = 'x': no such listener; there is web",
         ),
         (route("listeners = []"), "no listener; name some"),
-        (route("mirror = { upstream = 'app' }"), "unknown key"),
         (
             bare("split = []"),
             "route[1].split: the weights add up to nothing",

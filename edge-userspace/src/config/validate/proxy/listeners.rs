@@ -12,7 +12,8 @@ use crate::config::{
     proxy::{
         Listener, MAX_LISTENERS,
         listener::{
-            Certificate, ClientAuth, Limits, MAX_ADDRESSES, MAX_CERTIFICATES, ProxyProtocol, Tls,
+            Certificate, ClientAuth, ClientHeader, Limits, MAX_ADDRESSES, MAX_CERTIFICATES,
+            ProxyProtocol, Tls,
         },
     },
     quantity::ByteRate,
@@ -68,6 +69,7 @@ pub(super) fn listeners(
             tls,
             proxy_protocol: raw.proxy_protocol.as_ref().map_or(ProxyProtocol::Off, |p| p.value),
             trusted_proxies: trusted(raw, report),
+            client_header: raw.client_header.as_ref().map_or_else(ClientHeader::default, |c| c.value),
             redirect_https,
             limits: limits(raw.limits.as_ref(), report),
             // The model counts only when nothing was reported.
@@ -183,6 +185,15 @@ fn trusted(raw: &raw::Listener, report: &mut Report<'_>) -> Vec<edge_common::add
         report.problem(
             place,
             "nobody's word is taken for it; name those who send it in trusted_proxies",
+        );
+    }
+    if let Some(At { place, .. }) = &raw.client_header
+        && all.is_empty()
+        && !report.has_problem_at(&raw.place.child("trusted_proxies").key)
+    {
+        report.problem(
+            place,
+            "without effect, for nobody's word is taken; name those who send it in trusted_proxies, or remove this key",
         );
     }
     all.into_iter().collect()

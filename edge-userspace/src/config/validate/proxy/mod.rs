@@ -10,12 +10,14 @@ mod upstreams;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
-    MAX_PATH, number,
+    MAX_PATH,
+    health::is_host,
+    number,
     services::{NAME_REMEDY, is_name},
     span,
 };
 use crate::config::{
-    proxy::{AccessLog, Bans, MAX_OFFENCES, MAX_WORKERS, Proxy},
+    proxy::{AccessLog, Bans, MAX_OFFENCES, MAX_WORKERS, Proxy, Traces},
     quantity::{Bytes, Share},
     raw,
     report::{At, Place, Report},
@@ -56,6 +58,7 @@ pub(super) fn proxy(
             .as_ref()
             .and_then(|log| access_log(log, report)),
         bans: shared.bans.as_ref().map(|raw| bans(raw, report)),
+        traces: (shared.traces.as_ref()).and_then(|raw| traces(raw, report)),
         listeners,
         upstreams,
         routes,
@@ -72,6 +75,58 @@ fn bans(raw: &raw::proxy::Bans, report: &mut Report<'_>) -> Bans {
         window: span(raw.window.as_ref(), default.window, (SECOND, DAY), report),
         ttl: span(raw.ttl.as_ref(), default.ttl, (SECOND, 30 * DAY), report),
     }
+}
+
+fn traces(raw: &raw::proxy::Traces, report: &mut Report<'_>) -> Option<Traces> {
+    const REMEDY: &str = "name the collector, such as endpoint = \"http://127.0.0.1:4318\"";
+    let sample_permille = share(raw.sample.as_ref(), Traces::SAMPLE_PERMILLE, 0, report);
+    let service_name = raw.service_name.as_ref().map(|at| {
+        let is_short = (1..=MAX_TOKEN).contains(&at.value.len());
+        if !is_short || at.value.chars().any(char::is_control) {
+            report.problem(
+                &at.place,
+                "no name; write 1 to 256 bytes without control characters",
+            );
+        }
+        at.value.clone()
+    });
+    let At { value, place } = required(
+        raw.endpoint.as_ref(),
+        &raw.place,
+        "endpoint",
+        REMEDY,
+        report,
+    )?;
+    let endpoint = value.trim_end_matches('/');
+    if !is_endpoint(endpoint) {
+        report.problem(
+            place,
+            format_args!("no URL of a collector that is spoken to by HTTP without TLS; {REMEDY}"),
+        );
+    }
+    Some(Traces {
+        endpoint: endpoint.to_owned(),
+        sample_permille,
+        service_name: service_name.unwrap_or_else(|| Traces::SERVICE_NAME.to_owned()),
+    })
+}
+
+/// Whether a text is `http://host:port`, perhaps with a path.
+fn is_endpoint(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("http://") else {
+        return false;
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let is_path = path
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && !b"?#".contains(&b));
+    let is_address = match authority.parse::<SocketAddr>() {
+        Ok(address) => address.port() != 0,
+        Err(_) => authority.rsplit_once(':').is_some_and(|(host, port)| {
+            is_host(host) && port.parse::<u16>().is_ok_and(|port| port != 0)
+        }),
+    };
+    is_path && is_address && text.len() <= MAX_PATH
 }
 
 fn access_log(raw: &raw::proxy::AccessLog, report: &mut Report<'_>) -> Option<AccessLog> {

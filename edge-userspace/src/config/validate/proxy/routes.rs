@@ -8,18 +8,18 @@ use super::{
         too_long, too_many,
     },
     headers::{fields, rules},
-    is_within, name, required, shadow,
+    is_within, name, required, shadow, share,
     upstreams::{base, check_order, concurrency, tries},
 };
 use crate::config::{
     proxy::{
         Listener, MAX_ROUTES, Route, Upstream,
         route::{
-            Action, MAX_BODY, MAX_PARTS, MAX_TEXT, PathMatch, RetriesOverride, Rewrite,
+            Action, MAX_BODY, MAX_PARTS, MAX_TEXT, Mirror, PathMatch, RetriesOverride, Rewrite,
             TimeoutsOverride,
         },
         template::{Location, LocationPart, Replacement},
-        upstream::{MAX_WEIGHT, Timeouts},
+        upstream::{MAX_WEIGHT, Protocol, Timeouts},
     },
     raw::proxy as raw,
     report::{At, Place, Report},
@@ -96,6 +96,8 @@ impl Known<'_> {
         }
         let rewrite = raw.rewrite.as_ref().filter(|_| is_forward);
         let rewrite = rewrite.and_then(|r| self::rewrite(r, raw, report));
+        let mirror = raw.mirror.as_ref().filter(|_| is_forward);
+        let mirror = mirror.and_then(|m| self.mirror(m, &action, report));
         let timeouts = self.timeouts(raw, &action, report);
         let path = path?;
         Some(Route {
@@ -107,6 +109,7 @@ impl Known<'_> {
             headers,
             query,
             rewrite,
+            mirror,
             request_headers: rules(raw.request_headers.as_ref(), true, report),
             response_headers: rules(raw.response_headers.as_ref(), false, report),
             retries: retries(raw.retries.as_ref(), report),
@@ -243,6 +246,39 @@ impl Known<'_> {
         Some(Action::Forward(parts))
     }
 
+    fn mirror(
+        &self,
+        raw: &raw::Mirror,
+        action: &Action,
+        report: &mut Report<'_>,
+    ) -> Option<Mirror> {
+        let permille = share(raw.fraction.as_ref(), 1000, 1, report);
+        let remedy = "name the [[upstream]] that gets the copies";
+        let at = required(
+            raw.upstream.as_ref(),
+            &raw.place,
+            "upstream",
+            remedy,
+            report,
+        )?;
+        let upstream = self.upstream(at, report)?;
+        if let Action::Forward(split) = action
+            && split.iter().any(|part| part.0 == upstream)
+        {
+            report.problem(
+                &at.place,
+                "answers this route, and would get its requests twice; name another one",
+            );
+        }
+        if self.all[upstream].protocol != Protocol::Http1 {
+            report.problem(
+                &at.place,
+                "copies are sent by HTTP/1.1, which this upstream does not speak; name another one, or set its protocol to \"http1\"",
+            );
+        }
+        Some(Mirror { upstream, permille })
+    }
+
     /// The upstreams of an action, each with what holds for its requests.
     fn effective(
         &self,
@@ -311,6 +347,7 @@ fn unknown(what: &str, known: &BTreeMap<&str, usize>) -> String {
 /// Keys that change what an upstream gets or gives.
 fn refuse_without_upstream(raw: &raw::Route, report: &mut Report<'_>) {
     let sections = [
+        raw.mirror.as_ref().map(|s| &s.place),
         raw.rewrite.as_ref().map(|s| &s.place),
         raw.request_headers.as_ref().map(|s| &s.place),
         raw.response_headers.as_ref().map(|s| &s.place),

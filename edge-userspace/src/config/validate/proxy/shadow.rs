@@ -66,6 +66,7 @@ pub(super) fn unused(
 ) {
     let mut used = BTreeSet::new();
     for route in routes {
+        used.extend(route.mirror.map(|mirror| mirror.upstream));
         if let Action::Forward(split) = &route.action {
             used.extend(split.iter().map(|s| s.0));
         }

@@ -13,8 +13,8 @@ use crate::config::{
         MAX_UPSTREAMS, Upstream,
         listener::Certificate,
         upstream::{
-            Address, Balance, Breaker, Concurrency, HashKey, KeepAlive, MAX_SERVERS, MAX_WEIGHT,
-            Passive, Retries, SendProxy, Server, Sticky, Timeouts, Tls,
+            Address, Balance, Breaker, Concurrency, ErrorRate, HashKey, KeepAlive, MAX_SERVERS,
+            MAX_WEIGHT, MAX_WINDOW, Passive, Retries, SendProxy, Server, Sticky, Timeouts, Tls,
         },
     },
     quantity::{Count, Share, spelt},
@@ -427,6 +427,7 @@ fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {
             1000,
             report,
         ),
+        errors: error_rate(raw, report),
         eject: span(raw.eject.as_ref(), default.eject, HOLD, report),
         max_ejected_permille: share(
             raw.max_ejected.as_ref(),
@@ -435,6 +436,34 @@ fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {
             report,
         ),
     }
+}
+
+fn error_rate(raw: &raw::Passive, report: &mut Report<'_>) -> Option<ErrorRate> {
+    let Some(rate) = &raw.error_rate else {
+        let alone = [
+            raw.window.as_ref().map(|at| &at.place),
+            raw.latency.as_ref().map(|at| &at.place),
+        ];
+        for place in alone.into_iter().flatten() {
+            report.problem_without_value(
+                place,
+                "without effect, for it belongs to error_rate; add that, such as error_rate = 0.5, or remove this key",
+            );
+        }
+        return None;
+    };
+    Some(ErrorRate {
+        permille: share(Some(rate), 500, 1, report),
+        window: number(
+            raw.window.as_ref(),
+            ErrorRate::WINDOW,
+            1,
+            MAX_WINDOW,
+            report,
+        ),
+        latency: (raw.latency.as_ref())
+            .map(|at| span(Some(at), Duration::from_secs(1), TIMEOUT, report)),
+    })
 }
 
 fn breaker(raw: &raw::Breaker, report: &mut Report<'_>) -> Breaker {
@@ -446,7 +475,7 @@ fn breaker(raw: &raw::Breaker, report: &mut Report<'_>) -> Breaker {
             1,
             report,
         ),
-        window: number(raw.window.as_ref(), default.window, 1, 10_000, report),
+        window: number(raw.window.as_ref(), default.window, 1, MAX_WINDOW, report),
         open: span(raw.open.as_ref(), default.open, HOLD, report),
         probes: number(raw.probes.as_ref(), default.probes, 1, 1000, report),
     }

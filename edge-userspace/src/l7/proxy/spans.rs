@@ -1,0 +1,438 @@
+//! Spans of requests, told to a collector (OTLP over HTTP, protobuf).
+//!
+//! Requests never wait for it: a worker puts what it knows of a request that is recorded into a
+//! queue with bounded room, and a thread without privileges makes spans of it and sends them,
+//! many at once. What has no room, and what the collector does not take, is counted and lost.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::sync_channel,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Request, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::SpanKind, status::StatusCode},
+};
+use prost::Message as _;
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    time::{Instant, timeout, timeout_at},
+};
+use tracing::warn;
+
+use super::privileges;
+use crate::config::proxy::Traces;
+
+/// Requests that may wait to be told.
+const QUEUE: usize = 4096;
+/// Requests that are told at once, and how long the first of them waits for others.
+const BATCH: usize = 256;
+const EVERY: Duration = Duration::from_secs(1);
+/// How long a collector may take, and how long when the proxy ends.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const LAST: Duration = Duration::from_secs(1);
+/// How often failures are told.
+const TOLD: Duration = Duration::from_secs(60);
+/// Bytes of an answer that are read.
+const ANSWER: usize = 64 * 1024;
+
+/// What became of spans, since the start.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// That the collector took.
+    pub(super) exported: AtomicU64,
+    /// That had no room.
+    pub(super) dropped: AtomicU64,
+    /// That the collector did not take.
+    pub(super) failed: AtomicU64,
+}
+
+/// What is known of a request that is over. Times are nanoseconds of Unix time.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Hexadecimal.
+    pub(super) trace: [u8; 32],
+    /// The span before, if there was one.
+    pub(super) parent: u64,
+    pub(super) span: u64,
+    /// The part of a server, if one was asked.
+    pub(super) asked: Option<Asked>,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    pub(super) method: String,
+    pub(super) path: String,
+    pub(super) host: String,
+    pub(super) scheme: &'static str,
+    pub(super) version: &'static str,
+    pub(super) client: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) route: Option<String>,
+    pub(super) refusal: Option<&'static str>,
+    /// 0: the client went before there was one.
+    pub(super) status: u16,
+}
+
+/// The part of a request that a server has.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// The span that the server hears of.
+    pub(super) span: u64,
+    pub(super) begin: u64,
+    pub(super) upstream: String,
+    pub(super) server: String,
+    pub(super) tries: u32,
+}
+
+impl Record {
+    /// How many spans it becomes.
+    fn spans(&self) -> u64 {
+        1 + u64::from(self.asked.is_some())
+    }
+}
+
+/// Where workers put what is recorded.
+#[derive(Clone, Debug)]
+pub(super) struct Queue {
+    records: mpsc::Sender<Box<Record>>,
+    counts: Arc<Counts>,
+}
+
+impl Queue {
+    /// Puts a request there, if there is room.
+    pub(super) fn put(&self, record: Record) {
+        let spans = record.spans();
+        if self.records.try_send(Box::new(record)).is_err() {
+            self.counts.dropped.fetch_add(spans, Relaxed);
+        }
+    }
+}
+
+/// The thread that tells a collector. It ends when this is dropped, after a last try.
+pub(super) struct Exporter {
+    pub(super) queue: Queue,
+    endpoint: String,
+    service: String,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Exporter {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When there is no thread to be had, or it cannot give up its privileges.
+    pub(super) fn start(config: &Traces, counts: Arc<Counts>) -> io::Result<Self> {
+        let (records, queue) = mpsc::channel(QUEUE);
+        let (stop, stopped) = watch::channel(false);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let teller = Teller {
+            endpoint: config.endpoint.clone(),
+            service: config.service_name.clone(),
+            counts: counts.clone(),
+            told: None,
+        };
+        let (told, safe) = sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("proxy-spans".into())
+            .spawn(move || {
+                let unprivileged = privileges::give_up();
+                let is_safe = unprivileged.is_ok();
+                // There is room for it.
+                let _ = told.try_send(unprivileged);
+                if is_safe {
+                    runtime.block_on(teller.run(queue, stopped));
+                }
+            })?;
+        safe.recv()
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Self {
+            queue: Queue { records, counts },
+            endpoint: config.endpoint.clone(),
+            service: config.service_name.clone(),
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Whether it does what a configuration wants.
+    pub(super) fn is_of(&self, config: &Traces) -> bool {
+        self.endpoint == config.endpoint && self.service == config.service_name
+    }
+
+    /// Ends it, and waits until it has told what was left.
+    pub(super) fn finish(mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+struct Teller {
+    /// `http://host:port`, and a path without a slash at its end.
+    endpoint: String,
+    service: String,
+    counts: Arc<Counts>,
+    /// When a failure was told.
+    told: Option<Instant>,
+}
+
+impl Teller {
+    async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Box<Record>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                first = queue.recv() => match first {
+                    Some(first) => batch.push(first),
+                    None => return,
+                },
+            }
+            let until = Instant::now() + EVERY;
+            let is_stopped = loop {
+                if batch.len() >= BATCH {
+                    break false;
+                }
+                tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|stop| *stop) => break true,
+                    next = timeout_at(until, queue.recv()) => match next {
+                        Ok(Some(next)) => batch.push(next),
+                        Ok(None) | Err(_) => break false,
+                    },
+                }
+            };
+            if is_stopped {
+                break;
+            }
+            let ends = async {
+                // Nobody is left to say so when it fails.
+                let _ = stop.wait_for(|stop| *stop).await;
+                tokio::time::sleep(LAST).await;
+            };
+            self.send(&mut batch, ends).await;
+        }
+        queue.close();
+        let until = Instant::now() + LAST;
+        loop {
+            while batch.len() < BATCH
+                && let Ok(next) = queue.try_recv()
+            {
+                batch.push(next);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            self.send(&mut batch, tokio::time::sleep_until(until)).await;
+        }
+    }
+
+    /// Sends what is there, until `ends` does, and counts what became of it.
+    async fn send(&mut self, batch: &mut Vec<Box<Record>>, ends: impl Future<Output = ()>) {
+        let spans: u64 = batch.iter().map(|record| record.spans()).sum();
+        let body = message(&self.service, batch).encode_to_vec();
+        batch.clear();
+        let sent = tokio::select! {
+            sent = timeout(TIMEOUT, post(&self.endpoint, body)) => {
+                sent.unwrap_or_else(|_| Err("it took too long".to_owned()))
+            }
+            () = ends => Err("there was no time left".to_owned()),
+        };
+        let rejected = match sent {
+            Ok(rejected) => rejected.min(spans),
+            Err(why) => {
+                let now = Instant::now();
+                if self.told.is_none_or(|told| now - told >= TOLD) {
+                    self.told = Some(now);
+                    warn!(
+                        "proxy.traces.endpoint {}: {why}; {spans} spans are lost, and what \
+                         follows of it is counted only for a minute",
+                        self.endpoint
+                    );
+                }
+                spans
+            }
+        };
+        self.counts.failed.fetch_add(rejected, Relaxed);
+        self.counts.exported.fetch_add(spans - rejected, Relaxed);
+    }
+}
+
+/// Posts a message; how many spans the collector did not want.
+async fn post(endpoint: &str, body: Vec<u8>) -> Result<u64, String> {
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let rest = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let stream = TcpStream::connect(authority).await.map_err(|e| text(&e))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| text(&e))?;
+    let request = Request::post(format!("{path}/v1/traces"))
+        .header(header::HOST, authority)
+        .header(header::CONTENT_TYPE, "application/x-protobuf")
+        .header(
+            header::USER_AGENT,
+            concat!("edge/", env!("CARGO_PKG_VERSION")),
+        )
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|e| text(&e))?;
+    let talk = async {
+        let answer = sender.send_request(request).await.map_err(|e| text(&e))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER).collect().await;
+        let body = body.map_err(|e| text(&e))?.to_bytes();
+        if !status.is_success() {
+            return Err(format!("it answers with {status}"));
+        }
+        let said = ExportTraceServiceResponse::decode(body).unwrap_or_default();
+        let rejected = said.partial_success.map_or(0, |p| p.rejected_spans);
+        Ok(u64::try_from(rejected).unwrap_or(0))
+    };
+    tokio::pin!(talk);
+    tokio::select! {
+        biased;
+        done = &mut talk => done,
+        _ = connection => match timeout(LAST, talk).await {
+            Ok(done) => done,
+            Err(_) => Err("it hung up".to_owned()),
+        },
+    }
+}
+
+fn message(service: &str, batch: &[Box<Record>]) -> ExportTraceServiceRequest {
+    ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: Some(Resource {
+                attributes: vec![words("service.name", service)],
+                ..Resource::default()
+            }),
+            scope_spans: vec![ScopeSpans {
+                scope: Some(InstrumentationScope {
+                    name: "edge".to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    ..InstrumentationScope::default()
+                }),
+                spans: batch.iter().flat_map(|record| spans(record)).collect(),
+                ..ScopeSpans::default()
+            }],
+            ..ResourceSpans::default()
+        }],
+    }
+}
+
+fn words(key: &str, value: &str) -> KeyValue {
+    attribute(key, Value::StringValue(value.to_owned()))
+}
+
+fn number(key: &str, value: impl Into<i64>) -> KeyValue {
+    attribute(key, Value::IntValue(value.into()))
+}
+
+fn attribute(key: &str, value: Value) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue { value: Some(value) }),
+        ..KeyValue::default()
+    }
+}
+
+/// Spans of a request, named and described as OpenTelemetry's semantic conventions for HTTP have
+/// it.
+fn spans(of: &Record) -> impl Iterator<Item = Span> {
+    let trace = u128::from_str_radix(std::str::from_utf8(&of.trace).unwrap_or_default(), 16);
+    let trace_id = trace.unwrap_or_default().to_be_bytes().to_vec();
+    let id = |id: u64| match id {
+        0 => Vec::new(),
+        id => id.to_be_bytes().to_vec(),
+    };
+    let mut common = vec![words("http.request.method", &of.method)];
+    if of.status != 0 {
+        common.push(number("http.response.status_code", of.status));
+    }
+    let status = (of.status == 0 || of.status >= 500).then(|| Status {
+        message: of.refusal.unwrap_or_default().to_owned(),
+        code: StatusCode::Error.into(),
+    });
+    if status.is_some() {
+        let kind = of
+            .refusal
+            .map_or_else(|| of.status.to_string(), str::to_owned);
+        common.push(words("error.type", &kind));
+    }
+    let mut attributes = common.clone();
+    attributes.extend([
+        words("url.path", &of.path),
+        words("url.scheme", of.scheme),
+        words("server.address", &of.host),
+        number("server.port", of.local.port()),
+        words("client.address", &of.client.ip().to_canonical().to_string()),
+        words("network.protocol.version", of.version),
+    ]);
+    attributes.extend(of.route.as_ref().map(|route| words("http.route", route)));
+    attributes.extend(of.refusal.map(|refusal| words("edge.refusal", refusal)));
+    let child = of.asked.as_ref().map(|asked| {
+        let mine = [
+            words("edge.upstream", &asked.upstream),
+            words("edge.server", &asked.server),
+            number("edge.retries", asked.tries.saturating_sub(1)),
+        ];
+        attributes.extend(mine.iter().cloned());
+        let mut attributes = common;
+        attributes.extend(mine);
+        Span {
+            trace_id: trace_id.clone(),
+            span_id: id(asked.span),
+            parent_span_id: id(of.span),
+            name: of.method.clone(),
+            kind: SpanKind::Client.into(),
+            start_time_unix_nano: asked.begin,
+            end_time_unix_nano: of.end,
+            attributes,
+            status: status.clone(),
+            ..Span::default()
+        }
+    });
+    let name = match &of.route {
+        Some(route) => format!("{} {route}", of.method),
+        None => of.method.clone(),
+    };
+    let whole = Span {
+        trace_id,
+        span_id: id(of.span),
+        parent_span_id: id(of.parent),
+        name,
+        kind: SpanKind::Server.into(),
+        start_time_unix_nano: of.begin,
+        end_time_unix_nano: of.end,
+        attributes,
+        status,
+        ..Span::default()
+    };
+    std::iter::once(whole).chain(child)
+}

@@ -1,0 +1,238 @@
+//! Spans of requests, as a collector gets them.
+
+use std::sync::{Arc, Mutex};
+
+use edge_userspace::status::proxy::SpanCounts;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::{Span, span::SpanKind, status::StatusCode},
+};
+use prost::Message as _;
+
+use super::rig::*;
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const SAMPLED: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
+
+/// A collector, and the spans that it got, each with the name of its service.
+fn collector() -> (Server, Arc<Mutex<Vec<(String, Span)>>>) {
+    let spans = Arc::<Mutex<Vec<(String, Span)>>>::default();
+    let got = spans.clone();
+    let server = Server::start(move |mut peer| {
+        while let Some((head, body)) = peer.request() {
+            assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+            assert_eq!(
+                header(&head, "content-type"),
+                Some("application/x-protobuf")
+            );
+            let message = ExportTraceServiceRequest::decode(&*body).unwrap();
+            for of in message.resource_spans {
+                let service = of.resource.unwrap().attributes;
+                let service = text(&service, "service.name").unwrap();
+                let all = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
+                lock(&got).extend(all.map(|span| (service.clone(), span)));
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    (server, spans)
+}
+
+fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
+    let found = attributes.iter().find(|a| a.key == key)?;
+    found.value.as_ref()?.value.as_ref()
+}
+
+fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
+    match value(attributes, key)? {
+        Value::StringValue(text) => Some(text.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn int(attributes: &[KeyValue], key: &str) -> Option<i64> {
+    match value(attributes, key)? {
+        Value::IntValue(n) => Some(*n),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn traces(collector: &str, sample: &str) -> String {
+    format!(
+        "workers = 1\ntraces = {{ endpoint = 'http://{collector}/', sample = {sample}, service_name = 'gate' }}"
+    )
+}
+
+fn counts(rig: &Rig) -> SpanCounts {
+    rig.tier.view().status().unwrap().spans
+}
+
+#[test]
+fn a_collector_is_told_of_requests() {
+    let ((collector, spans), server) = (collector(), Server::echo());
+    let setup = Setup::new(&[&server]).proxy(traces(&collector.address, "1"));
+    let setup = setup.routes(ALL.replace("upstream", "hosts = ['a.example']\nupstream"));
+    let rig = Rig::new(&setup);
+    let head = rig.get("/a?b=1");
+    let parent = header(head.text(), "traceparent").unwrap().to_owned();
+    until("both spans", || lock(&spans).len() == 2);
+    let (whole, part) = {
+        let all = lock(&spans);
+        assert!(all.iter().all(|(service, _)| service == "gate"));
+        (all[0].1.clone(), all[1].1.clone())
+    };
+    let heard = format!("00-{}-{}-01", hex(&part.trace_id), hex(&part.span_id));
+    assert_eq!(parent, heard);
+    assert_eq!(rig.logged("/a?b=1")["trace_id"], hex(&whole.trace_id));
+    assert_eq!(part.trace_id, whole.trace_id);
+    assert_eq!(part.parent_span_id, whole.span_id);
+    assert_eq!((whole.parent_span_id.len(), whole.span_id.len()), (0, 8));
+    assert_eq!(whole.kind(), SpanKind::Server);
+    assert_eq!(part.kind(), SpanKind::Client);
+    assert_eq!(whole.name, "GET all");
+    assert!(
+        whole.start_time_unix_nano <= part.start_time_unix_nano
+            && part.start_time_unix_nano <= part.end_time_unix_nano
+            && part.end_time_unix_nano <= whole.end_time_unix_nano
+    );
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_nanos() as u64;
+    assert!(now.abs_diff(whole.start_time_unix_nano) < 3600 * 1_000_000_000);
+    for (key, wanted) in [
+        ("http.request.method", "GET"),
+        ("url.path", "/a"),
+        ("url.scheme", "http"),
+        ("server.address", "a.example"),
+        ("client.address", "127.0.0.1"),
+        ("network.protocol.version", "1.1"),
+        ("http.route", "all"),
+        ("edge.upstream", "app"),
+        ("edge.server", &*server.address),
+    ] {
+        assert_eq!(
+            text(&whole.attributes, key).as_deref(),
+            Some(wanted),
+            "{key}"
+        );
+    }
+    assert_eq!(
+        int(&whole.attributes, "http.response.status_code"),
+        Some(200)
+    );
+    assert_eq!(int(&whole.attributes, "edge.retries"), Some(0));
+    assert_eq!((&whole.status, &part.status), (&None, &None));
+    // What no server gets.
+    let mut client = rig.client();
+    client.send("GET /b HTTP/1.1\r\nHost: b.example\r\n\r\n");
+    assert_eq!(client.answer().status, 404);
+    until("its span", || lock(&spans).len() == 3);
+    let refused = lock(&spans)[2].1.clone();
+    assert_eq!(
+        text(&refused.attributes, "edge.refusal").as_deref(),
+        Some("no_route")
+    );
+    assert_eq!(
+        int(&refused.attributes, "http.response.status_code"),
+        Some(404)
+    );
+    assert_eq!(refused.status, None);
+    until("they are counted", || counts(&rig).exported == 3);
+}
+
+#[test]
+fn what_fails_is_an_error_and_the_end_waits_for_what_is_left() {
+    let (collector, spans) = collector();
+    let failing = Server::start(|peer| say(peer, "503 Service Unavailable", "no"));
+    let upstream = "retries = { tries = 2, base = '1ms', budget = 1.0 }";
+    let setup = Setup::new(&[&failing]).upstream(upstream);
+    let mut rig = Rig::new(&setup.proxy(traces(&collector.address, "1")));
+    assert_eq!(rig.get("/").status, 503);
+    rig.tier.stop();
+    let all = lock(&spans);
+    assert_eq!(all.len(), 2);
+    for (_, span) in &*all {
+        assert_eq!(span.status.as_ref().unwrap().code(), StatusCode::Error);
+        assert_eq!(int(&span.attributes, "edge.retries"), Some(1));
+    }
+}
+
+#[test]
+fn chance_and_trusted_proxies_say_what_is_recorded() {
+    let ((collector, spans), server) = (collector(), Server::echo());
+    let setup = Setup::new(&[&server]).proxy(traces(&collector.address, "0"));
+    // Nobody's word is taken.
+    let mut rig = Rig::new(&setup);
+    for _ in 0..20 {
+        let head = rig.client().get_with("/", SAMPLED);
+        let parent = header(head.text(), "traceparent").unwrap();
+        assert!(parent.starts_with(&format!("00-{TRACE}-")) && parent.ends_with("-01"));
+        let head = rig.get("/");
+        assert!(header(head.text(), "traceparent").unwrap().ends_with("-00"));
+    }
+    rig.tier.stop();
+    assert!(lock(&spans).is_empty());
+    let trusting = "trusted_proxies = ['127.0.0.0/8']";
+    let mut rig = Rig::new(&setup.clone().listener(trusting));
+    rig.client().get_with("/", SAMPLED);
+    rig.client()
+        .get_with("/", &SAMPLED.replace("-01\r", "-00\r"));
+    rig.get("/");
+    rig.tier.stop();
+    {
+        let all = lock(&spans);
+        assert_eq!(all.len(), 2);
+        assert_eq!(hex(&all[0].1.trace_id), TRACE);
+        assert_eq!(hex(&all[0].1.parent_span_id), "b7ad6b7169203331");
+    }
+    // And one that records nothing is not overruled.
+    let all = setup
+        .proxy(traces(&collector.address, "1"))
+        .listener(trusting);
+    let mut rig = Rig::new(&all);
+    rig.client()
+        .get_with("/", &SAMPLED.replace("-01\r", "-00\r"));
+    rig.tier.stop();
+    assert_eq!(lock(&spans).len(), 2);
+}
+
+#[test]
+fn requests_do_not_wait_for_a_collector() {
+    let server = Server::saying("well");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let setup = Setup::new(&[&server]).listener("limits = { requests_per_connection = 0 }");
+    let mut rig = Rig::new(&setup.clone().proxy(traces(&address, "1")));
+    assert_eq!(rig.get("/").text(), "well");
+    until("both are lost", || counts(&rig).failed == 2);
+    // One that takes what comes and never answers: the room runs out.
+    let silent = Server::start(|mut peer| {
+        peer.rest();
+    });
+    rig.change(&setup.clone().proxy(traces(&silent.address, "1")));
+    let mut client = rig.client();
+    until("there is no room", || {
+        (0..100).for_each(|_| assert_eq!(client.get("/").text(), "well"));
+        counts(&rig).dropped > 0
+    });
+    // Another one is told from then on.
+    let (collector, spans) = collector();
+    rig.change(&setup.clone().proxy(traces(&collector.address, "1")));
+    until("it is told", || {
+        client.get("/");
+        !lock(&spans).is_empty()
+    });
+    rig.change(&setup);
+    until("nobody is told", || {
+        let before = counts(&rig);
+        (0..20).for_each(|_| drop(client.get("/")));
+        counts(&rig) == before
+    });
+}
