@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
@@ -322,6 +322,58 @@ impl<'a> Installation<'a> {
         started.unwrap_or_else(|refused| refused.panic())
     }
 
+    /// The same with sockets that the service manager has opened, as systemd.socket(5) says, and
+    /// their names.
+    ///
+    /// # Panics
+    /// As [`Installation::start`].
+    #[track_caller]
+    pub fn start_activated(&self, sockets: &[TcpListener], names: &str) -> Daemon {
+        // Only the process itself knows its number before the program begins.
+        let mut command = self.host.command("sh");
+        command
+            .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""])
+            .arg(binary())
+            .env("LISTEN_FDS", sockets.len().to_string())
+            .env("LISTEN_FDNAMES", names);
+        let fds: Vec<i32> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+        // SAFETY: the closure makes system calls only.
+        unsafe {
+            command.pre_exec(move || {
+                // Out of the way first: one may have the number that another one is to get.
+                let mut moved = [0; 8];
+                for (moved, fd) in moved.iter_mut().zip(&fds) {
+                    *moved = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 64);
+                }
+                for ((to, from), _) in (3..).zip(moved).zip(&fds) {
+                    if libc::dup2(from, to) != to {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let command = self.command(command, &["run", "-c"]);
+        let started = self.try_start_by(command, &[], wait::PATIENCE, None);
+        started.unwrap_or_else(|refused| refused.panic())
+    }
+
+    /// The processes that run the daemon of this installation.
+    #[must_use]
+    pub fn daemons(&self) -> Vec<u32> {
+        let config = self.config().display().to_string();
+        let all = fs::read_dir("/proc").expect("processes").flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| {
+                // Empty when it has ended and nobody has waited for it.
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let mut words = line.split(|byte| *byte == 0);
+                words.clone().any(|word| word == b"run")
+                    && words.any(|word| word == config.as_bytes())
+            })
+            .collect()
+    }
+
     #[track_caller]
     fn must_start(&self, arguments: &[&str], patience: Duration) -> Daemon {
         let started = self.try_start_with(arguments, patience, None);
@@ -347,13 +399,24 @@ impl<'a> Installation<'a> {
         patience: Duration,
         watchdog: Option<Duration>,
     ) -> Result<Daemon, Outcome> {
+        let command = self.edge(&["run", "-c"]);
+        self.try_start_by(command, arguments, patience, watchdog)
+    }
+
+    #[track_caller]
+    fn try_start_by(
+        &self,
+        mut command: Command,
+        arguments: &[&str],
+        patience: Duration,
+        watchdog: Option<Duration>,
+    ) -> Result<Daemon, Outcome> {
         // As systemd starts it: READY=1 comes on this socket.
         let path = self.file("notify");
         let _ = fs::remove_file(&path);
         let manager = Manager::new(&path);
         let log = self.file("log");
         let stderr = File::create(&log).expect("a log");
-        let mut command = self.edge(&["run", "-c"]);
         command
             .arg(self.config())
             .args(arguments)

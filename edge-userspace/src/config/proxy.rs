@@ -25,10 +25,12 @@ pub const MAX_UPSTREAMS: usize = 4096;
 pub const MAX_ROUTES: usize = 50_000;
 
 /// The proxy's part of a configuration. Without listeners there is no proxy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     /// Threads that serve requests, 1 to [`MAX_WORKERS`]; `None`: one for each CPU.
     pub workers: Option<u32>,
+    /// How long connections may take to end when a new process has taken over, 1 s to a day.
+    pub drain_timeout: Duration,
     /// Where requests are written down; `None`: nowhere.
     pub access_log: Option<AccessLog>,
     /// When clients are banned for what they send; `None`: never.
@@ -41,6 +43,20 @@ pub struct Proxy {
     pub upstreams: Vec<Upstream>,
     /// In the order of the file; no name twice.
     pub routes: Vec<Route>,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            drain_timeout: Duration::from_mins(10),
+            access_log: None,
+            bans: None,
+            listeners: Vec::new(),
+            upstreams: Vec::new(),
+            routes: Vec::new(),
+        }
+    }
 }
 
 /// When the firewall drops what clients send, because they offended too often.

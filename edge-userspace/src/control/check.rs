@@ -33,6 +33,15 @@ pub fn request(request: &Request) -> Result<(), Failure> {
         } if u32::from(*weight) > MAX_WEIGHT => Err(invalid(format!(
             "weight is {weight}; a server has 0 to {MAX_WEIGHT}"
         ))),
+        Request::Upgrade { timeout_ms: 0, .. } => {
+            Err(invalid("a time-out of 0; give the new process some time"))
+        }
+        Request::Upgrade {
+            binary: Some(path), ..
+        } if path.is_relative() => Err(invalid(format!(
+            "{}: a relative path, which means another file to the daemon; give the whole path",
+            path.display()
+        ))),
         _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@
 //! `ImportChunk`, `ImportCommit`; each is answered, and only the commit
 //! changes anything.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf};
 
 use edge_common::{
     abi::{LimitKind, Mode},
@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Version of this protocol. Client and daemon must have the same one.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The longest line a client may send, without its newline.
 pub const MAX_LINE: usize = 1 << 20;
@@ -243,6 +243,14 @@ pub enum Request {
     Routes {},
     /// What a request would get from the proxy. [`Response::RouteTest`]. Likewise.
     RouteTest(Question),
+    /// Starts a new process in the place of the daemon's. [`Response::Upgraded`], once it has taken
+    /// over. When it does not, everything is as it was.
+    Upgrade {
+        /// Its program, an absolute path; without it, the file that the daemon was started from.
+        binary: Option<PathBuf>,
+        /// How long it may take to be ready, milliseconds, at least 1.
+        timeout_ms: u64,
+    },
     /// The attacks that are remembered. [`Response::Attacks`]. Answered without the
     /// engine, which may be busy.
     Attacks {},
@@ -404,6 +412,15 @@ pub enum Response {
     Routes(Vec<RouteEntry>),
     /// What the request would get at each listener that it may come to.
     RouteTest(Vec<Answer>),
+    /// Another process has taken over.
+    Upgraded {
+        /// The process that had it.
+        former_pid: u32,
+        /// The one that has taken over.
+        pid: u32,
+        /// Its version.
+        version: String,
+    },
     /// The attacks, the newest first.
     Attacks(Vec<Attack>),
     /// An attack.
@@ -630,6 +647,8 @@ pub enum FailureKind {
     Kernel,
     /// Too much is asked at once, or the daemon is stopping; try again.
     Busy,
+    /// The new process did not take over.
+    Upgrade,
     /// A fault of the daemon.
     Internal,
 }
@@ -672,6 +691,8 @@ pub enum Command {
     Routes,
     /// [`Request::RouteTest`].
     RouteTest,
+    /// [`Request::Upgrade`].
+    Upgrade,
     /// An import, from begin to commit.
     Import,
     /// [`ClientMessage::Events`].
@@ -682,7 +703,7 @@ pub enum Command {
 
 impl Command {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Status,
         Self::Reload,
         Self::Compare,
@@ -700,6 +721,7 @@ impl Command {
         Self::Upstream,
         Self::Routes,
         Self::RouteTest,
+        Self::Upgrade,
         Self::Import,
         Self::Events,
         Self::Malformed,
@@ -725,6 +747,7 @@ impl Command {
             Self::Upstream => "upstream",
             Self::Routes => "routes",
             Self::RouteTest => "route_test",
+            Self::Upgrade => "upgrade",
             Self::Import => "import",
             Self::Events => "events",
             Self::Malformed => "malformed",
@@ -753,6 +776,7 @@ impl Request {
             Self::Upstream { .. } => Command::Upstream,
             Self::Routes {} => Command::Routes,
             Self::RouteTest(_) => Command::RouteTest,
+            Self::Upgrade { .. } => Command::Upgrade,
         }
     }
 }

@@ -122,7 +122,7 @@ pub(super) struct Shared {
 
 /// The server.
 pub struct Server {
-    socket: Socket,
+    socket: Arc<Socket>,
     shared: Arc<Shared>,
     owner: u32,
 }
@@ -130,14 +130,14 @@ pub struct Server {
 impl Server {
     /// A server that listens on `socket` and gives requests to `handler`.
     pub fn new(
-        socket: Socket,
+        socket: impl Into<Arc<Socket>>,
         handler: Arc<dyn Handler>,
         hub: Arc<Hub>,
         stats: Arc<Stats>,
         bounds: Bounds,
     ) -> Self {
         Self {
-            socket,
+            socket: socket.into(),
             shared: Arc::new(Shared {
                 handler,
                 hub,

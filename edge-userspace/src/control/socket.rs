@@ -5,10 +5,11 @@ use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::{
-        fd::AsFd,
+        fd::{AsFd, BorrowedFd},
         unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
@@ -22,10 +23,12 @@ pub struct Socket {
     /// Accepts connections.
     pub listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the path as we made it.
+    /// Device and inode of the path as it was made.
     identity: (u64, u64),
-    /// Held as long as we listen.
-    _lock: File,
+    /// Held as long as anybody listens.
+    lock: File,
+    /// Whether the path is ours to remove.
+    is_ours: AtomicBool,
 }
 
 /// Why the socket could not be made.
@@ -117,8 +120,45 @@ impl Socket {
             listener,
             path: path.to_owned(),
             identity,
-            _lock: lock,
+            lock,
+            is_ours: AtomicBool::new(true),
         })
+    }
+
+    /// Listens on the socket of another daemon that hands over to us, which keeps the path until
+    /// [`Self::own`]. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn adopt(
+        listener: std::os::unix::net::UnixListener,
+        lock: File,
+        path: &Path,
+    ) -> io::Result<Self> {
+        let found = std::fs::symlink_metadata(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener: UnixListener::from_std(listener)?,
+            path: path.to_owned(),
+            identity: (found.dev(), found.ino()),
+            lock,
+            is_ours: AtomicBool::new(false),
+        })
+    }
+
+    /// The path is ours from now on.
+    pub fn own(&self) {
+        self.is_ours.store(true, Relaxed);
+    }
+
+    /// The path is somebody else's from now on.
+    pub fn release(&self) {
+        self.is_ours.store(false, Relaxed);
+    }
+
+    /// The socket and its lock, for another process.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.listener.as_fd(), self.lock.as_fd()]
     }
 }
 
@@ -156,8 +196,9 @@ async fn remove_stale(path: &Path) -> Result<(), BindError> {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        let ours = *self.is_ours.get_mut()
+            && std::fs::symlink_metadata(&self.path)
+                .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
         if ours && let Err(e) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), "cannot remove the control socket: {e}");
         }
@@ -196,6 +237,31 @@ mod tests {
         assert!(matches!(e, BindError::InUse { .. }), "{e}");
         UnixStream::connect(&path).await.unwrap();
         drop(first);
+    }
+
+    #[tokio::test]
+    async fn a_successor_takes_the_path_over_when_it_is_told_to() {
+        let dir = dir();
+        let path = dir.path().join("edge.sock");
+        let first = Socket::bind(&path).await.unwrap();
+        let heir = || {
+            let [listener, lock] = first.descriptors();
+            let listener = listener.try_clone_to_owned().unwrap();
+            let lock = lock.try_clone_to_owned().unwrap();
+            Socket::adopt(listener.into(), lock.into(), &path).unwrap()
+        };
+        // One that gives up leaves everything as it was.
+        drop(heir());
+        UnixStream::connect(&path).await.unwrap();
+        let heir = heir();
+        heir.own();
+        first.release();
+        drop(first);
+        UnixStream::connect(&path).await.unwrap();
+        let e = Socket::bind(&path).await.unwrap_err();
+        assert!(matches!(e, BindError::InUse { .. }), "{e}");
+        drop(heir);
+        assert!(!path.exists());
     }
 
     #[tokio::test]

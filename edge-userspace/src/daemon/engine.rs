@@ -90,6 +90,16 @@ pub(super) struct Engine {
     pub(super) broken: bool,
 }
 
+/// What an engine leaves that hands over: what only this process can have.
+pub(super) struct Kept {
+    /// Goes on as it was.
+    pub(super) proxy: Tier,
+    /// Of what waits in it, nothing is lost.
+    pub(super) inbox: Inbox,
+    /// What the file said.
+    pub(super) file: Model,
+}
+
 /// Why a configuration was not put into force.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ForceError {
@@ -120,12 +130,13 @@ pub(super) enum ForceError {
 }
 
 impl Engine {
-    /// Works until it is told to stop, or everybody who could tell is gone.
+    /// Works until it is told to stop, or everybody who could tell is gone; then there is nothing
+    /// left, unless it was to hand over.
     ///
     /// # Errors
     /// When a failed change could not be undone: a new daemon, which builds
     /// everything from the store, is then the remedy.
-    pub(super) fn run(mut self) -> Result<()> {
+    pub(super) fn run(mut self) -> Result<Option<Box<Kept>>> {
         let follower = Follower::start(self.defence.clone(), self.shared.clone());
         let follower = follower.context("cannot start a thread")?;
         let (runner, changes) = self.checks.take().context("started twice")?;
@@ -155,7 +166,15 @@ impl Engine {
                     self.proxy.stop();
                     drop((follower, balancing));
                     self.balancer.lock().end();
-                    return self.stop();
+                    return self.stop().map(|()| None);
+                }
+                Ok(Command::HandOver) => {
+                    drop((follower, balancing));
+                    self.balancer.lock().end();
+                    let Self {
+                        proxy, inbox, file, ..
+                    } = self;
+                    return Ok(Some(Box::new(Kept { proxy, inbox, file })));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -336,11 +355,16 @@ impl Engine {
         facts.capacity = self.geometry.capacity;
     }
 
-    /// Another configuration is in force.
-    pub(super) fn publish_generation(&self, now: Now) {
+    /// Everything that is in force.
+    pub(super) fn publish(&self) {
         self.shared.publish_view(self.datapath.view());
         self.publish_counts();
         self.shared.publish_services(&mut self.defence.lock());
+    }
+
+    /// Another configuration is in force.
+    pub(super) fn publish_generation(&self, now: Now) {
+        self.publish();
         let mut facts = self.shared.facts();
         facts.config.generation += 1;
         facts.config.since_unix_ms = now.unix_ms;

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError},
     },
+    time::Duration,
 };
 
 use edge_common::{
@@ -15,9 +16,13 @@ use edge_common::{
     addr::Family,
     reason::{Reason, Verdict},
 };
+use tokio::sync::mpsc::error::TrySendError as TrySend;
 use tracing::{info, warn};
 
-use super::defence::{Defence, journal::Journal};
+use super::{
+    defence::{Defence, journal::Journal},
+    upgrade::Order,
+};
 use crate::{
     clock::Now,
     control::{
@@ -46,6 +51,8 @@ pub(super) enum Command {
     Replan,
     /// A client of the proxy has offended too often.
     Ban(Ban),
+    /// To end, and leave everything in force to another process.
+    HandOver,
     /// To end.
     Stop,
 }
@@ -54,6 +61,9 @@ pub(super) enum Command {
 pub(super) struct Shared {
     started: Now,
     commands: SyncSender<Command>,
+    upgrades: tokio::sync::mpsc::Sender<(Order, Reply)>,
+    /// Whether an upgrade is under way.
+    is_upgrading: AtomicBool,
     /// Whether a [`Command::Replan`] waits for the engine.
     replan_waits: AtomicBool,
     pub(super) hub: Arc<Hub>,
@@ -86,10 +96,16 @@ pub(super) struct Facts {
 }
 
 impl Shared {
-    pub(super) fn new(started: Now, commands: SyncSender<Command>) -> Self {
+    pub(super) fn new(
+        started: Now,
+        commands: SyncSender<Command>,
+        upgrades: tokio::sync::mpsc::Sender<(Order, Reply)>,
+    ) -> Self {
         Self {
             started,
             commands,
+            upgrades,
+            is_upgrading: AtomicBool::new(false),
             replan_waits: AtomicBool::new(false),
             hub: Arc::default(),
             stats: Arc::default(),
@@ -97,6 +113,28 @@ impl Shared {
             proxy: OnceLock::new(),
             facts: Mutex::default(),
             beats: AtomicU64::new(0),
+        }
+    }
+
+    /// Has the engine do something, and waits until it takes it; one that has ended does not.
+    pub(super) fn command(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// Another one may begin.
+    pub(super) fn upgrade_is_over(&self) {
+        self.is_upgrading.store(false, Ordering::Relaxed);
+    }
+
+    /// Has the daemon start another process in its place.
+    fn upgrade(&self, order: Order, reply: Reply) {
+        let busy = |text| Err(Failure::new(FailureKind::Busy, text));
+        if self.is_upgrading.swap(true, Ordering::Relaxed) {
+            return reply.send(busy("another upgrade is under way"));
+        }
+        if let Err(e) = self.upgrades.try_send((order, reply)) {
+            let (TrySend::Full((_, reply)) | TrySend::Closed((_, reply))) = e;
+            reply.send(busy("the daemon is stopping"));
         }
     }
 
@@ -222,6 +260,15 @@ impl Handler for Shared {
             Request::Attack { id } => return reply.send(self.attacks.get(id)),
             Request::Upstream { .. } | Request::Routes {} | Request::RouteTest(_) => {
                 return reply.send(self.proxy_answer(&request));
+            }
+            Request::Upgrade { binary, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                return self.upgrade(Order { binary, timeout }, reply);
+            }
+            // What listens is handed over as it was at the beginning.
+            Request::Reload {} if self.is_upgrading.load(Ordering::Relaxed) => {
+                let text = "an upgrade is under way, which reads the configuration";
+                return reply.send(Err(Failure::new(FailureKind::Busy, text)));
             }
             _ => {}
         }
@@ -422,7 +469,8 @@ mod tests {
     #[test]
     fn the_engine_is_asked_once_until_it_comes_to_it() {
         let (sender, commands) = sync_channel(2);
-        let shared = Shared::new(Now::read(), sender);
+        let (upgrades, _orders) = tokio::sync::mpsc::channel(1);
+        let shared = Shared::new(Now::read(), sender, upgrades);
         let waiting = || commands.try_iter().count();
         shared.replan();
         shared.replan();

@@ -101,7 +101,7 @@ mod tests {
         let _last = ask(Request::Limits {});
         let next = |inbox: &mut Inbox| match inbox.next(SOON) {
             Ok(Command::Request(request, _)) => Some(request),
-            Ok(Command::Stop | Command::Replan | Command::Ban(_)) => None,
+            Ok(Command::Stop | Command::HandOver | Command::Replan | Command::Ban(_)) => None,
             Err(e) => panic!("{e}"),
         };
         assert_eq!(next(&mut inbox), Some(Request::Reload {}));

@@ -19,20 +19,24 @@ mod lookup;
 mod notify;
 mod plan;
 mod requests;
+mod running;
 mod start;
+mod upgrade;
 
 use std::{
     io::IsTerminal,
     path::PathBuf,
-    sync::{Arc, mpsc::sync_channel},
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::sync_channel,
+    },
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc::Receiver, oneshot, watch},
     time::MissedTickBehavior,
 };
 use tracing::{info, warn};
@@ -40,30 +44,24 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     clock::Now,
+    config::quantity::spelt,
     control::{
-        events,
         protocol::Request,
-        server::{Bounds, Handler, Reply, Server},
+        server::{Handler, Reply},
         socket::Socket,
     },
-    datapath::{EventRing, Events},
     metrics,
 };
-use facts::{Command, Shared};
+use engine::Kept;
+use facts::Shared;
 use inbox::Inbox;
 use notify::{News, Notifier};
+use running::{Ground, Running};
+use start::Before;
+use upgrade::{After, Origin, inherited::Inherited};
 
 /// Requests that wait for the engine, at the most.
 const QUEUE: usize = 128;
-
-/// Ring buffers that wait for their reader, at the most.
-const RINGS: usize = 4;
-
-/// Events taken from the ring buffer in one go.
-const EVENT_BATCH: usize = 64;
-
-/// How long connections may take to end.
-const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// What the daemon is started with.
 #[derive(Clone, Debug)]
@@ -82,11 +80,12 @@ pub struct Options {
 /// the engine ends by itself; or when it cannot detach at the end.
 pub fn run(options: &Options) -> Result<()> {
     start_log(options.log.as_deref())?;
+    let (origin, inherited) = (Origin::read(), Inherited::take()?);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(serve(options))
+        .block_on(serve(options, &origin, inherited))
 }
 
 fn start_log(directives: Option<&str>) -> Result<()> {
@@ -103,92 +102,123 @@ fn start_log(directives: Option<&str>) -> Result<()> {
         .map_err(|e| anyhow!("cannot start the log: {e}"))
 }
 
-async fn serve(options: &Options) -> Result<()> {
+async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> Result<()> {
     let started = Now::read();
     let notifier = Notifier::start().context("cannot start a thread")?;
     // From now on a signal ends the daemon in good order or reloads it.
     let mut signals = Signals::new()?;
     let model = start::configuration(&options.config)?;
+    let mut predecessor = inherited.predecessor.take();
+    let former_metrics = model
+        .metrics_listen
+        .and_then(|at| inherited.metrics(at, predecessor.as_mut()));
+    if let Some(mut waiting) = predecessor.take() {
+        let wait = move || waiting.wait().map(|()| waiting);
+        predecessor = Some(tokio::task::spawn_blocking(wait).await??);
+    }
     let (commands, queue) = sync_channel(QUEUE);
-    let (rings, new_rings) = tokio::sync::mpsc::channel(RINGS);
-    let shared = Arc::new(Shared::new(started, commands.clone()));
+    let (upgrades, mut orders) = tokio::sync::mpsc::channel(1);
+    let shared = Arc::new(Shared::new(started, commands, upgrades));
 
     // What can be refused without touching the kernel comes first.
-    let socket = Socket::bind(&model.socket).await?;
-    let metrics = match model.metrics_listen {
-        Some(address) => Some(metrics::serve::Server::bind(address).await?),
-        None => None,
+    let former = predecessor.as_mut().and_then(|p| p.control(&model.socket));
+    let is_former = former.is_some();
+    let control = match former {
+        Some((listener, lock)) => Socket::adopt(listener, lock, &model.socket)
+            .with_context(|| format!("{}: cannot take it over", model.socket.display()))?,
+        None => Socket::bind(&model.socket).await?,
     };
-
-    let patience = sd_notify::watchdog_enabled();
-    let engine = {
-        let (path, shared) = (options.config.clone(), shared.clone());
-        let notifier = notifier.clone();
-        let beat = patience.map_or(Duration::MAX, notify::interval);
-        let inbox = Inbox::new(queue);
-        let start = move || start::engine(&path, model, shared, inbox, rings, notifier, beat);
-        tokio::task::spawn_blocking(start).await??
+    let metrics = match (former_metrics, model.metrics_listen) {
+        (Some(listener), _) => Some(metrics::serve::Server::adopt(listener)?),
+        (None, Some(address)) => Some(metrics::serve::Server::bind(address).await?),
+        (None, None) => None,
     };
-    let (ended, mut engine_ended) = oneshot::channel::<()>();
-    let engine = thread::Builder::new()
-        .name("engine".into())
-        .spawn(move || {
-            // Sent by being dropped, also in a panic.
-            let _ended = ended;
-            engine.run()
-        })
-        .context("cannot start the engine")?;
-
-    let (stop, stopped) = watch::channel(false);
-    let source = shared.clone();
-    let server = tokio::spawn(
-        Server::new(
-            socket,
-            shared.clone(),
-            shared.hub.clone(),
-            shared.stats.clone(),
-            Bounds::default(),
-        )
-        .run(stopped.clone()),
-    );
-    let metrics = metrics.map(|m| tokio::spawn(m.run(source, stopped)));
-    tokio::spawn(forward_events(new_rings, shared.clone()));
-    if let Some(patience) = patience {
+    let ground = Ground {
+        path: options.config.clone(),
+        shared: shared.clone(),
+        notifier: notifier.clone(),
+        patience: sd_notify::watchdog_enabled(),
+        control: Arc::new(control),
+        metrics,
+    };
+    let before = Before::Nothing(inherited.proxy);
+    let mut running = Running::start(&ground, model, Inbox::new(queue), before).await?;
+    if let Some(predecessor) = predecessor {
+        tokio::task::spawn_blocking(move || predecessor.follow(is_former)).await?;
+        ground.control.own();
+    }
+    if let Some(patience) = ground.patience {
         tokio::spawn(watchdog(shared.clone(), notifier.clone(), patience));
     }
     notifier.tell(News::Ready);
     info!(pid = std::process::id(), "edge is running");
 
     loop {
-        let ask = tokio::select! {
-            ask = signals.next() => ask,
-            _ = &mut engine_ended => break,
+        let order = tokio::select! {
+            ask = signals.next() => match ask {
+                Ask::Stop(name) => {
+                    info!("stopping on {name}");
+                    break;
+                }
+                Ask::Reload => {
+                    // The engine tells the outcome; nobody else waits for it.
+                    shared.handle(Request::Reload {}, Reply::channel().0);
+                    continue;
+                }
+            },
+            Some(order) = orders.recv() => order,
+            () = running.engine_ended() => break,
         };
-        match ask {
-            Ask::Stop(name) => {
-                info!("stopping on {name}");
-                break;
+        match upgrade::upgrade(&ground, running, order, origin, &mut signals).await? {
+            After::GoesOn(back, stopped) => {
+                running = back;
+                shared.upgrade_is_over();
+                if let Some(name) = stopped {
+                    info!("stopping on {name}");
+                    break;
+                }
             }
-            // The engine tells the outcome; nobody else waits for it.
-            Ask::Reload => shared.handle(Request::Reload {}, Reply::channel().0),
+            After::Gone(kept) => {
+                drop(ground);
+                return drain(*kept, &shared, &mut signals).await;
+            }
         }
     }
     notifier.tell(News::Stopping);
-    stop.send_replace(true);
-    if tokio::time::timeout(LAST_ANSWERS, server).await.is_err() {
-        warn!("a client of the control socket was cut off");
+    running.stop(&ground).await
+}
+
+/// Lets connections end that this process has accepted, when another one has taken over. Nothing
+/// else is this process's any more.
+async fn drain(kept: Kept, shared: &Shared, signals: &mut Signals) -> Result<()> {
+    let Kept { mut proxy, .. } = kept;
+    shared.publish_view(None);
+    let patience = proxy.proxy().drain_timeout;
+    info!(
+        connections = proxy.view().connections(),
+        "no more connections are accepted, and those that there are have {} to end",
+        spelt(patience)
+    );
+    let is_enough = Arc::new(AtomicBool::new(false));
+    let enough = is_enough.clone();
+    let mut draining = tokio::task::spawn_blocking(move || {
+        proxy.drain(patience, || enough.load(Relaxed));
+    });
+    loop {
+        let ask = tokio::select! {
+            drained = &mut draining => break drained?,
+            ask = signals.next() => ask,
+        };
+        match ask {
+            Ask::Stop(name) => {
+                info!("ending connections on {name}");
+                is_enough.store(true, Relaxed);
+            }
+            Ask::Reload => info!("another process reads the configuration now; this one only ends"),
+        }
     }
-    if let Some(metrics) = metrics {
-        metrics.abort();
-    }
-    tokio::task::spawn_blocking(move || {
-        // Fails when the engine has ended by itself.
-        let _ = commands.send(Command::Stop);
-        engine
-            .join()
-            .unwrap_or_else(|_| Err(anyhow!("the engine panicked; the programs stay in force")))
-    })
-    .await?
+    info!("all connections have ended");
+    Ok(())
 }
 
 /// What a signal asks for.
@@ -220,47 +250,14 @@ impl Signals {
             _ = self.hangup.recv() => Ask::Reload,
         }
     }
-}
 
-/// Publishes what comes out of the ring buffer, and changes over to a new one
-/// when there is one.
-async fn forward_events(mut rings: Receiver<EventRing>, shared: Arc<Shared>) {
-    let mut events = None;
-    let mut batch = Vec::with_capacity(EVENT_BATCH);
-    loop {
-        let ring = match &mut events {
-            None => rings.recv().await,
-            Some(source) => tokio::select! {
-                ring = rings.recv() => ring,
-                read = Events::read(source, &mut batch, EVENT_BATCH) => {
-                    if let Err(e) = read {
-                        warn!("no more sampled events: {e}");
-                        events = None;
-                    }
-                    publish(&mut batch, &shared);
-                    // A flood of events must not keep requests waiting.
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-            },
-        };
-        let Some(ring) = ring else {
-            return;
-        };
-        match Events::new(ring) {
-            Ok(source) => events = Some(source),
-            Err(e) => warn!("no sampled events: {e}"),
-        }
-    }
-}
-
-fn publish(batch: &mut Vec<edge_common::abi::Event>, shared: &Shared) {
-    let now = Now::read();
-    for event in batch.drain(..) {
-        let at = now.unix_ms_of(event.time_ns);
-        let interface = shared.interface_name(event.ifindex);
-        if let Some(event) = events::tell(&event, &interface, at) {
-            shared.hub.publish(event);
+    /// The name of the first one that asks for the end, while nothing can be reloaded.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            match self.next().await {
+                Ask::Stop(name) => return name,
+                Ask::Reload => warn!("not reloaded: an upgrade is under way"),
+            }
         }
     }
 }

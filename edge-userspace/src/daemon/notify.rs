@@ -61,6 +61,15 @@ impl Notifier {
     }
 }
 
+/// Tells the service manager that another process is the main one of the service from now on. To
+/// be called where waiting is no harm.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn main_process_is(pid: u32) -> std::io::Result<()> {
+    sd_notify::notify(&[NotifyState::MainPid(pid)])
+}
+
 fn pass_on(news: &Receiver<News>) {
     for news in news {
         let told = match news {

@@ -65,6 +65,7 @@ impl Engine {
             | Request::Upstream { .. }
             | Request::Routes {}
             | Request::RouteTest(_)
+            | Request::Upgrade { .. }
             | Request::Attacks {}
             | Request::Attack { .. } => Err(Failure::new(
                 FailureKind::Internal,

@@ -28,7 +28,7 @@ use crate::{
     config::{self, Model},
     datapath::{Datapath, EventRing, InterfaceState},
     health::runner::{CONCURRENT, runner},
-    l7::proxy::Tier,
+    l7::proxy::{Given, Tier},
     policy::Policy,
     status::AttachMode,
     store::Store,
@@ -59,6 +59,14 @@ pub(super) fn configuration(path: &Path) -> Result<Model> {
     Ok(model)
 }
 
+/// What there is before an engine.
+pub(super) enum Before {
+    /// Nothing but sockets that another process has opened.
+    Nothing(Vec<Given>),
+    /// An engine was about to hand over, and its proxy has gone on.
+    Served(Tier),
+}
+
 /// Opens the store and puts everything into force.
 ///
 /// # Errors
@@ -71,6 +79,7 @@ pub(super) fn engine(
     rings: Sender<EventRing>,
     notifier: Notifier,
     beat: Duration,
+    before: Before,
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
     let store = Store::open(&file.state_dir)?;
@@ -82,8 +91,15 @@ pub(super) fn engine(
     let datapath = Datapath::open(&file.bpffs_dir)?;
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
-    let mut proxy = proxy(&store, &model, seed, &shared)?;
-    let listening = proxy.prepare(&model.proxy)?;
+    let (proxy, listening) = match before {
+        Before::Nothing(given) => {
+            let mut proxy = proxy(&store, &model, seed, &shared)?;
+            proxy.take(given);
+            let listening = proxy.prepare(&model.proxy)?;
+            (proxy, Some(listening))
+        }
+        Before::Served(proxy) => (proxy, None),
+    };
     let none = [Profile::default(); MAX_PROFILES];
     let told = defence.lock().prepare(&model)?;
     let Plan {
@@ -169,12 +185,19 @@ pub(super) fn engine(
         broken: false,
     };
     engine.datapath.commit(prepared)?;
-    engine.proxy.commit(listening);
+    let is_new = listening.is_some();
+    if let Some(listening) = listening {
+        engine.proxy.commit(listening);
+    }
     undo.disarm();
     engine.defence.lock().keep();
     engine.balancer.lock().keep();
     engine.send_ring();
-    engine.publish_generation(now);
+    if is_new {
+        engine.publish_generation(now);
+    } else {
+        engine.publish();
+    }
     if let Some(view) = engine.datapath.view() {
         view.interfaces().iter().for_each(announce);
     }

@@ -2,7 +2,14 @@
 //! a connection, everything bounded. Who may reach it is decided by the
 //! address it listens on.
 
-use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt, io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -54,9 +61,9 @@ impl<S: Source> Scraped for S {
 }
 
 /// The server of the endpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     patience: Patience,
 }
 
@@ -67,13 +74,7 @@ impl Server {
     /// Those of bind(2), with the address.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         match TcpListener::bind(address).await {
-            Ok(listener) => Ok(Self {
-                listener,
-                patience: Patience {
-                    header: Duration::from_secs(5),
-                    whole: Duration::from_secs(15),
-                },
-            }),
+            Ok(listener) => Ok(Self::on(listener)),
             Err(e) => Err(io::Error::new(
                 e.kind(),
                 format!(
@@ -81,6 +82,30 @@ impl Server {
                 ),
             )),
         }
+    }
+
+    /// Listens on a socket that another process has opened. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn adopt(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self::on(TcpListener::from_std(listener)?))
+    }
+
+    fn on(listener: TcpListener) -> Self {
+        Self {
+            listener: Arc::new(listener),
+            patience: Patience {
+                header: Duration::from_secs(5),
+                whole: Duration::from_secs(15),
+            },
+        }
+    }
+
+    /// The socket, for another process.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// The address it listens on.

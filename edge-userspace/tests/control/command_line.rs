@@ -67,6 +67,19 @@ impl Lists {
             Request::Reload {} => {
                 return Err(Failure::new(FailureKind::Config, "edge.toml:3: nonsense"));
             }
+            Request::Upgrade { binary, timeout_ms } => match binary {
+                Some(path) if path.is_absolute() && timeout_ms == 90_000 => Response::Upgraded {
+                    former_pid: 7,
+                    pid: 8,
+                    version: "1.2.3".to_owned(),
+                },
+                _ => {
+                    return Err(Failure::new(
+                        FailureKind::Upgrade,
+                        "it ended; it said:\n  no",
+                    ));
+                }
+            },
             Request::Compare { .. } => Response::Comparison(Comparison::default()),
             Request::Add(Addition { header, prefixes }) => {
                 if header.note == "full" {

@@ -25,4 +25,5 @@ mod rig;
 mod services;
 mod traffic;
 mod tunnelled;
+mod upgrade;
 mod watchdog;

@@ -20,13 +20,13 @@ fn tls() -> PathBuf {
 }
 
 /// Where the proxy listens, on every link of the host.
-const HTTP: u16 = 8080;
+pub(crate) const HTTP: u16 = 8080;
 const HTTPS: u16 = 8443;
 
 /// A proxy on the host of a lab, before the servers behind its second and third link. Clients are
 /// behind the first, where the firewall is. `root` is what stands before all tables, `listener`
 /// are keys of the listener, `routes` go before the one that takes everything.
-fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> String {
+pub(crate) fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> String {
     let (cert, key) = (tls().join("v3.pem"), tls().join("key.pem"));
     let servers: String = (1..3)
         .map(|n| {
@@ -116,7 +116,7 @@ fn requests_reach_two_servers_and_go_on_when_one_dies() {
 
 /// Runs `during` while four clients ask for a page all the time, each time by a new connection;
 /// none may be refused. Tells how many were answered.
-fn under_load(link: &Link, during: impl FnOnce(&dyn Fn())) -> u64 {
+pub(crate) fn under_load(link: &Link, during: impl FnOnce(&dyn Fn())) -> u64 {
     let to = SocketAddr::new(link.v4(1), HTTP);
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     struct Stop<'a>(&'a AtomicBool);

@@ -23,6 +23,7 @@ section! {
     /// `[proxy]`
     Proxy {
         workers = "workers": At<Count>,
+        drain_timeout = "drain_timeout": At<Duration>,
         access_log = "access_log": AccessLog,
         bans = "bans": Bans,
         traces = "traces": Traces,

@@ -104,7 +104,7 @@ fn what_is_not_said_has_its_default() {
 
 #[test]
 fn everything_is_taken_over() {
-    let text = "[proxy]\nworkers = 2\naccess_log = { path = '/var/log/a', format = 'logfmt' }\n\
+    let text = "[proxy]\nworkers = 2\ndrain_timeout = '1m'\naccess_log = { path = '/var/log/a', format = 'logfmt' }\n\
         [[listener]]\nname = 'web'\naddresses = ['192.0.2.10:443', '[2001:db8::10]:443']\nproxy_protocol = 'require'\n\
         trusted_proxies = ['10.0.0.0/8']\nclient_header = 'forwarded'\n\
         tls = { certificates = [{ cert = '/a.pem', key = '/a.key' }], min_version = '1.3', client_ca = '/ca.pem', client_auth = 'required', tickets = false }\n\
@@ -129,6 +129,7 @@ fn everything_is_taken_over() {
     );
     let proxy = proxy(&text);
     assert_eq!(proxy.workers, Some(2));
+    assert_eq!(proxy.drain_timeout, Duration::from_mins(1));
     assert_eq!(proxy.access_log.unwrap().format, LogFormat::Logfmt);
     let listener = &proxy.listeners[0];
     let tls = listener.tls.as_ref().unwrap();

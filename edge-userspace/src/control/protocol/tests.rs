@@ -109,6 +109,13 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
         ),
         (call(Request::Limits {}), r#"{"call":{"limits":{}}}"#),
         (
+            call(Request::Upgrade {
+                binary: Some("/edge".into()),
+                timeout_ms: 60_000,
+            }),
+            r#"{"call":{"upgrade":{"binary":"/edge","timeout_ms":60000}}}"#,
+        ),
+        (
             call(Request::SetLimit(SetLimit {
                 kind: LimitKind::Syn,
                 prefix: None,

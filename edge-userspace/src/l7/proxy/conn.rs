@@ -223,7 +223,8 @@ async fn http1(conn: &Conn, stream: Stream) {
     let mut may_be_there = conn.is_secure;
     let mut waits_after = None;
     loop {
-        if conn.worker.is_stopping() {
+        let until = conn.worker.idle_until();
+        if until <= Worker::now() {
             return;
         }
         // Once for each wait: a piece of a record of TLS wakes it, and is no request.
@@ -235,7 +236,8 @@ async fn http1(conn: &Conn, stream: Stream) {
             } else {
                 idle
             };
-            conn.timer.set_idle(Worker::now().saturating_add(patience));
+            let at = Worker::now().saturating_add(patience);
+            conn.timer.set_idle(at.min(until));
         }
         if !may_be_there && !matches!(conn.timer.within(stream.readable()).await, Ok(Ok(()))) {
             return;

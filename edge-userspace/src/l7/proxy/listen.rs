@@ -1,22 +1,111 @@
 //! Sockets that clients connect to: one for each worker and address, among which the kernel
 //! spreads connections (`SO_REUSEPORT`, socket(7)).
+//!
+//! Each socket has a queue of connections that nobody has accepted yet, and these are reset when
+//! it is closed for good. So sockets outlive a process: another one is given the same ones.
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
 };
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 /// Connections that wait to be accepted, at the most; the kernel bounds it by
 /// `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
+
+/// A socket that listens, from one process for another one.
+#[derive(Debug)]
+pub struct Given {
+    /// The socket.
+    pub socket: TcpListener,
+    /// The listener that it is for, besides the one that has its address.
+    pub name: Option<String>,
+    /// Whether whoever opened it keeps it, as a service manager does. All workers then share it:
+    /// connections that wait in another one would be lost with the process.
+    pub is_kept: bool,
+}
+
+/// The sockets of an address.
+#[derive(Debug, Default)]
+pub(super) struct Door {
+    sockets: Vec<TcpListener>,
+    /// As of [`Given`].
+    pub(super) name: Option<String>,
+    is_kept: bool,
+}
+
+impl Door {
+    /// Binds one for each worker.
+    ///
+    /// # Errors
+    /// Those of the system; there is then none.
+    pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
+        Ok(Self {
+            sockets: bind(address, workers)?,
+            ..Self::default()
+        })
+    }
+
+    /// One more that was given.
+    pub(super) fn push(&mut self, given: Given) {
+        self.sockets.push(given.socket);
+        self.is_kept |= given.is_kept;
+        self.name = given.name.or(self.name.take());
+    }
+
+    /// Makes those that were given ready for so many workers.
+    ///
+    /// # Errors
+    /// When they are not as ours would be, or others are missing and cannot be bound.
+    pub(super) fn fit(&mut self, address: SocketAddr, workers: usize) -> io::Result<()> {
+        for socket in &self.sockets {
+            socket.set_nonblocking(true)?;
+            if address.is_ipv6() && !SockRef::from(socket).only_v6()? {
+                return Err(io::Error::other(
+                    "the socket that systemd has opened takes IPv4 connections as well; write \
+                     BindIPv6Only=ipv6-only into its unit",
+                ));
+            }
+        }
+        let missing = workers.saturating_sub(self.sockets.len());
+        if missing > 0 && !self.is_kept {
+            self.sockets.extend(bind(address, missing)?);
+        }
+        Ok(())
+    }
+
+    /// The sockets of one of so many workers. Where there are more than workers, one has
+    /// several; where there are less, several have one.
+    pub(super) fn of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &TcpListener> {
+        let count = self.sockets.len();
+        let first = if worker < count {
+            worker
+        } else {
+            worker.checked_rem(count).unwrap_or(0)
+        };
+        self.sockets.iter().skip(first).step_by(workers.max(1))
+    }
+
+    /// Another descriptor of each, for another process.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub(super) fn give(&self) -> io::Result<Vec<Given>> {
+        let one = |socket: &TcpListener| {
+            Ok(Given {
+                socket: socket.try_clone()?,
+                name: self.name.clone(),
+                is_kept: self.is_kept,
+            })
+        };
+        self.sockets.iter().map(one).collect()
+    }
+}
 
 /// The sockets of one address, one for each worker.
-///
-/// # Errors
-/// Those of the system; there is then none.
-pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
     // All are bound before the first one listens: of a group that only some of have begun to
     // listen, these get everything.
     let sockets: Vec<Socket> = (0..workers)
@@ -56,5 +145,63 @@ mod tests {
         for socket in &sockets {
             assert_eq!(socket.local_addr().expect("an address"), address);
         }
+    }
+
+    /// The positions of each worker's sockets in a door of so many.
+    fn shares(sockets: usize, workers: usize) -> Vec<Vec<usize>> {
+        let sockets = bind(([127, 0, 0, 1], 0).into(), sockets).expect("bound");
+        let address = |socket: &TcpListener| socket.local_addr().expect("an address");
+        // Each has a port of its own, which tells them apart.
+        let all: Vec<SocketAddr> = sockets.iter().map(address).collect();
+        let door = Door {
+            sockets,
+            ..Door::default()
+        };
+        let at = |socket| all.iter().position(|a| *a == address(socket));
+        (0..workers)
+            .map(|worker| door.of(worker, workers).filter_map(at).collect())
+            .collect()
+    }
+
+    #[test]
+    fn no_socket_is_left_alone_and_no_worker_has_none() {
+        assert_eq!(shares(2, 2), [[0], [1]]);
+        assert_eq!(shares(5, 2), [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!(shares(1, 3), [[0], [0], [0]]);
+        assert_eq!(shares(2, 3), [[0], [1], [0]]);
+    }
+
+    fn given(socket: Socket, is_kept: bool) -> Given {
+        Given {
+            socket: socket.into(),
+            name: None,
+            is_kept,
+        }
+    }
+
+    #[test]
+    fn sockets_are_added_only_to_our_own() {
+        for (is_kept, count) in [(false, 3), (true, 1)] {
+            let socket = open(([127, 0, 0, 1], 0).into()).expect("bound");
+            socket.listen(1).expect("listens");
+            let mut door = Door::default();
+            door.push(given(socket, is_kept));
+            let address = door.sockets[0].local_addr().expect("an address");
+            door.fit(address, 3).expect("fits");
+            assert_eq!(door.sockets.len(), count);
+            assert_eq!(door.give().expect("descriptors").len(), count);
+        }
+    }
+
+    #[test]
+    fn a_socket_of_both_families_is_refused() {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).expect("a socket");
+        socket.set_only_v6(false).expect("set");
+        let address: SocketAddr = "[::]:0".parse().expect("an address");
+        socket.bind(&address.into()).expect("bound");
+        let mut door = Door::default();
+        door.push(given(socket, true));
+        let error = door.fit(address, 1).expect_err("refused").to_string();
+        assert!(error.contains("BindIPv6Only=ipv6-only"), "{error}");
     }
 }

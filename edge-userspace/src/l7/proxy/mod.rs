@@ -32,6 +32,7 @@ mod tls;
 mod watch;
 mod worker;
 
+pub use listen::Given;
 pub use snapshot::Ban;
 pub use tier::{Change, NoServer, Prepared, Tier, TierError, View};
 pub use tls::TlsError;

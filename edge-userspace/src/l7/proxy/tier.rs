@@ -3,13 +3,13 @@
 use std::{
     collections::HashMap,
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use edge_common::hash::Seed;
@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use super::{
     explain::{self, QuestionError},
     group::{Counted, Group, Memory, Places, nanoseconds},
-    listen,
+    listen::{Door, Given},
     log_writer::LogWriter,
     privileges,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
@@ -116,9 +116,9 @@ fn remedy(error: &io::Error) -> &'static str {
 struct Shared {
     /// What holds, once there is anything.
     current: Mutex<Option<(Arc<Snapshot>, Router)>>,
-    /// Of each address, the socket of each worker. They stay open here, so that a worker that
-    /// starts anew finds the connections that came meanwhile.
-    sockets: Mutex<HashMap<SocketAddr, Vec<TcpListener>>>,
+    /// Of each address, the sockets of the workers. They stay open here, so that a worker that
+    /// starts anew, or another process, finds the connections that came meanwhile.
+    sockets: Mutex<HashMap<SocketAddr, Door>>,
     /// What checks say of servers.
     checks: Mutex<Option<Checks>>,
     spans: Arc<Counts>,
@@ -132,6 +132,8 @@ pub struct Tier {
     shared: Arc<Shared>,
     seats: Vec<Seat>,
     watcher: Option<Watcher>,
+    /// What another process has opened, until the first configuration.
+    given: HashMap<SocketAddr, Door>,
     log: Option<(AccessLog, LogWriter)>,
     exporter: Option<Exporter>,
     judge: Arc<Judge>,
@@ -183,6 +185,25 @@ impl View {
     fn snapshot(&self) -> Option<Arc<Snapshot>> {
         let current = lock(&self.shared.current);
         current.as_ref().map(|(snapshot, _)| snapshot.clone())
+    }
+
+    /// The sockets that clients connect to, for another process.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn sockets(&self) -> io::Result<Vec<Given>> {
+        let sockets = lock(&self.shared.sockets);
+        let given: io::Result<Vec<Vec<Given>>> = sockets.values().map(Door::give).collect();
+        Ok(given?.into_iter().flatten().collect())
+    }
+
+    /// Connections of clients that are open.
+    pub fn connections(&self) -> u64 {
+        let snapshot = self.snapshot();
+        let listeners = snapshot
+            .iter()
+            .flat_map(|snapshot| snapshot.listeners.iter());
+        listeners.map(|listener| u64::from(listener.count())).sum()
     }
 
     /// The routes in the order of the file, and their requests.
@@ -247,7 +268,7 @@ struct Seat {
 pub struct Prepared {
     snapshot: Arc<Snapshot>,
     router: Router,
-    sockets: Vec<(SocketAddr, Vec<TcpListener>)>,
+    sockets: Vec<(SocketAddr, Door)>,
     log: Option<(AccessLog, LogWriter)>,
     /// If it is not the one that there is.
     exporter: Option<Exporter>,
@@ -277,10 +298,21 @@ impl Tier {
             }),
             seats: Vec::new(),
             watcher: None,
+            given: HashMap::new(),
             log: None,
             exporter: None,
             judge: Arc::new(Judge::new(ban)),
             proxy: Arc::default(),
+        }
+    }
+
+    /// Takes sockets that another process has opened, for listeners of the first configuration.
+    pub fn take(&mut self, given: Vec<Given>) {
+        for given in given {
+            match given.socket.local_addr() {
+                Ok(address) => self.given.entry(address).or_default().push(given),
+                Err(e) => warn!("a socket that was handed over is none: {e}"),
+            }
         }
     }
 
@@ -299,6 +331,8 @@ impl Tier {
             });
         }
         let router = Router::new(proxy)?;
+        let sockets = self.bind(proxy)?;
+        let addresses = self.addresses(proxy, &sockets);
         let before = self.snapshot();
         let groups = self.groups(proxy, before.as_deref())?;
         let listeners = self.listeners(proxy, before.as_deref())?;
@@ -346,10 +380,6 @@ impl Tier {
                     .unwrap_or_else(|| Arc::new(Places::new(wanted)))
             }),
         });
-        let mut addresses = HashMap::new();
-        for (at, listener) in proxy.listeners.iter().enumerate() {
-            addresses.extend(listener.addresses.iter().map(|address| (*address, at)));
-        }
         let config = Arc::new(proxy.clone());
         let snapshot = Snapshot {
             config: config.clone(),
@@ -373,7 +403,6 @@ impl Tier {
             }),
             addresses,
         };
-        let sockets = self.bind(proxy)?;
         if self.seats.is_empty() && !proxy.listeners.is_empty() {
             raise_file_limit(proxy);
             // They have nothing to do until there is something in force.
@@ -466,24 +495,67 @@ impl Tier {
     }
 
     /// Sockets for the addresses that have none.
-    fn bind(&self, proxy: &Proxy) -> Result<Vec<(SocketAddr, Vec<TcpListener>)>, TierError> {
+    fn bind(&mut self, proxy: &Proxy) -> Result<Vec<(SocketAddr, Door)>, TierError> {
+        let mut given = std::mem::take(&mut self.given);
         let have = lock(&self.shared.sockets);
+        let workers = self.workers;
         let mut sockets = Vec::new();
+        let refused = |listener: &str, address| {
+            let listener = listener.to_owned();
+            move |source| TierError::Bind {
+                listener,
+                address,
+                source,
+            }
+        };
         for listener in &proxy.listeners {
-            for address in &listener.addresses {
-                if have.contains_key(address) {
+            for &address in &listener.addresses {
+                if have.contains_key(&address) {
                     continue;
                 }
-                let bound =
-                    listen::bind(*address, self.workers).map_err(|source| TierError::Bind {
-                        listener: listener.name.clone(),
-                        address: *address,
-                        source,
-                    })?;
-                sockets.push((*address, bound));
+                let door = match given.remove(&address) {
+                    None => Door::bind(address, workers),
+                    Some(mut door) => door.fit(address, workers).map(|()| door),
+                };
+                sockets.push((address, door.map_err(refused(&listener.name, address))?));
+            }
+        }
+        for (address, mut door) in given {
+            let is_named = |name: &String| proxy.listeners.iter().any(|l| l.name == *name);
+            match door.name.clone().filter(is_named) {
+                Some(name) => {
+                    let fits = door.fit(address, workers);
+                    fits.map_err(refused(&name, address))?;
+                    sockets.push((address, door));
+                }
+                None => warn!(
+                    "no [[listener]] has the address {address} of a socket that was handed over, \
+                     nor its name{}: it is not used",
+                    { door.name.iter() }
+                        .map(|name| format!(" {name:?}"))
+                        .collect::<String>()
+                ),
             }
         }
         Ok(sockets)
+    }
+
+    /// To which listener connections to an address belong, by its position: to the one that has
+    /// it, or else the one that the socket is named after.
+    fn addresses(&self, proxy: &Proxy, new: &[(SocketAddr, Door)]) -> HashMap<SocketAddr, usize> {
+        let mut addresses = HashMap::new();
+        for (at, listener) in proxy.listeners.iter().enumerate() {
+            addresses.extend(listener.addresses.iter().map(|address| (*address, at)));
+        }
+        let have = lock(&self.shared.sockets);
+        let new = new.iter().map(|(address, door)| (address, door));
+        for (address, door) in have.iter().chain(new) {
+            let Some(name) = &door.name else { continue };
+            if let Some(at) = proxy.listeners.iter().position(|l| l.name == *name) {
+                addresses.entry(*address).or_insert(at);
+            }
+        }
+        addresses
     }
 
     /// Puts it into force.
@@ -556,11 +628,11 @@ impl Tier {
         for index in 0..self.workers {
             let (orders, inbox) = channel(ORDERS);
             let shared = self.shared.clone();
-            let random = random();
+            let (random, workers) = (random(), self.workers);
             let (told, safe) = sync_channel(1);
             let thread = thread::Builder::new()
                 .name(format!("proxy-{index}"))
-                .spawn(move || sit(index, random, &shared, inbox, &told))
+                .spawn(move || sit((index, workers), random, &shared, inbox, &told))
                 .map_err(TierError::Thread)?;
             // It serves strangers, or does not start.
             let given_up = safe
@@ -597,13 +669,38 @@ impl Tier {
 
     /// Takes no more connections, and lets those that there are end their requests.
     pub fn stop(&mut self) {
+        self.tell(Order::Stop);
+        self.join();
+    }
+
+    /// The same when another process accepts in our place: requests and connections that became
+    /// something else may take so long to end, or until `is_over` says that it is enough.
+    pub fn drain(&mut self, patience: Duration, mut is_over: impl FnMut() -> bool) {
+        let until = Instant::now() + patience;
+        self.tell(Order::Drain(patience));
+        let threads = || self.seats.iter().filter_map(|seat| seat.thread.as_ref());
+        while !threads().all(JoinHandle::is_finished) {
+            if is_over() || Instant::now() > until {
+                self.tell(Order::Stop);
+                break;
+            }
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        self.join();
+    }
+
+    fn tell(&self, order: Order) {
         for seat in &self.seats {
             // It takes its orders one after the other; whoever is gone needs none.
-            while let Err(TrySendError::Full(_)) = seat.orders.try_send(Order::Stop) {
+            while let Err(TrySendError::Full(_)) = seat.orders.try_send(order) {
                 thread::park_timeout(Duration::from_millis(5));
             }
         }
+        // Those of the workers are closed when nobody waits in them.
         lock(&self.shared.sockets).clear();
+    }
+
+    fn join(&mut self) {
         self.watcher = None;
         for seat in &mut self.seats {
             if let Some(thread) = seat.thread.take()
@@ -627,7 +724,7 @@ impl Drop for Tier {
 
 /// A worker's thread: a worker that panics is followed by another one.
 fn sit(
-    index: usize,
+    (index, workers): (usize, usize),
     random: u64,
     shared: &Shared,
     mut orders: Receiver<Order>,
@@ -636,14 +733,15 @@ fn sit(
     let take = |held: &mut dyn FnMut(SocketAddr) -> bool| {
         let (snapshot, router) = lock(&shared.current).clone()?;
         let mut sockets = Vec::new();
-        for (address, all) in lock(&shared.sockets).iter() {
+        for (address, door) in lock(&shared.sockets).iter() {
             if held(*address) {
                 continue;
             }
-            match all.get(index).map(TcpListener::try_clone) {
-                Some(Ok(socket)) => sockets.push((*address, socket)),
-                Some(Err(e)) => error!("{address}: {e}; worker {index} accepts none there"),
-                None => {}
+            for socket in door.of(index, workers) {
+                match socket.try_clone() {
+                    Ok(socket) => sockets.push((*address, socket)),
+                    Err(e) => error!("{address}: {e}; worker {index} accepts none there"),
+                }
             }
         }
         Some(worker::Take {

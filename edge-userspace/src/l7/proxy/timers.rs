@@ -80,14 +80,14 @@ impl Timers {
         slots.free.len() < slots.deadlines.len()
     }
 
-    /// Lets all who have nothing under way meet their deadline at the next sweep.
-    pub(super) fn expire_idle(&self) {
+    /// Lets all who have nothing under way meet their deadline then, if it is not earlier.
+    pub(super) fn expire_idle(&self, at: u64) {
         let mut slots = self.slots.borrow_mut();
         let Slots {
             deadlines, idle, ..
         } = &mut *slots;
         for (deadline, _) in deadlines.iter_mut().zip(idle).filter(|(_, idle)| **idle) {
-            *deadline = 0;
+            *deadline = at.min(*deadline);
         }
     }
 

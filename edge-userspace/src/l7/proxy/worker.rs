@@ -11,16 +11,17 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc::Receiver,
-    task::{AbortHandle, LocalSet, spawn_local},
+    sync::{mpsc::Receiver, oneshot},
+    task::{JoinHandle, LocalSet, spawn_local},
 };
 use tracing::{error, warn};
 
 use super::{
     buffers::Buffers,
-    conn,
+    conn, listen,
     pool::Pools,
     snapshot::{Listener, Snapshot},
     timers::Timers,
@@ -40,6 +41,9 @@ const TICK: Duration = Duration::from_millis(200);
 const LOG_BATCH: usize = 32 * 1024;
 /// How long nobody is accepted when there are no descriptors left.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
+/// How long a connection without a request waits for one when there is a successor: a client that
+/// sends one at this moment gets its answer, and is told that the connection ends.
+const GRACE: Duration = Duration::from_secs(2);
 /// Memory for requests that is kept for later, at the most.
 const KEPT: usize = 256;
 
@@ -50,6 +54,9 @@ pub(super) enum Order {
     Look,
     /// To end: no more connections, and those that are there after their request.
     Stop,
+    /// The same for whoever has a successor: requests have this long to end, and idle
+    /// connections a moment in which their client may learn by an answer that they do.
+    Drain(Duration),
 }
 
 /// Gives what holds, with sockets for addresses of which the worker says that it has none;
@@ -92,7 +99,9 @@ pub(super) struct Worker {
     /// Copies of requests that are under way.
     pub(super) mirrors: Cell<usize>,
     current: RefCell<Option<Rc<Current>>>,
-    is_stopping: Cell<bool>,
+    /// When connections without a request end, nanoseconds of the worker's clock; `None`: when
+    /// they were idle for too long.
+    stopping: Cell<Option<u64>>,
     random: Cell<u64>,
     /// Unix time less monotonic time, milliseconds, as of the last tick.
     wall: Cell<u64>,
@@ -112,7 +121,7 @@ impl Worker {
             pools: Pools::default(),
             mirrors: Cell::new(0),
             current: RefCell::default(),
-            is_stopping: Cell::new(false),
+            stopping: Cell::new(None),
             // All zeros is the one state from which there is no way out.
             random: Cell::new(random | 1),
             wall: Cell::new(wall()),
@@ -129,7 +138,18 @@ impl Worker {
 
     /// Whether connections are to end.
     pub(super) fn is_stopping(&self) -> bool {
-        self.is_stopping.get()
+        self.stopping.get().is_some()
+    }
+
+    /// Until when connections may be without a request, nanoseconds.
+    pub(super) fn idle_until(&self) -> u64 {
+        self.stopping.get().unwrap_or(u64::MAX)
+    }
+
+    /// Connections end after their request, and those without one at that moment.
+    fn end_connections(&self, idle_until: u64) {
+        self.stopping.set(Some(idle_until));
+        self.timers.expire_idle(idle_until);
     }
 
     /// Monotonic time, nanoseconds.
@@ -275,22 +295,65 @@ async fn obey(
     let mut accepting = HashMap::new();
     // After a panic, what holds was told to the one before.
     look(worker, give, &mut accepting);
-    while orders.recv().await == Some(Order::Look) {
-        look(worker, give, &mut accepting);
+    let mut last = loop {
+        match orders.recv().await {
+            Some(Order::Look) => look(worker, give, &mut accepting),
+            other => break other.unwrap_or(Order::Stop),
+        }
+    };
+    let mut until = u64::MAX;
+    let mut ended: Vec<JoinHandle<()>> = Vec::new();
+    loop {
+        let (grace, patience) = match last {
+            Order::Drain(patience) => (GRACE, patience),
+            Order::Look | Order::Stop => (Duration::ZERO, patience),
+        };
+        let after = |span| Worker::now().saturating_add(super::group::nanoseconds(span));
+        worker.end_connections(after(grace));
+        until = until.min(after(patience));
+        let tasks = accepting.drain().flat_map(|(_, tasks)| tasks);
+        ended.extend(tasks.map(Accepting::end));
+        while let Some(task) = ended.pop() {
+            // One that has panicked has ended as well.
+            let _ = task.await;
+        }
+        last = loop {
+            // At first those that were accepted last come to begin.
+            let pause = tokio::time::sleep(Duration::from_millis(20));
+            match before(pause, orders).await {
+                Some(order @ (Order::Stop | Order::Drain(_))) => break order,
+                _ if worker.timers.count() == 0 || Worker::now() >= until => return,
+                _ => {}
+            }
+        };
     }
-    worker.is_stopping.set(true);
-    for task in accepting.into_values() {
-        task.abort();
+}
+
+/// The next order, if one comes before that.
+async fn before(end: impl Future<Output = ()>, orders: &mut Receiver<Order>) -> Option<Order> {
+    let mut end = std::pin::pin!(end);
+    tokio::select! {
+        order = orders.recv(), if !orders.is_closed() => order,
+        () = &mut end => None,
     }
-    worker.timers.expire_idle();
-    let until = Worker::now().saturating_add(super::group::nanoseconds(patience));
-    while worker.timers.count() > 0 && Worker::now() < until {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+/// A task that accepts connections.
+struct Accepting {
+    /// It ends when this is dropped.
+    open: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Accepting {
+    fn end(self) -> JoinHandle<()> {
+        drop(self.open);
+        self.task
     }
 }
 
 /// Takes what holds. Sockets of addresses that are gone are closed.
-fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr, AbortHandle>) {
+fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr, Vec<Accepting>>) {
     let Some(take) = give(&mut |address| accepting.contains_key(&address)) else {
         return;
     };
@@ -306,13 +369,7 @@ fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr,
     let pickers =
         pickers.map(|group| RefCell::new(Picker::new(group.pick.clone(), worker.random())));
     let pickers = pickers.collect();
-    accepting.retain(|address, task| {
-        let stays = snapshot.listener_at(*address).is_some();
-        if !stays {
-            task.abort();
-        }
-        stays
-    });
+    accepting.retain(|address, _| snapshot.listener_at(*address).is_some());
     worker.current.replace(Some(Rc::new(Current {
         snapshot,
         router,
@@ -321,20 +378,40 @@ fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr,
     for (address, socket) in sockets {
         match TcpListener::from_std(socket) {
             Ok(socket) => {
-                let task = spawn_local(accept(worker.clone(), address, socket));
-                accepting.insert(address, task.abort_handle());
+                let (open, ended) = oneshot::channel();
+                let task = spawn_local(accept(worker.clone(), address, socket, ended));
+                let tasks: &mut Vec<Accepting> = accepting.entry(address).or_default();
+                tasks.push(Accepting { open, task });
             }
             Err(e) => error!("{address}: {e}; worker {} accepts none there", worker.index),
         }
     }
 }
 
-/// Accepts connections to an address for as long as it is a listener's.
-async fn accept(worker: Rc<Worker>, address: SocketAddr, socket: TcpListener) {
+/// Accepts connections to an address until it is no listener's any more, and those that wait then.
+async fn accept(
+    worker: Rc<Worker>,
+    address: SocketAddr,
+    socket: TcpListener,
+    mut ended: oneshot::Receiver<()>,
+) {
     let mut told = false;
+    let mut listener = None;
     loop {
-        let (stream, peer) = match socket.accept().await {
-            Ok(accepted) => accepted,
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            _ = &mut ended => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                told = false;
+                let current = worker.current();
+                let now = current.and_then(|c| c.snapshot.listener_at(address).cloned());
+                listener = now.or(listener);
+                if let Some(listener) = &listener {
+                    greet(&worker, listener, stream, peer);
+                }
+            }
             Err(e) => {
                 // Of the connection that was about to be accepted, or of the process.
                 let is_ours = matches!(
@@ -348,18 +425,29 @@ async fn accept(worker: Rc<Worker>, address: SocketAddr, socket: TcpListener) {
                     told = true;
                     tokio::time::sleep(NO_DESCRIPTORS).await;
                 }
-                continue;
             }
-        };
-        told = false;
-        let Some(current) = worker.current() else {
-            continue;
-        };
-        let Some(listener) = current.snapshot.listener_at(address) else {
-            continue;
-        };
-        greet(&worker, listener, stream, peer);
+        }
     }
+    let current = worker.current();
+    let now = current.and_then(|c| c.snapshot.listener_at(address).cloned());
+    let Some(listener) = now.or(listener) else {
+        return;
+    };
+    // They would be reset when nobody else has the socket. No more than can wait: others come as
+    // long as it is open.
+    for _ in 0..listen::BACKLOG {
+        let Some((stream, peer)) = waiting(&socket) else {
+            return;
+        };
+        greet(&worker, &listener, stream, peer);
+    }
+}
+
+/// A connection that waits to be accepted.
+fn waiting(socket: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    let (stream, peer) = SockRef::from(socket).accept().ok()?;
+    stream.set_nonblocking(true).ok()?;
+    Some((TcpStream::from_std(stream.into()).ok()?, peer.as_socket()?))
 }
 
 /// Takes a connection, unless there are too many.

@@ -53,6 +53,12 @@ pub(super) fn proxy(
     }
     Proxy {
         workers: (shared.workers.as_ref()).map(|at| number(Some(at), 1, 1, MAX_WORKERS, report)),
+        drain_timeout: span(
+            shared.drain_timeout.as_ref(),
+            Proxy::default().drain_timeout,
+            (SECOND, DAY),
+            report,
+        ),
         access_log: shared
             .access_log
             .as_ref()
@@ -65,9 +71,10 @@ pub(super) fn proxy(
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_hours(24);
+
 fn bans(raw: &raw::proxy::Bans, report: &mut Report<'_>) -> Bans {
-    const SECOND: Duration = Duration::from_secs(1);
-    const DAY: Duration = Duration::from_hours(24);
     let default = Bans::default();
     let offences = raw.offences.as_ref();
     Bans {
