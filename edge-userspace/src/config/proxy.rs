@@ -52,6 +52,7 @@ impl Default for Proxy {
             drain_timeout: Duration::from_mins(10),
             access_log: None,
             bans: None,
+            traces: None,
             listeners: Vec::new(),
             upstreams: Vec::new(),
             routes: Vec::new(),

@@ -229,13 +229,13 @@ fn a_server_may_be_a_unix_socket() {
 }
 
 /// A certificate authority, and a directory for files.
-struct Authority {
+pub(super) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -244,12 +244,12 @@ impl Authority {
         Self { issuer, directory }
     }
 
-    fn ca(&self) -> PathBuf {
+    pub(super) fn ca(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
 
     /// Files of a certificate for a name, and of its key.
-    fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
+    pub(super) fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -268,7 +268,7 @@ impl Authority {
     }
 
     /// A client that trusts this authority.
-    fn client(&self, certificate: Option<&(PathBuf, PathBuf)>) -> Arc<ClientConfig> {
+    pub(super) fn client(&self, certificate: Option<&(PathBuf, PathBuf)>) -> Arc<ClientConfig> {
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -283,7 +283,7 @@ impl Authority {
     }
 
     /// A server with a certificate for a name, that asks clients for theirs or not.
-    fn server(&self, name: &str, asks: bool, text: &'static str) -> Server {
+    pub(super) fn server(&self, name: &str, asks: bool, text: &'static str) -> Server {
         let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap();
@@ -320,7 +320,7 @@ fn read(
 }
 
 /// Speaks TLS with the proxy, which must have a certificate for `name`.
-fn shake(rig: &Rig, config: &Arc<ClientConfig>, name: &str) -> io::Result<Peer> {
+pub(super) fn shake(rig: &Rig, config: &Arc<ClientConfig>, name: &str) -> io::Result<Peer> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
     let mut stream = TcpStream::connect(rig.port.at)?;
@@ -336,7 +336,7 @@ fn shake(rig: &Rig, config: &Arc<ClientConfig>, name: &str) -> io::Result<Peer> 
     ))
 }
 
-fn pair((cert, key): &(PathBuf, PathBuf)) -> String {
+pub(super) fn pair((cert, key): &(PathBuf, PathBuf)) -> String {
     format!(
         "{{ cert = '{}', key = '{}' }}",
         cert.display(),
@@ -409,7 +409,7 @@ fn clients_show_certificates_where_they_must() {
     }
 }
 
-fn towards(ca: &Path, more: &str) -> String {
+pub(super) fn towards(ca: &Path, more: &str) -> String {
     format!(
         "retries = {{ tries = 1 }}\ntls = {{ ca = '{}', sni = 'server.example'{more} }}",
         ca.display()

@@ -8,6 +8,7 @@ mod mirror;
 mod resilience;
 mod rig;
 mod routes;
+mod secured;
 mod strict;
 mod timeouts;
 mod traces;

@@ -133,6 +133,29 @@ fn paths_and_headers_are_rewritten() {
     );
 }
 
+#[test]
+fn rules_and_conditions_see_what_servers_see() {
+    let server = Server::echo();
+    let rig = Rig::new(&Setup::new(&[&server]).routes(
+        "[[route]]\nname = 'inside'\nheaders = [{ name = 'x-forwarded-for', prefix = '10.' }]\n\
+         respond = { status = 200, body = 'inside' }\n\
+         [[route]]\nname = 'p'\nupstream = 'app'\n\
+         request_headers = { set = { x-forwarded-proto = 'ours' }, remove = ['x-forwarded-for', 'x-request-id'] }\n\
+         response_headers = { remove = ['x-request-id'] }\n",
+    ));
+    // What anybody may say of the way here is no reason to be led elsewhere.
+    let answer = rig
+        .client()
+        .get_with("/", "X-Forwarded-For: 10.0.0.1\r\nX-Request-Id: mine\r\n");
+    let text = answer.text().to_ascii_lowercase();
+    assert!(text.contains("\r\nx-forwarded-proto: ours\r\n"), "{text}");
+    assert_eq!(text.matches("x-forwarded-proto").count(), 1, "{text}");
+    for gone in ["x-forwarded-for", "x-request-id"] {
+        assert!(!text.contains(gone), "{gone}: {text}");
+    }
+    assert_eq!(answer.header("x-request-id"), None);
+}
+
 /// Who answered each of these requests.
 fn answers(client: &mut Peer, lines: &str, n: usize) -> Vec<String> {
     (0..n)

@@ -323,3 +323,27 @@ fn offenders_are_told_but_no_proxy_that_is_trusted() {
     until("they are counted", || rig.refusals("host_missing") == 10);
     assert!(lock(&rig.bans).is_empty());
 }
+
+#[test]
+fn a_network_with_a_trusted_proxy_in_it_is_not_banned() {
+    let server = Server::saying("ok");
+    for (trusted, banned) in [("::2/128", false), ("2001:db8::2/128", true)] {
+        let setup = Setup::new(&[&server])
+            .proxy("workers = 1\nbans = { offences = 1, window = '60s', ttl = '60s' }")
+            .listener(format!("trusted_proxies = ['{trusted}']"));
+        let mut to = None;
+        let rig = Rig::with(|at, log| {
+            let v6 = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, at.port()));
+            to = Some(v6);
+            setup.text(v6, log)
+        });
+        for n in 0..4 {
+            let mut client = Peer::connect(to.unwrap());
+            client.send(get(""));
+            assert!(client.rest().starts_with(b"HTTP/1.1 400 "), "{n}");
+        }
+        until("they are counted", || rig.refusals("host_missing") == 4);
+        let bans = lock(&rig.bans);
+        assert_eq!(!bans.is_empty(), banned, "{trusted}: {bans:?}");
+    }
+}

@@ -12,7 +12,10 @@ use tokio::sync::Notify;
 
 use super::pool::TlsTo;
 use crate::{
-    config::proxy::upstream::{self, Address, Balance, SendProxy},
+    config::proxy::{
+        Proxy,
+        upstream::{self, Address, Balance, SendProxy},
+    },
     l7::{
         balance::{self, Algorithm, Settings, key, sticky::Signer},
         resilience::{
@@ -87,6 +90,8 @@ impl Server {
 /// An upstream.
 pub(super) struct Group {
     pub(super) config: upstream::Upstream,
+    /// What its files of TLS held ([`super::tls::Towards`]).
+    pub(super) held: Option<u64>,
     /// Who of `servers` is asked; the same positions.
     pub(super) pick: Arc<balance::Group>,
     pub(super) servers: Box<[Server]>,
@@ -142,9 +147,35 @@ impl Counted {
             refusals: stats::Registry::new(workers),
         }
     }
+
+    /// Forgets what a configuration no longer has.
+    pub(super) fn retain(&self, proxy: &Proxy) {
+        let named = |name: &str| proxy.listeners.iter().any(|l| l.name == name);
+        self.listeners.retain(named);
+        self.connections.retain(named);
+        self.refusals.retain(named);
+        self.routes
+            .retain(|name| proxy.routes.iter().any(|r| r.name == name));
+        self.mirrored.retain(|name| {
+            let mut all = proxy.routes.iter();
+            all.any(|r| r.name == name && r.mirror.is_some())
+        });
+        let named = |name: &str| proxy.upstreams.iter().any(|u| u.name == name);
+        self.upstreams.retain(named);
+        self.upstream_stats.retain(named);
+        self.servers.retain(|key| {
+            let mut all = proxy.upstreams.iter();
+            all.any(|u| {
+                key.strip_prefix(u.name.as_str())
+                    .and_then(|rest| rest.strip_prefix(' '))
+                    .is_some_and(|name| u.servers.iter().any(|s| s.address.to_string() == name))
+            })
+        });
+    }
 }
 
 /// What outlives configurations: what is known of servers, and the numbers of their pools.
+#[derive(Clone)]
 pub(super) struct Memory {
     seed: Seed,
     /// Signs session cookies.
@@ -154,11 +185,19 @@ pub(super) struct Memory {
     next_number: usize,
 }
 
+/// What connections to a server are like: TLS and what its files held, and what is spoken.
+type Transport = (
+    Option<upstream::Tls>,
+    Option<u64>,
+    upstream::Protocol,
+    SendProxy,
+);
+
 #[derive(Clone)]
 struct Known {
     number: usize,
     /// What connections to it are like.
-    transport: (Option<upstream::Tls>, upstream::Protocol, SendProxy),
+    transport: Transport,
     balance: Arc<balance::Server>,
     record: Arc<Record>,
     resolved: Arc<RwLock<Arc<[SocketAddr]>>>,
@@ -174,14 +213,20 @@ impl Memory {
         }
     }
 
-    /// The upstream of a configuration. `tls` says how its servers are spoken to.
+    /// The upstream of a configuration. `tls` says how its servers are spoken to, and what the files
+    /// for it held.
     pub(super) fn group(
         &mut self,
         config: &upstream::Upstream,
         counted: &Counted,
-        tls: impl Fn(&Address) -> Option<TlsTo>,
+        (tls, held): (impl Fn(&Address) -> Option<TlsTo>, Option<u64>),
     ) -> Group {
-        let transport = (config.tls.clone(), config.protocol, config.proxy_protocol);
+        let transport = (
+            config.tls.clone(),
+            held,
+            config.protocol,
+            config.proxy_protocol,
+        );
         let mut known = Vec::new();
         for server in &config.servers {
             let id = (config.name.clone(), server.address.clone());
@@ -234,6 +279,7 @@ impl Memory {
         });
         let records = known.iter().map(|known| known.record.clone());
         Group {
+            held,
             pick: Arc::new(pick),
             servers: servers.collect(),
             places: config.concurrency.as_ref().map(Places::new),

@@ -8,6 +8,7 @@
 mod buffers;
 mod choice;
 mod conn;
+mod descriptors;
 mod exchange;
 pub mod explain;
 mod forward;

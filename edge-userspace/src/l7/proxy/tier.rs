@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
 use tracing::{error, info, warn};
 
 use super::{
+    descriptors,
     explain::{self, QuestionError},
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen::{Door, Given},
@@ -30,7 +31,7 @@ use super::{
     worker::{self, Ended, Order, Worker},
 };
 use crate::{
-    config::proxy::{AccessLog, LogFormat, Proxy},
+    config::proxy::{AccessLog, LogFormat, Proxy, upstream::Address},
     l7::{
         access_log::Format,
         bans::Rule,
@@ -272,6 +273,8 @@ pub struct Prepared {
     log: Option<(AccessLog, LogWriter)>,
     /// If it is not the one that there is.
     exporter: Option<Exporter>,
+    /// What is known of servers then.
+    memory: Memory,
     proxy: Arc<Proxy>,
 }
 
@@ -334,7 +337,8 @@ impl Tier {
         let sockets = self.bind(proxy)?;
         let addresses = self.addresses(proxy, &sockets);
         let before = self.snapshot();
-        let groups = self.groups(proxy, before.as_deref())?;
+        let mut memory = self.memory.clone();
+        let groups = self.groups(proxy, before.as_deref(), &mut memory)?;
         let listeners = self.listeners(proxy, before.as_deref())?;
         let log = match &proxy.access_log {
             None => None,
@@ -404,7 +408,7 @@ impl Tier {
             addresses,
         };
         if self.seats.is_empty() && !proxy.listeners.is_empty() {
-            raise_file_limit(proxy);
+            descriptors::raise_limit(proxy);
             // They have nothing to do until there is something in force.
             self.seats = self.start()?;
         }
@@ -422,32 +426,35 @@ impl Tier {
             sockets,
             log,
             exporter,
+            memory,
             proxy: config,
         })
     }
 
     fn groups(
-        &mut self,
+        &self,
         proxy: &Proxy,
         before: Option<&Snapshot>,
+        memory: &mut Memory,
     ) -> Result<Vec<Arc<Group>>, TierError> {
         let mut groups = Vec::new();
         for upstream in &proxy.upstreams {
-            let same = before.and_then(|before| {
-                let mut all = before.groups.iter();
-                // Files may have changed where their names have not.
-                all.find(|group| group.config == *upstream && upstream.tls.is_none())
-            });
-            if let Some(same) = same {
-                groups.push(same.clone());
-                continue;
-            }
             let of = |source| TierError::Tls {
                 whose: format!("[[upstream]] {:?}, tls", upstream.name),
                 source,
             };
             let towards = upstream.tls.as_ref().map(Towards::load);
             let towards = towards.transpose().map_err(of)?;
+            let held = towards.as_ref().map(|towards| towards.held);
+            let same = before.and_then(|before| {
+                let mut all = before.groups.iter();
+                // Files may have changed where their names have not.
+                all.find(|group| group.config == *upstream && group.held == held)
+            });
+            if let Some(same) = same {
+                groups.push(same.clone());
+                continue;
+            }
             let mut tls = HashMap::new();
             if let Some(towards) = &towards {
                 for server in &upstream.servers {
@@ -455,9 +462,8 @@ impl Tier {
                     tls.insert(server.address.clone(), to);
                 }
             }
-            let group = self
-                .memory
-                .group(upstream, &self.counted, |address| tls.get(address).cloned());
+            let to = |address: &Address| tls.get(address).cloned();
+            let group = memory.group(upstream, &self.counted, (to, held));
             groups.push(Arc::new(group));
         }
         Ok(groups)
@@ -566,6 +572,7 @@ impl Tier {
             sockets,
             log,
             exporter,
+            memory,
             proxy,
         } = prepared;
         {
@@ -573,29 +580,9 @@ impl Tier {
             have.retain(|address, _| snapshot.addresses.contains_key(address));
             have.extend(sockets);
         }
+        self.memory = memory;
         self.memory.retain(&snapshot.groups);
-        let c = &self.counted;
-        let named = |name: &str| proxy.listeners.iter().any(|l| l.name == name);
-        c.listeners.retain(named);
-        c.connections.retain(named);
-        c.refusals.retain(named);
-        c.routes
-            .retain(|name| proxy.routes.iter().any(|r| r.name == name));
-        c.mirrored.retain(|name| {
-            let mut all = proxy.routes.iter();
-            all.any(|r| r.name == name && r.mirror.is_some())
-        });
-        let named = |name: &str| proxy.upstreams.iter().any(|u| u.name == name);
-        c.upstreams.retain(named);
-        c.upstream_stats.retain(named);
-        c.servers.retain(|key| {
-            let mut all = proxy.upstreams.iter();
-            all.any(|u| {
-                key.strip_prefix(u.name.as_str())
-                    .and_then(|rest| rest.strip_prefix(' '))
-                    .is_some_and(|name| u.servers.iter().any(|s| s.address.to_string() == name))
-            })
-        });
+        self.counted.retain(&proxy);
         let before = self.snapshot();
         let had = |group: &Arc<Group>| {
             let mut all = before.iter().flat_map(|before| before.groups.iter());
@@ -774,41 +761,6 @@ const ORDERS: usize = 8;
 
 /// How long requests may take to end when the proxy does.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Each connection takes a descriptor, and one more for that to its server. The daemon gets as many
-/// as its listeners may need, if it has the capability to ask for more than it was given.
-fn raise_file_limit(proxy: &Proxy) {
-    let all = proxy.listeners.iter();
-    let most = all.map(|listener| u64::from(listener.limits.connections));
-    let wanted = 2 * most.sum::<u64>() + OTHER_FILES;
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: writes into a live value.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return;
-    }
-    let (had, granted) = (limit.rlim_cur, limit.rlim_max);
-    for most in [wanted.max(granted), granted] {
-        (limit.rlim_cur, limit.rlim_max) = (most, most);
-        // SAFETY: reads from a live value.
-        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0 {
-            break;
-        }
-        limit.rlim_cur = had;
-    }
-    if limit.rlim_cur < wanted {
-        warn!(
-            "the listeners' limits.connections may take {wanted} descriptors, and edge may have {}: \
-             raise LimitNOFILE of its unit (or `ulimit -n`), or lower limits.connections",
-            limit.rlim_cur
-        );
-    }
-}
-
-/// Descriptors for all else: sockets of listeners, maps, files.
-const OTHER_FILES: u64 = 4096;
 
 fn worker_count(proxy: &Proxy) -> usize {
     let cpus = || thread::available_parallelism().map_or(1, usize::from);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -222,6 +223,8 @@ impl ResolvesServerCert for ByName {
 pub(super) struct Towards {
     connector: TlsConnector,
     name: Option<String>,
+    /// Tells whether files hold what they held: a hash of the certificates in them.
+    pub(super) held: u64,
 }
 
 impl Towards {
@@ -233,11 +236,16 @@ impl Towards {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?;
+        let mut held = DefaultHasher::new();
         let builder = if tls.verify {
             let roots = match &tls.ca {
                 Some(path) => signers(path)?,
                 None => of_host()?,
             };
+            for root in &roots.roots {
+                (&*root.subject, &*root.subject_public_key_info).hash(&mut held);
+                root.name_constraints.as_deref().hash(&mut held);
+            }
             builder.with_root_certificates(roots)
         } else {
             builder
@@ -246,8 +254,12 @@ impl Towards {
         };
         let mut config = match &tls.certificate {
             Some(files) => {
-                let own = SingleCertAndKey::from(pair(files)?);
-                builder.with_client_cert_resolver(Arc::new(own))
+                let own = pair(files)?;
+                // The key is that of the first of them.
+                for certificate in &own.cert {
+                    certificate.as_ref().hash(&mut held);
+                }
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
             }
             None => builder.with_no_client_auth(),
         };
@@ -255,6 +267,7 @@ impl Towards {
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             name: tls.sni.clone(),
+            held: held.finish(),
         })
     }
 

@@ -1,0 +1,141 @@
+//! TLS as time goes on: sessions that are resumed, files that change, and what is no request.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    sync::Arc,
+};
+
+use tokio_rustls::rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, Stream, pki_types::ServerName,
+};
+
+use super::{
+    edges::{Authority, pair, shake, towards},
+    rig::*,
+};
+
+const NAME: &str = "a.example";
+
+/// Has a request answered by a new connection, and tells how it began.
+fn kind(rig: &Rig, config: &Arc<ClientConfig>) -> io::Result<HandshakeKind> {
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
+    let mut tcp = TcpStream::connect(rig.port.at)?;
+    tcp.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = Stream::new(&mut session, &mut tcp);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{answer:?}");
+    session
+        .handshake_kind()
+        .ok_or_else(|| io::Error::other("no handshake"))
+}
+
+#[test]
+fn sessions_are_resumed_unless_clients_show_certificates() {
+    let authority = Authority::new();
+    let server = Server::saying("ok");
+    let files = authority.issue(NAME);
+    let shown = authority.issue("client.example");
+    let asks = format!(
+        ", client_ca = '{}', client_auth = 'required'",
+        authority.ca().display()
+    );
+    for (more, certificate, again) in [
+        ("", None, HandshakeKind::Resumed),
+        (", tickets = false", None, HandshakeKind::Full),
+        // Who was let in once may have been shut out since.
+        (&*asks, Some(&shown), HandshakeKind::Full),
+    ] {
+        let tls = format!("tls = {{ certificates = [{}]{more} }}", pair(&files));
+        let rig = Rig::new(&Setup::new(&[&server]).listener(tls));
+        let config = authority.client(certificate);
+        assert_eq!(kind(&rig, &config).unwrap(), HandshakeKind::Full, "{more}");
+        assert_eq!(kind(&rig, &config).unwrap(), again, "{more}");
+    }
+}
+
+#[test]
+fn files_that_change_hold_for_every_listener() {
+    let (authority, server, second) = (Authority::new(), Server::saying("ok"), Port::new());
+    let (cert, key) = authority.issue(NAME);
+    let tls = format!(
+        "tls = {{ certificates = [{}] }}\n[[listener]]\nname = 'second'\naddresses = ['{}']\n\
+         tls = {{ certificates = [{}] }}",
+        pair(&(cert.clone(), key.clone())),
+        second.at,
+        pair(&(cert.clone(), key.clone()))
+    );
+    let mut rig = Rig::new(&Setup::new(&[&server]).listener(tls));
+    let config = authority.client(None);
+    shake(&rig, &config, NAME).unwrap();
+    let (new_cert, new_key) = authority.issue("b.example");
+    fs::rename(new_key, key).unwrap();
+    fs::rename(new_cert, cert).unwrap();
+    until("the first listener's new certificate", || {
+        shake(&rig, &config, "b.example").is_ok()
+    });
+    rig.port = second;
+    until("the second listener's new certificate", || {
+        shake(&rig, &config, "b.example").is_ok()
+    });
+}
+
+#[test]
+fn a_trickle_of_a_record_is_no_request() {
+    let (authority, server) = (Authority::new(), Server::saying("ok"));
+    let files = authority.issue(NAME);
+    let listener = format!(
+        "limits = {{ idle_timeout = '1s' }}\ntls = {{ certificates = [{}] }}",
+        pair(&files)
+    );
+    let rig = Rig::new(&Setup::new(&[&server]).listener(listener));
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut session = ClientConnection::new(authority.client(None), name).unwrap();
+    let mut tcp = TcpStream::connect(rig.port.at).unwrap();
+    tcp.set_nodelay(true).unwrap();
+    let mut stream = Stream::new(&mut session, &mut tcp);
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    // A record of application data (RFC 8446, section 5.1) of 16 KiB, a byte at a time.
+    tcp.write_all(&[23, 3, 3, 0x40, 0]).unwrap();
+    until("the connection is ended", || tcp.write_all(b"x").is_err());
+}
+
+#[test]
+fn reloads_leave_what_is_known_of_servers_behind_tls() {
+    let authority = Authority::new();
+    let server = authority.server("server.example", false, "ok");
+    let upstream = towards(&authority.ca(), "");
+    let setup = Setup::new(&[&server]).upstream(&*upstream);
+    let mut rig = Rig::new(&setup);
+    let mut client = rig.client();
+    assert_eq!(client.get("/").text(), "ok");
+    let view = rig.tier.view();
+    let change = edge_userspace::l7::proxy::Change::Weight(7);
+    view.change("app", &server.address, change).unwrap();
+    let weight = |rig: &Rig| rig.app().servers[0].weight;
+    // Another route, and another time-out elsewhere: nothing of this upstream.
+    let routes = format!(
+        "[[route]]\nname = 'n'\npath = {{ exact = '/n' }}\nrespond = {{ status = 200, body = 'n' }}\n{ALL}"
+    );
+    rig.change(&setup.clone().routes(routes));
+    until("the change", || rig.get("/n").text() == "n");
+    assert_eq!(weight(&rig), 7);
+    assert_eq!(client.get("/").text(), "ok");
+    assert_eq!(rig.app().connects, 1, "the connection that was there");
+    // Servers of another authority are to be trusted from now on, and no longer this one.
+    let other = Authority::new();
+    fs::copy(other.ca(), authority.ca()).unwrap();
+    rig.change(&setup);
+    until("the connection of before is not used", || {
+        client.get("/").status == 502
+    });
+}
