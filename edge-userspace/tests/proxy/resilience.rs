@@ -369,7 +369,7 @@ fn no_more_than_a_share_is_left_alone_by_rate() {
 fn a_slow_server_is_left_alone_and_a_slow_client_is_no_reason() {
     const SLOW: &str = "retries = { tries = 1 }\npassive = { consecutive_errors = 1000, error_rate = 1.0, window = 3, latency = '300ms', eject = '60s', max_ejected = 0.5 }";
     // It takes its time, which nobody cuts short.
-    let (_keep, never) = mpsc::channel::<()>();
+    let (_keep, never) = mpsc::sync_channel::<()>(1);
     let never = Mutex::new(never);
     let slow = Server::start(move |mut peer| {
         while peer.request().is_some() {

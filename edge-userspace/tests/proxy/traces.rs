@@ -15,9 +15,12 @@ use super::rig::*;
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SAMPLED: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
 
-/// A collector, and the spans that it got, each with the name of its service.
-fn collector() -> (Server, Arc<Mutex<Vec<(String, Span)>>>) {
-    let spans = Arc::<Mutex<Vec<(String, Span)>>>::default();
+/// Spans, each with the name of its service.
+type Spans = Arc<Mutex<Vec<(String, Span)>>>;
+
+/// A collector, and the spans that it got.
+fn collector() -> (Server, Spans) {
+    let spans = Spans::default();
     let got = spans.clone();
     let server = Server::start(move |mut peer| {
         while let Some((head, body)) = peer.request() {

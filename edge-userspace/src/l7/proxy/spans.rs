@@ -106,7 +106,7 @@ impl Record {
 /// Where workers put what is recorded.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
-    records: mpsc::Sender<Box<Record>>,
+    records: mpsc::Sender<Record>,
     counts: Arc<Counts>,
 }
 
@@ -114,7 +114,7 @@ impl Queue {
     /// Puts a request there, if there is room.
     pub(super) fn put(&self, record: Record) {
         let spans = record.spans();
-        if self.records.try_send(Box::new(record)).is_err() {
+        if self.records.try_send(record).is_err() {
             self.counts.dropped.fetch_add(spans, Relaxed);
         }
     }
@@ -199,11 +199,7 @@ struct Teller {
 }
 
 impl Teller {
-    async fn run(
-        mut self,
-        mut queue: mpsc::Receiver<Box<Record>>,
-        mut stop: watch::Receiver<bool>,
-    ) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Record>, mut stop: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -254,8 +250,8 @@ impl Teller {
     }
 
     /// Sends what is there, until `ends` does, and counts what became of it.
-    async fn send(&mut self, batch: &mut Vec<Box<Record>>, ends: impl Future<Output = ()>) {
-        let spans: u64 = batch.iter().map(|record| record.spans()).sum();
+    async fn send(&mut self, batch: &mut Vec<Record>, ends: impl Future<Output = ()>) {
+        let spans: u64 = batch.iter().map(Record::spans).sum();
         let body = message(&self.service, batch).encode_to_vec();
         batch.clear();
         let sent = tokio::select! {
@@ -325,7 +321,7 @@ async fn post(endpoint: &str, body: Vec<u8>) -> Result<u64, String> {
     }
 }
 
-fn message(service: &str, batch: &[Box<Record>]) -> ExportTraceServiceRequest {
+fn message(service: &str, batch: &[Record]) -> ExportTraceServiceRequest {
     ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(Resource {
@@ -338,7 +334,7 @@ fn message(service: &str, batch: &[Box<Record>]) -> ExportTraceServiceRequest {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     ..InstrumentationScope::default()
                 }),
-                spans: batch.iter().flat_map(|record| spans(record)).collect(),
+                spans: batch.iter().flat_map(spans).collect(),
                 ..ScopeSpans::default()
             }],
             ..ResourceSpans::default()
