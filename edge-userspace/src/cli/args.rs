@@ -17,8 +17,10 @@ use edge_common::{
 };
 
 mod proxy;
+mod upgrade;
 
 pub(super) use proxy::{RoutesCommand, TestArgs, UpstreamCommand};
+pub(super) use upgrade::UpgradeArgs;
 
 use super::duration;
 use crate::{
@@ -135,26 +137,8 @@ Examples:
   edge check -c /etc/edge/edge.toml && edge reload")]
     Reload,
     /// Start a new process in the place of the daemon's, without a connection lost.
-    #[command(after_help = "\
-Examples:
-  install -m 755 edge /usr/local/bin/edge && edge upgrade
-  edge upgrade --binary /opt/edge/edge-next --timeout 5m
-  edge upgrade --json | jq .pid
-
-The new process gets the arguments and the sockets of the old one. When it has put
-everything into force, the old one takes no more connections and ends when those that
-it has are done, at the latest after `proxy.drain_timeout`. When it fails, or is not
-ready in time, the old one goes on, and why is told. The file must be one that only
-root and the daemon's user can change.")]
-    Upgrade {
-        /// The program [default: the file that the daemon was started from, as it is now]
-        #[arg(long, value_name = "PATH")]
-        binary: Option<PathBuf>,
-        /// How long the new process may take to be ready.
-        #[arg(long = "timeout", value_name = "TIME", value_parser = duration::parse,
-              default_value = "60s")]
-        timeout_s: u64,
-    },
+    #[command(after_help = upgrade::EXAMPLES)]
+    Upgrade(UpgradeArgs),
     /// Addresses and prefixes whose packets are dropped.
     #[command(subcommand)]
     Blacklist(ListCommand),

@@ -199,9 +199,7 @@ fn execute<W: io::Write>(
         Command::Upstream(command) => proxy::execute(command, socket, out),
         Command::Routes(command) => routes::execute(command, socket, out),
         Command::Reload => status::reload(socket, out),
-        Command::Upgrade { binary, timeout_s } => {
-            upgrade::upgrade(binary.as_deref(), timeout_s, socket, out)
-        }
+        Command::Upgrade(args) => upgrade::upgrade(&args, socket, out),
         Command::Blacklist(command) => lists::execute(List::Black, command, socket, out),
         Command::Allow(command) => lists::execute(List::Allow, command, socket, out),
         Command::Lookup { address } => lists::lookup(address, socket, out),

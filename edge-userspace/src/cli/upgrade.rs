@@ -7,13 +7,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Error, ask, output::Out, unexpected};
+use super::{Error, args::UpgradeArgs, ask, output::Out, unexpected};
 use crate::control::protocol::{Request, Response};
 
 /// `edge upgrade`.
 pub(super) fn upgrade<W: Write>(
-    binary: Option<&Path>,
-    timeout_s: u64,
+    args: &UpgradeArgs,
     socket: &Path,
     out: &mut Out<W>,
 ) -> Result<(), Error> {
@@ -28,8 +27,8 @@ pub(super) fn upgrade<W: Write>(
         path::absolute(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))
     };
     let request = Request::Upgrade {
-        binary: binary.map(whole).transpose()?,
-        timeout_ms: timeout_s.saturating_mul(1000),
+        binary: args.binary.as_deref().map(whole).transpose()?,
+        timeout_ms: args.timeout_s.saturating_mul(1000),
     };
     match ask(socket, request)? {
         Response::Upgraded {

@@ -75,7 +75,7 @@ impl Running {
             let notifier = ground.notifier.clone();
             let beat = ground.patience.map_or(Duration::MAX, notify::interval);
             let start =
-                move || start::engine(&path, model, shared, inbox, rings, notifier, beat, before);
+                move || start::engine(&path, (model, before), shared, inbox, rings, notifier, beat);
             tokio::task::spawn_blocking(start).await??
         };
         let (ended, engine_ended) = oneshot::channel::<()>();
@@ -115,7 +115,7 @@ impl Running {
     /// When anything of it fails.
     pub(super) async fn resume(ground: &Ground, kept: Kept) -> Result<Self> {
         let Kept { proxy, inbox, file } = kept;
-        Self::start(ground, file, inbox, Before::Served(proxy))
+        Self::start(ground, file, inbox, Before::Served(Box::new(proxy)))
             .await
             .context("a new process failed, and the old one cannot go on")
     }

@@ -64,7 +64,7 @@ pub(super) enum Before {
     /// Nothing but sockets that another process has opened.
     Nothing(Vec<Given>),
     /// An engine was about to hand over, and its proxy has gone on.
-    Served(Tier),
+    Served(Box<Tier>),
 }
 
 /// Opens the store and puts everything into force.
@@ -73,13 +73,12 @@ pub(super) enum Before {
 /// When anything of it fails. What was in force before is then in force still.
 pub(super) fn engine(
     path: &Path,
-    file: Model,
+    (file, before): (Model, Before),
     shared: Arc<Shared>,
     inbox: Inbox,
     rings: Sender<EventRing>,
     notifier: Notifier,
     beat: Duration,
-    before: Before,
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
     let store = Store::open(&file.state_dir)?;
@@ -98,7 +97,7 @@ pub(super) fn engine(
             let listening = proxy.prepare(&model.proxy)?;
             (proxy, Some(listening))
         }
-        Before::Served(proxy) => (proxy, None),
+        Before::Served(proxy) => (*proxy, None),
     };
     let none = [Profile::default(); MAX_PROFILES];
     let told = defence.lock().prepare(&model)?;

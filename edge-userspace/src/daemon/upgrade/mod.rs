@@ -169,7 +169,7 @@ pub(super) async fn upgrade(
     let version = match prepared {
         Ok(version) => version,
         Err(trouble) => {
-            let said = successor.end().await;
+            let said = successor.end(&trouble).await;
             reply.send(Err(refusal(&binary, &trouble, &said)));
             return Ok(After::GoesOn(running, stopped));
         }
@@ -194,7 +194,7 @@ pub(super) async fn upgrade(
     let has_control = match taken {
         Ok(has_control) => has_control,
         Err(trouble) => {
-            let said = successor.end().await;
+            let said = successor.end(&trouble).await;
             let failure = refusal(&binary, &trouble, &said);
             let resumed = Running::resume(ground, *kept).await;
             reply.send(Err(failure));

@@ -190,7 +190,11 @@ impl Successor {
     }
 
     /// Kills it, waits until it is gone, and tells the last that it said.
-    pub(super) async fn end(mut self) -> String {
+    pub(super) async fn end(mut self, trouble: &Trouble) -> String {
+        if let (Trouble::Ended, Some(end)) = (trouble, &self.end) {
+            // It may be about to say why.
+            let _ = timeout(LAST, end.readable()).await;
+        }
         self.kill();
         if let Some(end) = &self.end
             && timeout(LAST, end.readable()).await.is_err()

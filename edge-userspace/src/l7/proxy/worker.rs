@@ -41,9 +41,9 @@ const TICK: Duration = Duration::from_millis(200);
 const LOG_BATCH: usize = 32 * 1024;
 /// How long nobody is accepted when there are no descriptors left.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
-/// How long a connection without a request waits for one when there is a successor: a client that
-/// sends one at this moment gets its answer, and is told that the connection ends.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a connection without a request waits for one at the end: a client that has just
+/// connected, or is about to send one, gets its answer, and is told that the connection ends.
+const GRACE: Duration = Duration::from_secs(1);
 /// Memory for requests that is kept for later, at the most.
 const KEPT: usize = 256;
 
@@ -54,8 +54,7 @@ pub(super) enum Order {
     Look,
     /// To end: no more connections, and those that are there after their request.
     Stop,
-    /// The same for whoever has a successor: requests have this long to end, and idle
-    /// connections a moment in which their client may learn by an answer that they do.
+    /// The same for whoever has a successor: requests have this long to end.
     Drain(Duration),
 }
 
@@ -304,12 +303,12 @@ async fn obey(
     let mut until = u64::MAX;
     let mut ended: Vec<JoinHandle<()>> = Vec::new();
     loop {
-        let (grace, patience) = match last {
-            Order::Drain(patience) => (GRACE, patience),
-            Order::Look | Order::Stop => (Duration::ZERO, patience),
+        let patience = match last {
+            Order::Drain(patience) => patience,
+            Order::Look | Order::Stop => patience,
         };
         let after = |span| Worker::now().saturating_add(super::group::nanoseconds(span));
-        worker.end_connections(after(grace));
+        worker.end_connections(after(GRACE));
         until = until.min(after(patience));
         let tasks = accepting.drain().flat_map(|(_, tasks)| tasks);
         ended.extend(tasks.map(Accepting::end));
