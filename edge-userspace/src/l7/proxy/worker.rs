@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use super::{
     buffers::Buffers,
-    conn,
+    conn, h2,
     pool::Pools,
     snapshot::{Listener, Snapshot},
     timers::Timers,
@@ -89,6 +89,8 @@ pub(super) struct Worker {
     pub(super) client_buffers: Rc<Buffers>,
     pub(super) server_buffers: Rc<Buffers>,
     pub(super) pools: Pools,
+    /// Connections that requests share.
+    pub(super) upstreams: h2::Upstreams,
     current: RefCell<Option<Rc<Current>>>,
     is_stopping: Cell<bool>,
     random: Cell<u64>,
@@ -108,6 +110,7 @@ impl Worker {
             client_buffers: Rc::new(Buffers::new(CLIENT_BUFFER)),
             server_buffers: Rc::new(Buffers::new(SERVER_BUFFER)),
             pools: Pools::default(),
+            upstreams: h2::Upstreams::default(),
             current: RefCell::default(),
             is_stopping: Cell::new(false),
             // All zeros is the one state from which there is no way out.
