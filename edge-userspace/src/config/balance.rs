@@ -333,7 +333,7 @@ impl Through {
 pub enum Probe {
     /// Whether a TCP connection is accepted.
     Tcp,
-    /// An HTTP/1.1 request.
+    /// An HTTP request.
     Http(HttpProbe),
     /// A UDP packet.
     Udp {
@@ -342,8 +342,10 @@ pub enum Probe {
         /// What the answer must begin with; empty: any answer.
         expect: Vec<u8>,
     },
-    /// `grpc.health.v1.Health/Check`, over HTTP/2 without TLS.
+    /// `grpc.health.v1.Health/Check`, over HTTP/2.
     Grpc {
+        /// Whether over TLS, as [`HttpProbe::tls`]; only for the servers of an upstream.
+        tls: bool,
         /// Which service is asked for; empty: the server.
         service: String,
     },
@@ -377,6 +379,8 @@ pub struct HttpProbe {
     /// Whether over TLS. The certificate is not verified: a backend is asked by an
     /// address, and whether it serves is the question, not who it is.
     pub tls: bool,
+    /// Whether HTTP/2 is spoken and not HTTP/1.1; only with the servers of an upstream.
+    pub http2: bool,
     /// The path and query, beginning with `/`.
     pub path: String,
     /// The Host header, and the server name for TLS; `None`: the address.

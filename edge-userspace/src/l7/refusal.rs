@@ -56,6 +56,7 @@ refusals! {
     H2Protocol 400 "h2_protocol" "Its HTTP/2 connection broke the protocol.",
     // What the upstream did.
     ConnectFailed 502 "connect_failed" "No server took a connection.",
+    NoHttp2 502 "no_http2" "The server took a connection, but does not speak HTTP/2.",
     ServerBroke 502 "server_broke" "The connection to the server ended before its answer began.",
     BadAnswer 502 "bad_answer" "The answer of the server is no HTTP.",
     AnswerBroke 502 "answer_broke" "The answer of the server ended before its end.",
@@ -99,6 +100,25 @@ impl Refusal {
     }
 }
 
+/// The status of gRPC that stands for one of HTTP (gRPC, "HTTP to gRPC Status Code Mapping").
+pub const fn grpc_status(http: u16) -> u8 {
+    match http {
+        // INTERNAL, UNAUTHENTICATED, PERMISSION_DENIED, UNIMPLEMENTED, UNAVAILABLE, UNKNOWN.
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// Whether a `Content-Type` is that of a call of gRPC, whose caller reads no status of HTTP.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 impl From<Reject> for Refusal {
     fn from(reject: Reject) -> Self {
         Self::Malformed(reject)
@@ -110,6 +130,20 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn calls_of_grpc_are_known_by_their_type() {
+        for (value, is) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc; charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_grpc(value.as_bytes()), is, "{value}");
+        }
+        assert_eq!((grpc_status(503), grpc_status(404)), (14, 12));
+    }
 
     #[test]
     fn each_has_a_name_and_a_number_of_its_own() {

@@ -7,6 +7,7 @@ use super::*;
 
 fn grpc(service: &str) -> Probe {
     Probe::Grpc {
+        tls: false,
         service: service.to_owned(),
     }
 }

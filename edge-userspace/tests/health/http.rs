@@ -10,6 +10,7 @@ use super::{
 fn http(path: &str) -> HttpProbe {
     HttpProbe {
         tls: false,
+        http2: false,
         path: path.to_owned(),
         host: None,
         status: (200, 299),

@@ -22,6 +22,7 @@ use super::{
 fn https(host: Option<&str>, body: &str) -> Probe {
     Probe::Http(HttpProbe {
         tls: true,
+        http2: false,
         path: "/".to_owned(),
         host: host.map(str::to_owned),
         status: (200, 299),
@@ -71,6 +72,7 @@ async fn failures_are_told_apart() {
     let nginx = Nginx::start(V3, "");
     let overloaded = Probe::Http(HttpProbe {
         tls: true,
+        http2: false,
         path: "/overloaded".to_owned(),
         host: None,
         status: (200, 299),
@@ -85,6 +87,7 @@ async fn failures_are_told_apart() {
     assert!(said.starts_with("TLS: "), "{said}");
     let plain = Probe::Http(HttpProbe {
         tls: false,
+        http2: false,
         path: "/".to_owned(),
         host: None,
         status: (200, 299),

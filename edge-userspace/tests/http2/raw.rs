@@ -1,4 +1,4 @@
-//! A client that sends whatever frames it is told to.
+//! An end of a connection that sends whatever frames it is told to.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -77,7 +77,7 @@ pub(crate) fn get(path: &str) -> Vec<u8> {
     .concat()
 }
 
-pub(crate) struct Client(TcpStream);
+pub(crate) struct Client(pub(crate) TcpStream);
 
 impl Client {
     /// Connects, and sends what a connection begins with.

@@ -117,16 +117,19 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
+    /// HTTP/2: by ALPN with TLS, by prior knowledge without.
+    Http2,
 }
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Http1];
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
 
     /// The word for it in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Http1 => "http1",
+            Self::Http2 => "http2",
         }
     }
 }

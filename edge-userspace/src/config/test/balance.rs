@@ -140,6 +140,7 @@ fn a_balanced_service_becomes_what_it_says() {
         health: Some(HealthCheck {
             probe: Probe::Http(HttpProbe {
                 tls: true,
+                http2: false,
                 path: "/health?deep=1".to_owned(),
                 host: Some("www.example.org".to_owned()),
                 status: (204, 204),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{model_of, problem, warnings};
 use crate::config::{
+    balance::Probe,
     describe,
     proxy::{
         LogFormat, Proxy,
@@ -65,6 +66,21 @@ fn without_a_listener_there_is_no_proxy() {
     let model = model_of("");
     let geometry = Geometry::for_capacity(&model.capacity);
     assert_eq!(describe(&model, &geometry, 1).proxy, None);
+}
+
+#[test]
+fn checks_speak_what_requests_speak_unless_they_ask_another_port() {
+    let check = |keys: &str| {
+        let keys = format!("protocol = 'http2'\ntls = {{ verify = false }}\nhealth = {{ {keys} }}");
+        let proxy = proxy(&with_upstream(&keys));
+        proxy.upstreams[0].health.clone().unwrap().probe
+    };
+    let is_http2 = |probe| matches!(probe, Probe::Http(http) if http.http2);
+    assert!(is_http2(check("kind = 'https'")));
+    assert!(!is_http2(check("kind = 'http', port = 8080")));
+    let is_secure = |probe| matches!(probe, Probe::Grpc { tls: true, .. });
+    assert!(is_secure(check("kind = 'grpc'")));
+    assert!(!is_secure(check("kind = 'grpc', port = 8080")));
 }
 
 #[test]

@@ -310,7 +310,10 @@ fn probe(kind: ProbeKind, raw: &raw::HealthCheck, report: &mut Report<'_>) -> Op
                 );
                 return None;
             }
-            Probe::Grpc { service }
+            Probe::Grpc {
+                tls: false,
+                service,
+            }
         }
         ProbeKind::Exec => exec(raw, report)?,
     })
@@ -348,6 +351,7 @@ fn http(tls: bool, raw: &raw::HealthCheck, report: &mut Report<'_>) -> Option<Ht
     }
     Some(HttpProbe {
         tls,
+        http2: false,
         path: path.unwrap_or_else(|| "/".to_owned()),
         host: raw.host.as_ref().map(|h| h.value.clone()),
         status: raw

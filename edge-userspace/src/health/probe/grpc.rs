@@ -19,7 +19,9 @@ use hyper::{
     header::{self, HeaderValue},
 };
 
-use super::{Deadline, ProbeError, Waiting, Way, drive, socket};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Deadline, ProbeError, Waiting, Way, drive, socket, tls};
 
 /// The largest message that is read, bytes: the answer has two.
 const MESSAGE_BYTES: usize = 4 << 10;
@@ -32,7 +34,7 @@ const STATUS: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN
 
 /// Asks for the health of `service`.
 pub(super) async fn ask(
-    service: &str,
+    (service, tls): (&str, bool),
     target: SocketAddr,
     way: &Way<'_>,
     deadline: Deadline,
@@ -41,7 +43,21 @@ pub(super) async fn ask(
     // The preface and the request are small segments that must not wait for each other.
     // It works without as well.
     let _ = stream.set_nodelay(true);
-    let request = request(target, deadline)?;
+    let request = request(target, tls, deadline)?;
+    if tls {
+        let session = tls::handshake(stream, None, target, true, deadline).await?;
+        exchange(session, request, service, deadline).await
+    } else {
+        exchange(stream, request, service, deadline).await
+    }
+}
+
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    request: Request<()>,
+    service: &str,
+    deadline: Deadline,
+) -> Result<(), ProbeError> {
     let opening = async {
         Builder::new()
             .enable_push(false)
@@ -55,9 +71,9 @@ pub(super) async fn ask(
     drive(judge(sender, request, message), connection, deadline).await
 }
 
-fn request(target: SocketAddr, deadline: Deadline) -> Result<Request<()>, ProbeError> {
+fn request(target: SocketAddr, tls: bool, deadline: Deadline) -> Result<Request<()>, ProbeError> {
     let uri = Uri::builder()
-        .scheme("http")
+        .scheme(if tls { "https" } else { "http" })
         .authority(target.to_string())
         .path_and_query("/grpc.health.v1.Health/Check")
         .build();

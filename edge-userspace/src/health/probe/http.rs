@@ -1,4 +1,4 @@
-//! An HTTP/1.1 request, and what is wanted of the answer.
+//! An HTTP request, and what is wanted of the answer.
 
 use std::{error::Error as _, io, net::SocketAddr};
 
@@ -8,11 +8,12 @@ use hyper::{
     body::{Bytes, Incoming},
     client::conn::http1::{Builder, SendRequest},
     header,
+    http::uri,
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Deadline, ProbeError, Way, drive, socket, tls};
+use super::{Deadline, ProbeError, Waiting, Way, drive, socket, tls};
 use crate::config::balance::HttpProbe;
 
 /// How much of a body is looked at, bytes.
@@ -31,12 +32,18 @@ pub(super) async fn ask(
 ) -> Result<(), ProbeError> {
     let request = request(http, target)?;
     let stream = socket::connect(target, way, deadline).await?;
-    if http.tls {
-        let host = http.host.as_deref();
-        let stream = tls::handshake(stream, host, target, deadline).await?;
-        exchange(stream, request, http, deadline).await
-    } else {
-        exchange(stream, request, http, deadline).await
+    match (http.tls, http.http2) {
+        (false, false) => exchange(stream, request, http, deadline).await,
+        (false, true) => exchange_http2(stream, request, http, deadline).await,
+        (true, is_http2) => {
+            let host = http.host.as_deref();
+            let stream = tls::handshake(stream, host, target, is_http2, deadline).await?;
+            if is_http2 {
+                exchange_http2(stream, request, http, deadline).await
+            } else {
+                exchange(stream, request, http, deadline).await
+            }
+        }
     }
 }
 
@@ -50,12 +57,20 @@ fn request(http: &HttpProbe, target: SocketAddr) -> Result<Request<Empty<Bytes>>
         }
     };
     let host = http.host.clone().unwrap_or_else(address);
-    Request::get(&http.path)
-        .version(Version::HTTP_11)
-        .header(header::HOST, host)
+    let request = if http.http2 {
+        let scheme = if http.tls { "https" } else { "http" };
+        let uri = uri::Builder::new().scheme(scheme).authority(host);
+        Request::get(uri.path_and_query(&*http.path).build().unwrap_or_default())
+            .version(Version::HTTP_2)
+    } else {
+        Request::get(&http.path)
+            .version(Version::HTTP_11)
+            .header(header::HOST, host)
+            .header(header::CONNECTION, "close")
+    };
+    request
         .header(header::USER_AGENT, USER_AGENT)
         .header(header::ACCEPT, "*/*")
-        .header(header::CONNECTION, "close")
         .body(Empty::new())
         .map_err(|e| ProbeError::Protocol {
             protocol: "HTTP",
@@ -77,18 +92,52 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| broken(&e))?;
-    drive(judge(sender, request, http), connection, deadline).await
+    drive(asked(sender, request, http), connection, deadline).await
 }
 
-/// Sends the request and judges the answer as soon as enough of it is there. Leaves the
-/// rest to be read, within bounds, so that the server can write it.
-async fn judge(
+async fn exchange_http2<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    request: Request<Empty<Bytes>>,
+    http: &HttpProbe,
+    deadline: Deadline,
+) -> Result<(), ProbeError> {
+    let opening = async {
+        h2::client::Builder::new()
+            .enable_push(false)
+            .max_header_list_size(HEADER_BYTES as u32)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .map_err(broken_http2)
+    };
+    let (sender, connection) = deadline.within(Waiting::Answer, opening).await?;
+    let asking = async {
+        let mut sender = sender.ready().await.map_err(broken_http2)?;
+        let sent = sender.send_request(request.map(drop), true);
+        let (answer, _) = sent.map_err(broken_http2)?;
+        let answer = answer.await.map_err(broken_http2)?;
+        let status = answer.status().as_u16();
+        judge(status, Content::Http2(answer.into_body()), http).await
+    };
+    drive(asking, connection, deadline).await
+}
+
+/// Sends the request and judges the answer as soon as enough of it is there.
+async fn asked(
     mut sender: SendRequest<Empty<Bytes>>,
     request: Request<Empty<Bytes>>,
     http: &HttpProbe,
 ) -> Result<impl Future<Output = ()> + use<>, ProbeError> {
     let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
-    let got = answer.status().as_u16();
+    let status = answer.status().as_u16();
+    judge(status, Content::Http1(answer.into_body()), http).await
+}
+
+/// Judges an answer. Leaves the rest to be read, within bounds, so that the server can write it.
+async fn judge(
+    got: u16,
+    content: Content,
+    http: &HttpProbe,
+) -> Result<impl Future<Output = ()> + use<>, ProbeError> {
     let (first, last) = http.status;
     if !(first..=last).contains(&got) {
         return Err(ProbeError::Status {
@@ -97,7 +146,7 @@ async fn judge(
         });
     }
     let mut body = Body {
-        incoming: answer.into_body(),
+        content,
         seen: Vec::new(),
     };
     if let Some(wanted) = &http.body
@@ -110,9 +159,40 @@ async fn judge(
     Ok(async move { while let Ok(true) = body.more().await {} })
 }
 
+/// The body of an answer, as it comes.
+enum Content {
+    Http1(Incoming),
+    Http2(h2::RecvStream),
+}
+
+impl Content {
+    /// The next piece; nothing at the end.
+    async fn piece(&mut self) -> Result<Option<Bytes>, ProbeError> {
+        match self {
+            Self::Http1(incoming) => match incoming.frame().await {
+                // Trailers are none of the body.
+                Some(frame) => {
+                    let frame = frame.map_err(|e| broken(&e))?;
+                    Ok(Some(frame.into_data().unwrap_or_default()))
+                }
+                None => Ok(None),
+            },
+            Self::Http2(stream) => match stream.data().await {
+                Some(data) => {
+                    let data = data.map_err(broken_http2)?;
+                    let window = stream.flow_control();
+                    window.release_capacity(data.len()).map_err(broken_http2)?;
+                    Ok(Some(data))
+                }
+                None => Ok(None),
+            },
+        }
+    }
+}
+
 /// The beginning of an answer's body.
 struct Body {
-    incoming: Incoming,
+    content: Content,
     /// [`BODY_BYTES`] at the most.
     seen: Vec<u8>,
 }
@@ -124,13 +204,10 @@ impl Body {
         if room == 0 {
             return Ok(false);
         }
-        let Some(frame) = self.incoming.frame().await else {
+        let Some(data) = self.content.piece().await? else {
             return Ok(false);
         };
-        // Trailers are none of the body.
-        if let Ok(data) = frame.map_err(|e| broken(&e))?.into_data() {
-            self.seen.extend(data.iter().take(room));
-        }
+        self.seen.extend(data.iter().take(room));
         Ok(true)
     }
 
@@ -174,5 +251,18 @@ fn broken(error: &hyper::Error) -> ProbeError {
         None if io.kind() == io::ErrorKind::UnexpectedEof => ProbeError::Closed,
         // What hyper thinks of a chunk, for instance.
         None => protocol(io.to_string()),
+    }
+}
+
+fn broken_http2(error: h2::Error) -> ProbeError {
+    if !error.is_io() {
+        return ProbeError::Protocol {
+            protocol: "HTTP/2",
+            wrong: error.to_string(),
+        };
+    }
+    match error.into_io() {
+        Some(e) if e.kind() != io::ErrorKind::UnexpectedEof => ProbeError::Lost(e),
+        _ => ProbeError::Closed,
     }
 }

@@ -23,15 +23,18 @@ use tokio_rustls::{
 
 use super::{Deadline, ProbeError, Waiting};
 
-/// A session with `target` for HTTP/1.1, asked for by the name in `host`, if that is one.
+/// A session with `target` for HTTP/2 or HTTP/1.1, asked for by the name in `host`, if that is one.
 pub(super) async fn handshake(
     stream: TcpStream,
     host: Option<&str>,
     target: SocketAddr,
+    is_http2: bool,
     deadline: Deadline,
 ) -> Result<TlsStream<TcpStream>, ProbeError> {
-    static CONNECTOR: LazyLock<Result<TlsConnector, Error>> = LazyLock::new(connector);
-    let connector = match &*CONNECTOR {
+    type Connector = LazyLock<Result<TlsConnector, Error>>;
+    static HTTP1: Connector = LazyLock::new(|| connector(b"http/1.1"));
+    static HTTP2: Connector = LazyLock::new(|| connector(b"h2"));
+    let connector = match &**if is_http2 { &HTTP2 } else { &HTTP1 } {
         Ok(connector) => connector,
         Err(e) => {
             return Err(ProbeError::NotAsked {
@@ -47,17 +50,24 @@ pub(super) async fn handshake(
             .await
             .map_err(ProbeError::Tls)
     };
-    deadline.within(Waiting::Tls, handshake).await
+    let session = deadline.within(Waiting::Tls, handshake).await?;
+    if is_http2 && session.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err(ProbeError::Protocol {
+            protocol: "TLS",
+            wrong: "the server does not agree on HTTP/2".to_owned(),
+        });
+    }
+    Ok(session)
 }
 
-fn connector() -> Result<TlsConnector, Error> {
+fn connector(protocol: &[u8]) -> Result<TlsConnector, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     // A check is whole each time, and there is nothing to remember of 10,000 backends.
     config.resumption = Resumption::disabled();
     Ok(TlsConnector::from(Arc::new(config)))

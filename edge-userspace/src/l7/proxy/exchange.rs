@@ -8,7 +8,7 @@ use super::{
     front::{Front, Then},
     mirror,
     relay::Progress,
-    request_head,
+    request_head::Head,
     snapshot::Listener,
     spans,
     worker::{Current, Scratch, Worker},
@@ -17,7 +17,7 @@ use crate::l7::{
     access_log, forwarded,
     head::{Framing, Known, Method, Reject, Request, Version},
     http1::write,
-    refusal::Refusal,
+    refusal::{self, Refusal},
     resilience::{Deadlines, Timeouts},
     route::{self, Action, View},
     stats::Requests,
@@ -314,14 +314,17 @@ impl Exchange<'_> {
                 let path = router
                     .rewrite(route, seen.path, rewritten)
                     .map_err(|_| Refusal::Path)?;
-                let mut head = self.conn.worker.out();
-                request_head::write_head(self, &seen, path, route, &mut head);
-                let copied = mirror::before(self, front, &scratch.request, route, &head);
+                let group = current.snapshot.groups.get(target.upstream);
+                let group = group.ok_or(Refusal::Internal)?;
+                let head = Head::new(self, &seen, path, route, group)?;
+                let copy = mirror::draw(self, &seen, path, route);
+                let copy = copy
+                    .and_then(|copy| mirror::before(self, front, &scratch.request, route, copy));
                 let done = forward::run(self, front, scratch, route, target, &head).await;
-                if let Some(to) = copied {
-                    mirror::after(self, front, &scratch.request, (route, to), &head);
+                if let Some(copy) = copy {
+                    mirror::after(self, front, &scratch.request, route, copy);
                 }
-                self.conn.worker.give_out(head);
+                head.give_back(&self.conn.worker);
                 done
             }
             Action::Redirect { status, to } => {
@@ -369,6 +372,9 @@ impl Exchange<'_> {
             self.is_last = true;
         }
         let status = refusal.status();
+        if is_call(front, &scratch.request) {
+            return self.refused_call(front, scratch, status).await;
+        }
         let mut body = self.conn.worker.out();
         body.extend_from_slice(status.to_string().as_bytes());
         body.push(b' ');
@@ -389,6 +395,28 @@ impl Exchange<'_> {
         let next = self.own(front, scratch, status, &fields, &body).await;
         self.conn.worker.give_out(body);
         next
+    }
+
+    /// The same for a call of gRPC, whose caller looks for a status of its own.
+    async fn refused_call<F: Front>(
+        &mut self,
+        front: &mut F,
+        scratch: &Scratch,
+        status: u16,
+    ) -> Next {
+        let code = refusal::grpc_status(status).to_string();
+        let reason = write::reason(status);
+        let id = self.facts.ids.request;
+        // Printable ASCII without percent signs, which needs no encoding.
+        let mut message = format!("{status} {reason}, request id ").into_bytes();
+        message.extend_from_slice(&id);
+        let fields: [(&[u8], &[u8]); 4] = [
+            (b"Content-Type", b"application/grpc"),
+            (b"grpc-status", code.as_bytes()),
+            (b"grpc-message", &message),
+            (b"X-Request-Id", &id),
+        ];
+        self.own(front, scratch, 200, &fields, b"").await
     }
 
     /// An answer of our own.
@@ -465,6 +493,12 @@ impl Exchange<'_> {
         arm(&self.conn.timer, &deadlines);
         deadlines
     }
+}
+
+/// Whether a request is a call of gRPC, which is always by HTTP/2.
+fn is_call<F: Front>(front: &F, request: &Request) -> bool {
+    let mut types = request.known(front.bytes(), Known::ContentType);
+    request.version == Version::Http2 && types.next().is_some_and(refusal::is_grpc)
 }
 
 async fn send<F: Front>(front: &mut F, mut body: &[u8]) -> io::Result<()> {

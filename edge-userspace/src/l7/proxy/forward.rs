@@ -8,14 +8,17 @@ use std::{
 };
 
 use super::{
+    back::Back,
     choice::{hash_key, session},
     conn::arm,
     exchange::{Exchange, Next},
     front::Front,
     group::{Group, Places, Server, nanoseconds},
+    h2::{AnswerStream, NoPlace, NotSent, Place},
     link::{BodyError, Link},
     pool,
     relay::{self, Side},
+    request_head::Head,
     stream::Stream,
     worker::{Scratch, Worker},
 };
@@ -24,8 +27,8 @@ use crate::{
     l7::{
         access_log,
         balance::Ask,
-        head::{Framing, Limits},
-        http1::{Asked, Chunked, parse_response, write},
+        head::{Framing, Version},
+        http1::{Asked, write},
         proxy_protocol::{self, Addresses},
         refusal::Refusal,
         resilience::{
@@ -36,13 +39,6 @@ use crate::{
     },
 };
 
-/// What heads of answers may be: what servers send is less in doubt than what clients do.
-pub(super) const ANSWERS: Limits = Limits {
-    head_bytes: 32 * 1024,
-    fields: 256,
-    uri_bytes: 0,
-    body_bytes: u64::MAX,
-};
 /// Tries of a request that are remembered, so as to go elsewhere.
 const TRIED: usize = 8;
 /// Slowest bodies are not looked at before so many nanoseconds.
@@ -115,7 +111,7 @@ pub(super) async fn run<F: Front>(
     scratch: &mut Scratch,
     route: &Route,
     target: &Target,
-    head: &[u8],
+    head: &Head,
 ) -> Result<Next, Refusal> {
     let current = exchange.current;
     let (Some(group), Some(of_route)) = (
@@ -192,7 +188,7 @@ async fn tries<F: Front>(
     route: &Route,
     target: &Target,
     group: &Arc<Group>,
-    head: &[u8],
+    head: &Head,
     admission: &mut Option<Admission<'_>>,
     deadlines: &mut Deadlines,
 ) -> Result<Next, Refusal> {
@@ -244,7 +240,7 @@ async fn tries<F: Front>(
         let active = balanced.enter();
         let connect = std::mem::take(&mut exchange.facts.connect);
         exchange.facts.waited = 0;
-        let asked = ask_server(exchange, front, scratch, group, server, head, deadlines).await;
+        let asked = ask_server(exchange, front, scratch, group, position, head, deadlines).await;
         let took = exchange.facts.connect.saturating_add(exchange.facts.waited);
         exchange.facts.connect += connect;
         // A failure of the client says nothing of the server.
@@ -358,7 +354,7 @@ struct Answer {
     status: u16,
     /// Bytes of its head.
     head: usize,
-    link: Link,
+    back: Back,
 }
 
 /// Why there is none.
@@ -389,44 +385,66 @@ async fn ask_server<F: Front>(
     exchange: &mut Exchange<'_>,
     front: &mut F,
     scratch: &mut Scratch,
-    group: &Group,
-    server: &Server,
-    head: &[u8],
+    group: &Arc<Group>,
+    position: usize,
+    head: &Head,
     deadlines: &mut Deadlines,
 ) -> Result<Answer, Failed> {
     let worker = exchange.conn.worker.clone();
     loop {
-        let pooled = (!group.is_per_client())
-            .then(|| worker.pools.take(server.number))
-            .flatten();
-        let is_reused = pooled.is_some();
-        let stream = match pooled {
-            Some(stream) => stream,
-            // Apart: a request is as large as the largest thing that it may have to do.
-            None => Box::pin(connect(exchange, front, group, server, deadlines)).await?,
+        let request = &scratch.request;
+        let (mut back, is_reused) = match head {
+            Head::Http1(head) => {
+                let Some(server) = group.servers.get(position) else {
+                    return Err(Failed::of_client(Refusal::Internal));
+                };
+                let pooled = (!group.is_per_client())
+                    .then(|| worker.pools.take(server.number))
+                    .flatten();
+                let is_reused = pooled.is_some();
+                let stream = match pooled {
+                    Some(stream) => stream,
+                    // Apart: a request is as large as the largest thing that it may have to do.
+                    None => Box::pin(connect(exchange, front, group, server, deadlines)).await?,
+                };
+                let mut out = worker.out();
+                out.extend_from_slice(head);
+                let mut link = Link::new(stream, worker.server_buffers.take(), out);
+                link.send_body(request.framing);
+                (Back::Http1(link), is_reused)
+            }
+            Head::Http2(head) => {
+                let place = Box::pin(shared(exchange, front, group, position, deadlines)).await?;
+                let is_reused = place.is_reused();
+                let (head, out) = ((**head).clone(), worker.out());
+                match AnswerStream::new(place, head, request.framing, request.method, out) {
+                    Ok(stream) => (Back::Http2(Box::new(stream)), is_reused),
+                    // Nobody gets a place on that one any more.
+                    Err(NotSent::Gone) => continue,
+                    Err(NotSent::Invalid) => return Err(Failed::of_client(Refusal::Internal)),
+                }
+            }
         };
-        let mut out = worker.out();
-        out.extend_from_slice(head);
-        let mut link = Link::new(stream, worker.server_buffers.take(), out);
-        link.send_body(scratch.request.framing);
-        match converse(exchange, front, scratch, &mut link, deadlines).await {
+        match converse(exchange, front, scratch, &mut back, deadlines).await {
             Ok(head) => {
                 return Ok(Answer {
                     status: scratch.response.status,
                     head,
-                    link,
+                    back,
                 });
             }
             Err(failed) => {
-                let said_nothing = link.bytes().is_empty();
-                let (_, out) = link.into_parts();
+                let is_lost = back.is_lost();
+                let (_, out) = back.into_parts();
                 worker.give_out(out);
                 // The server hung up before the request came, which is nobody's fault.
                 let request = &scratch.request;
                 let is_stale = is_reused
-                    && said_nothing
-                    && failed.failure == Some(Failure::Broken)
-                    && request.method.is_idempotent();
+                    && is_lost
+                    && match failed.failure {
+                        Some(Failure::Broken) => request.method.is_idempotent(),
+                        failure => failure == Some(Failure::Unprocessed),
+                    };
                 if is_stale && front.rewind(request.framing, exchange.listener.limits.body_bytes) {
                     exchange.facts.progress = relay::Progress::default();
                     continue;
@@ -434,6 +452,50 @@ async fn ask_server<F: Front>(
                 return Err(failed);
             }
         }
+    }
+}
+
+/// A place on a connection to a server that requests share.
+async fn shared<F: Front>(
+    exchange: &mut Exchange<'_>,
+    front: &mut F,
+    group: &Arc<Group>,
+    position: usize,
+    deadlines: &mut Deadlines,
+) -> Result<Place, Failed> {
+    let Some(server) = group.servers.get(position) else {
+        return Err(Failed::of_client(Refusal::Internal));
+    };
+    let worker = &exchange.conn.worker;
+    let server = worker.upstreams.server(server.number);
+    let idle = nanoseconds(group.config.keep_alive.idle);
+    if let Some(place) = server.place(idle) {
+        return Ok(place);
+    }
+    let began = Worker::now();
+    deadlines.begin(Timeout::Connect, began);
+    let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
+    let patience = until.saturating_sub(began);
+    let work = server.wait(worker, group, position, patience);
+    let found = wait(exchange, front, until, work).await;
+    exchange.facts.connect += Worker::now().saturating_sub(began);
+    let refusal = match found {
+        Ok(Ok(place)) => return Ok(place),
+        Ok(Err(NoPlace::Failed)) => Refusal::ConnectFailed,
+        Ok(Err(NoPlace::NoHttp2)) => Refusal::NoHttp2,
+        Ok(Err(NoPlace::Expired)) | Err(Side::Expired) => {
+            return Err(late(deadlines));
+        }
+        Err(_) => return Err(Failed::of_client(Refusal::ClientGone)),
+    };
+    Err(Failed::of_server(Failure::Connect, refusal))
+}
+
+/// There is no connection in time.
+fn late(deadlines: &Deadlines) -> Failed {
+    match deadlines.expired(Worker::now()) {
+        Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
+        _ => Failed::of_server(Failure::Connect, Refusal::ConnectTimeout),
     }
 }
 
@@ -464,10 +526,7 @@ async fn connect<F: Front>(
         }
         Err(Side::Expired) => {
             stats.connect_failures.add(1);
-            Err(match deadlines.expired(Worker::now()) {
-                Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
-                _ => Failed::of_server(Failure::Connect, Refusal::ConnectTimeout),
-            })
+            Err(late(deadlines))
         }
         Err(_) => Err(Failed::of_client(Refusal::ClientGone)),
     }
@@ -499,7 +558,7 @@ async fn converse<F: Front>(
     exchange: &mut Exchange<'_>,
     front: &mut F,
     scratch: &mut Scratch,
-    link: &mut Link,
+    back: &mut Back,
     deadlines: &mut Deadlines,
 ) -> Result<usize, Failed> {
     let Scratch {
@@ -536,7 +595,7 @@ async fn converse<F: Front>(
     let talking = poll_fn(|cx| {
         if !facts.progress.sent {
             let before = facts.progress.up;
-            match relay::poll_up(cx, front, link, &mut facts.progress.up) {
+            match relay::poll_up(cx, front, back, &mut facts.progress.up) {
                 Poll::Ready(Ok(())) => facts.progress.sent = true,
                 // It may have said why before it hung up.
                 Poll::Ready(Err(Side::Server)) => {
@@ -560,7 +619,7 @@ async fn converse<F: Front>(
         }
         if facts.progress.sent && !is_flushed {
             // Its failure shows when the answer is read.
-            is_flushed = link.poll_drain(cx).is_ready();
+            is_flushed = back.poll_drain(cx).is_ready();
             if is_flushed {
                 let now = Worker::now();
                 sent_at = Some(now);
@@ -568,30 +627,8 @@ async fn converse<F: Front>(
                 arm(timer, deadlines);
             }
         }
-        loop {
-            match link.poll_fill(cx) {
-                Poll::Ready(Ok(n)) if n > 0 => {}
-                Poll::Ready(_) => return Poll::Ready(Ok(Err(Refusal::ServerBroke))),
-                Poll::Pending => break,
-            }
-            loop {
-                match parse_response(link.bytes(), &ANSWERS, asked, response) {
-                    Ok(Some(head)) if response.is_interim() => {
-                        // The client has got its 100 already; of others it needs none.
-                        link.skip(head);
-                        response.reset();
-                        if link.bytes().is_empty() {
-                            break;
-                        }
-                    }
-                    Ok(Some(head)) => return Poll::Ready(Ok(Ok(head))),
-                    Ok(None) => break,
-                    Err(_) => return Poll::Ready(Ok(Err(Refusal::BadAnswer))),
-                }
-            }
-            if !link.has_room() {
-                return Poll::Ready(Ok(Err(Refusal::BadAnswer)));
-            }
+        if let Poll::Ready(head) = back.poll_head(cx, asked, response) {
+            return Poll::Ready(Ok(head));
         }
         if is_flushed && front.has_ended() && front.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(gone()));
@@ -603,26 +640,25 @@ async fn converse<F: Front>(
     facts.first_byte = now.saturating_sub(began);
     facts.waited = sent_at.map_or(0, |at| now.saturating_sub(at));
     match talked {
-        Ok(Ok(Ok(head))) => {
-            let framing = response.framing;
-            link.begin(head, framing, Chunked::response());
-            link.let_go();
-            Ok(head)
-        }
-        Ok(Ok(Err(refusal))) => Err(Failed::of_server(Failure::Broken, refusal)),
+        Ok(Ok(Ok(head))) => Ok(head),
+        Ok(Ok(Err(no))) => Err(Failed::of_server(no.failure, no.refusal)),
         Ok(Err(Side::Client(BodyError::Reject(reject)))) => {
             Err(Failed::of_client(Refusal::Malformed(reject)))
         }
         Ok(Err(Side::Client(BodyError::Broken))) => Err(Failed::of_client(Refusal::ClientGone)),
         Ok(Err(Side::Server)) => Err(Failed::of_server(Failure::Broken, Refusal::ServerBroke)),
-        Ok(Err(Side::Expired)) | Err(_) => Err(match deadlines.expired(now) {
-            Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
+        Ok(Err(Side::Expired)) | Err(_) => {
             // What has come of the body has been sent: more of it is the client's to send.
-            _ if !facts.progress.sent && front.data().is_empty() => {
-                Failed::of_client(Refusal::BodyTimeout)
+            let is_client = !facts.progress.sent && front.data().is_empty();
+            if !is_client {
+                back.doubt();
             }
-            _ => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
-        }),
+            Err(match deadlines.expired(now) {
+                Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
+                _ if is_client => Failed::of_client(Refusal::BodyTimeout),
+                _ => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
+            })
+        }
     }
 }
 
@@ -642,15 +678,20 @@ async fn deliver<F: Front>(
     let Scratch {
         request, response, ..
     } = scratch;
-    let Answer { head, mut link, .. } = answer;
+    let Answer { head, mut back, .. } = answer;
     let is_upgrade = response.status == 101;
-    let body = response.framing.towards(request.version);
+    let is_http2 = request.version == Version::Http2;
+    let body = match response.framing.towards(request.version) {
+        // Trailers may follow, whatever length was told.
+        Framing::Length(1..) if is_http2 && response.version == Version::Http2 => Framing::Chunked,
+        framing => framing,
+    };
     let keep = request.keep_alive
         && !exchange.is_last
         && body != Framing::UntilClose
         // What is left of its body would be taken for the next request.
         && front.has_ended();
-    let bytes = link.bytes();
+    let bytes = back.bytes();
     let bytes = bytes.get(..head).unwrap_or(bytes);
     let rules = &route.response_headers;
     exchange.facts.status = response.status;
@@ -676,6 +717,9 @@ async fn deliver<F: Front>(
         (Framing::None, Some(length)) if response.status > 204 || response.status == 200 => {
             Framing::Length(length)
         }
+        (Framing::None, _) => Framing::None,
+        // The end is told by the stream's, and no other length than the server's own.
+        (_, declared) if is_http2 => declared.map_or(Framing::None, Framing::Length),
         (body, _) => body,
     };
     let upgrade = response.upgrade.filter(|_| is_upgrade);
@@ -684,25 +728,27 @@ async fn deliver<F: Front>(
     let (timer, facts) = (&exchange.conn.timer, &mut *exchange.facts);
     let ended = if is_upgrade {
         let patience = deadlines_of_tunnel(exchange.listener, group);
-        relay::tunnel(timer, patience, front, &mut link, &mut facts.progress).await
+        relay::tunnel(timer, patience, front, &mut back, &mut facts.progress).await
     } else {
-        relay::answer((timer, deadlines), front, &mut link, &mut facts.progress).await
+        relay::answer((timer, deadlines), front, &mut back, &mut facts.progress).await
     };
     let now = Worker::now();
     let worker = &exchange.conn.worker;
     // Something is there that the client does not take.
-    let is_stuck = front.has_out() || !link.data().is_empty();
+    let is_stuck = front.has_out() || !back.data().is_empty();
+    if matches!(ended, Err(Side::Expired)) && !is_stuck {
+        back.doubt();
+    }
     let is_whole = ended.is_ok() && !is_upgrade;
     let can_stay = is_whole
         && response.keep_alive
         && facts.progress.sent
         && !facts.progress.is_refused
-        && !link.has_out()
-        && !link.next_message()
-        && !group.is_per_client();
-    let (stream, out) = link.into_parts();
+        && !group.is_per_client()
+        && back.can_stay();
+    let (stream, out) = back.into_parts();
     worker.give_out(out);
-    if can_stay {
+    if let Some(stream) = stream.filter(|_| can_stay) {
         let keep_alive = &group.config.keep_alive;
         let until = now.saturating_add(nanoseconds(keep_alive.idle));
         let most = keep_alive.connections as usize;

@@ -1,12 +1,15 @@
-//! HTTP/2 towards clients (RFC 9113).
+//! HTTP/2 (RFC 9113): here towards clients, and in [`upstream`] towards servers.
 //!
 //! A connection is one task, which reads and writes frames, and each of its streams another one,
 //! which answers a request as one of HTTP/1 is answered ([`RequestStream`]). What a stream may
 //! cost is bounded by the windows and limits below, and what a client may cost by resetting
 //! streams, or having them reset, by a rate.
 
+mod answer;
 mod io;
+mod message;
 mod stream;
+mod upstream;
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,8 +33,11 @@ use super::{
     worker::Worker,
 };
 use crate::{config::proxy::listener::Limits, l7::refusal::Refusal};
+pub(super) use answer::AnswerStream;
 use io::Io;
+pub(super) use message::append;
 use stream::RequestStream;
+pub(super) use upstream::{NoPlace, NotSent, Place, Upstreams};
 
 /// Bytes that a client may send of a body, and of all bodies of a connection, before any are
 /// taken.

@@ -17,13 +17,15 @@ use std::{
 use tokio::task::spawn_local;
 
 use super::{
+    back::ANSWERS,
     choice::hash_key,
-    exchange::Exchange,
-    forward::{ANSWERS, preface},
+    exchange::{Exchange, Seen},
+    forward::preface,
     front::Front,
     group::{Group, Places, Server, nanoseconds},
     link::{BodyError, Link},
     pool,
+    request_head::write_head,
     worker::{Current, Worker},
 };
 use crate::l7::{
@@ -75,28 +77,47 @@ struct Copy {
     place: Place,
 }
 
-/// Before a request is sent: copies it if it is chosen and has no body, and tells if it is to be
-/// copied ([`after`]) when it is over. `head` is its head as servers get it.
+/// A copy that is to be made: its head, as a server of HTTP/1 gets it.
+pub(super) struct Draft<'r> {
+    mirror: &'r Mirror,
+    head: Vec<u8>,
+}
+
+/// Whether a request is to be copied.
+pub(super) fn draw<'r>(
+    exchange: &Exchange<'_>,
+    seen: &Seen<'_>,
+    path: &[u8],
+    route: &'r Route,
+) -> Option<Draft<'r>> {
+    let mirror = route.mirror.as_ref()?;
+    let worker = &exchange.conn.worker;
+    mirror.draws(worker.random()).then(|| {
+        let mut head = worker.out();
+        write_head(exchange, seen, path, route, &mut head);
+        Draft { mirror, head }
+    })
+}
+
+/// Before a request is sent: copies it if it has no body; gives the draft back if it is to be copied
+/// when it is over ([`after`]).
 pub(super) fn before<'r, F: Front>(
     exchange: &Exchange<'_>,
     front: &F,
     request: &Request,
-    route: &'r Route,
-    head: &[u8],
-) -> Option<&'r Mirror> {
-    let mirror = route.mirror.as_ref()?;
-    if !mirror.draws(exchange.conn.worker.random()) {
-        return None;
-    }
+    route: &Route,
+    draft: Draft<'r>,
+) -> Option<Draft<'r>> {
     if !request.framing.is_empty() {
-        return Some(mirror);
+        return Some(draft);
     }
     // What the shadow would switch to has no end.
     let copied = request.upgrade.is_none()
-        && send(exchange, front, request, route, mirror, |bytes| {
-            bytes.extend_from_slice(head);
+        && send(exchange, front, request, route, draft.mirror, |bytes| {
+            bytes.extend_from_slice(&draft.head);
         });
     note_skipped(exchange, route, copied);
+    exchange.conn.worker.give_out(draft.head);
     None
 }
 
@@ -105,20 +126,22 @@ pub(super) fn after<F: Front>(
     exchange: &Exchange<'_>,
     front: &mut F,
     request: &Request,
-    (route, mirror): (&Route, &Mirror),
-    head: &[u8],
+    route: &Route,
+    draft: Draft<'_>,
 ) {
     let is_small = exchange.facts.progress.up <= BODY as u64;
-    let mut body = exchange.conn.worker.out();
+    let worker = &exchange.conn.worker;
+    let mut body = worker.out();
     let copied = is_small
         && front.has_ended()
         && front.rewind(request.framing, exchange.listener.limits.body_bytes)
         && copy_body(front, request.framing, &mut body)
-        && send(exchange, front, request, route, mirror, |bytes| {
-            bytes.extend_from_slice(head);
+        && send(exchange, front, request, route, draft.mirror, |bytes| {
+            bytes.extend_from_slice(&draft.head);
             bytes.extend_from_slice(&body);
         });
-    exchange.conn.worker.give_out(body);
+    worker.give_out(body);
+    worker.give_out(draft.head);
     note_skipped(exchange, route, copied);
 }
 

@@ -5,6 +5,7 @@
 //! Where the stages compose is [`exchange`]: there a request finds its route and every failure
 //! becomes an answer.
 
+mod back;
 mod buffers;
 mod choice;
 mod conn;

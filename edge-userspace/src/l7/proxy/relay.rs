@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
+    back::Back,
     conn::arm,
     front::Front,
-    link::{BodyError, Link},
+    link::BodyError,
     timers::{Expired, Timer},
     worker::Worker,
 };
@@ -38,7 +39,7 @@ const GONE: Side = Side::Client(BodyError::Broken);
 pub(super) fn poll_up<F: Front>(
     cx: &mut Context<'_>,
     from: &mut F,
-    to: &mut Link,
+    to: &mut Back,
     moved: &mut u64,
 ) -> Poll<Result<(), Side>> {
     loop {
@@ -69,7 +70,7 @@ pub(super) fn poll_up<F: Front>(
 /// The same for the answer's body.
 fn poll_down<F: Front>(
     cx: &mut Context<'_>,
-    from: &mut Link,
+    from: &mut Back,
     to: &mut F,
     moved: &mut u64,
 ) -> Poll<Result<(), Side>> {
@@ -117,7 +118,7 @@ pub(super) struct Progress {
 pub(super) async fn answer<F: Front>(
     (timer, deadlines): (&Timer, &mut Deadlines),
     client_side: &mut F,
-    server_side: &mut Link,
+    server_side: &mut Back,
     progress: &mut Progress,
 ) -> Result<(), Side> {
     let mut is_down = false;
@@ -165,7 +166,7 @@ pub(super) async fn tunnel<F: Front>(
     timer: &Timer,
     patience: u64,
     client_side: &mut F,
-    server_side: &mut Link,
+    server_side: &mut Back,
     progress: &mut Progress,
 ) -> Result<(), Side> {
     client_side.become_tunnel();
@@ -194,8 +195,7 @@ pub(super) async fn tunnel<F: Front>(
                 .map_err(|_| Side::Server)?
                 .is_ready()
             && server_side
-                .stream
-                .poll_shutdown(cx)
+                .poll_close(cx)
                 .map_err(|_| Side::Server)?
                 .is_ready()
         {

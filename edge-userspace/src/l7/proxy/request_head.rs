@@ -1,8 +1,199 @@
 //! The head of a request as a server gets it.
 
-use super::exchange::{Exchange, Ids, Seen};
-use crate::config::proxy::listener::ClientHeader;
-use crate::l7::{forwarded, head::Known, http1::write, route::Route};
+use hyper::{
+    Method, Request, Uri,
+    header::{CONTENT_LENGTH, HeaderValue, TE},
+    http,
+};
+
+use super::{
+    exchange::{Exchange, Ids, Seen},
+    group::Group,
+    h2,
+    worker::Worker,
+};
+use crate::{
+    config::proxy::{listener::ClientHeader, upstream::Protocol},
+    l7::{
+        forwarded,
+        head::{Framing, Known},
+        http1::write,
+        refusal::Refusal,
+        route::Route,
+    },
+};
+
+/// The head of a request, in the version that its server speaks.
+pub(super) enum Head {
+    Http1(Vec<u8>),
+    Http2(Box<Request<()>>),
+}
+
+impl Head {
+    /// That of a request for the servers of a group.
+    ///
+    /// # Errors
+    /// When that version has no way to write it.
+    pub(super) fn new(
+        exchange: &Exchange<'_>,
+        seen: &Seen<'_>,
+        path: &[u8],
+        route: &Route,
+        group: &Group,
+    ) -> Result<Self, Refusal> {
+        match group.config.protocol {
+            Protocol::Http1 => {
+                let mut out = exchange.conn.worker.out();
+                write_head(exchange, seen, path, route, &mut out);
+                Ok(Self::Http1(out))
+            }
+            Protocol::Http2 => {
+                let mut head = Http2Head::new(group.config.tls.is_some());
+                write_head(exchange, seen, path, route, &mut head);
+                let request = head.into_request().ok_or(Refusal::Path)?;
+                Ok(Self::Http2(Box::new(request)))
+            }
+        }
+    }
+
+    /// Gives its memory back.
+    pub(super) fn give_back(self, worker: &Worker) {
+        match self {
+            Self::Http1(out) => worker.give_out(out),
+            Self::Http2(_) => {}
+        }
+    }
+}
+
+/// Where the head of a request is written to.
+pub(super) trait Sink {
+    /// Begins it: for whom it is.
+    fn begin(&mut self, method: &[u8], path: &[u8], query: Option<&[u8]>, host: &[u8]);
+    /// One field.
+    fn field(&mut self, name: &[u8], value: &[u8]);
+    /// One field whose value is put together.
+    fn compose(&mut self, name: &[u8], value: impl FnOnce(&mut Vec<u8>));
+    /// Ends it: where the message ends, and what is said of the connection.
+    fn end(&mut self, framing: Framing, connection: write::Connection<'_>);
+}
+
+impl Sink for Vec<u8> {
+    fn begin(&mut self, method: &[u8], path: &[u8], query: Option<&[u8]>, host: &[u8]) {
+        write::request_line(self, method, path, query);
+        write::host(self, host);
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        write::field(self, name, value);
+    }
+
+    fn compose(&mut self, name: &[u8], value: impl FnOnce(&mut Vec<u8>)) {
+        self.extend_from_slice(name);
+        self.extend_from_slice(b": ");
+        value(self);
+        self.extend_from_slice(b"\r\n");
+    }
+
+    fn end(&mut self, framing: Framing, connection: write::Connection<'_>) {
+        write::framing(self, framing);
+        write::connection(self, connection);
+        write::end(self);
+    }
+}
+
+/// A head of HTTP/2.
+struct Http2Head {
+    head: http::request::Parts,
+    is_secure: bool,
+    /// Whether there is a way to write for whom it is.
+    is_addressed: bool,
+    /// A value while it is put together.
+    value: Vec<u8>,
+}
+
+impl Http2Head {
+    /// For a server that is spoken to by TLS, or not: some refuse another `:scheme`.
+    fn new(is_secure: bool) -> Self {
+        Self {
+            head: Request::new(()).into_parts().0,
+            is_secure,
+            is_addressed: false,
+            value: Vec::new(),
+        }
+    }
+
+    fn into_request(self) -> Option<Request<()>> {
+        let Self {
+            head, is_addressed, ..
+        } = self;
+        is_addressed.then(|| Request::from_parts(head, ()))
+    }
+
+    fn uri(&self, host: &[u8], target: &[u8]) -> Option<Uri> {
+        let uri = Uri::builder().path_and_query(target);
+        if host.is_empty() {
+            // Of HTTP/1.0, which need not say.
+            return uri.build().ok();
+        }
+        let scheme = if self.is_secure { "https" } else { "http" };
+        uri.scheme(scheme).authority(host).build().ok()
+    }
+}
+
+impl Sink for Http2Head {
+    fn begin(&mut self, method: &[u8], path: &[u8], query: Option<&[u8]>, host: &[u8]) {
+        let mut target = path.to_vec();
+        if let Some(query) = query {
+            target.push(b'?');
+            target.extend_from_slice(query);
+        }
+        let uri = self.uri(host, &target);
+        let uri = uri.or_else(|| self.uri(host, &escape(&target)));
+        let method = Method::from_bytes(method).ok();
+        if let Some((uri, method)) = uri.zip(method) {
+            (self.head.uri, self.head.method) = (uri, method);
+            self.is_addressed = true;
+        }
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        h2::append(&mut self.head.headers, name, value);
+    }
+
+    fn compose(&mut self, name: &[u8], value: impl FnOnce(&mut Vec<u8>)) {
+        self.value.clear();
+        value(&mut self.value);
+        h2::append(&mut self.head.headers, name, &self.value);
+    }
+
+    fn end(&mut self, framing: Framing, connection: write::Connection<'_>) {
+        if let Framing::Length(length) = framing {
+            let length = HeaderValue::from(length);
+            self.head.headers.insert(CONTENT_LENGTH, length);
+        }
+        // The one thing of a connection that a request of HTTP/2 may say (RFC 9113, section 8.2.2).
+        // A wish to switch protocols is passed over, which HTTP/2 has not.
+        if connection.te_trailers {
+            let trailers = HeaderValue::from_static("trailers");
+            self.head.headers.insert(TE, trailers);
+        }
+    }
+}
+
+/// A target with all bytes escaped that RFC 3986 does not let stand for themselves. Browsers send
+/// some of them as they are.
+fn escape(target: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(3 * target.len());
+    for &byte in target {
+        if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte) {
+            escaped.push(byte);
+        } else {
+            let digit = |at: u8| b"0123456789ABCDEF"[usize::from(at & 15)];
+            escaped.extend([b'%', digit(byte >> 4), digit(byte)]);
+        }
+    }
+    escaped
+}
 
 /// Writes the head of a request as a server gets it.
 pub(super) fn write_head(
@@ -10,7 +201,7 @@ pub(super) fn write_head(
     seen: &Seen<'_>,
     path: &[u8],
     route: &Route,
-    out: &mut Vec<u8>,
+    out: &mut impl Sink,
 ) {
     let Seen { request, bytes, .. } = *seen;
     let Exchange {
@@ -20,18 +211,19 @@ pub(super) fn write_head(
         ..
     } = exchange;
     let rules = &route.request_headers;
-    write::request_line(
-        out,
-        request.method_name.of(bytes),
-        path,
-        request.query(bytes),
-    );
     // There is one, whoever it is by.
     let own_host = rules.added().iter().find(|(name, _)| **name == *b"host");
     let host = own_host.map_or(request.authority.whole.of(bytes), |(_, value)| value);
-    write::host(out, host);
-    write::fields(out, bytes, &request.fields, |field| {
-        !field.known.is_forwarding()
+    out.begin(
+        request.method_name.of(bytes),
+        path,
+        request.query(bytes),
+        host,
+    );
+    let kept = request.fields.iter().filter(|field| {
+        field.kept
+            && !field.known.is_framing()
+            && !field.known.is_forwarding()
             && !matches!(
                 field.known,
                 // Whoever waits for 100 gets it from here.
@@ -41,6 +233,9 @@ pub(super) fn write_head(
             && (facts.ids.is_traced || field.known != Known::Tracestate)
             && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
     });
+    for field in kept {
+        out.field(field.name.of(bytes), field.value.of(bytes));
+    }
     let peer = conn.peer.ip();
     let believed = listener.believes(peer);
     let chain = |known| {
@@ -50,61 +245,59 @@ pub(super) fn write_head(
     // What a route says of a field holds for those of our own as well.
     let is_wanted = |name: &[u8]| rules.is_empty() || !rules.drops(name);
     if is_wanted(b"x-forwarded-for") {
-        out.extend_from_slice(b"X-Forwarded-For: ");
-        forwarded::chain(out, chain(Known::XForwardedFor));
-        // Servers that do not read `Forwarded` hear who was found there.
-        if believed == Some(ClientHeader::Forwarded)
-            && let Some(client) = facts.client.filter(|client| *client != conn.peer)
-        {
-            forwarded::address(out, client.ip());
-            out.extend_from_slice(b", ");
-        }
-        forwarded::address(out, peer);
-        out.extend_from_slice(b"\r\n");
+        out.compose(b"X-Forwarded-For", |out| {
+            forwarded::chain(out, chain(Known::XForwardedFor));
+            // Servers that do not read `Forwarded` hear who was found there.
+            if believed == Some(ClientHeader::Forwarded)
+                && let Some(client) = facts.client.filter(|client| *client != conn.peer)
+            {
+                forwarded::address(out, client.ip());
+                out.extend_from_slice(b", ");
+            }
+            forwarded::address(out, peer);
+        });
     }
     let scheme = if conn.is_secure { "https" } else { "http" };
     if is_wanted(b"x-forwarded-proto") {
         let told = chain(Known::XForwardedProto).next();
-        write::field(out, b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
+        out.field(b"X-Forwarded-Proto", told.unwrap_or(scheme.as_bytes()));
     }
     if is_wanted(b"x-forwarded-host") {
         let told = chain(Known::XForwardedHost).next();
         let host = told.unwrap_or(request.authority.whole.of(bytes));
-        write::field(out, b"X-Forwarded-Host", host);
+        out.field(b"X-Forwarded-Host", host);
     }
     // Only where somebody before speaks it.
     if is_wanted(b"forwarded") && chain(Known::Forwarded).next().is_some() {
-        out.extend_from_slice(b"Forwarded: ");
-        forwarded::chain(out, chain(Known::Forwarded));
-        forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
-        out.extend_from_slice(b"\r\n");
+        out.compose(b"Forwarded", |out| {
+            forwarded::chain(out, chain(Known::Forwarded));
+            forwarded::element(out, peer, scheme, request.authority.whole.of(bytes));
+        });
     }
     if is_wanted(b"x-request-id") {
-        write::field(out, b"X-Request-Id", &facts.ids.request);
+        out.field(b"X-Request-Id", &facts.ids.request);
     }
     if is_wanted(b"traceparent") {
-        traceparent(out, &facts.ids);
+        out.compose(b"traceparent", |out| traceparent(out, &facts.ids));
     }
     for (name, value) in rules.added() {
         if **name != *b"host" {
-            write::field(out, name, value);
+            out.field(name, value);
         }
     }
-    write::framing(out, request.framing);
-    write::connection(
-        out,
+    out.end(
+        request.framing,
         write::Connection {
             upgrade: request.upgrade.map(|span| span.of(bytes)),
             te_trailers: request.te_trailers,
             ..write::Connection::default()
         },
     );
-    write::end(out);
 }
 
 /// The trace goes on with a span of our own (W3C Trace Context, 3.2).
 fn traceparent(out: &mut Vec<u8>, ids: &Ids) {
-    out.extend_from_slice(b"traceparent: 00-");
+    out.extend_from_slice(b"00-");
     out.extend_from_slice(&ids.trace);
     out.push(b'-');
     let span = ids.server_span;
@@ -113,5 +306,4 @@ fn traceparent(out: &mut Vec<u8>, ids: &Ids) {
     }
     out.push(b'-');
     out.extend_from_slice(&ids.flags);
-    out.extend_from_slice(b"\r\n");
 }

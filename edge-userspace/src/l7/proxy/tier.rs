@@ -443,7 +443,8 @@ impl Tier {
                 whose: format!("[[upstream]] {:?}, tls", upstream.name),
                 source,
             };
-            let towards = upstream.tls.as_ref().map(Towards::load);
+            let towards = upstream.tls.as_ref();
+            let towards = towards.map(|tls| Towards::load(tls, upstream.protocol));
             let towards = towards.transpose().map_err(of)?;
             let held = towards.as_ref().map(|towards| towards.held);
             let same = before.and_then(|before| {

@@ -32,7 +32,7 @@ use crate::{
         files::{FileError, certified_key, roots},
         proxy::{
             listener::{self, Certificate, ClientAuth, TlsVersion},
-            upstream::{self, Address},
+            upstream::{self, Address, Protocol},
         },
     },
     health::probe::AnyCertificate,
@@ -228,11 +228,11 @@ pub(super) struct Towards {
 }
 
 impl Towards {
-    /// Reads the files.
+    /// Reads the files. `protocol` is what is agreed on in the handshake.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub(super) fn load(tls: &upstream::Tls) -> Result<Self, TlsError> {
+    pub(super) fn load(tls: &upstream::Tls, protocol: Protocol) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?;
@@ -263,7 +263,10 @@ impl Towards {
             }
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols.push(b"http/1.1".to_vec());
+        config.alpn_protocols.push(match protocol {
+            Protocol::Http1 => b"http/1.1".to_vec(),
+            Protocol::Http2 => b"h2".to_vec(),
+        });
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             name: tls.sni.clone(),

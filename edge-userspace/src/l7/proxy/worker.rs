@@ -21,7 +21,7 @@ use tracing::{error, warn};
 
 use super::{
     buffers::Buffers,
-    conn, listen,
+    conn, h2, listen,
     pool::Pools,
     snapshot::{Listener, Snapshot},
     timers::Timers,
@@ -97,6 +97,8 @@ pub(super) struct Worker {
     pub(super) pools: Pools,
     /// Copies of requests that are under way.
     pub(super) mirrors: Cell<usize>,
+    /// Connections that requests share.
+    pub(super) upstreams: h2::Upstreams,
     current: RefCell<Option<Rc<Current>>>,
     /// When connections without a request end, nanoseconds of the worker's clock; `None`: when
     /// they were idle for too long.
@@ -119,6 +121,7 @@ impl Worker {
             server_buffers: Rc::new(Buffers::new(SERVER_BUFFER)),
             pools: Pools::default(),
             mirrors: Cell::new(0),
+            upstreams: h2::Upstreams::default(),
             current: RefCell::default(),
             stopping: Cell::new(None),
             // All zeros is the one state from which there is no way out.

@@ -27,6 +27,7 @@ fn health_checks_have_a_port_and_defaults_of_their_kind() {
     assert_eq!(quick.timeout, Duration::from_millis(50));
     let http = HttpProbe {
         tls: false,
+        http2: false,
         path: "/".to_owned(),
         host: None,
         status: (200, 299),
@@ -45,6 +46,7 @@ fn health_checks_have_a_port_and_defaults_of_their_kind() {
     assert_eq!(udp.probe, want);
     let grpc = health("", "kind = 'grpc'\nservice = 'a.v1.B'").probe;
     let want = Probe::Grpc {
+        tls: false,
         service: "a.v1.B".to_owned(),
     };
     assert_eq!(grpc, want);

@@ -312,8 +312,16 @@ fn upstreams_that_cannot_be_are_refused() {
             "upstream[0].tls.sni: missing; a Unix socket has no name",
         ),
         (
-            with_upstream("protocol = 'http2'"),
-            "upstream[0].protocol = 'http2'",
+            with_upstream("protocol = 'http3'"),
+            "upstream[0].protocol = 'http3'",
+        ),
+        (
+            with_upstream("protocol = 'http2'\nproxy_protocol = 'v1'"),
+            "upstream[0].proxy_protocol: with protocol = \"http2\" clients share connections",
+        ),
+        (
+            with_upstream("protocol = 'http2'\nkeep_alive = { connections = 0 }"),
+            "upstream[0].keep_alive.connections = 0: with protocol = \"http2\" it is how many",
         ),
         (
             with_upstream("proxy_protocol = 'v2'\nkeep_alive = { connections = 1 }"),

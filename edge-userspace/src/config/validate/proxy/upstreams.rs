@@ -8,13 +8,14 @@ use std::{
 
 use super::{file, is_token, is_within, listeners::ca, missing, name, required, share};
 use crate::config::{
-    balance::{Forward, HealthCheck},
+    balance::{Forward, HealthCheck, Probe},
     proxy::{
         MAX_UPSTREAMS, Upstream,
         listener::Certificate,
         upstream::{
             Address, Balance, Breaker, Concurrency, ErrorRate, HashKey, KeepAlive, MAX_SERVERS,
-            MAX_WEIGHT, MAX_WINDOW, Passive, Retries, SendProxy, Server, Sticky, Timeouts, Tls,
+            MAX_WEIGHT, MAX_WINDOW, Passive, Protocol, Retries, SendProxy, Server, Sticky,
+            Timeouts, Tls,
         },
     },
     quantity::{Count, Share, spelt},
@@ -71,10 +72,10 @@ pub(super) fn upstreams(list: &[raw::Upstream], report: &mut Report<'_>) -> Vec<
             protocol,
             tls: raw.tls.as_ref().map(|tls| tls_of(tls, &servers, report)),
             keep_alive: keep_alive(raw, proxy_protocol, report),
-            health: raw
-                .health
-                .as_ref()
-                .and_then(|h| health_of(h, &servers, report)),
+            health: raw.health.as_ref().and_then(|h| {
+                let check = health_of(h, &servers, report)?;
+                Some(as_requests(check, protocol, raw.tls.is_some()))
+            }),
             passive: raw.passive.as_ref().map(|p| passive(p, report)),
             panic_permille: share(raw.panic_threshold.as_ref(), PANIC_PERMILLE, 0, report),
             concurrency: (raw.concurrency.as_ref())
@@ -371,6 +372,24 @@ fn keep_alive(
             );
         }
     }
+    if raw.protocol == Some(Protocol::Http2) {
+        if proxy_protocol != SendProxy::Off {
+            report.problem_without_value(
+                &raw.place.child("proxy_protocol"),
+                "with protocol = \"http2\" clients share connections, which cannot begin with the address of one of them; remove one of the two keys",
+            );
+        }
+        if let Some(At {
+            value: Count(0),
+            place,
+        }) = &pool.connections
+        {
+            report.problem(
+                place,
+                "with protocol = \"http2\" it is how many connections the requests of a worker share; write 1 or more",
+            );
+        }
+    }
     KeepAlive {
         connections: number(
             pool.connections.as_ref(),
@@ -415,6 +434,18 @@ fn health_of(
         &[],
         report,
     )
+}
+
+/// A check that speaks what requests speak, unless it asks another port than they go to.
+fn as_requests(mut check: HealthCheck, protocol: Protocol, has_tls: bool) -> HealthCheck {
+    if protocol == Protocol::Http2 && check.port.is_none() {
+        match &mut check.probe {
+            Probe::Http(http) => http.http2 = true,
+            Probe::Grpc { tls, .. } => *tls = has_tls,
+            Probe::Tcp | Probe::Udp { .. } | Probe::Exec { .. } => {}
+        }
+    }
+    check
 }
 
 fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {

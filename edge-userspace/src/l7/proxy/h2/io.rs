@@ -1,7 +1,7 @@
 //! A connection as the crate of HTTP/2 reads and writes it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -14,16 +14,31 @@ use super::super::stream::Stream;
 
 /// A connection that comes back when the crate is done with it.
 #[derive(Clone, Debug)]
-pub(super) struct Io(Rc<RefCell<Stream>>);
+pub(super) struct Io(Rc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    stream: RefCell<Stream>,
+    /// How often something came.
+    heard: Cell<u64>,
+}
 
 impl Io {
     pub(super) fn new(stream: Stream) -> Self {
-        Self(Rc::new(RefCell::new(stream)))
+        Self(Rc::new(Shared {
+            stream: RefCell::new(stream),
+            heard: Cell::new(0),
+        }))
     }
 
     /// The connection, if nobody else has it.
     pub(super) fn into_stream(self) -> Option<Stream> {
-        Rc::into_inner(self.0).map(RefCell::into_inner)
+        Rc::into_inner(self.0).map(|shared| shared.stream.into_inner())
+    }
+
+    /// How often something came from the other side.
+    pub(super) fn heard(&self) -> u64 {
+        self.0.heard.get()
     }
 }
 
@@ -34,8 +49,11 @@ impl AsyncRead for Io {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let room = into.initialize_unfilled();
-        let read = self.0.borrow_mut().poll_read(cx, room);
-        read.map_ok(|n| into.advance(n))
+        let read = self.0.stream.borrow_mut().poll_read(cx, room);
+        read.map_ok(|n| {
+            self.0.heard.set(self.0.heard.get().wrapping_add(1));
+            into.advance(n);
+        })
     }
 }
 
@@ -45,7 +63,8 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         from: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.borrow_mut().poll_write(cx, &[IoSlice::new(from)])
+        let mut stream = self.0.stream.borrow_mut();
+        stream.poll_write(cx, &[IoSlice::new(from)])
     }
 
     fn poll_write_vectored(
@@ -53,7 +72,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         from: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.borrow_mut().poll_write(cx, from)
+        self.0.stream.borrow_mut().poll_write(cx, from)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -61,10 +80,10 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().poll_flush(cx)
+        self.0.stream.borrow_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().poll_shutdown(cx)
+        self.0.stream.borrow_mut().poll_shutdown(cx)
     }
 }

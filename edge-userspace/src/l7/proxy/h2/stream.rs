@@ -7,15 +7,18 @@ use std::{
 
 use ::h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use hyper::{
-    HeaderMap, Response, StatusCode,
+    Response, StatusCode,
     body::Bytes,
-    header::{CONTENT_LENGTH, HeaderName, HeaderValue},
+    header::{CONTENT_LENGTH, HeaderValue},
     http::request,
 };
 
-use super::super::{
-    front::{Front, Then},
-    link::BodyError,
+use super::{
+    super::{
+        front::{Front, Then},
+        link::BodyError,
+    },
+    message::{self, append, pairs},
 };
 use crate::l7::head::{
     self, Field, Framing, Limits, Method, Of, Reject,
@@ -326,32 +329,20 @@ impl Front for RequestStream {
         if data.is_empty() || self.going == Going::Done {
             return Poll::Ready(Ok(data.len()));
         }
-        send.reserve_capacity(data.len());
         self.is_blocked = true;
-        while send.capacity() == 0 {
-            match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(e)) => return Poll::Ready(Err(io::Error::other(e))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        let going = &mut self.going;
+        let sent = ready!(message::poll_send(send, cx, data, |n| {
+            if let Going::Length(left) = going {
+                *left = left.saturating_sub(n as u64);
+                if *left == 0 {
+                    *going = Going::Done;
+                }
             }
-        }
+            *going == Going::Done
+        }));
         self.is_blocked = false;
-        let piece = data.get(..send.capacity()).unwrap_or(data);
-        let n = piece.len();
-        if let Going::Length(left) = &mut self.going {
-            *left = left.saturating_sub(n as u64);
-            if *left == 0 {
-                self.going = Going::Done;
-            }
-        }
-        let is_end = self.going == Going::Done;
-        match send.send_data(Bytes::copy_from_slice(piece), is_end) {
-            Ok(()) => Poll::Ready(Ok(n)),
-            Err(e) => {
-                self.is_broken = true;
-                Poll::Ready(Err(io::Error::other(e)))
-            }
-        }
+        self.is_broken |= sent.is_err();
+        Poll::Ready(sent)
     }
 
     fn finish(&mut self, trailers: &[Field], of: &[u8]) {
@@ -359,16 +350,7 @@ impl Front for RequestStream {
             return;
         };
         self.going = Going::Done;
-        let mut fields = HeaderMap::new();
-        for field in trailers.iter().filter(|field| field.kept) {
-            append(&mut fields, field.name.of(of), field.value.of(of));
-        }
-        let sent = if fields.is_empty() {
-            send.send_data(Bytes::new(), true)
-        } else {
-            send.send_trailers(fields)
-        };
-        self.is_broken |= sent.is_err();
+        self.is_broken |= message::finish(send, trailers, of).is_err();
     }
 
     fn has_out(&self) -> bool {
@@ -390,18 +372,5 @@ impl Front for RequestStream {
     fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finish(&[], &[]);
         Poll::Ready(Ok(()))
-    }
-}
-
-fn pairs(fields: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let all = fields.iter();
-    all.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
-}
-
-/// Adds a field. What is no field of HTTP was refused when it came.
-fn append(fields: &mut HeaderMap, name: &[u8], value: &[u8]) {
-    if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-        // More than there may be of them are no answer that anybody reads.
-        let _ = fields.try_append(name, value);
     }
 }

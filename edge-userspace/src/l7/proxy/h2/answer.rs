@@ -1,0 +1,280 @@
+//! A request to a server, and its answer: a stream of a connection that requests share.
+
+use std::{
+    future::Future as _,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use ::h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
+use hyper::{Request, body::Bytes};
+
+use super::{
+    super::{
+        back::{ANSWERS, NoAnswer},
+        link::BodyError,
+    },
+    message::{self, pairs},
+    upstream::{NotSent, Place},
+};
+use crate::l7::{
+    head::{Field, Framing, Method, Of, Response, h2},
+    refusal::Refusal,
+    resilience::Failure,
+};
+
+/// Switching Protocols, which HTTP/2 has not (RFC 9113, section 8.6).
+const SWITCH: u16 = 101;
+
+/// A request whose head was sent, and its answer.
+pub(in super::super) struct AnswerStream {
+    response: ResponseFuture,
+    send: SendStream<Bytes>,
+    /// Whether all of the request was sent.
+    is_sent: bool,
+    /// Whether the server's window, or the connection, takes no more for now.
+    is_blocked: bool,
+    body: Option<RecvStream>,
+    method: Method,
+    /// The head of the answer.
+    head: Vec<u8>,
+    framing: Framing,
+    received: u64,
+    /// The data that lie ready.
+    data: Bytes,
+    has_ended: bool,
+    trailers: Vec<Field>,
+    trailer_bytes: Vec<u8>,
+    is_lost: bool,
+    /// Behind the stream: it is free when the stream is no more.
+    place: Place,
+}
+
+impl AnswerStream {
+    /// Sends the head of a request, behind which a body comes unless it is empty. `memory` is where
+    /// the head of the answer is written.
+    ///
+    /// # Errors
+    /// When it cannot be sent. Nothing of it was.
+    pub(in super::super) fn new(
+        place: Place,
+        head: Request<()>,
+        body: Framing,
+        method: Method,
+        memory: Vec<u8>,
+    ) -> Result<Self, NotSent> {
+        let is_sent = body.is_empty();
+        let (response, send) = place.send(head, is_sent)?;
+        Ok(Self {
+            response,
+            send,
+            is_sent,
+            is_blocked: false,
+            body: None,
+            method,
+            head: memory,
+            framing: Framing::None,
+            received: 0,
+            data: Bytes::new(),
+            has_ended: false,
+            trailers: Vec::new(),
+            trailer_bytes: Vec::new(),
+            is_lost: false,
+            place,
+        })
+    }
+
+    /// The head of the answer.
+    pub(in super::super) fn bytes(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Whether the connection ended, or the server sent the request away with it, before anything
+    /// of an answer came.
+    pub(in super::super) const fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Waits for the head of the answer, and says how many bytes it has. Interim answers are passed
+    /// over.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(in super::super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        response: &mut Response,
+    ) -> Poll<Result<usize, NoAnswer>> {
+        const BAD: NoAnswer = NoAnswer {
+            failure: Failure::Broken,
+            refusal: Refusal::BadAnswer,
+        };
+        loop {
+            match self.response.poll_informational(cx) {
+                Poll::Ready(Some(Ok(interim))) if interim.status() == SWITCH => {
+                    return Poll::Ready(Err(BAD));
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.no_answer(&e))),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        let answer = match ready!(Pin::new(&mut self.response).poll(cx)) {
+            Ok(answer) => answer,
+            Err(e) => return Poll::Ready(Err(self.no_answer(&e))),
+        };
+        self.place.hear();
+        let (head, body) = answer.into_parts();
+        self.has_ended = body.is_end_stream();
+        self.body = Some(body);
+        let read = h2::response(
+            head.status.as_u16(),
+            pairs(&head.headers),
+            self.has_ended,
+            self.method,
+            &ANSWERS,
+            &mut self.head,
+            response,
+        );
+        self.framing = response.framing;
+        Poll::Ready(read.map(|()| self.head.len()).map_err(|_| BAD))
+    }
+
+    fn no_answer(&mut self, error: &::h2::Error) -> NoAnswer {
+        // By GOAWAY only those end that the server will not look at.
+        let is_away = error.is_go_away() && error.is_remote();
+        self.is_lost = is_away || error.is_io();
+        let is_refused =
+            error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
+        let failure = match is_away || is_refused {
+            true => Failure::Unprocessed,
+            false => Failure::Broken,
+        };
+        let refusal = match error.is_library() {
+            true => Refusal::BadAnswer,
+            false => Refusal::ServerBroke,
+        };
+        NoAnswer { failure, refusal }
+    }
+
+    /// Waits for data of the answer's body; `false` at its end.
+    ///
+    /// # Errors
+    /// When it does not come to its end.
+    pub(in super::super) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, BodyError>> {
+        loop {
+            if !self.data.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            if self.has_ended {
+                self.place.end();
+                return Poll::Ready(Ok(false));
+            }
+            let Some(body) = &mut self.body else {
+                return Poll::Ready(Err(BodyError::Broken));
+            };
+            match ready!(body.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.place.hear();
+                    self.received += data.len() as u64;
+                    if self.received > self.most() {
+                        return Poll::Ready(Err(BodyError::Broken));
+                    }
+                    self.data = data;
+                }
+                Some(Err(_)) => return Poll::Ready(Err(BodyError::Broken)),
+                None => {
+                    let trailers = ready!(body.poll_trailers(cx));
+                    if let Some(trailers) = trailers.map_err(|_| BodyError::Broken)? {
+                        h2::trailers(
+                            pairs(&trailers),
+                            Of::Response,
+                            &ANSWERS,
+                            &mut self.trailer_bytes,
+                            &mut self.trailers,
+                        )?;
+                    }
+                    // The client would take the next answer for what is missing.
+                    if matches!(self.framing, Framing::Length(length) if length != self.received) {
+                        return Poll::Ready(Err(BodyError::Broken));
+                    }
+                    self.has_ended = true;
+                }
+            }
+        }
+    }
+
+    /// How long the body may be.
+    const fn most(&self) -> u64 {
+        match self.framing {
+            Framing::None => 0,
+            Framing::Length(length) => length,
+            Framing::Chunked | Framing::UntilClose => u64::MAX,
+        }
+    }
+
+    /// The data that lie ready.
+    pub(in super::super) fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Is done with so many bytes of them: the server may send as many again.
+    pub(in super::super) fn consume(&mut self, n: usize) {
+        let n = n.min(self.data.len());
+        if let Some(body) = &mut self.body {
+            // Fails only for more than came.
+            let _ = body.flow_control().release_capacity(n);
+        }
+        let _ = self.data.split_to(n);
+    }
+
+    /// The trailers of a body that has ended, and what they are spans of.
+    pub(in super::super) fn trailers(&self) -> (&[Field], &[u8]) {
+        (&self.trailers, &self.trailer_bytes)
+    }
+
+    /// Takes some bytes of the request's body.
+    ///
+    /// # Errors
+    /// When the server takes no more.
+    pub(in super::super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if data.is_empty() || self.is_sent {
+            return Poll::Ready(Ok(data.len()));
+        }
+        self.is_blocked = true;
+        // Trailers may follow, whatever length was told.
+        let sent = ready!(message::poll_send(&mut self.send, cx, data, |_| false));
+        self.is_blocked = false;
+        Poll::Ready(sent)
+    }
+
+    /// Ends the request. Whether that reaches the server shows in its answer.
+    pub(in super::super) fn finish(&mut self, trailers: &[Field], of: &[u8]) {
+        if !std::mem::replace(&mut self.is_sent, true) {
+            let _ = message::finish(&mut self.send, trailers, of);
+        }
+    }
+
+    /// Whether anything waits to be sent.
+    pub(in super::super) const fn has_out(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// Notes that the answer, or more of it, was waited for in vain.
+    pub(in super::super) fn doubt(&self) {
+        self.place.doubt();
+    }
+
+    /// Ends the stream, and gives the memory back. What is left of it is reset.
+    pub(in super::super) fn close(self) -> Vec<u8> {
+        self.head
+    }
+}

@@ -1,0 +1,289 @@
+//! Servers that send whatever frames a test wants.
+
+use std::{
+    io::Read as _,
+    net::{TcpListener, TcpStream},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+};
+
+use hyper::{Method, body::Bytes};
+
+use super::{
+    client::{answer, ask, call, connect, send, whole},
+    raw::{Client, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, SETTINGS, field},
+    rig::{PATIENCE, Rig, Server as Http1, Setup, until},
+};
+
+const DATA: u8 = 0;
+const PING: u8 = 6;
+/// `:status: 200` (RFC 7541, appendix A).
+const OK: &[u8] = &[0x88];
+
+/// A server whose connections come out of a channel.
+fn connections() -> (String, Receiver<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (give, take) = sync_channel(16);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            if give.send(stream.unwrap()).is_err() {
+                return;
+            }
+        }
+    });
+    (address, take)
+}
+
+fn next(connections: &Receiver<TcpStream>) -> Client {
+    let stream = connections.recv_timeout(PATIENCE).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut server = Client(stream);
+    // A client that is gone shows when it is read from.
+    let _ = server.0.read_exact(&mut [0; 24]);
+    let _ = server.send(&[Frame::new(SETTINGS, 0, 0, &[])]);
+    server
+}
+
+fn rig(address: &str, upstream: &str) -> Rig {
+    let mut setup = Setup::new(&[])
+        .listener("http2 = true")
+        .upstream(format!("protocol = 'http2'\n{upstream}"));
+    setup.servers = vec![address.to_owned()];
+    Rig::new(&setup)
+}
+
+fn head(stream: u32, flags: u8, block: &[u8]) -> Frame {
+    Frame::new(HEADERS, END_HEADERS | flags, stream, block)
+}
+
+/// The stream of the next request.
+fn request(server: &mut Client) -> u32 {
+    server.next_of(&[HEADERS]).expect("a request").stream
+}
+
+fn goaway(last: u32) -> Frame {
+    Frame::new(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
+}
+
+fn reset(stream: u32, code: u32) -> Frame {
+    Frame::new(RST_STREAM, 0, stream, &code.to_be_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_when_a_server_says_goodbye() {
+    let (address, take) = connections();
+    // None of them counts as a retry.
+    let rig = rig(&address, "retries.tries = 1");
+    let server = tokio::task::spawn_blocking(move || {
+        let mut old = next(&take);
+        let ids: Vec<u32> = (0..5).map(|_| request(&mut old)).collect();
+        // The first one it will answer, and none of the others.
+        old.send(&[goaway(ids[0])]).unwrap();
+        let mut new = next(&take);
+        for _ in 1..5 {
+            let id = request(&mut new);
+            new.send(&[head(id, END_STREAM, OK)]).unwrap();
+        }
+        old.send(&[head(ids[0], END_STREAM, OK)]).unwrap();
+        // Nothing else comes by it.
+        assert_eq!(old.next_of(&[HEADERS]), None);
+        // The next request neither.
+        let id = request(&mut new);
+        new.send(&[head(id, END_STREAM, OK)]).unwrap();
+    });
+    let client = connect(rig.port.at).await;
+    let mut answers = Vec::new();
+    for _ in 0..5 {
+        let (response, mut body) = send(&client, call("/a"), false).await;
+        body.send_data(Bytes::from_static(b"body"), true).unwrap();
+        answers.push(tokio::spawn(whole(response)));
+    }
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap().0.status(), 200);
+    }
+    assert_eq!(answer(&client, call("/b")).await.0.status(), 200);
+    server.await.unwrap();
+    assert_eq!(rig.app().retries, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_the_server_refuses_to_begin_is_tried_again() {
+    let (address, take) = connections();
+    let rig = rig(&address, "");
+    let server = tokio::task::spawn_blocking(move || {
+        let mut server = next(&take);
+        let id = request(&mut server);
+        let data = server.next_of(&[DATA]).unwrap();
+        assert_eq!(data.payload, b"body");
+        const REFUSED_STREAM: u32 = 7;
+        server.send(&[reset(id, REFUSED_STREAM)]).unwrap();
+        let id = request(&mut server);
+        let data = server.next_of(&[DATA]).unwrap();
+        assert_eq!((data.stream, &data.payload[..]), (id, &b"body"[..]));
+        server.send(&[head(id, END_STREAM, OK)]).unwrap();
+        // Any other reset may be of one that was begun.
+        let id = request(&mut server);
+        const INTERNAL_ERROR: u32 = 2;
+        server.send(&[reset(id, INTERNAL_ERROR)]).unwrap();
+        server
+    });
+    let client = connect(rig.port.at).await;
+    let (response, mut body) = send(&client, call("/refused"), false).await;
+    body.send_data(Bytes::from_static(b"body"), true).unwrap();
+    assert_eq!(whole(response).await.unwrap().0.status(), 200);
+    assert_eq!(rig.logged("/refused")["tries"], 2);
+    let (head, ..) = answer(&client, ask(Method::POST, "/failed")).await;
+    assert_eq!(head.status(), 502);
+    let line = rig.logged("/failed");
+    assert_eq!(
+        (&line["tries"], &line["reason"]),
+        (&1.into(), &"server_broke".into()),
+        "{line}"
+    );
+    server.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_breaks_a_rule_is_none() {
+    let (address, take) = connections();
+    let rig = rig(&address, "retries.tries = 1\nkeep_alive.connections = 1");
+    let ok = |name: &[u8], value: &[u8]| [OK, &field(name, value)].concat();
+    let vectors: Vec<(&str, Vec<u8>)> = vec![
+        ("connection", ok(b"connection", b"close")),
+        ("transfer-encoding", ok(b"transfer-encoding", b"chunked")),
+        ("upgrade", ok(b"upgrade", b"websocket")),
+        ("upper case", ok(b"X-A", b"b")),
+        ("line end in a value", ok(b"x-a", b"b\r\nc: d")),
+        ("another status", ok(b":status", b"404")),
+        ("no status", field(b"x-a", b"b")),
+        ("status 101", field(b":status", b"101")),
+        ("status 600", field(b":status", b"600")),
+        (
+            "two lengths",
+            [ok(b"content-length", b"1"), field(b"content-length", b"2")].concat(),
+        ),
+        ("a body that does not come", ok(b"content-length", b"5")),
+    ];
+    let blocks: Vec<Vec<u8>> = vectors.iter().map(|(_, block)| block.clone()).collect();
+    let server = tokio::task::spawn_blocking(move || {
+        let mut server = next(&take);
+        for block in blocks {
+            // What cannot be unpacked ends the connection; there is another one then.
+            let id = loop {
+                match server.next_of(&[HEADERS]) {
+                    Some(request) => break request.stream,
+                    None => server = next(&take),
+                }
+            };
+            let answer = match block.ends_with(b"101") {
+                // One that would be an answer, if it could be passed over.
+                true => vec![head(id, 0, &block), head(id, END_STREAM, OK)],
+                false => vec![head(id, END_STREAM, &block)],
+            };
+            server.send(&answer).unwrap();
+        }
+        server
+    });
+    let client = connect(rig.port.at).await;
+    for (what, _) in vectors {
+        let (head, ..) = answer(&client, ask(Method::GET, "/a")).await;
+        assert_eq!(head.status(), 502, "{what}");
+    }
+    until("all of them", || rig.refusals("bad_answer") == 11);
+    server.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_are_as_long_as_was_told() {
+    let (address, take) = connections();
+    let rig = rig(&address, "retries.tries = 1");
+    let server = tokio::task::spawn_blocking(move || {
+        let mut server = next(&take);
+        for body in ["shor", "long one"] {
+            let id = request(&mut server);
+            let five = [OK, &field(b"content-length", b"5")].concat();
+            let data = Frame::new(DATA, END_STREAM, id, body.as_bytes());
+            server.send(&[head(id, 0, &five), data]).unwrap();
+        }
+        server
+    });
+    let address = rig.port.at;
+    let client = tokio::task::spawn_blocking(move || {
+        for _ in 0..2 {
+            let mut client = super::rig::Peer::connect(address);
+            client.send("GET /a HTTP/1.1\r\nHost: a.example\r\n\r\nGET /b HTTP/1.1\r\n");
+            let all = String::from_utf8(client.rest()).unwrap();
+            // Nothing comes behind it that could be taken for its end.
+            let is_cut = match all.split_once("\r\n\r\n") {
+                Some((head, body)) if head.contains("200 OK") => body.len() < 5,
+                _ => all.contains(" 502 "),
+            };
+            assert!(is_cut, "{all}");
+        }
+    });
+    client.await.unwrap();
+    server.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_silent_gets_no_more_requests() {
+    let (address, take) = connections();
+    let upstream = "retries.tries = 1\ntimeouts = { first_byte = '300ms', connect = '300ms' }";
+    let rig = rig(&address, upstream);
+    let server = tokio::task::spawn_blocking(move || {
+        let mut silent = next(&take);
+        request(&mut silent);
+        // It is asked whether it is there.
+        let ping = silent.next_of(&[PING]).expect("a PING");
+        let mut other = next(&take);
+        let id = request(&mut other);
+        other.send(&[head(id, END_STREAM, OK)]).unwrap();
+        // Then it says so, and is believed.
+        let pong = Frame::new(PING, 1, 0, &ping.payload);
+        silent.send(&[pong]).unwrap();
+        other.send(&[goaway(id)]).unwrap();
+        let id = request(&mut silent);
+        silent.send(&[head(id, END_STREAM, OK)]).unwrap();
+        // Silent for ever, it is closed.
+        request(&mut silent);
+        assert_eq!(silent.next_of(&[HEADERS]), None);
+    });
+    let client = connect(rig.port.at).await;
+    let asked = async |path: &str| answer(&client, ask(Method::GET, path)).await.0.status();
+    assert_eq!(asked("/a").await, 504);
+    assert_eq!(rig.logged("/a")["reason"], "answer_timeout");
+    assert_eq!(asked("/b").await, 200);
+    // It may be asked before it has said that it is there.
+    let mut next = asked("/c").await;
+    while next != 200 {
+        next = asked("/c").await;
+    }
+    assert_eq!(asked("/d").await, 504);
+    server.await.unwrap();
+}
+
+#[test]
+fn a_server_of_http1_is_no_garbled_answer() {
+    let server = Http1::start(|mut peer| {
+        let _ = peer.take_until(b"\r\n\r\n");
+        let _ = peer.try_send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+    });
+    let rig = rig(&server.address, "");
+    assert_eq!(rig.get("/a").status, 502);
+    let line = rig.logged("/a");
+    // Nothing was sent, so others could be tried.
+    assert_eq!(
+        (&line["reason"], &line["tries"]),
+        (&"no_http2".into(), &3.into()),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_server_that_says_nothing_is_no_connection() {
+    let (address, _take) = connections();
+    let rig = rig(&address, "timeouts.connect = '100ms'\nretries.tries = 1");
+    assert_eq!(rig.get("/a").status, 504);
+    assert_eq!(rig.logged("/a")["reason"], "connect_timeout");
+}
