@@ -51,6 +51,7 @@ refusals! {
     BodyTimeout 408 "body_timeout" "Its body did not come in time, or too slowly.",
     ClientGone 499 "client_gone" "The client went away before the answer was whole.",
     // What the client did to its connection; the status is nobody's.
+    ProxyHeader 400 "proxy_header" "Its connection did not begin with the header of the PROXY protocol that it needs, or with one that is malformed.",
     H2Resets 400 "h2_resets" "Streams of its HTTP/2 connection were reset faster than they may be.",
     H2Flood 400 "h2_flood" "Its HTTP/2 connection brought too many frames or resets that only cost.",
     H2Protocol 400 "h2_protocol" "Its HTTP/2 connection broke the protocol.",

@@ -170,6 +170,10 @@ fn connections_begin_with_a_header_of_the_proxy_protocol() {
         let mut client = rig.client();
         client.send("PROXY TCP4 1.2.3.4\r\n\r\n");
         assert!(client.is_closed());
+        let counted = if kind == "accept" { 1 } else { 2 };
+        until("they are counted", || {
+            rig.refusals("proxy_header") == counted
+        });
     }
     // Whoever is not trusted may not say who he is.
     let keys = |kind| format!("trusted_proxies = ['192.0.2.0/24']\nproxy_protocol = '{kind}'");

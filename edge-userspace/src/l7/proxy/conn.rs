@@ -94,7 +94,11 @@ pub(super) async fn serve(
         match timer.within(header).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(told))) => ends = (told.source, told.destination),
-            Ok(Err(_)) | Err(_) => return,
+            // It came as nothing else, so there is nobody to tell.
+            Ok(Err(_)) | Err(_) => {
+                let refusals = listener.refusals.of(worker.index);
+                return refusals.of(Refusal::ProxyHeader).add(1);
+            }
         }
     }
     let mut conn = Conn {
