@@ -346,6 +346,8 @@ pub enum Probe {
     Grpc {
         /// Whether over TLS, as [`HttpProbe::tls`]; only for the servers of an upstream.
         tls: bool,
+        /// The name that the server has there; `None`: its address.
+        host: Option<String>,
         /// Which service is asked for; empty: the server.
         service: String,
     },

@@ -66,6 +66,7 @@ refusals! {
     RequestTimeout 504 "request_timeout" "The time for the whole request was over.",
     // What keeps the upstream from harm.
     NoServer 503 "no_server" "No server of the upstream can be used.",
+    NoPlace 503 "no_place" "All connections to the server had as many requests as they may, for too long.",
     Overloaded 503 "overloaded" "As many requests as may are under way, and as many as may wait.",
     QueueTimeout 503 "queue_timeout" "It waited for its turn for too long.",
     BreakerOpen 503 "breaker_open" "The upstream has failed too often, and is left alone for a while.",
@@ -94,7 +95,7 @@ impl Refusal {
     /// Whether the client should come back, and after how many seconds.
     pub const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::Overloaded | Self::QueueTimeout | Self::NoServer => Some(1),
+            Self::Overloaded | Self::QueueTimeout | Self::NoServer | Self::NoPlace => Some(1),
             Self::BreakerOpen => Some(5),
             _ => None,
         }

@@ -8,6 +8,7 @@ use super::*;
 fn grpc(service: &str) -> Probe {
     Probe::Grpc {
         tls: false,
+        host: None,
         service: service.to_owned(),
     }
 }

@@ -310,6 +310,34 @@ async fn no_more_streams_than_a_server_takes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn bodies_go_on_the_last_stream_that_there_may_be() {
+    let mut builder = Builder::new();
+    builder.max_concurrent_streams(1);
+    let server = Server::with(&builder);
+    let upstream = format!(
+        "{UPSTREAM}\nkeep_alive.connections = 1\nretries.tries = 1\ntimeouts.connect = '15s'"
+    );
+    let rig = Rig::new(&setup(&server).upstream(upstream));
+    let client = connect(rig.port.at).await;
+    for _ in 0..4 {
+        let mut answers = Vec::new();
+        for _ in 0..20 {
+            let (response, mut body) = send(&client, call("/unary"), false).await;
+            body.send_data(Bytes::from_static(b"\0\0\0\0\x05hello"), true)
+                .unwrap();
+            answers.push(tokio::spawn(whole(response)));
+        }
+        for answer in answers {
+            let (head, body, trailers) = answer.await.unwrap().unwrap();
+            let trailers = trailers.unwrap_or_else(|| head.headers().clone());
+            assert_eq!(trailers["grpc-status"], "0", "{head:?}");
+            assert_eq!(body, b"\0\0\0\0\x05hello");
+        }
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_client_that_goes_away_ends_its_stream_alone() {
     let mut server = Server::start();
     let rig = Rig::new(&setup(&server));

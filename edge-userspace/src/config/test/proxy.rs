@@ -71,14 +71,16 @@ fn without_a_listener_there_is_no_proxy() {
 #[test]
 fn checks_speak_what_requests_speak_unless_they_ask_another_port() {
     let check = |keys: &str| {
-        let keys = format!("protocol = 'http2'\ntls = {{ verify = false }}\nhealth = {{ {keys} }}");
+        let keys = format!(
+            "protocol = 'http2'\ntls = {{ verify = false, sni = 'app.example' }}\nhealth = {{ {keys} }}"
+        );
         let proxy = proxy(&with_upstream(&keys));
         proxy.upstreams[0].health.clone().unwrap().probe
     };
     let is_http2 = |probe| matches!(probe, Probe::Http(http) if http.http2);
     assert!(is_http2(check("kind = 'https'")));
     assert!(!is_http2(check("kind = 'http', port = 8080")));
-    let is_secure = |probe| matches!(probe, Probe::Grpc { tls: true, .. });
+    let is_secure = |probe| matches!(probe, Probe::Grpc { tls: true, host: Some(host), .. } if host == "app.example");
     assert!(is_secure(check("kind = 'grpc'")));
     assert!(!is_secure(check("kind = 'grpc', port = 8080")));
 }

@@ -312,6 +312,7 @@ fn probe(kind: ProbeKind, raw: &raw::HealthCheck, report: &mut Report<'_>) -> Op
             }
             Probe::Grpc {
                 tls: false,
+                host: None,
                 service,
             }
         }

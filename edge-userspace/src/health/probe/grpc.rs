@@ -34,7 +34,7 @@ const STATUS: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN
 
 /// Asks for the health of `service`.
 pub(super) async fn ask(
-    (service, tls): (&str, bool),
+    (service, tls, host): (&str, bool, Option<&str>),
     target: SocketAddr,
     way: &Way<'_>,
     deadline: Deadline,
@@ -43,9 +43,9 @@ pub(super) async fn ask(
     // The preface and the request are small segments that must not wait for each other.
     // It works without as well.
     let _ = stream.set_nodelay(true);
-    let request = request(target, tls, deadline)?;
+    let request = request(target, (tls, host), deadline)?;
     if tls {
-        let session = tls::handshake(stream, None, target, true, deadline).await?;
+        let session = tls::handshake(stream, host, target, true, deadline).await?;
         exchange(session, request, service, deadline).await
     } else {
         exchange(stream, request, service, deadline).await
@@ -71,10 +71,14 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     drive(judge(sender, request, message), connection, deadline).await
 }
 
-fn request(target: SocketAddr, tls: bool, deadline: Deadline) -> Result<Request<()>, ProbeError> {
+fn request(
+    target: SocketAddr,
+    (tls, host): (bool, Option<&str>),
+    deadline: Deadline,
+) -> Result<Request<()>, ProbeError> {
     let uri = Uri::builder()
         .scheme(if tls { "https" } else { "http" })
-        .authority(target.to_string())
+        .authority(host.map_or_else(|| target.to_string(), str::to_owned))
         .path_and_query("/grpc.health.v1.Health/Check")
         .build();
     // At most eight digits.

@@ -93,6 +93,14 @@ impl Back {
         }
     }
 
+    /// Whether it was lost with others, one of which has told so.
+    pub(super) fn is_echo(&self) -> bool {
+        match self {
+            Self::Http1(_) => false,
+            Self::Http2(stream) => stream.is_echo(),
+        }
+    }
+
     /// Notes that the answer, or more of it, was waited for in vain.
     pub(super) fn doubt(&self) {
         match self {

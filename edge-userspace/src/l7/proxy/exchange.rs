@@ -49,6 +49,8 @@ pub(super) struct Facts {
     /// When the first server was asked.
     pub(super) asked: u64,
     pub(super) tries: u32,
+    /// Whether the last failure is one of a connection of which another request has told already.
+    pub(super) is_echo: bool,
     pub(super) refusal: Option<Refusal>,
     /// Positions of its route, its upstream, and of the server in it.
     pub(super) route: Option<usize>,
@@ -613,7 +615,10 @@ fn trace_of(value: &[u8]) -> Option<([u8; 32], u64, [u8; 2])> {
         // Later versions may have more.
         && (rest.is_empty() || (&version[..2] != b"00" && rest.first() == Some(&b'-')));
     let span = std::str::from_utf8(parent.get(1..17)?).ok()?;
-    let span = u64::from_str_radix(span, 16).unwrap_or(0);
+    // Zero stands for none (W3C Trace Context, 3.2.2.4).
+    let span = u64::from_str_radix(span, 16)
+        .ok()
+        .filter(|span| *span != 0)?;
     is_right.then_some((*trace, span, *flags))
 }
 

@@ -163,7 +163,14 @@ pub(super) async fn run<F: Front>(
     .await;
     if let Some(admission) = admission {
         match &answered {
-            Err(Refusal::ClientGone | Refusal::BodyTimeout | Refusal::Malformed(_)) => {}
+            Err(
+                Refusal::ClientGone
+                | Refusal::BodyTimeout
+                | Refusal::Malformed(_)
+                | Refusal::NoPlace
+                | Refusal::Internal,
+            ) => {}
+            Err(_) if exchange.facts.is_echo => {}
             _ => admission.failed(Worker::now()),
         }
     }
@@ -241,14 +248,20 @@ async fn tries<F: Front>(
         let connect = std::mem::take(&mut exchange.facts.connect);
         exchange.facts.waited = 0;
         let asked = ask_server(exchange, front, scratch, group, position, head, deadlines).await;
-        let took = exchange.facts.connect.saturating_add(exchange.facts.waited);
+        let took = match head {
+            Head::Http1(_) => exchange.facts.connect.saturating_add(exchange.facts.waited),
+            // Who waits for a place waits for others.
+            Head::Http2(_) => exchange.facts.waited,
+        };
         exchange.facts.connect += connect;
         // A failure of the client says nothing of the server.
         let failure = match &asked {
             Ok(answer) => Some(Failure::Status(answer.status)),
             Err(failed) => failed.failure,
         };
-        if let (Some(outliers), Some(failure)) = (&group.outliers, failure) {
+        if let (Some(outliers), Some(failure), false) =
+            (&group.outliers, failure, exchange.facts.is_echo)
+        {
             let now = Worker::now();
             let sample = Sample {
                 error: !matches!(failure, Failure::Status(status) if status < 500),
@@ -391,6 +404,8 @@ async fn ask_server<F: Front>(
     deadlines: &mut Deadlines,
 ) -> Result<Answer, Failed> {
     let worker = exchange.conn.worker.clone();
+    let mut is_again = false;
+    exchange.facts.is_echo = false;
     loop {
         let request = &scratch.request;
         let (mut back, is_reused) = match head {
@@ -435,18 +450,23 @@ async fn ask_server<F: Front>(
             }
             Err(failed) => {
                 let is_lost = back.is_lost();
+                let is_shared = matches!(back, Back::Http2(_));
+                exchange.facts.is_echo = back.is_echo();
                 let (_, out) = back.into_parts();
                 worker.give_out(out);
                 // The server hung up before the request came, which is nobody's fault.
                 let request = &scratch.request;
+                // Once: of connections that are shared there are always some that had others.
                 let is_stale = is_reused
                     && is_lost
+                    && !(is_shared && is_again)
                     && match failed.failure {
                         Some(Failure::Broken) => request.method.is_idempotent(),
                         failure => failure == Some(Failure::Unprocessed),
                     };
                 if is_stale && front.rewind(request.framing, exchange.listener.limits.body_bytes) {
                     exchange.facts.progress = relay::Progress::default();
+                    is_again = true;
                     continue;
                 }
                 return Err(failed);
@@ -475,14 +495,20 @@ async fn shared<F: Front>(
     let began = Worker::now();
     deadlines.begin(Timeout::Connect, began);
     let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
-    let patience = until.saturating_sub(began);
-    let work = server.wait(worker, group, position, patience);
+    let work = server.wait(worker, group, position);
     let found = wait(exchange, front, until, work).await;
     exchange.facts.connect += Worker::now().saturating_sub(began);
     let refusal = match found {
         Ok(Ok(place)) => return Ok(place),
         Ok(Err(NoPlace::Failed)) => Refusal::ConnectFailed,
         Ok(Err(NoPlace::NoHttp2)) => Refusal::NoHttp2,
+        // Others have all that there are: the server has nothing to do with it.
+        Err(Side::Expired) if !server.is_opening() => {
+            return Err(match deadlines.expired(Worker::now()) {
+                Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
+                _ => Failed::of_client(Refusal::NoPlace),
+            });
+        }
         Ok(Err(NoPlace::Expired)) | Err(Side::Expired) => {
             return Err(late(deadlines));
         }

@@ -1,6 +1,6 @@
 //! Copies of requests for another upstream, whose answers nobody gets.
 //!
-//! A copy is what the server of the original gets, byte for byte, and nothing more. It is a task
+//! A copy is the head that a server of the original gets by HTTP/1, byte for byte, and its body. It is a task
 //! of its own: the client's request neither waits for it nor hears of it. A request without a body
 //! is copied before it is sent; one with a body when it is over, from what its connection still
 //! holds of it.

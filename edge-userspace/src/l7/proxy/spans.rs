@@ -156,6 +156,8 @@ impl Exporter {
                 let _ = told.try_send(unprivileged);
                 if is_safe {
                     runtime.block_on(teller.run(queue, stopped));
+                    // A look-up of the collector's name may take as long as it likes.
+                    runtime.shutdown_background();
                 }
             })?;
         safe.recv()

@@ -47,6 +47,8 @@ pub(in super::super) struct AnswerStream {
     trailers: Vec<Field>,
     trailer_bytes: Vec<u8>,
     is_lost: bool,
+    /// Whether it was lost with a connection of which another request has told already.
+    is_echo: bool,
     /// Behind the stream: it is free when the stream is no more.
     place: Place,
 }
@@ -81,6 +83,7 @@ impl AnswerStream {
             trailers: Vec::new(),
             trailer_bytes: Vec::new(),
             is_lost: false,
+            is_echo: false,
             place,
         })
     }
@@ -94,6 +97,11 @@ impl AnswerStream {
     /// of an answer came.
     pub(in super::super) const fn is_lost(&self) -> bool {
         self.is_lost
+    }
+
+    /// Whether it was lost with others, one of which has told so.
+    pub(in super::super) const fn is_echo(&self) -> bool {
+        self.is_echo
     }
 
     /// Waits for the head of the answer, and says how many bytes it has. Interim answers are passed
@@ -145,6 +153,7 @@ impl AnswerStream {
         // By GOAWAY only those end that the server will not look at.
         let is_away = error.is_go_away() && error.is_remote();
         self.is_lost = is_away || error.is_io();
+        self.is_echo = (error.is_io() || error.is_go_away()) && self.place.tell_lost();
         let is_refused =
             error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
         let failure = match is_away || is_refused {

@@ -31,15 +31,16 @@ use super::{
         timers::Timer,
         worker::Worker,
     },
-    ENDING, FIELD_OVERHEAD, SEND_BUFFER, STREAM_WINDOW,
+    ENDING, FIELD_OVERHEAD, SEND_BUFFER,
     io::Io,
 };
 
 /// Requests on one connection, at the most, whatever the server allows.
 const STREAMS: usize = 100;
-/// Bytes of all answers of a connection that wait for their clients: what one client does not take
-/// leaves the others theirs.
-const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
+/// Bytes of an answer that wait for their client, and of all of a connection: what one client does
+/// not take leaves the others theirs.
+const ANSWER_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = STREAMS as u32 * ANSWER_WINDOW;
 /// Streams that are remembered after they were reset, for frames that were on their way.
 const RESET_STREAMS: usize = 1000;
 /// A connection by which nothing came for so long while an answer was waited for is asked whether
@@ -47,6 +48,9 @@ const RESET_STREAMS: usize = 1000;
 const SILENCE: u64 = 1_000_000_000;
 /// How long it may take to say so.
 const PATIENCE: u64 = 5_000_000_000;
+/// How often it is asked because clients have no patience: servers of gRPC take more for abuse
+/// (gRFC A8).
+const ASKED_EVERY: u64 = 300_000_000_000;
 
 /// Why there is no place for a request on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +120,10 @@ struct Shared {
     idle: Cell<u64>,
     /// What had been heard when a request waited in vain, and until when more has to be.
     doubt: Cell<Option<(u64, u64)>>,
+    /// When it was asked last for a client that went away.
+    asked: Cell<u64>,
+    /// Whether a request has told that the connection was lost.
+    is_told: Cell<bool>,
     timer: Timer,
     /// Wakes the connection's own task.
     waker: RefCell<Option<Waker>>,
@@ -141,8 +149,14 @@ impl Server {
         None
     }
 
-    /// Waits for a place. Opens one more connection to the server at a position of a group, for
-    /// which there is so much time, unless there are as many as may be.
+    /// Whether a connection is about to be opened.
+    pub(in super::super) fn is_opening(&self) -> bool {
+        self.opening.borrow().is_some()
+    }
+
+    /// Waits for a place. Opens one more connection to the server at a position of a group unless
+    /// there are as many as may be. It has the time that the group gives it, for others may wait
+    /// for it as well.
     ///
     /// # Errors
     /// When that connection could not be opened.
@@ -151,21 +165,22 @@ impl Server {
         worker: &Rc<Worker>,
         group: &Arc<Group>,
         position: usize,
-        patience: u64,
     ) -> Result<Place, NoPlace> {
         let keep_alive = &group.config.keep_alive;
+        let mut failed = None;
         loop {
             if let Some(place) = self.place(nanoseconds(keep_alive.idle)) {
                 return Ok(place);
             }
-            let is_full = self.open.borrow().len() >= keep_alive.connections as usize;
-            let opening = self.opening.borrow().clone();
-            let opening = opening
-                .or_else(|| (!is_full).then(|| self.begin(worker, group, position, patience)));
-            self.free.notified().await;
-            if let Some(failed) = opening.and_then(|opening| opening.failed.get()) {
+            if let Some(failed) = failed {
                 return Err(failed);
             }
+            let is_full = self.open.borrow().len() >= keep_alive.connections as usize;
+            let opening = self.opening.borrow().clone();
+            let opening =
+                opening.or_else(|| (!is_full).then(|| self.begin(worker, group, position)));
+            self.free.notified().await;
+            failed = opening.and_then(|opening| opening.failed.get());
         }
     }
 
@@ -175,7 +190,6 @@ impl Server {
         worker: &Rc<Worker>,
         group: &Arc<Group>,
         position: usize,
-        patience: u64,
     ) -> Rc<Opening> {
         let opening = Rc::<Opening>::default();
         self.opening.replace(Some(opening.clone()));
@@ -183,6 +197,7 @@ impl Server {
         let told = opening.clone();
         spawn_local(async move {
             let timer = worker.timers.timer();
+            let patience = nanoseconds(group.config.timeouts.connect);
             timer.set(Worker::now().saturating_add(patience));
             let opened = timer.within(open(&group, position)).await;
             let stats = group.stats.of(worker.index);
@@ -206,6 +221,8 @@ impl Server {
                 was_used: Cell::new(false),
                 idle: Cell::new(nanoseconds(group.config.keep_alive.idle)),
                 doubt: Cell::new(None),
+                asked: Cell::new(0),
+                is_told: Cell::new(false),
                 timer,
                 waker: RefCell::new(None),
             });
@@ -248,11 +265,13 @@ async fn open(group: &Group, position: usize) -> Result<Opened, NoPlace> {
     let head = u32::try_from(ANSWERS.head_bytes).unwrap_or(u32::MAX);
     let handshake = Builder::new()
         .enable_push(false)
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(ANSWER_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(head.saturating_add(fields.saturating_mul(FIELD_OVERHEAD)))
         .max_concurrent_reset_streams(RESET_STREAMS)
+        // Those that are at fault are single answers: others are not to end with them.
+        .max_local_error_reset_streams(None)
         // None before the server has said how many.
         .initial_max_send_streams(0)
         .handshake(io.clone());
@@ -284,17 +303,16 @@ fn refused(error: &io::Error) -> NoPlace {
 impl Shared {
     /// Whether there is a place for one more request; nothing if there never will be.
     fn has_place(&self) -> Option<bool> {
-        let mut send = self.send.borrow_mut();
-        let send = send.as_mut()?;
-        // The crate says here that the server wants no more streams, or is gone.
+        let send = self.send.borrow();
+        let send = send.as_ref()?;
+        // The crate says here that the server is gone. Asked by a copy, that nothing was sent by: one
+        // that has sent waits for its stream, and takes the waker of whoever sends a body there.
         let mut now = Context::from_waker(Waker::noop());
-        let is_ready = match send.poll_ready(&mut now) {
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(_)) => return None,
-            Poll::Pending => false,
-        };
+        if let Poll::Ready(Err(_)) = send.clone().poll_ready(&mut now) {
+            return None;
+        }
         let most = send.current_max_send_streams().min(STREAMS);
-        Some(is_ready && self.streams.get() < most && !self.is_doubted())
+        Some(self.streams.get() < most && !self.is_doubted())
     }
 
     /// Whether a request waited in vain, and nothing has been heard since.
@@ -303,6 +321,7 @@ impl Shared {
             Some((heard, _)) if heard == self.io.heard() => true,
             Some(_) => {
                 self.doubt.set(None);
+                self.arm();
                 self.server.free.notify_waiters();
                 false
             }
@@ -420,8 +439,9 @@ impl Place {
         head: Request<()>,
         is_end: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), NotSent> {
-        let mut send = self.shared.send.borrow_mut();
-        let send = send.as_mut().ok_or(NotSent::Gone)?;
+        // By a copy: it keeps what it has sent, also when nobody wants that any more.
+        let send = self.shared.send.borrow().clone();
+        let mut send = send.ok_or(NotSent::Gone)?;
         send.send_request(head, is_end).map_err(|e| {
             if e.is_io() || e.is_go_away() {
                 NotSent::Gone
@@ -441,6 +461,11 @@ impl Place {
         self.is_over = true;
     }
 
+    /// Notes that the connection was lost; whether another request has told so already.
+    pub(super) fn tell_lost(&self) -> bool {
+        self.shared.is_told.replace(true)
+    }
+
     /// Notes that it was waited for in vain.
     pub(super) fn doubt(&self) {
         if self.heard.0 == self.shared.io.heard() {
@@ -453,7 +478,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let shared = &self.shared;
         // The client had less patience than we.
-        if !self.is_over && Worker::now().saturating_sub(self.heard.1) >= SILENCE {
+        let now = Worker::now();
+        let is_due = now >= shared.asked.get().saturating_add(ASKED_EVERY);
+        if !self.is_over && is_due && now.saturating_sub(self.heard.1) >= SILENCE {
+            shared.asked.set(now);
             self.doubt();
         }
         shared.streams.set(shared.streams.get().saturating_sub(1));
