@@ -7,8 +7,11 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Error, args::UpgradeArgs, ask, output::Out, unexpected};
-use crate::control::protocol::{Request, Response};
+use super::{Error, args::UpgradeArgs, output::Out, unexpected};
+use crate::control::{
+    client::Client,
+    protocol::{Request, Response},
+};
 
 /// `edge upgrade`.
 pub(super) fn upgrade<W: Write>(
@@ -30,7 +33,7 @@ pub(super) fn upgrade<W: Write>(
         binary: args.binary.as_deref().map(whole).transpose()?,
         timeout_ms: args.timeout_s.saturating_mul(1000),
     };
-    match ask(socket, request)? {
+    match Client::connect_to_upgrade(socket)?.call(request)? {
         Response::Upgraded {
             former_pid,
             pid,

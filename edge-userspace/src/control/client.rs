@@ -80,6 +80,18 @@ impl Client {
     /// [`ClientError`] when there is none, or of another version, or it does
     /// not let us in.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        Self::greet(path, false)
+    }
+
+    /// The same with a daemon of any version, for nothing but [`Request::Upgrade`].
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is none, or it does not let us in.
+    pub fn connect_to_upgrade(path: &Path) -> Result<Self, ClientError> {
+        Self::greet(path, true)
+    }
+
+    fn greet(path: &Path, upgrade: bool) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Denied {
                 path: path.to_owned(),
@@ -96,9 +108,12 @@ impl Client {
         client.set_patience(Some(HELLO_PATIENCE))?;
         // A daemon that refuses us says so and hangs up before it reads: the
         // failure to write must not hide what it said.
-        let sent = client.send(&ClientMessage::Hello { protocol: VERSION });
+        let sent = client.send(&ClientMessage::Hello {
+            protocol: VERSION,
+            upgrade,
+        });
         match client.receive() {
-            Ok(ServerMessage::Hello { protocol, .. }) if protocol == VERSION => sent?,
+            Ok(ServerMessage::Hello { protocol, .. }) if upgrade || protocol == VERSION => sent?,
             Ok(other) => return Err(client.nonsense(&other)),
             Err(lost @ ClientError::Lost { .. }) => return Err(sent.err().unwrap_or(lost)),
             Err(e) => return Err(e),

@@ -87,7 +87,7 @@ impl Connection {
 
     async fn serve(&mut self, mut stop: watch::Receiver<bool>) -> Result<(), End> {
         let shared = self.shared.clone();
-        self.greet().await?;
+        let is_same = self.greet().await?;
         let mut import = None;
         loop {
             let message = tokio::select! {
@@ -97,6 +97,9 @@ impl Connection {
             let Some(message) = message else {
                 return Ok(());
             };
+            if !is_same && !matches!(message, ClientMessage::Call(Request::Upgrade { .. })) {
+                return Err(malformed("a client of another version may only upgrade"));
+            }
             let (command, answer) = match message {
                 ClientMessage::Hello { .. } => return Err(malformed("a second hello")),
                 ClientMessage::Call(request) => (request.command(), self.call(request).await),
@@ -149,24 +152,30 @@ impl Connection {
         }
     }
 
-    async fn greet(&mut self) -> Result<(), End> {
-        match self.input.message(self.shared.bounds.hello).await? {
-            Some(ClientMessage::Hello { protocol: VERSION }) => {}
-            Some(ClientMessage::Hello { protocol }) => {
-                return Err(malformed(format!(
-                    "the client speaks version {protocol} of the control protocol, this daemon version {VERSION}; use the edge binary of version {}",
-                    env!("CARGO_PKG_VERSION")
-                )));
+    /// Tells whether the client speaks the same version.
+    async fn greet(&mut self) -> Result<bool, End> {
+        let is_same = match self.input.message(self.shared.bounds.hello).await? {
+            Some(ClientMessage::Hello { protocol, upgrade }) => {
+                let is_same = protocol == VERSION;
+                if !is_same && !upgrade {
+                    return Err(malformed(format!(
+                        "the client speaks version {protocol} of the control protocol, this daemon version {VERSION}; use the edge binary of version {} (/proc/{}/exe)",
+                        env!("CARGO_PKG_VERSION"),
+                        std::process::id()
+                    )));
+                }
+                is_same
             }
             Some(_) => return Err(malformed("the first line must be a hello")),
             None => return Err(End::Quiet),
-        }
+        };
         self.output
             .send(&ServerMessage::Hello {
                 protocol: VERSION,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             })
-            .await
+            .await?;
+        Ok(is_same)
     }
 
     async fn answer(&mut self, answer: Result<Response, Failure>) -> Result<(), End> {

@@ -34,7 +34,9 @@ use crate::{
     wire,
 };
 
-/// Version of this protocol. Client and daemon must have the same one.
+/// Version of this protocol. Client and daemon must have the same one, but for an upgrade: both
+/// hellos, [`Request::Upgrade`], [`Response::Upgraded`] and [`ServerMessage::Error`] stay as they
+/// are in all versions.
 pub const VERSION: u32 = 6;
 
 /// The longest line a client may send, without its newline.
@@ -66,6 +68,10 @@ pub enum ClientMessage {
     Hello {
         /// [`VERSION`].
         protocol: u32,
+        /// Whether nothing is asked for but [`Request::Upgrade`], which a daemon of any version
+        /// takes.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        upgrade: bool,
     },
     /// Something for the engine to do.
     Call(Request),

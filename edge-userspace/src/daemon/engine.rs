@@ -100,6 +100,42 @@ pub(super) struct Kept {
     pub(super) file: Model,
 }
 
+impl Kept {
+    /// Ends what goes on, and does what the file wants of an end. There is no engine, and none is
+    /// needed for that.
+    ///
+    /// # Errors
+    /// When detaching fails.
+    pub(super) fn stop(self) -> Result<()> {
+        let Self {
+            mut proxy,
+            inbox,
+            file,
+        } = self;
+        drop(inbox);
+        proxy.stop();
+        leave(file.on_exit, || {
+            Datapath::open(&file.bpffs_dir)?.detach()?;
+            Defence::new(&file.state_dir).detached();
+            Ok(())
+        })
+    }
+}
+
+/// Leaves the programs in the kernel or has them detached.
+fn leave(on_exit: OnExit, detach: impl FnOnce() -> Result<()>) -> Result<()> {
+    match on_exit {
+        OnExit::Leave => {
+            info!("the programs stay in the kernel and go on dropping (on_exit = \"leave\")");
+        }
+        OnExit::Detach => {
+            detach().context("detaching")?;
+            info!("detached from all interfaces");
+        }
+    }
+    Ok(())
+}
+
 /// Why a configuration was not put into force.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ForceError {
@@ -335,18 +371,11 @@ impl Engine {
     fn stop(self) -> Result<()> {
         // Closes the store: everything acknowledged is in it already.
         drop(self.policy);
-        match self.model.on_exit {
-            OnExit::Leave => {
-                info!("the programs stay in the kernel and go on dropping (on_exit = \"leave\")");
-                Ok(())
-            }
-            OnExit::Detach => {
-                self.datapath.detach().context("detaching")?;
-                self.defence.lock().detached();
-                info!("detached from all interfaces");
-                Ok(())
-            }
-        }
+        leave(self.model.on_exit, || {
+            self.datapath.detach()?;
+            self.defence.lock().detached();
+            Ok(())
+        })
     }
 
     pub(super) fn publish_counts(&self) {

@@ -193,8 +193,9 @@ impl Shared {
 
     /// Asks the engine to ban a source. When it has no room now, the source offends again.
     pub(super) fn ban(&self, ban: Ban) {
-        if let Err(e) = self.commands.try_send(Command::Ban(ban)) {
-            warn!("a client of the proxy is not banned, for the daemon is busy: {e}");
+        // When there is no engine any more, another process bans.
+        if let Err(TrySendError::Full(_)) = self.commands.try_send(Command::Ban(ban)) {
+            warn!("a client of the proxy is not banned, for the daemon is busy");
         }
     }
 

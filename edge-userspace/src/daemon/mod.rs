@@ -34,7 +34,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::MissedTickBehavior,
@@ -52,13 +52,11 @@ use crate::{
     },
     metrics,
 };
-use engine::Kept;
 use facts::Shared;
 use inbox::Inbox;
 use notify::{News, Notifier};
 use running::{Ground, Running};
-use start::Before;
-use upgrade::{After, Origin, inherited::Inherited};
+use upgrade::{After, Gone, Origin, inherited::Inherited};
 
 /// Requests that wait for the engine, at the most.
 const QUEUE: usize = 128;
@@ -98,6 +96,8 @@ fn start_log(directives: Option<&str>) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // They would be told where the log goes, and that may be what is closed.
+        .log_internal_errors(false)
         .try_init()
         .map_err(|e| anyhow!("cannot start the log: {e}"))
 }
@@ -141,8 +141,8 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
         control: Arc::new(control),
         metrics,
     };
-    let before = Before::Nothing(inherited.proxy);
-    let mut running = Running::start(&ground, model, Inbox::new(queue), before).await?;
+    let inbox = Inbox::new(queue);
+    let mut running = Running::start(&ground, model, inbox, inherited.proxy).await?;
     if let Some(predecessor) = predecessor {
         tokio::task::spawn_blocking(move || predecessor.follow(is_former)).await?;
         ground.control.own();
@@ -178,9 +178,14 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
                     break;
                 }
             }
-            After::Gone(kept) => {
+            After::Stopped(stopped) => {
+                info!("stopping on {}", stopped.name);
+                notifier.tell(News::Stopping);
+                return stopped.stop().await;
+            }
+            After::Gone(gone) => {
                 drop(ground);
-                return drain(*kept, &shared, &mut signals).await;
+                return drain(gone, &shared, &mut signals).await;
             }
         }
     }
@@ -190,8 +195,11 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
 
 /// Lets connections end that this process has accepted, when another one has taken over. Nothing
 /// else is this process's any more.
-async fn drain(kept: Kept, shared: &Shared, signals: &mut Signals) -> Result<()> {
-    let Kept { mut proxy, .. } = kept;
+async fn drain(gone: Gone, shared: &Shared, signals: &mut Signals) -> Result<()> {
+    let Gone {
+        mut proxy,
+        successor,
+    } = gone;
     shared.publish_view(None);
     let patience = proxy.proxy().drain_timeout;
     info!(
@@ -218,7 +226,18 @@ async fn drain(kept: Kept, shared: &Shared, signals: &mut Signals) -> Result<()>
         }
     }
     info!("all connections have ended");
-    Ok(())
+    let Some(successor) = successor else {
+        return Ok(());
+    };
+    // For the service manager the service is this process still.
+    info!("staying until told to stop, for the service manager knows of no other process");
+    tokio::select! {
+        name = signals.stop() => {
+            info!("stopping on {name}");
+            Ok(())
+        }
+        () = successor.ended() => bail!("the new process has ended"),
+    }
 }
 
 /// What a signal asks for.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use tokio::{
     sync::{mpsc::Receiver, oneshot, watch},
     task::JoinHandle,
@@ -25,6 +25,7 @@ use crate::{
         socket::Socket,
     },
     datapath::{EventRing, Events},
+    l7::proxy::Given,
     metrics,
 };
 
@@ -67,16 +68,30 @@ impl Running {
         ground: &Ground,
         model: Model,
         inbox: Inbox,
-        before: Before,
+        given: Vec<Given>,
     ) -> Result<Self> {
+        let before = Before {
+            file: model,
+            given,
+            inbox: Some(inbox),
+            proxy: None,
+        };
+        Self::begin(ground, before).await.map_err(|(e, _)| e)
+    }
+
+    /// The same, which leaves what an engine does not come to have.
+    async fn begin(ground: &Ground, mut before: Before) -> Result<Self, (Error, Option<Before>)> {
         let (rings, new_rings) = tokio::sync::mpsc::channel(RINGS);
         let engine = {
             let (path, shared) = (ground.path.clone(), ground.shared.clone());
             let notifier = ground.notifier.clone();
             let beat = ground.patience.map_or(Duration::MAX, notify::interval);
-            let start =
-                move || start::engine(&path, (model, before), shared, inbox, rings, notifier, beat);
-            tokio::task::spawn_blocking(start).await??
+            let start = move || {
+                start::engine(&path, &mut before, shared, rings, notifier, beat)
+                    .map_err(|e| (e, Some(before)))
+            };
+            let started = tokio::task::spawn_blocking(start).await;
+            started.map_err(|e| (e.into(), None))??
         };
         let (ended, engine_ended) = oneshot::channel::<()>();
         let engine = thread::Builder::new()
@@ -86,7 +101,8 @@ impl Running {
                 let _ended = ended;
                 engine.run()
             })
-            .context("cannot start the engine")?;
+            .context("cannot start the engine")
+            .map_err(|e| (e, None))?;
         let (stop, stopped) = watch::channel(false);
         let shared = &ground.shared;
         let server = Server::new(
@@ -112,12 +128,28 @@ impl Running {
     /// The same with what an engine had that was to hand over.
     ///
     /// # Errors
-    /// When anything of it fails.
-    pub(super) async fn resume(ground: &Ground, kept: Kept) -> Result<Self> {
+    /// When anything of it fails, with what there was, unless that is gone.
+    pub(super) async fn resume(
+        ground: &Ground,
+        kept: Kept,
+    ) -> Result<Self, (Error, Option<Box<Kept>>)> {
         let Kept { proxy, inbox, file } = kept;
-        Self::start(ground, file, inbox, Before::Served(Box::new(proxy)))
-            .await
-            .context("a new process failed, and the old one cannot go on")
+        let before = Before {
+            file,
+            given: Vec::new(),
+            inbox: Some(inbox),
+            proxy: Some(proxy),
+        };
+        Self::begin(ground, before).await.map_err(|(e, before)| {
+            let kept = before.and_then(|before| {
+                Some(Box::new(Kept {
+                    proxy: before.proxy?,
+                    inbox: before.inbox?,
+                    file: before.file,
+                }))
+            });
+            (e, kept)
+        })
     }
 
     /// Waits until the engine has ended by itself. Not to be called again after that.

@@ -60,45 +60,48 @@ pub(super) fn configuration(path: &Path) -> Result<Model> {
 }
 
 /// What there is before an engine.
-pub(super) enum Before {
-    /// Nothing but sockets that another process has opened.
-    Nothing(Vec<Given>),
-    /// An engine was about to hand over, and its proxy has gone on.
-    Served(Box<Tier>),
+pub(super) struct Before {
+    /// What the file says.
+    pub(super) file: Model,
+    /// Sockets that another process has opened.
+    pub(super) given: Vec<Given>,
+    /// The engine takes it when nothing can fail any more.
+    pub(super) inbox: Option<Inbox>,
+    /// Likewise: that of an engine that was about to hand over, which has gone on.
+    pub(super) proxy: Option<Tier>,
 }
 
 /// Opens the store and puts everything into force.
 ///
 /// # Errors
-/// When anything of it fails. What was in force before is then in force still.
+/// When anything of it fails. What was in force before is then in force still, and so is a proxy
+/// that was there.
 pub(super) fn engine(
     path: &Path,
-    (file, before): (Model, Before),
+    before: &mut Before,
     shared: Arc<Shared>,
-    inbox: Inbox,
     rings: Sender<EventRing>,
     notifier: Notifier,
     beat: Duration,
 ) -> Result<Engine> {
     // First, because its lock tells two daemons with the same state apart.
+    let file = before.file.clone();
     let store = Store::open(&file.state_dir)?;
     shared.attacks.open(&file.state_dir);
     let defence = Handle::new(Defence::new(&file.state_dir));
     let undo = GiveUp(Some(defence.clone()));
     let (asks, checks, changed) = runner(CONCURRENT);
     let balancer = balance::follow::Handle::new(Balancer::new(&file.state_dir, checks));
-    let datapath = Datapath::open(&file.bpffs_dir)?;
+    let mut datapath = Datapath::open(&file.bpffs_dir)?;
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
-    let (proxy, listening) = match before {
-        Before::Nothing(given) => {
-            let mut proxy = proxy(&store, &model, seed, &shared)?;
-            proxy.take(given);
-            let listening = proxy.prepare(&model.proxy)?;
-            (proxy, Some(listening))
-        }
-        Before::Served(proxy) => (*proxy, None),
-    };
+    let mut listening = None;
+    if before.proxy.is_none() {
+        let mut proxy = proxy(&store, &model, seed, &shared)?;
+        proxy.take(std::mem::take(&mut before.given));
+        listening = Some(proxy.prepare(&model.proxy)?);
+        before.proxy = Some(proxy);
+    }
     let none = [Profile::default(); MAX_PROFILES];
     let told = defence.lock().prepare(&model)?;
     let Plan {
@@ -159,6 +162,10 @@ pub(super) fn engine(
         .lock()
         .fill(&model, places, balance_seed, tables, now)?;
     drop(filling);
+    datapath.commit(prepared)?;
+    let (Some(proxy), Some(inbox)) = (before.proxy.take(), before.inbox.take()) else {
+        bail!("there is an engine already");
+    };
     let mut engine = Engine {
         path: path.to_path_buf(),
         seed,
@@ -183,7 +190,6 @@ pub(super) fn engine(
         behind: false,
         broken: false,
     };
-    engine.datapath.commit(prepared)?;
     let is_new = listening.is_some();
     if let Some(listening) = listening {
         engine.proxy.commit(listening);

@@ -289,6 +289,33 @@ fn other_versions_are_told_so() {
 }
 
 #[test]
+fn clients_of_other_versions_may_upgrade_and_no_more() {
+    let rig = start(Bounds::default());
+    let hello = format!(
+        r#"{{"hello":{{"protocol":{},"upgrade":true}}}}"#,
+        VERSION + 1
+    );
+    let greeted = || {
+        let mut raw = Raw::connect(&rig.path());
+        raw.send(hello.as_bytes());
+        let answer = raw.receive();
+        assert!(
+            matches!(answer, Some(ServerMessage::Hello { protocol, .. }) if protocol == VERSION),
+            "{answer:?}"
+        );
+        raw
+    };
+    let mut raw = greeted();
+    raw.send(br#"{"call":{"upgrade":{"binary":null,"timeout_ms":1000}}}"#);
+    let answer = raw.receive().unwrap();
+    let is_refused = matches!(&answer, ServerMessage::Error(f) if f.kind == FailureKind::Protocol);
+    assert!(!is_refused, "{answer:?}");
+    let mut raw = greeted();
+    raw.send(br#"{"call":{"status":{}}}"#);
+    raw.is_refused(FailureKind::Protocol, "may only upgrade");
+}
+
+#[test]
 fn rubbish_is_refused_and_the_server_lives_on() {
     let rig = start(Bounds::default());
     for (line, word) in [

@@ -379,7 +379,8 @@ fn with_sockets_of_the_service_manager_a_restart_refuses_nobody() {
     let link = lab.link();
     let _servers = [1, 2].map(|n| Nginx::start(&lab.links[n].outside));
     let root = "[proxy]\nworkers = 3";
-    let edge = Installation::new(&lab.host, &["eth0"], &settings(&lab, root, "", ""));
+    let wanted = settings(&lab, root, "", "");
+    let edge = Installation::new(&lab.host, &["eth0"], &wanted);
     let _heirs = Heirs(&edge);
     let bind = |port| {
         let at = SocketAddr::new(link.v4(1), port);
@@ -402,5 +403,18 @@ fn with_sockets_of_the_service_manager_a_restart_refuses_nobody() {
     let by_name = SocketAddr::new(link.v4(1), HTTP + 1);
     let mut stream = link.outside.inside(|| TcpStream::connect(by_name)).unwrap();
     let answer = ask(&mut stream, "/", "").unwrap();
+    assert!(answer.starts_with("http/1.1 200 "), "{answer}");
+
+    // One that a reload does not want is there for another one, also in the next process.
+    let at = |port: u16| format!("addresses = [\"{}:{port}\"]", link.v4(1));
+    let other = wanted.replace(&at(HTTP), &at(HTTP + 5));
+    assert_ne!(other, wanted);
+    edge.configure(&["eth0"], &other);
+    edge.ok(&["reload"]);
+    edge.ok(&["upgrade"]);
+    let mut waiting = connect(link);
+    edge.configure(&["eth0"], &wanted);
+    edge.ok(&["reload"]);
+    let answer = ask(&mut waiting, "/", "").unwrap();
     assert!(answer.starts_with("http/1.1 200 "), "{answer}");
 }

@@ -58,7 +58,10 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
     let prefixes = vec![p("10.0.0.0/8"), p("2001:db8::1")];
     vec![
         (
-            ClientMessage::Hello { protocol: 1 },
+            ClientMessage::Hello {
+                protocol: 1,
+                upgrade: false,
+            },
             r#"{"hello":{"protocol":1}}"#,
         ),
         (call(Request::Status {}), r#"{"call":{"status":{}}}"#),

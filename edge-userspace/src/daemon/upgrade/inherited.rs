@@ -61,7 +61,13 @@ impl Inherited {
         }
         let mut proxy = Vec::new();
         for (fd, name) in activated(std::process::id(), get).map_err(anyhow::Error::msg)? {
-            match listener(own(fd)?) {
+            let owned = own(fd).with_context(|| {
+                format!(
+                    "{}: descriptor {fd}, which the service manager should have opened",
+                    LISTEN.join(", ")
+                )
+            })?;
+            match listener(owned) {
                 Ok(socket) => proxy.push(Given {
                     socket,
                     name,

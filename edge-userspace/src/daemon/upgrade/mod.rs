@@ -16,26 +16,32 @@ use std::{
     ffi::OsString,
     os::fd::{AsFd as _, BorrowedFd, RawFd},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tracing::{info, warn};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tracing::{error, info, warn};
 
 use super::{
     Signals,
     engine::Kept,
+    facts::Shared,
     notify,
     running::{Ground, LAST_ANSWERS, Running},
 };
 use crate::{
+    config::quantity::spelt,
     control::{
         protocol::{Failure, FailureKind, Response},
         server::Reply,
     },
-    l7::proxy::Given,
+    l7::proxy::{Given, Tier},
 };
 use successor::{Successor, Trouble};
 
@@ -44,6 +50,8 @@ const CHANNEL: &str = "EDGE_UPGRADE";
 
 /// How often the service manager hears that all is well while the engine is away.
 const BEAT: Duration = Duration::from_millis(50);
+/// How long it is waited before everything is taken back once more: at first, and at the most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long the service manager may take to be told of a new process.
 const NOTIFY: Duration = Duration::from_secs(5);
 
@@ -105,7 +113,10 @@ impl Origin {
     /// Of this process. To be called at the start: the file may be replaced later.
     pub(super) fn read() -> Self {
         Self {
-            binary: std::env::current_exe().ok(),
+            binary: { std::env::args_os().next().map(PathBuf::from) }
+                // What systemd was told, also where a link of it leads elsewhere by now.
+                .filter(|path| path.is_absolute())
+                .or_else(|| std::env::current_exe().ok()),
             arguments: std::env::args_os().skip(1).collect(),
         }
     }
@@ -124,8 +135,77 @@ pub(super) struct Order {
 pub(super) enum After {
     /// Nothing has changed; the name of the signal by which it was told to stop meanwhile.
     GoesOn(Running, Option<&'static str>),
-    /// Another process has taken over, and the proxy has connections still.
-    Gone(Box<Kept>),
+    /// There is no new process, and the daemon was told to stop when it had let go of everything.
+    Stopped(Stopped),
+    /// Another process has taken over.
+    Gone(Gone),
+}
+
+/// What is left of a daemon that is to stop.
+pub(super) struct Stopped {
+    kept: Box<Kept>,
+    /// The control socket, of which the last answers are on their way.
+    answering: JoinHandle<()>,
+    /// The signal.
+    pub(super) name: &'static str,
+}
+
+impl Stopped {
+    /// Ends it in good order.
+    ///
+    /// # Errors
+    /// When detaching fails.
+    pub(super) async fn stop(self) -> Result<()> {
+        let kept = self.kept;
+        let stopped = tokio::task::spawn_blocking(move || kept.stop()).await?;
+        last_answers(self.answering).await;
+        stopped
+    }
+}
+
+/// What is left of the old process.
+pub(super) struct Gone {
+    /// Has connections still.
+    pub(super) proxy: Tier,
+    /// If the service manager does not know of the new process.
+    pub(super) successor: Option<Unknown>,
+}
+
+/// A new process that the service manager does not know of: as long as it lives, the old one is
+/// the service, and gives signs of life.
+pub(super) struct Unknown {
+    successor: Successor,
+    _beats: Beats,
+}
+
+impl Unknown {
+    /// Waits until it has ended.
+    pub(super) async fn ended(&self) {
+        self.successor.ended().await;
+    }
+}
+
+/// Signs of life while there is no engine, which is no reason to be restarted; until this is
+/// dropped.
+struct Beats(JoinHandle<()>);
+
+impl Beats {
+    fn start(shared: Arc<Shared>) -> Self {
+        Self(tokio::spawn(async move {
+            let mut beats = interval(BEAT);
+            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                beats.tick().await;
+                shared.beat();
+            }
+        }))
+    }
+}
+
+impl Drop for Beats {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Starts a new process and hands over to it.
@@ -174,21 +254,20 @@ pub(super) async fn upgrade(
             return Ok(After::GoesOn(running, stopped));
         }
     };
+    let beats = Beats::start(ground.shared.clone());
     let (kept, answering) = running.hand_over(ground).await?;
-    let mut beats = interval(BEAT);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let taken = {
-        let mut taking = std::pin::pin!(tokio::time::timeout_at(deadline, successor.take()));
-        loop {
-            tokio::select! {
-                taken = &mut taking => break taken.unwrap_or(Err(Trouble::Late)),
-                name = signals.stop() => {
-                    stopped = Some(name);
-                    break Err(Trouble::Stopped);
-                }
-                // The engine is away, and that is no reason to be restarted.
-                _ = beats.tick() => ground.shared.beat(),
-            }
+    let taking = async {
+        if Instant::now() >= deadline {
+            return Err(Trouble::Late);
+        }
+        let taken = tokio::time::timeout_at(deadline, successor.take()).await;
+        taken.unwrap_or(Err(Trouble::Late))
+    };
+    let taken = tokio::select! {
+        taken = taking => taken,
+        name = signals.stop() => {
+            stopped = Some(name);
+            Err(Trouble::Stopped)
         }
     };
     let has_control = match taken {
@@ -196,18 +275,23 @@ pub(super) async fn upgrade(
         Err(trouble) => {
             let said = successor.end(&trouble).await;
             let failure = refusal(&binary, &trouble, &said);
-            let resumed = Running::resume(ground, *kept).await;
+            let resumed = match stopped {
+                Some(name) => Ok(Err((kept, name))),
+                None => resume(ground, kept, signals).await,
+            };
             reply.send(Err(failure));
-            return Ok(After::GoesOn(resumed?, stopped));
+            return Ok(match resumed? {
+                Ok(running) => After::GoesOn(running, None),
+                Err((kept, name)) => After::Stopped(Stopped {
+                    kept,
+                    answering,
+                    name,
+                }),
+            });
         }
     };
     let pid = successor.pid();
-    let telling = tokio::task::spawn_blocking(move || notify::main_process_is(pid));
-    match timeout(NOTIFY, telling).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(e))) => warn!("cannot tell the service manager of process {pid}: {e}"),
-        Ok(Err(_)) | Err(_) => warn!("the service manager does not listen: not told of {pid}"),
-    }
+    let is_known = tell_of(pid).await;
     if has_control {
         ground.control.release();
     }
@@ -217,16 +301,84 @@ pub(super) async fn upgrade(
         pid,
         version,
     }));
-    if timeout(LAST_ANSWERS, answering).await.is_err() {
-        warn!("a client of the control socket was cut off");
-    }
+    // Whoever waits for an answer of the engine that is gone, hears of that.
+    let Kept { proxy, inbox, .. } = *kept;
+    drop(inbox);
+    last_answers(answering).await;
     info!(pid, "another process has taken over");
-    Ok(After::Gone(kept))
+    let successor = (!is_known).then_some(Unknown {
+        successor,
+        _beats: beats,
+    });
+    Ok(After::Gone(Gone { proxy, successor }))
+}
+
+/// Takes everything back, again and again until it succeeds: what only looks as if it would never
+/// may come to an end, and the proxy serves meanwhile. When the daemon is told to stop, gives back
+/// what there is, and the name of the signal.
+///
+/// # Errors
+/// When there is no proxy any more.
+async fn resume(
+    ground: &Ground,
+    mut kept: Box<Kept>,
+    signals: &mut Signals,
+) -> Result<Result<Running, (Box<Kept>, &'static str)>> {
+    let mut pause = Duration::ZERO;
+    loop {
+        tokio::select! {
+            biased;
+            name = signals.stop() => return Ok(Err((kept, name))),
+            () = tokio::time::sleep(pause) => {}
+        }
+        match Running::resume(ground, *kept).await {
+            Ok(running) => return Ok(Ok(running)),
+            Err((e, Some(back))) => {
+                kept = back;
+                pause = (2 * pause).clamp(RETRY.0, RETRY.1);
+                error!(
+                    "a new process failed, and this one cannot go on: {e:#}; the proxy and the \
+                     programs in the kernel do, and it is tried again in {}",
+                    spelt(pause)
+                );
+            }
+            Err((e, None)) => {
+                return Err(e.context("a new process failed, and the old one cannot go on"));
+            }
+        }
+    }
+}
+
+/// Tells the service manager of a new process. Whether it knows it then, or there is none.
+async fn tell_of(pid: u32) -> bool {
+    let telling = tokio::task::spawn_blocking(move || notify::main_process_is(pid));
+    match timeout(NOTIFY, telling).await {
+        Ok(Ok(Ok(()))) => return true,
+        Ok(Ok(Err(e))) => warn!("cannot tell the service manager of process {pid}: {e}"),
+        Ok(Err(_)) | Err(_) => warn!("the service manager does not listen: not told of {pid}"),
+    }
+    false
+}
+
+/// Waits for the last answers of a control socket that another process has.
+async fn last_answers(mut answering: JoinHandle<()>) {
+    if timeout(LAST_ANSWERS, &mut answering).await.is_err() {
+        warn!("a client of the control socket was cut off");
+        // It has the listener still, and the lock of that.
+        answering.abort();
+        let _ = answering.await;
+    }
 }
 
 /// The program to start.
 fn binary(order: &Order, origin: &Origin) -> Result<PathBuf, Failure> {
     let invalid = |text: String| Failure::new(FailureKind::Invalid, text);
+    if std::process::id() == 1 {
+        return Err(invalid(
+            "the daemon is process 1 of its container, which ends with it: upgrade the container"
+                .into(),
+        ));
+    }
     let path = order.binary.as_deref().or(origin.binary.as_deref());
     let path = path.ok_or_else(|| {
         invalid(

@@ -123,6 +123,12 @@ impl Successor {
         // It has ended already: the new process is a child of its child.
         child.wait()?;
         drop((command, theirs));
+        let mut pid = [0; size_of::<libc::pid_t>()];
+        // It was written before the program was begun. One that is not known cannot be killed; it
+        // ends by itself, as nobody speaks with it.
+        (&ours).read_exact(&mut pid)?;
+        let pid = libc::pid_t::from_ne_bytes(pid);
+        let orphan = Orphan(pid);
         let said = Arc::default();
         let (all, all_said) = oneshot::channel();
         let lines = Arc::clone(&said);
@@ -132,12 +138,9 @@ impl Successor {
                 let _all = all;
                 listen(reader, &lines);
             })?;
-        let mut pid = [0; size_of::<libc::pid_t>()];
-        // It was written before the program was begun.
-        (&ours).read_exact(&mut pid)?;
         ours.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
-        let pid = libc::pid_t::from_ne_bytes(pid);
+        std::mem::forget(orphan);
         Ok(Self {
             pid,
             end: end_of(pid),
@@ -183,10 +186,17 @@ impl Successor {
     }
 
     /// Leaves everything to it.
-    pub(super) async fn release(mut self) {
+    pub(super) async fn release(&mut self) {
         self.is_released = true;
         // Without the word it hears of our end, which is as good.
         let _ = self.send(&ToSuccessor::Yours {}).await;
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(&self) {
+        if let Some(end) = &self.end {
+            let _ = end.readable().await;
+        }
     }
 
     /// Kills it, waits until it is gone, and tells the last that it said.
@@ -196,9 +206,8 @@ impl Successor {
             let _ = timeout(LAST, end.readable()).await;
         }
         self.kill();
-        if let Some(end) = &self.end
-            && timeout(LAST, end.readable()).await.is_err()
-        {
+        // As long as it is there it may have what only one process can have.
+        while timeout(LAST, self.ended()).await.is_err() {
             warn!("process {} was killed, and does not end", self.pid);
         }
         if let Some(all_said) = self.all_said.take() {
@@ -216,9 +225,7 @@ impl Successor {
     /// Kills it and all that it started.
     fn kill(&mut self) {
         if !std::mem::replace(&mut self.is_released, true) {
-            // SAFETY: no pointers are passed. It made a process group of its own number before
-            // its program began, which lasts as long as anybody is in it.
-            unsafe { libc::kill(-self.pid, libc::SIGKILL) };
+            drop(Orphan(self.pid));
         }
     }
 
@@ -242,6 +249,17 @@ impl Successor {
 impl Drop for Successor {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A process that was just started, and all that it starts. They are killed when this is dropped.
+struct Orphan(libc::pid_t);
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        // SAFETY: no pointers are passed. It made a process group of its own number before its
+        // program began, which lasts as long as anybody is in it.
+        unsafe { libc::kill(-self.0, libc::SIGKILL) };
     }
 }
 

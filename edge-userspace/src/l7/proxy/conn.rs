@@ -226,9 +226,14 @@ async fn http1(conn: &Conn, stream: Stream) {
     // What came with the end of a handshake is in the session already.
     let mut may_be_there = conn.is_secure;
     let mut waits_after = None;
+    let begun = Worker::now();
     loop {
-        let until = conn.worker.idle_until();
-        if until <= Worker::now() {
+        // A handshake took its time, in which there could be no request.
+        let until = match served {
+            0 => conn.worker.first_until(begun),
+            _ => conn.worker.idle_until(),
+        };
+        if until <= Worker::now() && !may_be_there {
             return;
         }
         // Once for each wait: a piece of a record of TLS wakes it, and is no request.

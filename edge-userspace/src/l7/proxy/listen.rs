@@ -10,6 +10,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use tracing::error;
 
 /// Connections that wait to be accepted, at the most; the kernel bounds it by
 /// `net.core.somaxconn`.
@@ -33,11 +34,11 @@ pub(super) struct Door {
     sockets: Vec<TcpListener>,
     /// As of [`Given`].
     pub(super) name: Option<String>,
-    is_kept: bool,
+    pub(super) is_kept: bool,
 }
 
 impl Door {
-    /// Binds one for each worker.
+    /// Binds one for each worker, which do not listen yet.
     ///
     /// # Errors
     /// Those of the system; there is then none.
@@ -55,11 +56,12 @@ impl Door {
         self.name = given.name.or(self.name.take());
     }
 
-    /// Makes those that were given ready for so many workers.
+    /// Those that were given, as ours, with one for each of so many workers. What is added does
+    /// not listen yet.
     ///
     /// # Errors
     /// When they are not as ours would be, or others are missing and cannot be bound.
-    pub(super) fn fit(&mut self, address: SocketAddr, workers: usize) -> io::Result<()> {
+    pub(super) fn fitted(&self, address: SocketAddr, workers: usize) -> io::Result<Self> {
         for socket in &self.sockets {
             socket.set_nonblocking(true)?;
             if address.is_ipv6() && !SockRef::from(socket).only_v6()? {
@@ -69,11 +71,38 @@ impl Door {
                 ));
             }
         }
-        let missing = workers.saturating_sub(self.sockets.len());
+        let sockets = self.sockets.iter().map(TcpListener::try_clone);
+        let mut sockets: Vec<_> = sockets.collect::<io::Result<_>>()?;
+        let missing = workers.saturating_sub(sockets.len());
         if missing > 0 && !self.is_kept {
-            self.sockets.extend(bind(address, missing)?);
+            sockets.extend(bind(address, missing)?);
         }
-        Ok(())
+        Ok(Self {
+            sockets,
+            name: self.name.clone(),
+            is_kept: self.is_kept,
+        })
+    }
+
+    /// Lets clients connect. Sockets that the system refuses now are gone; tells whether there are
+    /// others.
+    ///
+    /// To be called when somebody is about to accept: of a group, the kernel spreads connections
+    /// among all that listen. All of them begin in one go, as those that have begun get everything.
+    pub(super) fn listen(&mut self, address: SocketAddr) -> bool {
+        self.sockets.retain(|socket| {
+            let socket = SockRef::from(socket);
+            if socket.is_listener().unwrap_or(false) {
+                return true;
+            }
+            // Somebody else may have been faster: what is bound alike excludes nobody yet.
+            let listens = socket.listen(BACKLOG);
+            if let Err(e) = &listens {
+                error!("{address}: cannot listen: {e}; connections to it are not accepted there");
+            }
+            listens.is_ok()
+        });
+        !self.sockets.is_empty()
     }
 
     /// The sockets of one of so many workers. Where there are more than workers, one has
@@ -104,17 +133,10 @@ impl Door {
     }
 }
 
-/// The sockets of one address, one for each worker.
+/// The sockets of one address, one for each worker, which do not listen yet.
 fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
-    // All are bound before the first one listens: of a group that only some of have begun to
-    // listen, these get everything.
-    let sockets: Vec<Socket> = (0..workers)
-        .map(|_| open(address))
-        .collect::<io::Result<_>>()?;
-    for socket in &sockets {
-        socket.listen(BACKLOG)?;
-    }
-    Ok(sockets.into_iter().map(TcpListener::from).collect())
+    let open = |_| open(address).map(TcpListener::from);
+    (0..workers).map(open).collect()
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
@@ -187,10 +209,39 @@ mod tests {
             let mut door = Door::default();
             door.push(given(socket, is_kept));
             let address = door.sockets[0].local_addr().expect("an address");
-            door.fit(address, 3).expect("fits");
+            let mut door = door.fitted(address, 3).expect("fits");
             assert_eq!(door.sockets.len(), count);
             assert_eq!(door.give().expect("descriptors").len(), count);
+            let listening = |door: &Door| {
+                let is_listener = |s: &&TcpListener| SockRef::from(*s).is_listener().unwrap();
+                door.sockets.iter().filter(is_listener).count()
+            };
+            assert_eq!(listening(&door), 1);
+            assert!(door.listen(address));
+            assert_eq!(listening(&door), count);
         }
+    }
+
+    #[test]
+    fn an_address_of_somebody_else_is_not_bound() {
+        let other = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = other.local_addr().expect("an address");
+        let error = Door::bind(address, 2).expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn sockets_that_cannot_listen_any_more_are_gone() {
+        let free = open(([127, 0, 0, 1], 0).into()).expect("bound");
+        let address = free.local_addr().expect("an address");
+        let address = address.as_socket().expect("an address");
+        drop(free);
+        let mut door = Door::bind(address, 2).expect("bound");
+        let other = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        other.set_reuse_address(true).expect("set");
+        other.bind(&address.into()).expect("nobody listens yet");
+        other.listen(1).expect("faster");
+        assert!(!door.listen(address));
     }
 
     #[test]
@@ -201,7 +252,7 @@ mod tests {
         socket.bind(&address.into()).expect("bound");
         let mut door = Door::default();
         door.push(given(socket, true));
-        let error = door.fit(address, 1).expect_err("refused").to_string();
+        let error = door.fitted(address, 1).expect_err("refused").to_string();
         assert!(error.contains("BindIPv6Only=ipv6-only"), "{error}");
     }
 }

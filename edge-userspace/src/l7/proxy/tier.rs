@@ -28,7 +28,7 @@ use super::{
     tell,
     tls::{self, TlsError, Towards},
     watch::{Checks, Watcher},
-    worker::{self, Ended, Order, Worker},
+    worker::{self, Ended, Entrance, Order, Worker},
 };
 use crate::{
     config::proxy::{AccessLog, LogFormat, Proxy, upstream::Address},
@@ -120,6 +120,9 @@ struct Shared {
     /// Of each address, the sockets of the workers. They stay open here, so that a worker that
     /// starts anew, or another process, finds the connections that came meanwhile.
     sockets: Mutex<HashMap<SocketAddr, Door>>,
+    /// What another process has opened and no listener wants: until the first configuration all,
+    /// and then what a service manager keeps, for a later one.
+    spare: Mutex<HashMap<SocketAddr, Door>>,
     /// What checks say of servers.
     checks: Mutex<Option<Checks>>,
     spans: Arc<Counts>,
@@ -133,8 +136,6 @@ pub struct Tier {
     shared: Arc<Shared>,
     seats: Vec<Seat>,
     watcher: Option<Watcher>,
-    /// What another process has opened, until the first configuration.
-    given: HashMap<SocketAddr, Door>,
     log: Option<(AccessLog, LogWriter)>,
     exporter: Option<Exporter>,
     judge: Arc<Judge>,
@@ -188,13 +189,14 @@ impl View {
         current.as_ref().map(|(snapshot, _)| snapshot.clone())
     }
 
-    /// The sockets that clients connect to, for another process.
+    /// The sockets that clients connect to, or could after another reload, for another process.
     ///
     /// # Errors
     /// When there are no descriptors left.
     pub fn sockets(&self) -> io::Result<Vec<Given>> {
-        let sockets = lock(&self.shared.sockets);
-        let given: io::Result<Vec<Vec<Given>>> = sockets.values().map(Door::give).collect();
+        let (sockets, spare) = (lock(&self.shared.sockets), lock(&self.shared.spare));
+        let doors = sockets.values().chain(spare.values());
+        let given: io::Result<Vec<Vec<Given>>> = doors.map(Door::give).collect();
         Ok(given?.into_iter().flatten().collect())
     }
 
@@ -296,12 +298,12 @@ impl Tier {
             shared: Arc::new(Shared {
                 current: Mutex::new(None),
                 sockets: Mutex::new(HashMap::new()),
+                spare: Mutex::new(HashMap::new()),
                 checks: Mutex::new(None),
                 spans: Arc::default(),
             }),
             seats: Vec::new(),
             watcher: None,
-            given: HashMap::new(),
             log: None,
             exporter: None,
             judge: Arc::new(Judge::new(ban)),
@@ -311,9 +313,10 @@ impl Tier {
 
     /// Takes sockets that another process has opened, for listeners of the first configuration.
     pub fn take(&mut self, given: Vec<Given>) {
+        let mut spare = lock(&self.shared.spare);
         for given in given {
             match given.socket.local_addr() {
-                Ok(address) => self.given.entry(address).or_default().push(given),
+                Ok(address) => spare.entry(address).or_default().push(given),
                 Err(e) => warn!("a socket that was handed over is none: {e}"),
             }
         }
@@ -502,11 +505,10 @@ impl Tier {
     }
 
     /// Sockets for the addresses that have none.
-    fn bind(&mut self, proxy: &Proxy) -> Result<Vec<(SocketAddr, Door)>, TierError> {
-        let mut given = std::mem::take(&mut self.given);
-        let have = lock(&self.shared.sockets);
+    fn bind(&self, proxy: &Proxy) -> Result<Vec<(SocketAddr, Door)>, TierError> {
+        let (have, spare) = (lock(&self.shared.sockets), lock(&self.shared.spare));
         let workers = self.workers;
-        let mut sockets = Vec::new();
+        let mut sockets: Vec<(SocketAddr, Door)> = Vec::new();
         let refused = |listener: &str, address| {
             let listener = listener.to_owned();
             move |source| TierError::Bind {
@@ -520,31 +522,50 @@ impl Tier {
                 if have.contains_key(&address) {
                     continue;
                 }
-                let door = match given.remove(&address) {
+                let door = match spare.get(&address) {
                     None => Door::bind(address, workers),
-                    Some(mut door) => door.fit(address, workers).map(|()| door),
+                    Some(door) => door.fitted(address, workers),
                 };
                 sockets.push((address, door.map_err(refused(&listener.name, address))?));
             }
         }
-        for (address, mut door) in given {
-            let is_named = |name: &String| proxy.listeners.iter().any(|l| l.name == *name);
-            match door.name.clone().filter(is_named) {
-                Some(name) => {
-                    let fits = door.fit(address, workers);
-                    fits.map_err(refused(&name, address))?;
-                    sockets.push((address, door));
-                }
-                None => warn!(
-                    "no [[listener]] has the address {address} of a socket that was handed over, \
-                     nor its name{}: it is not used",
-                    { door.name.iter() }
-                        .map(|name| format!(" {name:?}"))
-                        .collect::<String>()
-                ),
+        for (&address, door) in spare.iter() {
+            let is_named = |name: &&String| proxy.listeners.iter().any(|l| l.name == **name);
+            let is_new = sockets.iter().all(|(new, _)| *new != address);
+            if let Some(name) = door.name.as_ref().filter(is_named).filter(|_| is_new) {
+                let fitted = door.fitted(address, workers);
+                sockets.push((address, fitted.map_err(refused(name, address))?));
             }
         }
         Ok(sockets)
+    }
+
+    /// Lets clients connect to those that are new, and to no others than are wanted.
+    fn open(&self, sockets: Vec<(SocketAddr, Door)>, wanted: &HashMap<SocketAddr, usize>) {
+        let (mut have, mut spare) = (lock(&self.shared.sockets), lock(&self.shared.spare));
+        // Of those, it was told already.
+        let mut told: Vec<SocketAddr> = Vec::new();
+        if self.snapshot().is_some() {
+            told.extend(spare.keys());
+        }
+        let gone = have.extract_if(|address, _| !wanted.contains_key(address));
+        spare.extend(gone.filter(|(_, door)| door.is_kept));
+        for (address, mut door) in sockets {
+            spare.remove(&address);
+            if door.listen(address) {
+                have.insert(address, door);
+            }
+        }
+        for (address, door) in spare.iter().filter(|(address, _)| !told.contains(address)) {
+            warn!(
+                "no [[listener]] has the address {address} of a socket that was handed over, \
+                 nor its name{}: it is not used",
+                { door.name.iter() }
+                    .map(|name| format!(" {name:?}"))
+                    .collect::<String>()
+            );
+        }
+        spare.retain(|_, door| door.is_kept);
     }
 
     /// To which listener connections to an address belong, by its position: to the one that has
@@ -576,11 +597,7 @@ impl Tier {
             memory,
             proxy,
         } = prepared;
-        {
-            let mut have = lock(&self.shared.sockets);
-            have.retain(|address, _| snapshot.addresses.contains_key(address));
-            have.extend(sockets);
-        }
+        self.open(sockets, &snapshot.addresses);
         self.memory = memory;
         self.memory.retain(&snapshot.groups);
         self.counted.retain(&proxy);
@@ -686,6 +703,7 @@ impl Tier {
         }
         // Those of the workers are closed when nobody waits in them.
         lock(&self.shared.sockets).clear();
+        lock(&self.shared.spare).clear();
     }
 
     fn join(&mut self) {
@@ -727,7 +745,11 @@ fn sit(
             }
             for socket in door.of(index, workers) {
                 match socket.try_clone() {
-                    Ok(socket) => sockets.push((*address, socket)),
+                    Ok(socket) => sockets.push(Entrance {
+                        address: *address,
+                        socket,
+                        is_kept: door.is_kept,
+                    }),
                     Err(e) => error!("{address}: {e}; worker {index} accepts none there"),
                 }
             }

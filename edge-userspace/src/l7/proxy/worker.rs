@@ -21,7 +21,9 @@ use tracing::{error, warn};
 
 use super::{
     buffers::Buffers,
-    conn, h2, listen,
+    conn,
+    group::nanoseconds,
+    h2, listen,
     pool::Pools,
     snapshot::{Listener, Snapshot},
     timers::Timers,
@@ -66,7 +68,15 @@ pub(super) type Give<'a> = &'a dyn Fn(&mut dyn FnMut(SocketAddr) -> bool) -> Opt
 pub(super) struct Take {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) router: Router,
-    pub(super) sockets: Vec<(SocketAddr, StdListener)>,
+    pub(super) sockets: Vec<Entrance>,
+}
+
+/// Where a worker accepts connections.
+pub(super) struct Entrance {
+    pub(super) address: SocketAddr,
+    pub(super) socket: StdListener,
+    /// Whether somebody else accepts what waits in it when we have gone.
+    pub(super) is_kept: bool,
 }
 
 /// What holds for requests that begin now.
@@ -146,6 +156,12 @@ impl Worker {
     /// Until when connections may be without a request, nanoseconds.
     pub(super) fn idle_until(&self) -> u64 {
         self.stopping.get().unwrap_or(u64::MAX)
+    }
+
+    /// The same for one that could have no request before a moment.
+    pub(super) fn first_until(&self, begun: u64) -> u64 {
+        let grace = begun.saturating_add(nanoseconds(GRACE));
+        self.idle_until().max(grace)
     }
 
     /// Connections end after their request, and those without one at that moment.
@@ -310,11 +326,15 @@ async fn obey(
             Order::Drain(patience) => patience,
             Order::Look | Order::Stop => patience,
         };
-        let after = |span| Worker::now().saturating_add(super::group::nanoseconds(span));
+        let after = |span| Worker::now().saturating_add(nanoseconds(span));
         worker.end_connections(after(GRACE));
         until = until.min(after(patience));
+        let rest = match last {
+            Order::Drain(_) => Rest::Leave,
+            Order::Look | Order::Stop => Rest::Take,
+        };
         let tasks = accepting.drain().flat_map(|(_, tasks)| tasks);
-        ended.extend(tasks.map(Accepting::end));
+        ended.extend(tasks.map(|task| task.end(rest)));
         while let Some(task) = ended.pop() {
             // One that has panicked has ended as well.
             let _ = task.await;
@@ -340,16 +360,26 @@ async fn before(end: impl Future<Output = ()>, orders: &mut Receiver<Order>) -> 
     }
 }
 
+/// What becomes of connections that wait in a socket when no more are accepted from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// They are taken: they would be reset.
+    Take,
+    /// They are for the process that has the same socket.
+    Leave,
+}
+
 /// A task that accepts connections.
 struct Accepting {
-    /// It ends when this is dropped.
-    open: oneshot::Sender<()>,
+    /// It ends when it is told, or this is dropped, which is [`Rest::Take`].
+    open: oneshot::Sender<Rest>,
     task: JoinHandle<()>,
 }
 
 impl Accepting {
-    fn end(self) -> JoinHandle<()> {
-        drop(self.open);
+    fn end(self, rest: Rest) -> JoinHandle<()> {
+        // One that has panicked needs not be told.
+        let _ = self.open.send(rest);
         self.task
     }
 }
@@ -377,10 +407,16 @@ fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr,
         router,
         pickers,
     })));
-    for (address, socket) in sockets {
+    for entrance in sockets {
+        let Entrance {
+            address,
+            socket,
+            is_kept,
+        } = entrance;
         match TcpListener::from_std(socket) {
             Ok(socket) => {
                 let (open, ended) = oneshot::channel();
+                let socket = (socket, is_kept);
                 let task = spawn_local(accept(worker.clone(), address, socket, ended));
                 let tasks: &mut Vec<Accepting> = accepting.entry(address).or_default();
                 tasks.push(Accepting { open, task });
@@ -390,19 +426,20 @@ fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr,
     }
 }
 
-/// Accepts connections to an address until it is no listener's any more, and those that wait then.
+/// Accepts connections to an address until it is no listener's any more, and those that wait then,
+/// unless somebody else has the socket.
 async fn accept(
     worker: Rc<Worker>,
     address: SocketAddr,
-    socket: TcpListener,
-    mut ended: oneshot::Receiver<()>,
+    (socket, is_kept): (TcpListener, bool),
+    mut ended: oneshot::Receiver<Rest>,
 ) {
     let mut told = false;
     let mut listener = None;
-    loop {
+    let rest = loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            _ = &mut ended => break,
+            rest = &mut ended => break rest.unwrap_or(Rest::Take),
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -429,27 +466,33 @@ async fn accept(
                 }
             }
         }
+    };
+    if is_kept || rest == Rest::Leave {
+        return;
     }
     let current = worker.current();
     let now = current.and_then(|c| c.snapshot.listener_at(address).cloned());
     let Some(listener) = now.or(listener) else {
         return;
     };
-    // They would be reset when nobody else has the socket. No more than can wait: others come as
+    // They would be reset, as nobody else has the socket. No more than can wait: others come as
     // long as it is open.
     for _ in 0..listen::BACKLOG {
-        let Some((stream, peer)) = waiting(&socket) else {
-            return;
-        };
-        greet(&worker, &listener, stream, peer);
+        match waiting(&socket) {
+            Ok((stream, peer)) => greet(&worker, &listener, stream, peer),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            // Of the one that was about to be accepted.
+            Err(_) => {}
+        }
     }
 }
 
 /// A connection that waits to be accepted.
-fn waiting(socket: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
-    let (stream, peer) = SockRef::from(socket).accept().ok()?;
-    stream.set_nonblocking(true).ok()?;
-    Some((TcpStream::from_std(stream.into()).ok()?, peer.as_socket()?))
+fn waiting(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = SockRef::from(socket).accept()?;
+    stream.set_nonblocking(true)?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((TcpStream::from_std(stream.into())?, peer))
 }
 
 /// Takes a connection, unless there are too many.
