@@ -185,7 +185,7 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
             }
             After::Gone(gone) => {
                 drop(ground);
-                return drain(gone, &shared, &mut signals).await;
+                return drain(*gone, &shared, &mut signals).await;
             }
         }
     }

@@ -80,7 +80,10 @@ impl Running {
     }
 
     /// The same, which leaves what an engine does not come to have.
-    async fn begin(ground: &Ground, mut before: Before) -> Result<Self, (Error, Option<Before>)> {
+    async fn begin(
+        ground: &Ground,
+        mut before: Before,
+    ) -> Result<Self, (Error, Option<Box<Before>>)> {
         let (rings, new_rings) = tokio::sync::mpsc::channel(RINGS);
         let engine = {
             let (path, shared) = (ground.path.clone(), ground.shared.clone());
@@ -88,7 +91,7 @@ impl Running {
             let beat = ground.patience.map_or(Duration::MAX, notify::interval);
             let start = move || {
                 start::engine(&path, &mut before, shared, rings, notifier, beat)
-                    .map_err(|e| (e, Some(before)))
+                    .map_err(|e| (e, Some(Box::new(before))))
             };
             let started = tokio::task::spawn_blocking(start).await;
             started.map_err(|e| (e.into(), None))??

@@ -434,7 +434,10 @@ fn events_are_handed_on() {
             line.push(b'\n');
             stream.write_all(&line).unwrap();
         };
-        say(&ClientMessage::Hello { protocol: VERSION });
+        say(&ClientMessage::Hello {
+            protocol: VERSION,
+            upgrade: false,
+        });
         say(&ClientMessage::Events {
             last: 0,
             follow: true,

@@ -138,7 +138,7 @@ pub(super) enum After {
     /// There is no new process, and the daemon was told to stop when it had let go of everything.
     Stopped(Stopped),
     /// Another process has taken over.
-    Gone(Gone),
+    Gone(Box<Gone>),
 }
 
 /// What is left of a daemon that is to stop.
@@ -310,7 +310,7 @@ pub(super) async fn upgrade(
         successor,
         _beats: beats,
     });
-    Ok(After::Gone(Gone { proxy, successor }))
+    Ok(After::Gone(Box::new(Gone { proxy, successor })))
 }
 
 /// Takes everything back, again and again until it succeeds: what only looks as if it would never

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fmt::Write as _,
     io::{self, BufRead as _, BufReader, PipeReader, Read as _, Write as _},
+    mem::ManuallyDrop,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::process::CommandExt as _,
@@ -140,7 +141,7 @@ impl Successor {
             })?;
         ours.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
-        std::mem::forget(orphan);
+        let _ = ManuallyDrop::new(orphan);
         Ok(Self {
             pid,
             end: end_of(pid),

@@ -7,8 +7,8 @@ use crate::config::proxy::Proxy;
 /// Descriptors for all else: sockets of listeners, maps, files.
 const OTHER_FILES: u64 = 4096;
 
-/// Each connection takes a descriptor, and one more for that to its server. The daemon gets as many
-/// as its listeners may need, if it has the capability to ask for more than it was given.
+/// Each connection takes a descriptor, and one more for that to its server; more where requests of
+/// one HTTP/2 connection go to servers by HTTP/1. The daemon gets as many as its listeners need so, if it has the capability to ask for more than it was given.
 pub(super) fn raise_limit(proxy: &Proxy) {
     let all = proxy.listeners.iter();
     let most = all.map(|listener| u64::from(listener.limits.connections));

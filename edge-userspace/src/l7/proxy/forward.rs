@@ -449,17 +449,15 @@ async fn ask_server<F: Front>(
                 });
             }
             Err(failed) => {
-                let is_lost = back.is_lost();
-                let is_shared = matches!(back, Back::Http2(_));
+                // Once: of connections that are shared there are always some that had others.
+                let is_lost = back.is_lost() && !(is_again && matches!(back, Back::Http2(_)));
                 exchange.facts.is_echo = back.is_echo();
                 let (_, out) = back.into_parts();
                 worker.give_out(out);
                 // The server hung up before the request came, which is nobody's fault.
                 let request = &scratch.request;
-                // Once: of connections that are shared there are always some that had others.
                 let is_stale = is_reused
                     && is_lost
-                    && !(is_shared && is_again)
                     && match failed.failure {
                         Some(Failure::Broken) => request.method.is_idempotent(),
                         failure => failure == Some(Failure::Unprocessed),

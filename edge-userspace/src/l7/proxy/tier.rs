@@ -410,8 +410,10 @@ impl Tier {
             }),
             addresses,
         };
-        if self.seats.is_empty() && !proxy.listeners.is_empty() {
+        if !proxy.listeners.is_empty() {
             descriptors::raise_limit(proxy);
+        }
+        if self.seats.is_empty() && !proxy.listeners.is_empty() {
             // They have nothing to do until there is something in force.
             self.seats = self.start()?;
         }
@@ -633,7 +635,7 @@ impl Tier {
         for index in 0..self.workers {
             let (orders, inbox) = channel(ORDERS);
             let shared = self.shared.clone();
-            let (random, workers) = (random(), self.workers);
+            let (random, workers) = (worker::random(), self.workers);
             let (told, safe) = sync_channel(1);
             let thread = thread::Builder::new()
                 .name(format!("proxy-{index}"))
@@ -792,10 +794,4 @@ fn worker_count(proxy: &Proxy) -> usize {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Random bits for what is no secret.
-fn random() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0)
 }

@@ -512,3 +512,9 @@ fn greet(worker: &Rc<Worker>, listener: &Arc<Listener>, stream: TcpStream, peer:
         peer,
     ));
 }
+
+/// Random bits for what is no secret.
+pub(super) fn random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(0)
+}
