@@ -1,6 +1,9 @@
 //! HTTP/2 between clients and the proxy, over the loopback interface: what honest clients get,
 //! and what others do.
 
+#[allow(dead_code, reason = "each test binary has its own use for it")]
+#[path = "../http2_servers/client.rs"]
+mod client;
 mod raw;
 mod rig;
 
@@ -10,12 +13,13 @@ use std::{
     time::Duration,
 };
 
+use client::{answer, ask, whole};
 use edge_userspace::config::proxy::listener::Limits;
 use h2::{
     Reason,
     client::{SendRequest, handshake},
 };
-use hyper::{HeaderMap, Method, Request, Response, body::Bytes};
+use hyper::{HeaderMap, Method, body::Bytes};
 use raw::{
     CONTINUATION, Client, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, field, get,
 };
@@ -30,51 +34,21 @@ async fn connect(rig: &Rig) -> Connected {
     (client, tokio::spawn(connection))
 }
 
-fn ask(method: Method, path: &str) -> Request<()> {
-    Request::builder()
-        .method(method)
-        .uri(format!("http://example.com{path}"))
-        .body(())
-        .unwrap()
-}
-
-/// An answer, its body and its trailers.
-type Whole = (Response<()>, Vec<u8>, Option<HeaderMap>);
-
-async fn whole(response: h2::client::ResponseFuture) -> Result<Whole, h2::Error> {
-    let (head, mut body) = response.await?.into_parts();
-    let mut all = Vec::new();
-    while let Some(data) = body.data().await {
-        let data = data?;
-        body.flow_control().release_capacity(data.len())?;
-        all.extend_from_slice(&data);
-    }
-    let trailers = body.trailers().await?;
-    Ok((Response::from_parts(head, ()), all, trailers))
-}
-
-async fn answer(client: &mut SendRequest<Bytes>, request: Request<()>) -> Whole {
-    let mut ready = client.clone().ready().await.unwrap();
-    let (response, _) = ready.send_request(request, true).unwrap();
-    let answer = tokio::time::timeout(PATIENCE, whole(response)).await;
-    answer.expect("an answer in time").unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_is_that_of_the_server() {
     let rig = Rig::new(Limits::default());
-    let (mut client, _connection) = connect(&rig).await;
+    let (client, _connection) = connect(&rig).await;
     let mut request = ask(Method::GET, "/hello?a=b");
     let fields = request.headers_mut();
     fields.append("cookie", "a=1".parse().unwrap());
     fields.append("cookie", "b=2".parse().unwrap());
-    let (head, body, trailers) = answer(&mut client, request).await;
+    let (head, body, trailers) = answer(&client, request).await;
     assert_eq!((head.status().as_u16(), &body[..]), (200, &b"hello"[..]));
     assert_eq!(head.headers()["content-length"], "5");
     assert!(trailers.is_none());
     let seen = rig.came().head;
     assert!(seen.starts_with("GET /hello?a=b HTTP/1.1\r\n"), "{seen}");
-    assert!(seen.contains("\r\nHost: example.com\r\n"), "{seen}");
+    assert!(seen.contains("\r\nHost: a.example\r\n"), "{seen}");
     assert!(seen.contains("cookie: a=1; b=2\r\n"), "{seen}");
     assert!(
         seen.contains("\r\nX-Forwarded-For: 127.0.0.1\r\n"),
@@ -82,10 +56,10 @@ async fn an_answer_is_that_of_the_server() {
     );
 
     // Without a body, whatever length is told.
-    let (head, body, _) = answer(&mut client, ask(Method::HEAD, "/hello")).await;
+    let (head, body, _) = answer(&client, ask(Method::HEAD, "/hello")).await;
     assert_eq!((head.status().as_u16(), body.len()), (200, 0));
     assert_eq!(head.headers()["content-length"], "5");
-    let (head, body, _) = answer(&mut client, ask(Method::GET, "/none")).await;
+    let (head, body, _) = answer(&client, ask(Method::GET, "/none")).await;
     assert_eq!((head.status().as_u16(), body.len()), (204, 0));
 }
 
@@ -171,7 +145,7 @@ async fn a_hundred_streams_at_one_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stream_that_is_reset_ends_the_work_behind_it() {
     let rig = Rig::new(Limits::default());
-    let (mut client, _connection) = connect(&rig).await;
+    let (client, _connection) = connect(&rig).await;
     for path in ["/hang", "/begin"] {
         let mut ready = client.clone().ready().await.unwrap();
         let (response, mut send) = ready.send_request(ask(Method::GET, path), true).unwrap();
@@ -183,7 +157,7 @@ async fn a_stream_that_is_reset_ends_the_work_behind_it() {
         send.send_reset(Reason::CANCEL);
         rig.gone();
         // The connection goes on.
-        let (head, ..) = answer(&mut client, ask(Method::GET, "/hello")).await;
+        let (head, ..) = answer(&client, ask(Method::GET, "/hello")).await;
         assert_eq!(head.status(), 200);
         rig.came();
     }
@@ -249,9 +223,9 @@ async fn a_connection_ends_gracefully_after_its_last_request() {
         requests_per_connection: 2,
         ..Limits::default()
     });
-    let (mut client, connection) = connect(&rig).await;
+    let (client, connection) = connect(&rig).await;
     for _ in 0..2 {
-        let (head, ..) = answer(&mut client, ask(Method::GET, "/hello")).await;
+        let (head, ..) = answer(&client, ask(Method::GET, "/hello")).await;
         assert_eq!(head.status(), 200);
     }
     let ended = tokio::time::timeout(PATIENCE, connection).await;
@@ -264,8 +238,8 @@ async fn a_connection_without_streams_ends() {
         idle_timeout: Duration::from_millis(100),
         ..Limits::default()
     });
-    let (mut client, connection) = connect(&rig).await;
-    answer(&mut client, ask(Method::GET, "/hello")).await;
+    let (client, connection) = connect(&rig).await;
+    answer(&client, ask(Method::GET, "/hello")).await;
     let ended = tokio::time::timeout(PATIENCE, connection).await;
     ended.expect("an end").unwrap().expect("no error");
 }

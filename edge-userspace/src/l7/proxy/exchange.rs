@@ -322,7 +322,7 @@ impl Exchange<'_> {
                 let copy = mirror::draw(self, &seen, path, route);
                 let copy = copy
                     .and_then(|copy| mirror::before(self, front, &scratch.request, route, copy));
-                let done = forward::run(self, front, scratch, route, target, &head).await;
+                let done = forward::run(self, front, scratch, route, (target, group), &head).await;
                 if let Some(copy) = copy {
                     mirror::after(self, front, &scratch.request, route, copy);
                 }

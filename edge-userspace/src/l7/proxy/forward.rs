@@ -110,16 +110,11 @@ pub(super) async fn run<F: Front>(
     front: &mut F,
     scratch: &mut Scratch,
     route: &Route,
-    target: &Target,
+    (target, group): (&Target, &Arc<Group>),
     head: &Head,
 ) -> Result<Next, Refusal> {
-    let current = exchange.current;
-    let (Some(group), Some(of_route)) = (
-        current.snapshot.groups.get(target.upstream),
-        current.snapshot.routes.get(route.index),
-    ) else {
-        return Err(Refusal::Internal);
-    };
+    let routes = &exchange.current.snapshot.routes;
+    let of_route = routes.get(route.index).ok_or(Refusal::Internal)?;
     exchange.facts.upstream = Some(target.upstream);
     let timeouts = timeouts(&target.timeouts);
     let mut deadlines = exchange.deadlines(timeouts);
@@ -773,10 +768,7 @@ async fn deliver<F: Front>(
     let (stream, out) = back.into_parts();
     worker.give_out(out);
     if let Some(stream) = stream.filter(|_| can_stay) {
-        let keep_alive = &group.config.keep_alive;
-        let until = now.saturating_add(nanoseconds(keep_alive.idle));
-        let most = keep_alive.connections as usize;
-        worker.pools.put(server.number, stream, most, until);
+        worker.pools.put((group, server), stream, now);
     }
     match ended {
         Ok(()) if keep && is_whole && front.has_ended() => Ok(Next::KeepAlive),

@@ -22,7 +22,7 @@ use super::{
     exchange::{Exchange, Seen},
     forward::preface,
     front::Front,
-    group::{Group, Places, Server, nanoseconds},
+    group::{Group, Places, Server},
     link::{BodyError, Link},
     pool,
     request_head::write_head,
@@ -319,10 +319,8 @@ async fn converse(
     let (stream, out) = link.into_parts();
     worker.give_out(out);
     if can_stay {
-        let keep_alive = &group.config.keep_alive;
-        let until = Worker::now().saturating_add(nanoseconds(keep_alive.idle));
-        let most = keep_alive.connections as usize;
-        worker.pools.put(server.number, stream, most, until);
+        let now = Worker::now();
+        worker.pools.put((group, server), stream, now);
     }
     read.ok().map(|()| response.status)
 }

@@ -11,7 +11,10 @@ use std::{
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream, rustls::pki_types::ServerName};
 
-use super::{group::Server, stream::Stream};
+use super::{
+    group::{Group, Server, nanoseconds},
+    stream::Stream,
+};
 use crate::config::proxy::upstream::Address;
 
 /// Addresses of a name that are tried, at the most.
@@ -44,8 +47,12 @@ impl Pools {
         None
     }
 
-    /// Keeps a connection for the next request, unless `most` are kept already.
-    pub(super) fn put(&self, server: usize, stream: Stream, most: usize, until: u64) {
+    /// Keeps a connection for the next request, unless there are as many already as a group keeps of
+    /// a server. `now` is nanoseconds of the worker's clock.
+    pub(super) fn put(&self, (group, server): (&Group, &Server), stream: Stream, now: u64) {
+        let keep_alive = &group.config.keep_alive;
+        let until = now.saturating_add(nanoseconds(keep_alive.idle));
+        let (server, most) = (server.number, keep_alive.connections as usize);
         let mut idle = self.idle.borrow_mut();
         if idle.len() <= server {
             idle.resize_with(server + 1, Vec::new);

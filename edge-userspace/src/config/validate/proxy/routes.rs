@@ -203,6 +203,18 @@ impl Known<'_> {
         None
     }
 
+    /// The upstream that has to be named in a table, and where it is.
+    fn named<'r>(
+        &self,
+        at: Option<&'r At<String>>,
+        table: &Place,
+        remedy: &str,
+        report: &mut Report<'_>,
+    ) -> Option<(&'r At<String>, usize)> {
+        let at = required(at, table, "upstream", remedy, report)?;
+        Some((at, self.upstream(at, report)?))
+    }
+
     fn split(
         &self,
         At { value: list, place }: &At<Vec<raw::SplitPart>>,
@@ -223,14 +235,7 @@ impl Known<'_> {
             );
             let weight = weight.map(|at| number(Some(at), 1, 0, MAX_WEIGHT, report));
             let remedy = "name an [[upstream]]";
-            let at = required(
-                raw.upstream.as_ref(),
-                &raw.place,
-                "upstream",
-                remedy,
-                report,
-            )?;
-            let upstream = self.upstream(at, report)?;
+            let (at, upstream) = self.named(raw.upstream.as_ref(), &raw.place, remedy, report)?;
             if !seen.insert(upstream) {
                 report.problem(&at.place, "named twice; add the weights up");
             }
@@ -254,14 +259,7 @@ impl Known<'_> {
     ) -> Option<Mirror> {
         let permille = share(raw.fraction.as_ref(), 1000, 1, report);
         let remedy = "name the [[upstream]] that gets the copies";
-        let at = required(
-            raw.upstream.as_ref(),
-            &raw.place,
-            "upstream",
-            remedy,
-            report,
-        )?;
-        let upstream = self.upstream(at, report)?;
+        let (at, upstream) = self.named(raw.upstream.as_ref(), &raw.place, remedy, report)?;
         if let Action::Forward(split) = action
             && split.iter().any(|part| part.0 == upstream)
         {
