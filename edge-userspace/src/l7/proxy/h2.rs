@@ -13,9 +13,9 @@ mod upstream;
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use ::h2::{
@@ -203,7 +203,7 @@ enum Event {
 /// Serves requests of HTTP/2 until the connection ends.
 pub(super) async fn serve(conn: Conn, stream: Stream) {
     let limits = conn.listener.config.limits.clone();
-    let io = Io::new(stream);
+    let io = Io::new(stream, conn.worker.clone());
     let shared = Rc::new(Shared {
         streams: Cell::new(0),
         resets: Resets::new(limits.h2_resets_per_second),
@@ -214,11 +214,14 @@ pub(super) async fn serve(conn: Conn, stream: Stream) {
     });
     let timer = &shared.conn.timer;
     timer.set_idle(Worker::now().saturating_add(nanoseconds(limits.header_timeout)));
-    let handshake = Box::pin(settings(&limits).handshake(io.clone()));
-    match timer.within(handshake).await {
-        Ok(Ok(connection)) => Box::pin(requests(&shared, &limits, connection)).await,
-        Ok(Err(error)) => shared.fault(&error),
-        Err(_) => {}
+    let mut handshake = Box::pin(settings(&limits).handshake(io.clone()));
+    let begun = poll_fn(|cx| io.poll_turn(cx, |cx| handshake.as_mut().poll(cx)));
+    let begun = timer.within(begun).await;
+    drop(handshake);
+    match begun {
+        Ok(Ok(Ok(connection))) => Box::pin(requests(&shared, &limits, &io, connection)).await,
+        Ok(Ok(Err(error))) => shared.fault(&error),
+        Ok(Err(_)) | Err(_) => {}
     }
     // What the client has on its way would reset the connection, and take with it what it has not
     // read yet.
@@ -229,7 +232,12 @@ pub(super) async fn serve(conn: Conn, stream: Stream) {
 }
 
 /// Takes streams until the connection has ended.
-async fn requests(shared: &Rc<Shared>, limits: &Limits, mut connection: Connection<Io, Bytes>) {
+async fn requests(
+    shared: &Rc<Shared>,
+    limits: &Limits,
+    io: &Io,
+    mut connection: Connection<Io, Bytes>,
+) {
     let worker = &shared.conn.worker;
     let mut served = 0;
     loop {
@@ -238,10 +246,11 @@ async fn requests(shared: &Rc<Shared>, limits: &Limits, mut connection: Connecti
             if shared.is_flooded.take() {
                 return Poll::Ready(Event::Flood);
             }
-            connection.poll_accept(cx).map(|accepted| match accepted {
-                Some(Ok((request, respond))) => Event::Request(request, respond),
-                Some(Err(error)) => Event::Fault(error),
-                None => Event::Closed,
+            let accepted = ready!(io.poll_turn(cx, |cx| connection.poll_accept(cx)));
+            Poll::Ready(match accepted {
+                Ok(Some(Ok((request, respond)))) => Event::Request(request, respond),
+                Ok(Some(Err(error))) => Event::Fault(error),
+                Ok(None) | Err(_) => Event::Closed,
             })
         });
         match shared.conn.timer.within(event).await {
@@ -266,7 +275,8 @@ async fn requests(shared: &Rc<Shared>, limits: &Limits, mut connection: Connecti
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 let timer = &shared.conn.timer;
                 timer.set(Worker::now().saturating_add(ENDING));
-                let _ = timer.within(poll_fn(|cx| connection.poll_closed(cx))).await;
+                let closed = poll_fn(|cx| io.poll_turn(cx, |cx| connection.poll_closed(cx)));
+                let _ = timer.within(closed).await;
                 return;
             }
             Ok(Event::Fault(error)) => return shared.fault(&error),

@@ -123,7 +123,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    fn new(index: usize, random: u64) -> Self {
+    pub(super) fn new(index: usize, random: u64) -> Self {
         Self {
             index,
             timers: Rc::default(),

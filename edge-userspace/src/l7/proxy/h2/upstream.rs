@@ -199,7 +199,7 @@ impl Server {
             let timer = worker.timers.timer();
             let patience = nanoseconds(group.config.timeouts.connect);
             timer.set(Worker::now().saturating_add(patience));
-            let opened = timer.within(open(&group, position)).await;
+            let opened = timer.within(open(&worker, &group, position)).await;
             let stats = group.stats.of(worker.index);
             server.opening.replace(None);
             let (connection, io, send) = match opened.unwrap_or(Err(NoPlace::Expired)) {
@@ -251,7 +251,7 @@ impl Drop for Leaving {
 type Opened = (Connection<Io, Bytes>, Io, SendRequest<Bytes>);
 
 /// A new connection on which the server has begun to speak HTTP/2.
-async fn open(group: &Group, position: usize) -> Result<Opened, NoPlace> {
+async fn open(worker: &Rc<Worker>, group: &Group, position: usize) -> Result<Opened, NoPlace> {
     let server = group.servers.get(position).ok_or(NoPlace::Failed)?;
     let connected = pool::connect(server, server.tls.as_ref(), &[]).await;
     let stream = connected.map_err(|e| refused(&e))?;
@@ -260,7 +260,7 @@ async fn open(group: &Group, position: usize) -> Result<Opened, NoPlace> {
     {
         return Err(NoPlace::NoHttp2);
     }
-    let io = Io::new(stream);
+    let io = Io::new(stream, worker.clone());
     let fields = u32::try_from(ANSWERS.fields).unwrap_or(u32::MAX);
     let head = u32::try_from(ANSWERS.head_bytes).unwrap_or(u32::MAX);
     let handshake = Builder::new()
@@ -278,11 +278,13 @@ async fn open(group: &Group, position: usize) -> Result<Opened, NoPlace> {
     // One that hangs up now took the connection, and did not like what it begins with.
     let (send, mut connection) = handshake.await.map_err(|_| NoPlace::NoHttp2)?;
     // Its settings come first (RFC 9113, section 3.4).
-    let begun = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-        Poll::Ready(_) => Poll::Ready(Err(NoPlace::NoHttp2)),
-        Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
-        Poll::Pending => Poll::Pending,
-    });
+    let begun = poll_fn(
+        |cx| match io.poll_turn(cx, |cx| Pin::new(&mut connection).poll(cx)) {
+            Poll::Ready(_) => Poll::Ready(Err(NoPlace::NoHttp2)),
+            Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        },
+    );
     begun.await?;
     Ok((connection, io, send))
 }
@@ -374,7 +376,9 @@ async fn drive(shared: &Shared, mut connection: Connection<Io, Bytes>) {
             if let Some(pings) = &mut pings {
                 ping(shared, pings, cx);
             }
-            Pin::new(&mut connection).poll(cx)
+            shared
+                .io
+                .poll_turn(cx, |cx| Pin::new(&mut connection).poll(cx))
         });
         if shared.timer.within(ended).await.is_ok() || is_ending {
             return;
