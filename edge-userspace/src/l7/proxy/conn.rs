@@ -1,6 +1,6 @@
 //! A client's connection: what comes before its requests, and one request after the other.
 
-use std::{future::poll_fn, io, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
+use std::{future::poll_fn, io, net::SocketAddr, ops::Deref, rc::Rc, sync::Arc, task::Poll};
 
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsStream};
@@ -34,8 +34,15 @@ const LINGER: (u64, usize) = (2_000_000_000, 1 << 20);
 /// What a connection of HTTP/2 begins with (RFC 9113, 3.4): the line that no HTTP/1 begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// What is known of a client's connection.
+/// A client's connection, or a stream of one, and when it has to have gone on.
 pub(super) struct Conn {
+    of: Rc<Known>,
+    pub(super) timer: Timer,
+}
+
+/// What is known of a client's connection. Its streams share it: the count of the listener is one
+/// for all processors.
+pub(super) struct Known {
     pub(super) worker: Rc<Worker>,
     /// As it was when the connection came.
     pub(super) listener: Arc<Listener>,
@@ -47,7 +54,24 @@ pub(super) struct Conn {
     pub(super) local: SocketAddr,
     /// Whether it is by TLS.
     pub(super) is_secure: bool,
-    pub(super) timer: Timer,
+}
+
+impl Deref for Conn {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        &self.of
+    }
+}
+
+impl Conn {
+    /// A stream of it.
+    pub(super) fn stream(&self) -> Self {
+        Self {
+            of: self.of.clone(),
+            timer: self.worker.timers.timer(),
+        }
+    }
 }
 
 /// Moves a deadline to the one that comes first.
@@ -101,27 +125,26 @@ pub(super) async fn serve(
             }
         }
     }
-    let mut conn = Conn {
-        wire: peer,
-        peer: ends.0,
-        local: ends.1,
-        is_secure: false,
-        worker,
-        timer,
-        listener,
-    };
-    let stream = match conn.listener.tls() {
+    let stream = match listener.tls() {
         None => Stream::Tcp(stream),
         Some(tls) => {
             let session = Box::pin(TlsAcceptor::from(tls).accept(stream));
-            let Ok(Ok(session)) = conn.timer.within(session).await else {
-                let connections = conn.listener.connections.of(conn.worker.index);
-                connections.tls_failed.add(1);
-                return;
+            let Ok(Ok(session)) = timer.within(session).await else {
+                return listener.connections.of(worker.index).tls_failed.add(1);
             };
-            conn.is_secure = true;
             Stream::Tls(Box::new(TlsStream::Server(session)))
         }
+    };
+    let conn = Conn {
+        of: Rc::new(Known {
+            wire: peer,
+            peer: ends.0,
+            local: ends.1,
+            is_secure: matches!(stream, Stream::Tls(_)),
+            worker,
+            listener,
+        }),
+        timer,
     };
     match is_http2(&conn, &stream).await {
         // Apart, as are other things that few connections come to: all of them are as large as the

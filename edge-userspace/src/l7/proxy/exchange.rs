@@ -195,14 +195,14 @@ pub(super) async fn run<F: Front>(
     // A listener that is gone has no requests any more but this one.
     let named = current.snapshot.listener_named(&conn.listener.config.name);
     let is_last = is_last || named.is_none();
-    let listener = named.map(|(_, listener)| listener.clone());
-    let listener = listener.unwrap_or_else(|| conn.listener.clone());
+    // Not kept: all processors count who does.
+    let listener = named.map_or(&conn.listener, |(_, listener)| listener);
     let position = named.map(|(position, _)| position);
-    facts.client = Some(client(conn, &listener, front, &scratch.request));
+    facts.client = Some(client(conn, listener, front, &scratch.request));
     let mut exchange = Exchange {
         conn,
         current: &current,
-        listener: &listener,
+        listener,
         facts: &mut facts,
         is_last,
     };
@@ -214,7 +214,7 @@ pub(super) async fn run<F: Front>(
         Ok(next) => next,
         Err(refusal) => exchange.refused(front, scratch, refusal).await,
     };
-    settle(conn, &current, &listener, front, &scratch.request, &facts);
+    settle(conn, &current, listener, front, &scratch.request, &facts);
     next
 }
 

@@ -306,17 +306,8 @@ fn is_configured(conn: &Conn) -> bool {
 /// Answers the request of a stream.
 async fn answer(open: Open, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
     let Open(shared) = &open;
-    let of = &shared.conn;
-    let worker = &of.worker;
-    let conn = Conn {
-        worker: worker.clone(),
-        listener: of.listener.clone(),
-        wire: of.wire,
-        peer: of.peer,
-        local: of.local,
-        is_secure: of.is_secure,
-        timer: worker.timers.timer(),
-    };
+    let conn = shared.conn.stream();
+    let worker = &conn.worker;
     let started = Worker::now();
     let mut scratch = worker.scratch();
     let limits = &conn.listener.limits;
