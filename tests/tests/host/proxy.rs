@@ -114,6 +114,26 @@ fn requests_reach_two_servers_and_go_on_when_one_dies() {
     assert_eq!(curl(link, link.v4(3), &url(link, "http", "/"), &[]).0, 200);
 }
 
+/// Servers end connections after a thousand requests, and so does the proxy, whatever the clients
+/// have on their way.
+#[test]
+fn every_request_of_a_load_is_answered() {
+    let lab = Lab::new(3);
+    let link = lab.link();
+    let _servers = [1, 2].map(|n| Nginx::start(&lab.links[n].outside));
+    let edge = Installation::new(&lab.host, &["eth0"], &settings(&lab, "", "", ""));
+    let _daemon = edge.start();
+    for (scheme, protocol) in [("http", "--h1"), ("https", "--h1"), ("https", "-m10")] {
+        let url = url(link, scheme, "/");
+        let arguments = ["-n", "6000", "-c", "10", "-T", "60", protocol, &url];
+        let told = link.outside.run("h2load", &arguments);
+        let all = "6000 total, 6000 started, 6000 done, 6000 succeeded, 0 failed, 0 errored";
+        assert!(told.contains(all), "{scheme} {protocol}: {told}");
+        let version = if protocol == "--h1" { "http/1.1" } else { "h2" };
+        assert!(told.contains(&format!("protocol: {version}")), "{told}");
+    }
+}
+
 /// Runs `during` while four clients ask for a page all the time, each time by a new connection;
 /// none may be refused. Tells how many were answered.
 pub(crate) fn under_load(link: &Link, during: impl FnOnce(&dyn Fn())) -> u64 {
