@@ -11,7 +11,7 @@ use super::{
     h2,
     link::Link,
     snapshot::{Listener, Place},
-    stream::Stream,
+    stream::{Socket, Stream},
     timers::Timer,
     worker::{Scratch, Worker},
 };
@@ -111,9 +111,9 @@ pub(super) async fn serve(
         listener,
     };
     let stream = match conn.listener.tls() {
-        None => Stream::Tcp(stream),
+        None => Stream::Plain(Socket::Tcp(stream)),
         Some(tls) => {
-            let session = Box::pin(TlsAcceptor::from(tls).accept(stream));
+            let session = Box::pin(TlsAcceptor::from(tls).accept(Socket::Tcp(stream)));
             let Ok(Ok(session)) = conn.timer.within(session).await else {
                 let connections = conn.listener.connections.of(conn.worker.index);
                 connections.tls_failed.add(1);
@@ -136,8 +136,8 @@ pub(super) async fn serve(
 async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
     let stream = match stream {
         Stream::Tls(stream) => return Ok(stream.get_ref().1.alpn_protocol() == Some(b"h2")),
-        Stream::Tcp(stream) if conn.listener.config.http2 => stream,
-        Stream::Tcp(_) | Stream::Unix(_) => return Ok(false),
+        Stream::Plain(Socket::Tcp(stream)) if conn.listener.config.http2 => stream,
+        Stream::Plain(_) => return Ok(false),
     };
     let patience = nanoseconds(conn.listener.config.limits.header_timeout);
     conn.timer.set_idle(Worker::now().saturating_add(patience));

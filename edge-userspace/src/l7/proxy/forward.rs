@@ -531,7 +531,7 @@ async fn connect<F: Front>(
     deadlines.begin(Timeout::Connect, began);
     let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
     let stats = group.stats.of(exchange.conn.worker.index);
-    let work = pool::connect(server, server.tls.as_ref(), &preface);
+    let work = pool::connect(server, &preface);
     let connected = wait(exchange, front, until, work).await;
     exchange.facts.connect += Worker::now().saturating_sub(began);
     match connected {

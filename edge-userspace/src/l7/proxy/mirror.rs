@@ -290,7 +290,7 @@ async fn ask(copy: &Copy, worker: &Rc<Worker>, group: &Group) -> Option<u16> {
         }
     }
     let stats = group.stats.of(worker.index);
-    let connecting = pool::connect(server, server.tls.as_ref(), &copy.preface);
+    let connecting = pool::connect(server, &copy.preface);
     let Some(Ok(stream)) = within(group.config.timeouts.connect, connecting).await else {
         stats.connect_failures.add(1);
         return None;

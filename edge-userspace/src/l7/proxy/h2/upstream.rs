@@ -253,7 +253,7 @@ type Opened = (Connection<Io, Bytes>, Io, SendRequest<Bytes>);
 /// A new connection on which the server has begun to speak HTTP/2.
 async fn open(group: &Group, position: usize) -> Result<Opened, NoPlace> {
     let server = group.servers.get(position).ok_or(NoPlace::Failed)?;
-    let connected = pool::connect(server, server.tls.as_ref(), &[]).await;
+    let connected = pool::connect(server, &[]).await;
     let stream = connected.map_err(|e| refused(&e))?;
     if let Stream::Tls(session) = &stream
         && session.get_ref().1.alpn_protocol() != Some(b"h2")
