@@ -58,7 +58,9 @@ async fn wait<F: Front, T>(
             return Poll::Ready(Ok(done));
         }
         // One who has more to send is there, and its body waits.
-        if front.has_ended() && front.poll_gone(cx).is_ready() {
+        if !front.has_ended() {
+            front.read_ahead(cx);
+        } else if front.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(gone()));
         }
         Poll::Pending

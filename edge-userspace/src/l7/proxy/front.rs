@@ -28,6 +28,8 @@ pub(super) trait Front {
     fn bytes(&self) -> &[u8];
     /// Waits for data of the request's body; `false` at its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>>;
+    /// Takes what has come behind the data that nobody takes for now.
+    fn read_ahead(&mut self, cx: &mut Context<'_>);
     /// The data that lie ready.
     fn data(&self) -> &[u8];
     /// Is done with so many bytes of them.
@@ -73,6 +75,9 @@ impl Front for Link {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
         self.poll_body(cx)
     }
+
+    /// It waits in the kernel.
+    fn read_ahead(&mut self, _: &mut Context<'_>) {}
 
     fn data(&self) -> &[u8] {
         self.data()

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     task::{Context, Waker},
@@ -26,7 +27,7 @@ const ADDRESSES: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Pools {
     /// By the number of the server; the one that came last is at the end.
-    idle: RefCell<Vec<Vec<Idle>>>,
+    idle: RefCell<BTreeMap<usize, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Pools {
     /// A connection to a server that was used before and is open still, for all that is known.
     pub(super) fn take(&self, server: usize) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
-        let idle = idle.get_mut(server)?;
+        let idle = idle.get_mut(&server)?;
         while let Some(Idle { mut stream, .. }) = idle.pop() {
             if is_quiet(&mut stream) {
                 return Some(stream);
@@ -56,23 +57,20 @@ impl Pools {
         let until = now.saturating_add(nanoseconds(keep_alive.idle));
         let (server, most) = (server.number, keep_alive.connections as usize);
         let mut idle = self.idle.borrow_mut();
-        if idle.len() <= server {
-            idle.resize_with(server + 1, Vec::new);
-        }
-        if let Some(idle) = idle.get_mut(server)
-            && idle.len() < most
-        {
+        let idle = idle.entry(server).or_default();
+        if idle.len() < most {
             idle.push(Idle { stream, until });
         }
     }
 
     /// Closes those whose time is over.
     pub(super) fn sweep(&self, now: u64) {
-        for idle in self.idle.borrow_mut().iter_mut() {
+        self.idle.borrow_mut().retain(|_, idle| {
             // The oldest come first.
             let over = idle.partition_point(|idle| idle.until <= now);
             idle.drain(..over);
-        }
+            !idle.is_empty()
+        });
     }
 }
 
