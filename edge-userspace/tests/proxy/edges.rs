@@ -1,7 +1,7 @@
 //! What is around HTTP: who the client is, PROXY protocol, TLS, Unix sockets.
 
 use std::{
-    io,
+    io::{self, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
@@ -313,6 +313,34 @@ impl Authority {
             move |peer| say(peer, "200 OK", text),
             move || session(&config, listener.accept()?.0),
         )
+    }
+}
+
+#[test]
+fn a_session_ends_in_order_only_behind_a_whole_answer() {
+    let authority = Authority::new();
+    let tls = format!(
+        "tls = {{ certificates = [{}] }}",
+        pair(&authority.issue("a.example"))
+    );
+    for is_whole in [true, false] {
+        let server = Server::start(move |mut peer| {
+            peer.request();
+            peer.send("HTTP/1.1 200 OK\r\n\r\nhalf");
+            if !is_whole {
+                peer.reset();
+            }
+        });
+        let rig = Rig::new(&Setup::new(&[&server]).listener(&*tls));
+        let name = ServerName::try_from("a.example").unwrap();
+        let session = ClientConnection::new(authority.client(None), name).unwrap();
+        let stream = TcpStream::connect(rig.port.at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = StreamOwned::new(session, stream);
+        client.write_all(b"GET /x HTTP/1.0\r\n\r\n").unwrap();
+        let mut came = Vec::new();
+        let end = client.read_to_end(&mut came);
+        assert_eq!(end.is_ok(), is_whole, "{end:?}");
     }
 }
 

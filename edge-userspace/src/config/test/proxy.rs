@@ -105,6 +105,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(listener.addresses, ["192.0.2.10:80".parse().unwrap()]);
     assert_eq!(listener.limits, Limits::default());
     assert!(!listener.http2 && listener.tls.is_none() && !listener.redirect_https);
+    assert!(!listener.half_close);
     let upstream = &proxy.upstreams[0];
     assert_eq!(
         (

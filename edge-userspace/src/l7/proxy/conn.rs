@@ -264,10 +264,13 @@ async fn http1(conn: &Conn, stream: Stream) {
 async fn burst(conn: &Conn, stream: Stream, served: &mut u32) -> Option<Stream> {
     let worker = &conn.worker;
     let mut link = Link::new(stream, worker.client_buffers.take(), worker.out());
+    if conn.listener.config.half_close {
+        link.bear_half_close();
+    }
     let mut scratch = worker.scratch();
     let goes_on = requests(conn, &mut link, &mut scratch, served).await;
     worker.give_scratch(scratch);
-    if !goes_on {
+    if !goes_on && !link.is_incomplete() {
         Box::pin(linger(conn, &mut link)).await;
     }
     let (stream, out) = link.into_parts();

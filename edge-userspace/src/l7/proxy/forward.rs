@@ -753,6 +753,9 @@ async fn deliver<F: Front>(
     } else {
         relay::answer((timer, deadlines), front, &mut back, &mut facts.progress).await
     };
+    if ended.is_ok() {
+        front.complete();
+    }
     let now = Worker::now();
     let worker = &exchange.conn.worker;
     // Something is there that the client does not take.

@@ -61,6 +61,8 @@ pub(super) trait Front {
     fn has_out(&self) -> bool;
     /// Sends all that waits.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Notes that all of the answer has gone.
+    fn complete(&mut self);
     /// Turns both ways into plain bytes.
     fn become_tunnel(&mut self);
     /// Sends no more; all that waited has been sent.
@@ -104,15 +106,7 @@ impl Front for Link {
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // One who sends more than fits is not gone.
-        while self.has_room() {
-            match self.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => break,
-            }
-        }
-        Poll::Pending
+        self.poll_gone(cx)
     }
 
     fn go_on(&mut self) {
@@ -141,6 +135,7 @@ impl Front for Link {
         );
         write::end(out);
         self.send_body(body);
+        self.set_incomplete(body == Framing::UntilClose);
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
@@ -157,6 +152,10 @@ impl Front for Link {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_drain(cx)
+    }
+
+    fn complete(&mut self) {
+        self.set_incomplete(false);
     }
 
     fn become_tunnel(&mut self) {

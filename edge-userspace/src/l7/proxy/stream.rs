@@ -4,8 +4,10 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -149,6 +151,15 @@ impl Stream {
     /// Those of the connection.
     pub(super) async fn readable(&self) -> io::Result<()> {
         each_socket!(self.socket(), stream => stream.readable().await)
+    }
+
+    /// Whether the kernel ends the connection by a reset.
+    pub(super) fn end_by_reset(&self, wanted: bool) {
+        if let Socket::Tcp(stream) = self.socket() {
+            let linger = wanted.then_some(Duration::ZERO);
+            // Fails only for what is no socket.
+            let _ = SockRef::from(stream).set_linger(linger);
+        }
     }
 
     /// What its bytes go by.

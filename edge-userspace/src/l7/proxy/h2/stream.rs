@@ -393,6 +393,9 @@ impl Front for RequestStream {
         })
     }
 
+    /// Streams tell their end.
+    fn complete(&mut self) {}
+
     /// Never: requests of HTTP/2 ask for no other protocol.
     fn become_tunnel(&mut self) {}
 
