@@ -18,7 +18,7 @@ use crate::{
     },
     health::TlsTo,
     l7::{
-        balance::{self, Algorithm, Settings, key, sticky::Signer},
+        balance::{self, Algorithm, Member, Settings, key, sticky::Signer},
         resilience::{
             self, BreakerSettings, Bulkhead, CircuitBreaker, OutlierSettings, Outliers, Record,
             RetryBudget,
@@ -266,9 +266,13 @@ impl Memory {
             panic_threshold: share(config.panic_permille),
             slow_start: nanoseconds(config.slow_start),
         };
-        let backups = config.servers.iter().map(|server| server.backup);
-        let members = known.iter().map(|known| known.balance.clone());
-        let pick = balance::Group::new(settings, self.seed, members.zip(backups).collect());
+        let members = config.servers.iter().zip(&known);
+        let members = members.map(|(server, known)| Member {
+            server: known.balance.clone(),
+            weight: weight(server),
+            backup: server.backup,
+        });
+        let pick = balance::Group::new(settings, self.seed, members.collect());
         let servers = config.servers.iter().zip(&known).map(|(server, known)| {
             let name = server.address.to_string();
             let tls = towards.as_ref().map(|towards| towards.to(&server.address));
