@@ -45,9 +45,21 @@ pub(super) struct Conn {
     pub(super) peer: SocketAddr,
     /// Where it connected to, likewise.
     pub(super) local: SocketAddr,
+    /// Whether that is a proxy whose word about clients is taken.
+    pub(super) is_trusted: bool,
     /// Whether it is by TLS.
     pub(super) is_secure: bool,
     pub(super) timer: Timer,
+}
+
+impl Conn {
+    /// Whether who connected is a proxy that a listener trusts: mostly that of the connection.
+    pub(super) fn is_trusted_by(&self, listener: &Arc<Listener>) -> bool {
+        match Arc::ptr_eq(listener, &self.listener) {
+            true => self.is_trusted,
+            false => listener.trusts(self.peer.ip()),
+        }
+    }
 }
 
 /// Moves a deadline to the one that comes first.
@@ -105,6 +117,7 @@ pub(super) async fn serve(
         wire: peer,
         peer: ends.0,
         local: ends.1,
+        is_trusted: listener.trusts(ends.0.ip()),
         is_secure: false,
         worker,
         timer,

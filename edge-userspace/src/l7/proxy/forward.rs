@@ -25,9 +25,8 @@ use super::{
 use crate::{
     config::proxy::upstream::{self, SendProxy},
     l7::{
-        access_log,
         balance::Ask,
-        head::{Framing, Version},
+        head::{Framing, Version, decimal},
         http1::{Asked, write},
         proxy_protocol::{self, Addresses},
         refusal::Refusal,
@@ -338,7 +337,7 @@ async fn tries<F: Front>(
             text.push(b'=');
             text.extend_from_slice(&value);
             text.extend_from_slice(b"; Path=/; HttpOnly; SameSite=Lax; Max-Age=");
-            access_log::decimal(ttl, &mut text);
+            decimal::write(&mut text, ttl);
             if exchange.conn.is_secure {
                 text.extend_from_slice(b"; Secure");
             }

@@ -309,6 +309,7 @@ async fn answer(open: Open, request: Request<RecvStream>, respond: SendResponse<
         wire: of.wire,
         peer: of.peer,
         local: of.local,
+        is_trusted: of.is_trusted,
         is_secure: of.is_secure,
         timer: worker.timers.timer(),
     };
