@@ -346,8 +346,6 @@ pub enum Probe {
     Grpc {
         /// Whether over TLS, as [`HttpProbe::tls`]; only for the servers of an upstream.
         tls: bool,
-        /// The name that the server has there; `None`: its address.
-        host: Option<String>,
         /// Which service is asked for; empty: the server.
         service: String,
     },
@@ -379,13 +377,15 @@ impl Probe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpProbe {
     /// Whether over TLS. The certificate is not verified: a backend is asked by an
-    /// address, and whether it serves is the question, not who it is.
+    /// address, and whether it serves is the question, not who it is. Servers of an upstream with
+    /// TLS are asked with that of the requests, unless it is by another port.
     pub tls: bool,
     /// Whether HTTP/2 is spoken and not HTTP/1.1; only with the servers of an upstream.
     pub http2: bool,
     /// The path and query, beginning with `/`.
     pub path: String,
-    /// The Host header, and the server name for TLS; `None`: the address.
+    /// The Host header, and the server name for TLS; `None`: the name that requests ask for by TLS,
+    /// or else the address.
     pub host: Option<String>,
     /// Which status codes are success: first and last.
     pub status: (u16, u16),

@@ -22,4 +22,4 @@ pub mod tunnel;
 
 pub use state::{Health, State, Transition};
 pub use table::Totals;
-pub use target::{BackendKey, Route, Target};
+pub use target::{BackendKey, Route, Target, TlsTo};

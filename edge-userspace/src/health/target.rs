@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use rustls::{ClientConfig, pki_types::ServerName};
+
 use super::tunnel::Tunnel;
 use crate::config::balance::HealthCheck;
 
@@ -24,8 +26,27 @@ impl fmt::Display for BackendKey {
     }
 }
 
+/// TLS towards a server.
+#[derive(Clone, Debug)]
+pub struct TlsTo {
+    /// Whom it believes, what it shows, and which protocol it agrees on.
+    pub config: Arc<ClientConfig>,
+    /// The name that is asked for and verified; with an address, none is sent.
+    pub name: ServerName<'static>,
+}
+
+/// Configurations are equal when they are the same one.
+impl PartialEq for TlsTo {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+    }
+}
+
+impl Eq for TlsTo {}
+
 /// How the packets of a check leave this host, where that is not left to the routing
-/// table. Nothing of it is for programs ([`Probe::Exec`](crate::config::balance::Probe)).
+/// table, and by which TLS they are protected. Nothing of it is for programs
+/// ([`Probe::Exec`](crate::config::balance::Probe)).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
     /// `SO_MARK`, by which a routing rule or an XDP program tells them. Needs
@@ -35,8 +56,11 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// The interface, as `SO_BINDTODEVICE` takes it.
     pub device: Option<Arc<str>>,
-    /// Through the tunnel to the backend; the rest is then ignored.
+    /// Through the tunnel to the backend; what is above is then ignored.
     pub tunnel: Option<Tunnel>,
+    /// That of the requests to the server, for checks over TLS; `None`: one that believes
+    /// whoever answers.
+    pub tls: Option<TlsTo>,
 }
 
 /// A backend that is to be checked.

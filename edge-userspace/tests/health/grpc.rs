@@ -8,7 +8,6 @@ use super::*;
 fn grpc(service: &str) -> Probe {
     Probe::Grpc {
         tls: false,
-        host: None,
         service: service.to_owned(),
     }
 }

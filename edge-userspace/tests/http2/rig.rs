@@ -141,6 +141,7 @@ fn proxy(address: SocketAddr, upstream: SocketAddr, limits: Limits) -> Proxy {
             trusted_proxies: Vec::new(),
             client_header: ClientHeader::default(),
             redirect_https: false,
+            half_close: false,
             limits,
         }],
         upstreams: vec![Upstream {

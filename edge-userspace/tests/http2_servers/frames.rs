@@ -36,12 +36,17 @@ fn connections() -> (String, Receiver<TcpStream>) {
 }
 
 fn next(connections: &Receiver<TcpStream>) -> Client {
+    next_with(connections, &[])
+}
+
+/// The next one, to which the server says these settings.
+fn next_with(connections: &Receiver<TcpStream>, settings: &[u8]) -> Client {
     let stream = connections.recv_timeout(PATIENCE).expect("a connection");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut server = Client(stream);
     // A client that is gone shows when it is read from.
     let _ = server.0.read_exact(&mut [0; 24]);
-    let _ = server.send(&[Frame::new(SETTINGS, 0, 0, &[])]);
+    let _ = server.send(&[Frame::new(SETTINGS, 0, 0, settings)]);
     server
 }
 
@@ -261,6 +266,134 @@ async fn a_connection_that_is_silent_gets_no_more_requests() {
     }
     assert_eq!(asked("/d").await, 504);
     server.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_wait_hear_that_a_server_takes_more() {
+    /// `SETTINGS_MAX_CONCURRENT_STREAMS` (RFC 9113, 6.5.2).
+    const STREAMS: [u8; 5] = [0, 3, 0, 0, 0];
+    let (address, take) = connections();
+    let upstream = "keep_alive.connections = 1\nretries.tries = 1\n\
+                    timeouts = { connect = '20s', first_byte = '30s' }";
+    let rig = rig(&address, upstream);
+    let server = tokio::task::spawn_blocking(move || {
+        let most = |n: u8| [&STREAMS[..], &[n]].concat();
+        let mut server = next_with(&take, &most(1));
+        let first = request(&mut server);
+        // Another one waits, and the first one is not answered before it has come.
+        server
+            .send(&[Frame::new(SETTINGS, 0, 0, &most(2))])
+            .unwrap();
+        let second = request(&mut server);
+        let answers = [first, second].map(|id| head(id, END_STREAM, OK));
+        server.send(&answers).unwrap();
+        server
+    });
+    let client = connect(rig.port.at).await;
+    let mut answers = Vec::new();
+    for path in ["/a", "/b"] {
+        let (response, _) = send(&client, ask(Method::GET, path), true).await;
+        answers.push(tokio::spawn(whole(response)));
+    }
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap().0.status(), 200);
+    }
+    server.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn many_small_messages_for_a_slow_server_are_no_flood() {
+    const WINDOW_UPDATE: u8 = 8;
+    const MESSAGES: usize = 20_000;
+    // What it makes of them is its own affair.
+    let mut builder = h2::server::Builder::new();
+    builder.data_frame_budget(usize::MAX);
+    let mut server = super::server::Server::with(&builder);
+    let rig = rig(&server.address, "");
+    let at = rig.port.at;
+    let (told, sent) = sync_channel(1);
+    let client = tokio::task::spawn_blocking(move || {
+        let mut client = Client::new(at);
+        client.next_of(&[WINDOW_UPDATE]).expect("more than 64 KiB");
+        let block = [
+            field(b":method", b"POST"),
+            field(b":scheme", b"http"),
+            field(b":path", b"/slow"),
+            field(b":authority", b"a.example"),
+            field(b"content-type", b"application/grpc"),
+        ];
+        client.send(&[head(1, 0, &block.concat())]).unwrap();
+        // Messages of one byte.
+        let message = Frame::new(DATA, 0, 1, b"\0\0\0\0\x01x");
+        client.send(&vec![message; MESSAGES]).unwrap();
+        let ping = Frame::new(PING, 0, 0, &[7; 8]);
+        client
+            .send(&[ping, Frame::new(DATA, END_STREAM, 1, &[])])
+            .unwrap();
+        // It has taken all of them.
+        let next = client
+            .next_of(&[PING, GOAWAY])
+            .expect("an answer to the ping");
+        assert_eq!((next.kind, next.code()), (PING, None));
+        told.send(()).unwrap();
+        client.next_of(&[DATA]).expect("an answer").payload
+    });
+    assert_eq!(server.tells().await, "came");
+    tokio::task::spawn_blocking(move || sent.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    server.counts.go.add_permits(1);
+    let all = client.await.unwrap();
+    assert_eq!(String::from_utf8(all).unwrap(), (6 * MESSAGES).to_string());
+    assert_eq!(rig.refusals("h2_flood"), 0);
+}
+
+#[test]
+fn messages_that_were_on_their_way_when_a_call_ended_are_no_flood() {
+    let server = super::server::Server::start();
+    let rig = rig(&server.address, "");
+    let mut client = Client::new(rig.port.at);
+    for id in (1..20).step_by(2) {
+        let block = [
+            field(b":method", b"POST"),
+            field(b":scheme", b"http"),
+            field(b":path", b"/early"),
+            field(b":authority", b"a.example"),
+        ];
+        client.send(&[head(id, 0, &block.concat())]).unwrap();
+        let end = client.next_of(&[RST_STREAM, GOAWAY]).expect("an end");
+        assert_eq!((end.kind, end.stream), (RST_STREAM, id));
+        let message = Frame::new(DATA, 0, id, b"\0\0\0\0\x01x");
+        client.send(&vec![message; 1000]).unwrap();
+    }
+    client.send(&[Frame::new(PING, 0, 0, &[7; 8])]).unwrap();
+    let next = client
+        .next_of(&[PING, GOAWAY])
+        .expect("an answer to the ping");
+    assert_eq!(next.kind, PING);
+    assert_eq!(rig.refusals("h2_flood"), 0);
+}
+
+#[test]
+fn frames_of_nothing_are_a_flood() {
+    let server = Http1::saying("ok");
+    let mut setup = Setup::new(&[&server]);
+    setup.listener = "http2 = true".to_owned();
+    let rig = Rig::new(&setup);
+    let mut client = Client::new(rig.port.at);
+    let block = [
+        field(b":method", b"POST"),
+        field(b":scheme", b"http"),
+        field(b":path", b"/"),
+        field(b":authority", b"a.example"),
+    ];
+    let _ = client.send(&[head(1, 0, &block.concat())]);
+    let _ = client.send(&vec![Frame::new(DATA, 0, 1, &[]); 1000]);
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");
+    assert_eq!(goaway.code(), Some(ENHANCE_YOUR_CALM));
+    until("it is counted", || rig.refusals("h2_flood") == 1);
 }
 
 #[test]

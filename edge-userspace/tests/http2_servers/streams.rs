@@ -537,3 +537,113 @@ async fn sessions_and_servers_are_chosen_for_each_request() {
     let named: HashSet<&str> = lines.iter().filter_map(|l| l["server"].as_str()).collect();
     assert_eq!(named.len(), 2);
 }
+
+/// A client that takes so few bytes of an answer before it looks at it.
+async fn slow(to: std::net::SocketAddr) -> h2::client::SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(16);
+    let (client, connection) = builder.handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_that_takes_its_answer_slowly_holds_no_place() {
+    let mut builder = Builder::new();
+    builder.max_concurrent_streams(1);
+    let server = Server::with(&builder);
+    let upstream = format!("{UPSTREAM}\nkeep_alive.connections = 1\nretries.tries = 1");
+    let rig = Rig::new(&setup(&server).upstream(upstream));
+    let mut held = Vec::new();
+    for n in 0..5 {
+        let client = slow(rig.port.at).await;
+        let (response, mut body) = send(&client, call("/unary"), false).await;
+        body.send_data(Bytes::from(vec![n; 50_000]), true).unwrap();
+        // The server has said all of it.
+        held.push((response.await.unwrap(), client));
+    }
+    let client = connect(rig.port.at).await;
+    let (head, ..) = answer(&client, ask(Method::GET, "/seen")).await;
+    assert_eq!(head.status(), 200);
+    // Each gets the whole of its own.
+    for (n, (response, _client)) in held.into_iter().enumerate() {
+        let mut body = response.into_body();
+        let mut came = Vec::new();
+        while let Some(data) = body.data().await {
+            let data = data.unwrap();
+            body.flow_control().release_capacity(data.len()).unwrap();
+            came.extend_from_slice(&data);
+        }
+        assert!(came == vec![n as u8; 50_000], "{} bytes", came.len());
+        let trailers = body.trailers().await.unwrap().expect("trailers");
+        assert_eq!(trailers["grpc-status"], "0");
+    }
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_came_first_gets_the_first_place() {
+    const ALL: usize = 1000;
+    let mut builder = Builder::new();
+    builder.max_concurrent_streams(1);
+    let server = Server::with(&builder);
+    let upstream = format!(
+        "{UPSTREAM}\nkeep_alive.connections = 1\nretries.tries = 1\ntimeouts.connect = '15s'"
+    );
+    let listener = "http2 = true\nlimits = { h2_streams = 1000, requests_per_connection = 0 }";
+    let rig = Rig::new(&setup(&server).upstream(upstream).listener(listener));
+    let client = connect(rig.port.at).await;
+    let mut answers = Vec::new();
+    for n in 0..ALL {
+        let (response, _) = send(&client, ask(Method::GET, &format!("/seen{n}")), true).await;
+        answers.push(tokio::spawn(whole(response)));
+        // They come while others end.
+        tokio::task::yield_now().await;
+    }
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap().0.status(), 200);
+    }
+    until("all lines", || rig.lines().len() == ALL);
+    let order = rig.lines().into_iter();
+    let order: Vec<String> = order.map(|l| l["target"].to_string()).collect();
+    let came: Vec<String> = (0..ALL).map(|n| format!("\"/seen{n}\"")).collect();
+    assert!(order == came, "{order:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_upstream_gets_no_more_requests_than_listeners_have_connections() {
+    let server = Server::start();
+    let listener = "http2 = true\nlimits = { connections = 3 }";
+    let rig = Rig::new(&setup(&server).listener(listener));
+    let client = connect(rig.port.at).await;
+    let mut answers = Vec::new();
+    for n in 0..4 {
+        let (response, _) = send(&client, ask(Method::GET, "/wait"), true).await;
+        answers.push(tokio::spawn(whole(response)));
+        until("it is there", || server.requests() == (n + 1).min(3));
+    }
+    let refused = answers.pop().unwrap().await.unwrap().unwrap();
+    assert_eq!(refused.0.status(), 503);
+    until("it is told", || rig.refusals("overloaded") == 1);
+    server.counts.go.add_permits(3);
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap().0.status(), 200);
+    }
+    // What an operator says holds instead.
+    let upstream = format!("{UPSTREAM}\nconcurrency = {{ requests = 100 }}");
+    let rig = Rig::new(&setup(&server).upstream(upstream).listener(listener));
+    let client = connect(rig.port.at).await;
+    let answers: Vec<_> = (0..20).map(|_| ask(Method::GET, "/wait")).collect();
+    let before = server.requests();
+    let mut held = Vec::new();
+    for request in answers {
+        let (response, _) = send(&client, request, true).await;
+        held.push(tokio::spawn(whole(response)));
+    }
+    until("all of them", || server.requests() == before + 20);
+    server.counts.go.add_permits(20);
+    for answer in held {
+        assert_eq!(answer.await.unwrap().unwrap().0.status(), 200);
+    }
+}

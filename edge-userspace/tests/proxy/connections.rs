@@ -1,9 +1,17 @@
 //! Connections: kept, pipelined, upgraded, given up.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::Duration,
 };
+
+use socket2::SockRef;
 
 use super::rig::*;
 
@@ -163,6 +171,131 @@ fn work_for_a_client_that_is_gone_ends() {
         let line = rig.logged("/gone");
         assert_eq!(line["reason"], "client_gone", "{line}");
         assert_eq!(rig.refusals("client_gone"), 1);
+    }
+}
+
+/// A server that answers when it is told to.
+fn patient() -> (Server, SyncSender<()>, Arc<AtomicUsize>) {
+    let (go, went) = sync_channel(1);
+    let (went, asked) = (Mutex::new(went), Arc::<AtomicUsize>::default());
+    let ask = asked.clone();
+    let server = Server::start(move |mut peer| {
+        while peer.request().is_some() {
+            ask.fetch_add(1, Relaxed);
+            if lock(&went).recv().is_err() {
+                return;
+            }
+            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+        }
+    });
+    (server, go, asked)
+}
+
+#[test]
+fn a_client_that_sends_no_more_waits_for_its_answer_where_it_may() {
+    const GET: &str = "GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    let (server, go, asked) = patient();
+    let rig = Rig::new(&Setup::new(&[&server]).listener("half_close = true"));
+    for (n, request) in [
+        GET,
+        "GET /x HTTP/1.0\r\n\r\n",
+        "POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = rig.client();
+        client.send(request);
+        client.end();
+        until("the server has it", || asked.load(Relaxed) == n + 1);
+        go.send(()).unwrap();
+        assert_eq!(client.answer().text(), "hello", "{request}");
+        assert!(client.is_closed());
+    }
+    assert_eq!(rig.refusals("client_gone"), 0);
+    // Both of two requests.
+    let mut client = rig.client();
+    client.send(GET.repeat(2));
+    client.end();
+    for _ in 0..2 {
+        go.send(()).unwrap();
+        assert_eq!(client.answer().text(), "hello");
+    }
+    assert!(client.is_closed());
+    // One that breaks off is gone.
+    let (server, began, ended) = waiting("");
+    let rig = Rig::new(&Setup::new(&[&server]).listener("half_close = true"));
+    let client = TcpStream::connect(rig.port.at).unwrap();
+    (&client).write_all(GET.as_bytes()).unwrap();
+    until("the server has it", || began.load(Relaxed) == 1);
+    SockRef::from(&client)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(client);
+    until("the server is told", || ended.load(Relaxed) == 1);
+    assert_eq!(rig.logged("/x")["reason"], "client_gone");
+}
+
+#[test]
+fn a_client_that_sends_no_more_is_gone_by_default() {
+    let (server, began, ended) = waiting("");
+    let rig = Rig::new(&Setup::new(&[&server]));
+    let mut client = rig.client();
+    client.send("GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    client.end();
+    until("the server has it", || began.load(Relaxed) == 1);
+    until("the server is told", || ended.load(Relaxed) == 1);
+    assert_eq!(rig.logged("/x")["reason"], "client_gone");
+}
+
+/// What a client of HTTP/1.0 gets until its connection ends, and how that is.
+fn until_close(rig: &Rig) -> (Vec<u8>, io::Result<usize>) {
+    let mut client = TcpStream::connect(rig.port.at).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"GET /x HTTP/1.0\r\n\r\n").unwrap();
+    let mut came = Vec::new();
+    let end = client.read_to_end(&mut came);
+    (came, end)
+}
+
+#[test]
+fn an_answer_that_breaks_looks_whole_to_nobody() {
+    const ENDLESS: &str = "HTTP/1.1 200 OK\r\n\r\nhalf";
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+    // A reset; the end before the last chunk; silence.
+    for (answer, then) in [(ENDLESS, "reset"), (CHUNKED, "end"), (ENDLESS, "silence")] {
+        let server = Server::start(move |mut peer| {
+            peer.request();
+            peer.send(answer);
+            match then {
+                "reset" => peer.reset(),
+                "end" => {}
+                _ => drop(peer.rest()),
+            }
+        });
+        let upstream = "timeouts = { between_bytes = '300ms' }";
+        let rig = Rig::new(&Setup::new(&[&server]).upstream(upstream));
+        let (came, end) = until_close(&rig);
+        let came = String::from_utf8(came).unwrap();
+        let kind = end.map_err(|e| e.kind());
+        assert_eq!(kind, Err(io::ErrorKind::ConnectionReset), "{then}: {came}");
+    }
+    // One that is whole ends in order.
+    for (answer, body) in [
+        (ENDLESS, "half"),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n\r\n",
+            "half",
+        ),
+    ] {
+        let server = Server::start(move |mut peer| {
+            peer.request();
+            peer.send(answer);
+        });
+        let rig = Rig::new(&Setup::new(&[&server]));
+        let (came, end) = until_close(&rig);
+        end.unwrap();
+        assert!(came.ends_with(body.as_bytes()), "{came:?}");
     }
 }
 

@@ -1,8 +1,9 @@
 //! What is around HTTP: who the client is, PROXY protocol, TLS, Unix sockets.
 
 use std::{
-    io,
+    io::{self, Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -286,8 +287,8 @@ impl Authority {
         })
     }
 
-    /// A server with a certificate for a name, that asks clients for theirs or not.
-    pub(super) fn server(&self, name: &str, asks: bool, text: &'static str) -> Server {
+    /// TLS of a server with a certificate for a name, that asks clients for theirs or not.
+    fn serves(&self, name: &str, asks: bool) -> Arc<ServerConfig> {
         let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap();
@@ -299,19 +300,54 @@ impl Authority {
             builder.with_no_client_auth()
         };
         let (chain, key) = read(&self.issue(name));
-        let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
+        Arc::new(builder.with_single_cert(chain, key).unwrap())
+    }
+
+    /// A server with it.
+    pub(super) fn server(&self, name: &str, asks: bool, text: &'static str) -> Server {
+        let config = self.serves(name, asks);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         Server::accepting(
             address,
             move |peer| say(peer, "200 OK", text),
-            move || {
-                let (stream, _) = listener.accept()?;
-                let session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-                Ok(Peer::new(Box::new(StreamOwned::new(session, stream)), None))
-            },
+            move || session(&config, listener.accept()?.0),
         )
     }
+}
+
+#[test]
+fn a_session_ends_in_order_only_behind_a_whole_answer() {
+    let authority = Authority::new();
+    let tls = format!(
+        "tls = {{ certificates = [{}] }}",
+        pair(&authority.issue("a.example"))
+    );
+    for is_whole in [true, false] {
+        let server = Server::start(move |mut peer| {
+            peer.request();
+            peer.send("HTTP/1.1 200 OK\r\n\r\nhalf");
+            if !is_whole {
+                peer.reset();
+            }
+        });
+        let rig = Rig::new(&Setup::new(&[&server]).listener(&*tls));
+        let name = ServerName::try_from("a.example").unwrap();
+        let session = ClientConnection::new(authority.client(None), name).unwrap();
+        let stream = TcpStream::connect(rig.port.at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = StreamOwned::new(session, stream);
+        client.write_all(b"GET /x HTTP/1.0\r\n\r\n").unwrap();
+        let mut came = Vec::new();
+        let end = client.read_to_end(&mut came);
+        assert_eq!(end.is_ok(), is_whole, "{end:?}");
+    }
+}
+
+/// The server's end of a session.
+fn session(config: &Arc<ServerConfig>, wire: impl Wire + 'static) -> io::Result<Peer> {
+    let session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
+    Ok(Peer::new(Box::new(StreamOwned::new(session, wire)), None))
 }
 
 fn read(
@@ -411,6 +447,35 @@ fn clients_show_certificates_where_they_must() {
             assert_eq!(outcome, passes, "{auth} {certificate:?}");
         }
     }
+}
+
+#[test]
+fn a_unix_socket_may_be_spoken_to_by_tls() {
+    let authority = Authority::new();
+    let path = authority.directory.path().join("s");
+    let config = authority.serves("server.example", true);
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = Server::accepting(
+        format!("unix:{}", path.display()),
+        |peer| say(peer, "200 OK", "by file and TLS"),
+        move || session(&config, listener.accept()?.0),
+    );
+    let (cert, key) = authority.issue("client.example");
+    let shown = format!(", cert = '{}', key = '{}'", cert.display(), key.display());
+    for upstream in [
+        towards(&authority.ca(), &shown),
+        format!("tls = {{ verify = false{shown} }}"),
+    ] {
+        let rig = Rig::new(&Setup::new(&[&server]).upstream(upstream));
+        let mut client = rig.client();
+        for _ in 0..3 {
+            assert_eq!(client.get("/").text(), "by file and TLS");
+        }
+        assert_eq!(rig.app().connects, 1);
+    }
+    let other = Authority::new();
+    let rig = Rig::new(&Setup::new(&[&server]).upstream(towards(&other.ca(), &shown)));
+    assert_eq!(rig.get("/").status, 502);
 }
 
 pub(super) fn towards(ca: &Path, more: &str) -> String {

@@ -17,7 +17,7 @@ use edge_userspace::{
     status::proxy::UpstreamStatus,
 };
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// How long anything may take on a machine that is busy with other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
@@ -139,6 +139,13 @@ impl Peer {
     pub(crate) fn end(&mut self) {
         let tcp = self.tcp.as_ref().unwrap();
         tcp.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Breaks the connection off.
+    pub(crate) fn reset(mut self) {
+        let tcp = self.tcp.take().unwrap();
+        let linger = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+        linger.unwrap();
     }
 
     /// Takes what comes; `false` at the end.

@@ -110,6 +110,61 @@ fn a_trickle_of_a_record_is_no_request() {
 }
 
 #[test]
+fn checks_are_made_with_the_tls_of_requests() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let (cert, key) = authority.issue("client.example");
+    let shown = format!(", cert = '{}', key = '{}'", cert.display(), key.display());
+    for (kind, ca, more, is_up) in [
+        ("https", authority.ca(), &*shown, true),
+        ("http", authority.ca(), &shown, true),
+        ("https", authority.ca(), "", false),
+        ("https", other.ca(), &shown, false),
+    ] {
+        let server = authority.server("server.example", true, "ok");
+        let upstream = format!(
+            "health = {{ kind = '{kind}', interval = '100ms', rise = 1, fall = 1 }}\n{}",
+            towards(&ca, more)
+        );
+        let rig = Rig::new(&Setup::new(&[&server]).upstream(&*upstream));
+        let what = format!("{kind} {ca:?} {more:?}");
+        if !is_up {
+            until(&what, || !rig.app().servers[0].up);
+            assert_eq!(server.requests(), 0, "{what}");
+            continue;
+        }
+        until(&what, || server.requests() > 2);
+        assert!(rig.app().servers[0].up, "{what}");
+        // Who is asked for by a name is named by it.
+        let seen = server.seen().concat();
+        assert!(seen.contains("\r\nHost: server.example\r\n"), "{seen}");
+    }
+}
+
+#[test]
+fn what_checks_found_stays_over_a_reload() {
+    let authority = Authority::new();
+    // It asks for what is not shown.
+    let server = authority.server("server.example", true, "ok");
+    let upstream = |weight: u32| {
+        format!(
+            "balance = 'weighted-round-robin'\npanic_threshold = 0\n\
+             health = {{ kind = 'https', interval = '100ms', rise = 1, fall = 1 }}\n{}\n\
+             [[upstream.server]]\naddress = '{}'\nweight = {weight}\n",
+            towards(&authority.ca(), ""),
+            server.address
+        )
+    };
+    let setup = |weight| Setup::new(&[]).upstream(upstream(weight));
+    let mut rig = Rig::new(&setup(1));
+    until("it is down", || !rig.app().servers[0].up);
+    for weight in 2..20 {
+        rig.change(&setup(weight));
+        let app = rig.app();
+        assert_eq!((app.servers[0].weight, app.servers[0].up), (weight, false));
+    }
+}
+
+#[test]
 fn reloads_leave_what_is_known_of_servers_behind_tls() {
     let authority = Authority::new();
     let server = authority.server("server.example", false, "ok");

@@ -29,6 +29,9 @@ pub struct Listener {
     pub client_header: ClientHeader,
     /// Whether every request is answered with a redirection to `https://`; never with `tls`.
     pub redirect_https: bool,
+    /// Whether a client that sends no more (`shutdown(SHUT_WR)`) waits for its answer: it is gone
+    /// only once it takes nothing. Else it is taken for one that has gone away.
+    pub half_close: bool,
     /// What clients may do.
     pub limits: Limits,
 }

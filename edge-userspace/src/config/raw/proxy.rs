@@ -67,6 +67,7 @@ section! {
         trusted_proxies = "trusted_proxies": At<Vec<At<Prefix>>>,
         client_header = "client_header": At<ClientHeader>,
         redirect_https = "redirect_https": At<bool>,
+        half_close = "half_close": bool,
         limits = "limits": ListenerLimits,
     }
 }

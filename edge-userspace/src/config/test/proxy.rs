@@ -70,19 +70,32 @@ fn without_a_listener_there_is_no_proxy() {
 
 #[test]
 fn checks_speak_what_requests_speak_unless_they_ask_another_port() {
-    let check = |keys: &str| {
-        let keys = format!(
-            "protocol = 'http2'\ntls = {{ verify = false, sni = 'app.example' }}\nhealth = {{ {keys} }}"
-        );
+    // HTTP/2, and TLS.
+    let speaks = |upstream: &str, health: &str| {
+        let keys = format!("{upstream}\nhealth = {{ {health} }}");
         let proxy = proxy(&with_upstream(&keys));
-        proxy.upstreams[0].health.clone().unwrap().probe
+        match proxy.upstreams[0].health.clone().unwrap().probe {
+            Probe::Http(http) => (http.http2, http.tls),
+            Probe::Grpc { tls, .. } => (true, tls),
+            other => panic!("{other:?}"),
+        }
     };
-    let is_http2 = |probe| matches!(probe, Probe::Http(http) if http.http2);
-    assert!(is_http2(check("kind = 'https'")));
-    assert!(!is_http2(check("kind = 'http', port = 8080")));
-    let is_secure = |probe| matches!(probe, Probe::Grpc { tls: true, host: Some(host), .. } if host == "app.example");
-    assert!(is_secure(check("kind = 'grpc'")));
-    assert!(!is_secure(check("kind = 'grpc', port = 8080")));
+    let tls = "tls = { verify = false, sni = 'app.example' }";
+    let both = format!("protocol = 'http2'\n{tls}");
+    for (upstream, health, wanted) in [
+        (&*both, "kind = 'https'", (true, true)),
+        (&both, "kind = 'http'", (true, true)),
+        (&both, "kind = 'http', port = 8080", (false, false)),
+        (&both, "kind = 'https', port = 8443", (false, true)),
+        (&both, "kind = 'grpc'", (true, true)),
+        (&both, "kind = 'grpc', port = 8080", (true, false)),
+        (tls, "kind = 'http'", (false, true)),
+        (tls, "kind = 'http', port = 8080", (false, false)),
+        ("", "kind = 'http'", (false, false)),
+        ("", "kind = 'https'", (false, true)),
+    ] {
+        assert_eq!(speaks(upstream, health), wanted, "{upstream} {health}");
+    }
 }
 
 #[test]
@@ -92,6 +105,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(listener.addresses, ["192.0.2.10:80".parse().unwrap()]);
     assert_eq!(listener.limits, Limits::default());
     assert!(!listener.http2 && listener.tls.is_none() && !listener.redirect_https);
+    assert!(!listener.half_close);
     let upstream = &proxy.upstreams[0];
     assert_eq!(
         (
@@ -104,10 +118,9 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(upstream.timeouts, Timeouts::default());
     assert_eq!(upstream.retries, Retries::default());
     assert_eq!(upstream.keep_alive, KeepAlive::default());
-    assert_eq!(
-        (upstream.passive, upstream.breaker, upstream.concurrency),
-        (None, None, None)
-    );
+    assert_eq!((upstream.passive, upstream.breaker), (None, None));
+    let bound = upstream.concurrency.unwrap();
+    assert_eq!((bound.requests, bound.queue), (10_000, 0));
     assert_eq!(
         (upstream.panic_permille, upstream.servers[0].weight),
         (500, 1)

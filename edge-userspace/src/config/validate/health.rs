@@ -312,7 +312,6 @@ fn probe(kind: ProbeKind, raw: &raw::HealthCheck, report: &mut Report<'_>) -> Op
             }
             Probe::Grpc {
                 tls: false,
-                host: None,
                 service,
             }
         }

@@ -34,7 +34,7 @@ const STATUS: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN
 
 /// Asks for the health of `service`.
 pub(super) async fn ask(
-    (service, tls, host): (&str, bool, Option<&str>),
+    (service, tls): (&str, bool),
     target: SocketAddr,
     way: &Way<'_>,
     deadline: Deadline,
@@ -43,9 +43,10 @@ pub(super) async fn ask(
     // The preface and the request are small segments that must not wait for each other.
     // It works without as well.
     let _ = stream.set_nodelay(true);
+    let host = way.name().filter(|_| tls);
     let request = request(target, (tls, host), deadline)?;
     if tls {
-        let session = tls::handshake(stream, host, target, true, deadline).await?;
+        let session = tls::handshake(stream, host, (target, way), true, deadline).await?;
         exchange(session, request, service, deadline).await
     } else {
         exchange(stream, request, service, deadline).await

@@ -30,14 +30,14 @@ pub(super) async fn ask(
     way: &Way<'_>,
     deadline: Deadline,
 ) -> Result<(), ProbeError> {
-    let request = request(http, target)?;
+    let request = request(http, target, way)?;
     let stream = socket::connect(target, way, deadline).await?;
     match (http.tls, http.http2) {
         (false, false) => exchange(stream, request, http, deadline).await,
         (false, true) => exchange_http2(stream, request, http, deadline).await,
         (true, is_http2) => {
             let host = http.host.as_deref();
-            let stream = tls::handshake(stream, host, target, is_http2, deadline).await?;
+            let stream = tls::handshake(stream, host, (target, way), is_http2, deadline).await?;
             if is_http2 {
                 exchange_http2(stream, request, http, deadline).await
             } else {
@@ -47,7 +47,11 @@ pub(super) async fn ask(
     }
 }
 
-fn request(http: &HttpProbe, target: SocketAddr) -> Result<Request<Empty<Bytes>>, ProbeError> {
+fn request(
+    http: &HttpProbe,
+    target: SocketAddr,
+    way: &Way<'_>,
+) -> Result<Request<Empty<Bytes>>, ProbeError> {
     let address = || {
         let default_port = if http.tls { 443 } else { 80 };
         match target {
@@ -56,7 +60,10 @@ fn request(http: &HttpProbe, target: SocketAddr) -> Result<Request<Empty<Bytes>>
             SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
         }
     };
-    let host = http.host.clone().unwrap_or_else(address);
+    let name = || way.name().map(str::to_owned);
+    // Servers may refuse another name than that of the session.
+    let host = (http.host.clone()).or_else(|| name().filter(|_| http.tls));
+    let host = host.unwrap_or_else(address);
     let request = if http.http2 {
         let scheme = if http.tls { "https" } else { "http" };
         let uri = uri::Builder::new().scheme(scheme).authority(host);

@@ -70,10 +70,7 @@ async fn ask(
         Probe::Tcp => socket::connect(target, way, deadline).await.map(drop),
         Probe::Http(http) => http::ask(http, target, way, deadline).await,
         Probe::Udp { send, expect } => udp::ask(send, expect, target, way, deadline).await,
-        Probe::Grpc { tls, host, service } => {
-            let to = (service.as_str(), *tls, host.as_deref());
-            grpc::ask(to, target, way, deadline).await
-        }
+        Probe::Grpc { tls, service } => grpc::ask((service, *tls), target, way, deadline).await,
         Probe::Exec { command, arguments } => exec::run(command, arguments, target, deadline).await,
     }
 }

@@ -113,7 +113,7 @@ mod tests {
             fwmark: Some(0x2a),
             source: Some("127.0.0.7".parse().unwrap()),
             device: Some(Arc::from("lo")),
-            tunnel: None,
+            ..Route::default()
         };
         let way = Way::direct(&route);
         let socket = open(HERE.parse().unwrap(), &way, Type::DGRAM).unwrap();

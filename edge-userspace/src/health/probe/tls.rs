@@ -1,4 +1,4 @@
-//! TLS to a backend, whoever it says it is.
+//! TLS to a backend: that of the requests to it, or else whoever it says it is.
 
 use std::{
     io,
@@ -21,31 +21,23 @@ use tokio_rustls::{
     },
 };
 
-use super::{Deadline, ProbeError, Waiting};
+use super::{Deadline, ProbeError, Waiting, Way};
 
-/// A session with `target` for HTTP/2 or HTTP/1.1, asked for by the name in `host`, if that is one.
+/// A session with `target` for HTTP/2 or HTTP/1.1: with the TLS of the way, or else asked for by
+/// the name in `host`, if that is one.
 pub(super) async fn handshake(
     stream: TcpStream,
     host: Option<&str>,
-    target: SocketAddr,
+    (target, way): (SocketAddr, &Way<'_>),
     is_http2: bool,
     deadline: Deadline,
 ) -> Result<TlsStream<TcpStream>, ProbeError> {
-    type Connector = LazyLock<Result<TlsConnector, Error>>;
-    static HTTP1: Connector = LazyLock::new(|| connector(b"http/1.1"));
-    static HTTP2: Connector = LazyLock::new(|| connector(b"h2"));
-    let connector = match &**if is_http2 { &HTTP2 } else { &HTTP1 } {
-        Ok(connector) => connector,
-        Err(e) => {
-            return Err(ProbeError::NotAsked {
-                doing: "TLS",
-                source: io::Error::other(e.clone()),
-            });
-        }
+    let (config, name) = match way.tls() {
+        Some(tls) => (tls.config.clone(), tls.name.clone()),
+        None => (believing(is_http2)?, server_name(host, target)),
     };
-    let name = server_name(host, target);
     let handshake = async {
-        connector
+        TlsConnector::from(config)
             .connect(name, stream)
             .await
             .map_err(ProbeError::Tls)
@@ -60,7 +52,19 @@ pub(super) async fn handshake(
     Ok(session)
 }
 
-fn connector(protocol: &[u8]) -> Result<TlsConnector, Error> {
+/// TLS that believes whoever answers.
+fn believing(is_http2: bool) -> Result<Arc<ClientConfig>, ProbeError> {
+    type Config = LazyLock<Result<Arc<ClientConfig>, Error>>;
+    static HTTP1: Config = LazyLock::new(|| config(b"http/1.1"));
+    static HTTP2: Config = LazyLock::new(|| config(b"h2"));
+    let config = &**if is_http2 { &HTTP2 } else { &HTTP1 };
+    config.clone().map_err(|e| ProbeError::NotAsked {
+        doing: "TLS",
+        source: io::Error::other(e),
+    })
+}
+
+fn config(protocol: &[u8]) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
@@ -70,7 +74,7 @@ fn connector(protocol: &[u8]) -> Result<TlsConnector, Error> {
     config.alpn_protocols = vec![protocol.to_vec()];
     // A check is whole each time, and there is nothing to remember of 10,000 backends.
     config.resumption = Resumption::disabled();
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 /// The name to ask for (SNI). With an address, none is sent.

@@ -9,13 +9,14 @@ use std::{
 };
 
 use socket2::{Socket, Type};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{ProbeError, error::not_asked};
 use crate::{
     clock::Now,
     config::services::Protocol,
     health::{
-        target::Route,
+        target::{Route, TlsTo},
         tunnel::{Carried, Ends, Outer, Passages, Sending, Tunnel},
     },
     host::tunnel::{DEVICE, MARK, address_on, source_towards},
@@ -120,6 +121,19 @@ impl<'a> Way<'a> {
         Self {
             route,
             entrance: None,
+        }
+    }
+
+    /// The TLS that requests go with, if checks are to go with it as well.
+    pub(super) const fn tls(&self) -> Option<&'a TlsTo> {
+        self.route.tls.as_ref()
+    }
+
+    /// The name that the server has for TLS, unless that is an address.
+    pub(super) fn name(&self) -> Option<&'a str> {
+        match &self.tls()?.name {
+            ServerName::DnsName(name) => Some(name.as_ref()),
+            _ => None,
         }
     }
 

@@ -148,6 +148,18 @@ impl Drop for Active<'_> {
     }
 }
 
+/// A server of a group that is to be.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The server. Where another group still has it, so does its weight, until this one is in
+    /// force.
+    pub server: Arc<Server>,
+    /// The weight that the configuration gives it, and by which keys are shared out.
+    pub weight: u16,
+    /// Whether it is a backup.
+    pub backup: bool,
+}
+
 /// The servers of a group, named by their positions.
 #[derive(Debug)]
 pub struct Group {
@@ -164,32 +176,25 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group of servers, each of them with whether it is a backup. With
-    /// [`Algorithm::Hash`] hosts with the same seed and servers choose alike. At most 65,536
-    /// servers can be chosen by hash.
-    pub fn new(settings: Settings, seed: Seed, servers: Vec<(Arc<Server>, bool)>) -> Self {
+    /// A group of servers. With [`Algorithm::Hash`] hosts with the same seed and members choose
+    /// alike, whatever was before. At most 65,536 servers can be chosen by hash.
+    pub fn new(settings: Settings, seed: Seed, members: Vec<Member>) -> Self {
         let tier = |backups: bool| -> Box<[u32]> {
-            servers
-                .iter()
-                .zip(0..)
-                .filter(|((_, backup), _)| *backup == backups)
+            let all = members.iter().zip(0..);
+            all.filter(|(member, _)| member.backup == backups)
                 .map(|(_, position)| position)
                 .collect()
         };
         let tiers = [tier(false), tier(true)];
-        let servers: Box<[Arc<Server>]> = servers.into_iter().map(|(server, _)| server).collect();
         let rings = match settings.algorithm {
             Algorithm::Hash => [0, 1].map(|at: usize| {
-                let members = tiers.get(at).into_iter().flatten();
-                Ring::new(
-                    &seed,
-                    members
-                        .filter_map(|&position| servers.get(position as usize))
-                        .map(|server| (server.id, server.weight())),
-                )
+                let all = tiers.get(at).into_iter().flatten();
+                let all = all.filter_map(|&position| members.get(position as usize));
+                Ring::new(&seed, all.map(|member| (member.server.id, member.weight)))
             }),
             _ => [Ring::default(), Ring::default()],
         };
+        let servers: Box<[Arc<Server>]> = members.into_iter().map(|m| m.server).collect();
         let mut by_id: Box<[(u64, u32)]> =
             servers.iter().map(|server| server.id).zip(0..).collect();
         by_id.sort_unstable();

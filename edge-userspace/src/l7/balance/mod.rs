@@ -26,6 +26,6 @@ pub mod sticky;
 mod tests;
 mod tier;
 
-pub use group::{Active, Algorithm, Group, Server, Settings};
+pub use group::{Active, Algorithm, Group, Member, Server, Settings};
 pub use hashing::{address_key, key};
 pub use picker::{Ask, Picker};

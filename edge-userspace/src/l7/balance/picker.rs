@@ -104,7 +104,8 @@ impl Picker {
     }
 
     /// Whether all primaries are used, as too few of them are usable.
-    pub fn is_panic(&mut self, now: u64) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_panic(&mut self, now: u64) -> bool {
         self.look(now);
         self.used == Use::Panic
     }

@@ -5,6 +5,7 @@
 //! buffer too ([`h2`]), so that routing, rules for fields, forwarding and logging exist once.
 
 pub mod check;
+pub mod decimal;
 pub mod h2;
 mod known;
 mod reject;

@@ -7,7 +7,7 @@
 //! A head is a [`request_line`] or [`status_line`], then [`host`] (requests), [`fields`] and
 //! what else is wanted ([`field`]), [`framing`], [`connection`], [`end`].
 
-use super::super::head::{Field, Framing};
+use super::super::head::{Field, Framing, decimal};
 
 /// `METHOD path?query HTTP/1.1`.
 pub fn request_line(out: &mut Vec<u8>, method: &[u8], path: &[u8], query: Option<&[u8]>) {
@@ -29,7 +29,7 @@ pub fn host(out: &mut Vec<u8>, authority: &[u8]) {
 /// `HTTP/1.1 status reason`.
 pub fn status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    decimal(out, u64::from(status));
+    decimal::write(out, u64::from(status));
     out.push(b' ');
     out.extend_from_slice(reason);
     out.extend_from_slice(b"\r\n");
@@ -67,7 +67,7 @@ pub fn framing(out: &mut Vec<u8>, framing: Framing) {
         Framing::None | Framing::UntilClose => {}
         Framing::Length(length) => {
             out.extend_from_slice(b"Content-Length: ");
-            decimal(out, length);
+            decimal::write(out, length);
             out.extend_from_slice(b"\r\n");
         }
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
@@ -142,20 +142,6 @@ pub fn last_chunk(out: &mut Vec<u8>, buf: &[u8], trailers: &[Field]) {
 
 /// `HTTP/1.1 100 Continue`, whole.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-fn decimal(out: &mut Vec<u8>, mut number: u64) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
-}
 
 /// The reason that goes with a status (RFC 9110, section 15, RFC 6585); empty if it is of no
 /// RFC that matters here.

@@ -128,6 +128,15 @@ impl Back {
         each!(self, back => back.consume(n));
     }
 
+    /// Takes what has come behind the data that the client does not take for now.
+    pub(super) fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        match self {
+            // It waits in the kernel, and the connection is of this request alone.
+            Self::Http1(_) => {}
+            Self::Http2(stream) => stream.read_ahead(cx),
+        }
+    }
+
     /// The trailers of a body that has ended, and what they are spans of.
     pub(super) fn trailers(&self) -> (&[Field], &[u8]) {
         each!(self, back => back.trailers())

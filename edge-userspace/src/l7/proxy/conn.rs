@@ -11,7 +11,7 @@ use super::{
     h2,
     link::Link,
     snapshot::{Listener, Place},
-    stream::Stream,
+    stream::{Socket, Stream},
     timers::Timer,
     worker::{Scratch, Worker},
 };
@@ -52,6 +52,8 @@ pub(super) struct Known {
     pub(super) peer: SocketAddr,
     /// Where it connected to, likewise.
     pub(super) local: SocketAddr,
+    /// Whether that is a proxy whose word about clients is taken.
+    pub(super) is_trusted: bool,
     /// Whether it is by TLS.
     pub(super) is_secure: bool,
 }
@@ -70,6 +72,14 @@ impl Conn {
         Self {
             of: self.of.clone(),
             timer: self.worker.timers.timer(),
+        }
+    }
+
+    /// Whether who connected is a proxy that a listener trusts: mostly that of the connection.
+    pub(super) fn is_trusted_by(&self, listener: &Arc<Listener>) -> bool {
+        match Arc::ptr_eq(listener, &self.listener) {
+            true => self.is_trusted,
+            false => listener.trusts(self.peer.ip()),
         }
     }
 }
@@ -126,9 +136,9 @@ pub(super) async fn serve(
         }
     }
     let stream = match listener.tls() {
-        None => Stream::Tcp(stream),
+        None => Stream::Plain(Socket::Tcp(stream)),
         Some(tls) => {
-            let session = Box::pin(TlsAcceptor::from(tls).accept(stream));
+            let session = Box::pin(TlsAcceptor::from(tls).accept(Socket::Tcp(stream)));
             let Ok(Ok(session)) = timer.within(session).await else {
                 return listener.connections.of(worker.index).tls_failed.add(1);
             };
@@ -140,6 +150,7 @@ pub(super) async fn serve(
             wire: peer,
             peer: ends.0,
             local: ends.1,
+            is_trusted: listener.trusts(ends.0.ip()),
             is_secure: matches!(stream, Stream::Tls(_)),
             worker,
             listener,
@@ -159,8 +170,8 @@ pub(super) async fn serve(
 async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
     let stream = match stream {
         Stream::Tls(stream) => return Ok(stream.get_ref().1.alpn_protocol() == Some(b"h2")),
-        Stream::Tcp(stream) if conn.listener.config.http2 => stream,
-        Stream::Tcp(_) | Stream::Unix(_) => return Ok(false),
+        Stream::Plain(Socket::Tcp(stream)) if conn.listener.config.http2 => stream,
+        Stream::Plain(_) => return Ok(false),
     };
     let patience = nanoseconds(conn.listener.config.limits.header_timeout);
     conn.timer.set_idle(Worker::now().saturating_add(patience));
@@ -287,10 +298,13 @@ async fn http1(conn: &Conn, stream: Stream) {
 async fn burst(conn: &Conn, stream: Stream, served: &mut u32) -> Option<Stream> {
     let worker = &conn.worker;
     let mut link = Link::new(stream, worker.client_buffers.take(), worker.out());
+    if conn.listener.config.half_close {
+        link.bear_half_close();
+    }
     let mut scratch = worker.scratch();
     let goes_on = requests(conn, &mut link, &mut scratch, served).await;
     worker.give_scratch(scratch);
-    if !goes_on {
+    if !goes_on && !link.is_incomplete() {
         Box::pin(linger(conn, &mut link)).await;
     }
     let (stream, out) = link.into_parts();

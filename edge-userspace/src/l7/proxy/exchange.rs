@@ -189,6 +189,7 @@ pub(super) async fn run<F: Front>(
     };
     let mut facts = Facts {
         started,
+        client: Some(conn.peer),
         ids: Ids::new(conn, &current, front, &scratch.request),
         ..Facts::default()
     };
@@ -198,11 +199,15 @@ pub(super) async fn run<F: Front>(
     // Not kept: all processors count who does.
     let listener = named.map_or(&conn.listener, |(_, listener)| listener);
     let position = named.map(|(position, _)| position);
-    facts.client = Some(client(conn, listener, front, &scratch.request));
+    let is_trusted = conn.is_trusted_by(listener);
+    if is_trusted {
+        facts.client = Some(client(conn, listener, front, &scratch.request));
+    }
     let mut exchange = Exchange {
         conn,
         current: &current,
         listener,
+        believed: is_trusted.then_some(listener.config.client_header),
         facts: &mut facts,
         is_last,
     };
@@ -244,6 +249,7 @@ pub(super) async fn refuse<F: Front>(
         conn,
         current: &current,
         listener,
+        believed: None,
         facts: &mut facts,
         is_last: true,
     };
@@ -273,6 +279,8 @@ pub(super) struct Exchange<'a> {
     pub(super) conn: &'a Conn,
     pub(super) current: &'a Rc<Current>,
     pub(super) listener: &'a Listener,
+    /// In which field who connected is believed that says who the client is; `None`: in none.
+    pub(super) believed: Option<ClientHeader>,
     pub(super) facts: &'a mut Facts,
     pub(super) is_last: bool,
 }
@@ -292,8 +300,7 @@ impl Exchange<'_> {
             ..
         } = scratch;
         let bytes = front.bytes();
-        let believed = self.listener.believes(self.conn.peer.ip());
-        let seen = Seen::new((request, believed), bytes, host, path)?;
+        let seen = Seen::new((request, self.believed), bytes, host, path)?;
         if self.listener.config.redirect_https {
             if seen.host.is_empty() {
                 return Err(Reject::HostMissing.into());
@@ -512,11 +519,8 @@ async fn send<F: Front>(front: &mut F, mut body: &[u8]) -> io::Result<()> {
     poll_fn(|cx| front.poll_drain(cx)).await
 }
 
-/// Who the client is.
+/// Who the client is, as a proxy that is trusted tells.
 fn client<F: Front>(conn: &Conn, listener: &Listener, front: &F, request: &Request) -> SocketAddr {
-    if listener.config.trusted_proxies.is_empty() {
-        return conn.peer;
-    }
     let bytes = front.bytes();
     let by = listener.config.client_header;
     let values = request.known(
@@ -551,7 +555,7 @@ impl Ids {
             id
         };
         let given = request.known(bytes, Known::XRequestId).next();
-        let is_trusted = conn.listener.trusts(conn.peer.ip());
+        let is_trusted = conn.is_trusted;
         let given = given.filter(|_| is_trusted);
         let request_id = given
             .and_then(|id| <[u8; 32]>::try_from(id).ok())

@@ -25,9 +25,8 @@ use super::{
 use crate::{
     config::proxy::upstream::{self, SendProxy},
     l7::{
-        access_log,
         balance::Ask,
-        head::{Framing, Version},
+        head::{Framing, Version, decimal},
         http1::{Asked, write},
         proxy_protocol::{self, Addresses},
         refusal::Refusal,
@@ -58,7 +57,9 @@ async fn wait<F: Front, T>(
             return Poll::Ready(Ok(done));
         }
         // One who has more to send is there, and its body waits.
-        if front.has_ended() && front.poll_gone(cx).is_ready() {
+        if !front.has_ended() {
+            front.read_ahead(cx);
+        } else if front.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(gone()));
         }
         Poll::Pending
@@ -336,7 +337,7 @@ async fn tries<F: Front>(
             text.push(b'=');
             text.extend_from_slice(&value);
             text.extend_from_slice(b"; Path=/; HttpOnly; SameSite=Lax; Max-Age=");
-            access_log::decimal(ttl, &mut text);
+            decimal::write(&mut text, ttl);
             if exchange.conn.is_secure {
                 text.extend_from_slice(b"; Secure");
             }
@@ -531,7 +532,7 @@ async fn connect<F: Front>(
     deadlines.begin(Timeout::Connect, began);
     let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
     let stats = group.stats.of(exchange.conn.worker.index);
-    let work = pool::connect(server, server.tls.as_ref(), &preface);
+    let work = pool::connect(server, &preface);
     let connected = wait(exchange, front, until, work).await;
     exchange.facts.connect += Worker::now().saturating_sub(began);
     match connected {
@@ -751,6 +752,9 @@ async fn deliver<F: Front>(
     } else {
         relay::answer((timer, deadlines), front, &mut back, &mut facts.progress).await
     };
+    if ended.is_ok() {
+        front.complete();
+    }
     let now = Worker::now();
     let worker = &exchange.conn.worker;
     // Something is there that the client does not take.

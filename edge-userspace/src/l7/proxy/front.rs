@@ -28,6 +28,8 @@ pub(super) trait Front {
     fn bytes(&self) -> &[u8];
     /// Waits for data of the request's body; `false` at its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>>;
+    /// Takes what has come behind the data that nobody takes for now.
+    fn read_ahead(&mut self, cx: &mut Context<'_>);
     /// The data that lie ready.
     fn data(&self) -> &[u8];
     /// Is done with so many bytes of them.
@@ -59,6 +61,8 @@ pub(super) trait Front {
     fn has_out(&self) -> bool;
     /// Sends all that waits.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Notes that all of the answer has gone.
+    fn complete(&mut self);
     /// Turns both ways into plain bytes.
     fn become_tunnel(&mut self);
     /// Sends no more; all that waited has been sent.
@@ -73,6 +77,9 @@ impl Front for Link {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
         self.poll_body(cx)
     }
+
+    /// It waits in the kernel.
+    fn read_ahead(&mut self, _: &mut Context<'_>) {}
 
     fn data(&self) -> &[u8] {
         self.data()
@@ -99,15 +106,7 @@ impl Front for Link {
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // One who sends more than fits is not gone.
-        while self.has_room() {
-            match self.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => break,
-            }
-        }
-        Poll::Pending
+        self.poll_gone(cx)
     }
 
     fn go_on(&mut self) {
@@ -136,6 +135,7 @@ impl Front for Link {
         );
         write::end(out);
         self.send_body(body);
+        self.set_incomplete(body == Framing::UntilClose);
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
@@ -152,6 +152,10 @@ impl Front for Link {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_drain(cx)
+    }
+
+    fn complete(&mut self) {
+        self.set_incomplete(false);
     }
 
     fn become_tunnel(&mut self) {

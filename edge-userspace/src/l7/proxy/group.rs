@@ -10,14 +10,15 @@ use std::{
 use edge_common::hash::Seed;
 use tokio::sync::Notify;
 
-use super::pool::TlsTo;
+use super::tls::{TlsError, Towards};
 use crate::{
     config::proxy::{
         Proxy,
         upstream::{self, Address, Balance, SendProxy},
     },
+    health::TlsTo,
     l7::{
-        balance::{self, Algorithm, Settings, key, sticky::Signer},
+        balance::{self, Algorithm, Member, Settings, key, sticky::Signer},
         resilience::{
             self, BreakerSettings, Bulkhead, CircuitBreaker, OutlierSettings, Outliers, Record,
             RetryBudget,
@@ -90,8 +91,8 @@ impl Server {
 /// An upstream.
 pub(super) struct Group {
     pub(super) config: upstream::Upstream,
-    /// What its files of TLS held ([`super::tls::Towards`]).
-    pub(super) held: Option<u64>,
+    /// TLS towards its servers.
+    pub(super) towards: Option<Towards>,
     /// Who of `servers` is asked; the same positions.
     pub(super) pick: Arc<balance::Group>,
     pub(super) servers: Box<[Server]>,
@@ -213,17 +214,19 @@ impl Memory {
         }
     }
 
-    /// The upstream of a configuration. `tls` says how its servers are spoken to, and what the files
-    /// for it held.
+    /// The upstream of a configuration, whose servers are spoken to by this TLS.
+    ///
+    /// # Errors
+    /// When no certificate can have the name of a server.
     pub(super) fn group(
         &mut self,
         config: &upstream::Upstream,
         counted: &Counted,
-        (tls, held): (impl Fn(&Address) -> Option<TlsTo>, Option<u64>),
-    ) -> Group {
+        towards: Option<Towards>,
+    ) -> Result<Group, TlsError> {
         let transport = (
             config.tls.clone(),
-            held,
+            towards.as_ref().map(|towards| towards.held),
             config.protocol,
             config.proxy_protocol,
         );
@@ -263,25 +266,31 @@ impl Memory {
             panic_threshold: share(config.panic_permille),
             slow_start: nanoseconds(config.slow_start),
         };
-        let backups = config.servers.iter().map(|server| server.backup);
-        let members = known.iter().map(|known| known.balance.clone());
-        let pick = balance::Group::new(settings, self.seed, members.zip(backups).collect());
+        let members = config.servers.iter().zip(&known);
+        let members = members.map(|(server, known)| Member {
+            server: known.balance.clone(),
+            weight: weight(server),
+            backup: server.backup,
+        });
+        let pick = balance::Group::new(settings, self.seed, members.collect());
         let servers = config.servers.iter().zip(&known).map(|(server, known)| {
             let name = server.address.to_string();
-            Server {
+            let tls = towards.as_ref().map(|towards| towards.to(&server.address));
+            Ok(Server {
                 number: known.number,
-                tls: tls(&server.address),
+                tls: tls.transpose()?,
                 requests: counted.servers.get(&server_key(&config.name, &name)),
                 name: name.into(),
                 address: server.address.clone(),
                 resolved: known.resolved.clone(),
-            }
+            })
         });
+        let servers: Result<_, TlsError> = servers.collect();
         let records = known.iter().map(|known| known.record.clone());
-        Group {
-            held,
+        Ok(Group {
+            towards,
             pick: Arc::new(pick),
-            servers: servers.collect(),
+            servers: servers?,
             places: config.concurrency.as_ref().map(Places::new),
             breaker: config.breaker.map(|breaker| {
                 CircuitBreaker::new(&BreakerSettings {
@@ -313,7 +322,7 @@ impl Memory {
             stats: counted.upstream_stats.get(&config.name),
             config: config.clone(),
             seed: self.seed,
-        }
+        })
     }
 
     /// Forgets the servers that a configuration no longer has.

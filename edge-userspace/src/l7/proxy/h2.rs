@@ -43,6 +43,10 @@ pub(super) use upstream::{NoPlace, NotSent, Place, Upstreams};
 /// taken.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What frames of data may cost that nobody has taken: each 256 bytes less its data. What comes for
+/// a stream that was reset meanwhile counts for the whole life of a connection: so many small
+/// messages that were on their way are borne.
+const SMALL_FRAMES: usize = 4 << 20;
 /// Bytes of a stream that wait to be written before no more are taken of its answer.
 const SEND_BUFFER: usize = 64 << 10;
 /// What a field counts in the size of a list beside its name and value (RFC 9113, 6.5.2).
@@ -168,6 +172,7 @@ fn settings(limits: &Limits) -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_FRAMES)
         .max_concurrent_streams(limits.h2_streams)
         // What is larger than a head may be is refused in our own words, unless it is far larger:
         // then the crate answers 431, and beyond four times of this, however small HPACK made it,

@@ -81,6 +81,11 @@ pub(super) struct Link {
     written: usize,
     /// Whether a session may hold back what was written.
     is_unflushed: bool,
+    /// Whether one that sends no more may still take.
+    half_close: bool,
+    has_sent_all: bool,
+    /// Whether the connection is to end so that what was sent does not look whole.
+    is_incomplete: bool,
 }
 
 impl Link {
@@ -101,6 +106,9 @@ impl Link {
             out,
             written: 0,
             is_unflushed: false,
+            half_close: false,
+            has_sent_all: false,
+            is_incomplete: false,
         }
     }
 
@@ -126,6 +134,40 @@ impl Link {
         let n = ready!(self.stream.poll_read(cx, room))?;
         self.filled += n;
         Poll::Ready(Ok(n))
+    }
+
+    /// One that ends what it sends is there still, from now on.
+    pub(super) const fn bear_half_close(&mut self) {
+        self.half_close = true;
+    }
+
+    /// Waits until the other side is gone. What it sends meanwhile is kept.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // One who sends more than fits is not gone.
+        while self.has_room() && !self.has_sent_all {
+            match self.poll_fill(cx) {
+                // Whether it takes anything shows when it is sent that.
+                Poll::Ready(Ok(0)) if self.half_close => self.has_sent_all = true,
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether what was sent ends with the connection, and is not whole: a reset says so, however
+    /// the connection ends, also with the process.
+    pub(super) fn set_incomplete(&mut self, is_incomplete: bool) {
+        if self.is_incomplete != is_incomplete {
+            self.is_incomplete = is_incomplete;
+            self.stream.end_by_reset(is_incomplete);
+        }
+    }
+
+    /// Whether it is.
+    pub(super) const fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Whether there is room behind what has come.

@@ -290,7 +290,7 @@ async fn ask(copy: &Copy, worker: &Rc<Worker>, group: &Group) -> Option<u16> {
         }
     }
     let stats = group.stats.of(worker.index);
-    let connecting = pool::connect(server, server.tls.as_ref(), &copy.preface);
+    let connecting = pool::connect(server, &copy.preface);
     let Some(Ok(stream)) = within(group.config.timeouts.connect, connecting).await else {
         stats.connect_failures.add(1);
         return None;
@@ -332,9 +332,13 @@ async fn exchange_of(
     response: &mut Response,
 ) -> Result<(), BodyError> {
     let broken = |_| BodyError::Broken;
-    poll_fn(|cx| {
-        // Its failure shows when the answer is read.
+    // Also behind the head of an answer: a server may want all of a request to end that. Its failure
+    // shows when the answer is read.
+    let send = |cx: &mut Context<'_>, link: &mut Link| {
         let _ = link.has_out() && link.poll_drain(cx).is_pending();
+    };
+    poll_fn(|cx| {
+        send(cx, link);
         loop {
             match parse_response(link.bytes(), &ANSWERS, asked, response)? {
                 Some(head) if response.is_interim() => {
@@ -355,7 +359,11 @@ async fn exchange_of(
         }
     })
     .await?;
-    while poll_fn(|cx| link.poll_body(cx)).await? {
+    let body = |cx: &mut Context<'_>, link: &mut Link| {
+        send(cx, link);
+        link.poll_body(cx)
+    };
+    while poll_fn(|cx| body(cx, link)).await? {
         let n = link.data().len();
         link.consume(n);
     }

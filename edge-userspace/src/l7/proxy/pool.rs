@@ -2,18 +2,21 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
-    io::{self, IoSlice},
+    collections::BTreeMap,
+    io,
     net::SocketAddr,
     task::{Context, Waker},
 };
 
-use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::{TlsConnector, TlsStream, rustls::pki_types::ServerName};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
     group::{Group, Server, nanoseconds},
-    stream::Stream,
+    stream::{Socket, Stream},
 };
 use crate::config::proxy::upstream::Address;
 
@@ -24,7 +27,7 @@ const ADDRESSES: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Pools {
     /// By the number of the server; the one that came last is at the end.
-    idle: RefCell<Vec<Vec<Idle>>>,
+    idle: RefCell<BTreeMap<usize, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -38,7 +41,7 @@ impl Pools {
     /// A connection to a server that was used before and is open still, for all that is known.
     pub(super) fn take(&self, server: usize) -> Option<Stream> {
         let mut idle = self.idle.borrow_mut();
-        let idle = idle.get_mut(server)?;
+        let idle = idle.get_mut(&server)?;
         while let Some(Idle { mut stream, .. }) = idle.pop() {
             if is_quiet(&mut stream) {
                 return Some(stream);
@@ -54,23 +57,20 @@ impl Pools {
         let until = now.saturating_add(nanoseconds(keep_alive.idle));
         let (server, most) = (server.number, keep_alive.connections as usize);
         let mut idle = self.idle.borrow_mut();
-        if idle.len() <= server {
-            idle.resize_with(server + 1, Vec::new);
-        }
-        if let Some(idle) = idle.get_mut(server)
-            && idle.len() < most
-        {
+        let idle = idle.entry(server).or_default();
+        if idle.len() < most {
             idle.push(Idle { stream, until });
         }
     }
 
     /// Closes those whose time is over.
     pub(super) fn sweep(&self, now: u64) {
-        for idle in self.idle.borrow_mut().iter_mut() {
+        self.idle.borrow_mut().retain(|_, idle| {
             // The oldest come first.
             let over = idle.partition_point(|idle| idle.until <= now);
             idle.drain(..over);
-        }
+            !idle.is_empty()
+        });
     }
 }
 
@@ -82,42 +82,22 @@ fn is_quiet(stream: &mut Stream) -> bool {
     stream.poll_read(&mut cx, &mut byte).is_pending()
 }
 
-/// TLS towards a server.
-#[derive(Clone)]
-pub(super) struct TlsTo {
-    pub(super) connector: TlsConnector,
-    pub(super) name: ServerName<'static>,
-}
-
 /// A new connection to a server, which begins with `preface`.
 ///
 /// # Errors
 /// When there is none to be had; the caller bounds the time.
-pub(super) async fn connect(
-    server: &Server,
-    tls: Option<&TlsTo>,
-    preface: &[u8],
-) -> io::Result<Stream> {
-    let tcp = match &server.address {
-        Address::Ip(address) => tcp(*address).await?,
-        Address::Name(..) => any(&server.resolved()).await?,
-        Address::Unix(path) => {
-            let mut stream = Stream::Unix(UnixStream::connect(path).await?);
-            write_all(&mut stream, preface).await?;
-            return Ok(stream);
-        }
+pub(super) async fn connect(server: &Server, preface: &[u8]) -> io::Result<Stream> {
+    let mut socket = match &server.address {
+        Address::Ip(address) => Socket::Tcp(tcp(*address).await?),
+        Address::Name(..) => Socket::Tcp(any(&server.resolved()).await?),
+        Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
     };
-    let Some(tls) = tls else {
-        let mut stream = Stream::Tcp(tcp);
-        write_all(&mut stream, preface).await?;
-        return Ok(stream);
+    socket.write_all(preface).await?;
+    let Some(tls) = &server.tls else {
+        return Ok(Stream::Plain(socket));
     };
-    let mut plain = Stream::Tcp(tcp);
-    write_all(&mut plain, preface).await?;
-    let Stream::Tcp(tcp) = plain else {
-        return Err(io::ErrorKind::Unsupported.into());
-    };
-    let session = tls.connector.connect(tls.name.clone(), tcp).await?;
+    let connector = TlsConnector::from(tls.config.clone());
+    let session = connector.connect(tls.name.clone(), socket).await?;
     Ok(Stream::Tls(Box::new(TlsStream::Client(session))))
 }
 
@@ -138,12 +118,4 @@ async fn any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         }
     }
     Err(last)
-}
-
-async fn write_all(stream: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let n = poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(bytes)])).await?;
-        bytes = bytes.get(n..).unwrap_or_default();
-    }
-    Ok(())
 }

@@ -45,7 +45,11 @@ pub(super) fn poll_up<F: Front>(
     loop {
         match from.poll_body(cx) {
             Poll::Ready(Ok(true)) => {
-                let n = ready!(to.poll_send(cx, from.data())).map_err(|_| Side::Server)?;
+                let sent = to.poll_send(cx, from.data());
+                if sent.is_pending() {
+                    from.read_ahead(cx);
+                }
+                let n = ready!(sent).map_err(|_| Side::Server)?;
                 from.consume(n);
                 *moved += n as u64;
             }
@@ -77,7 +81,11 @@ fn poll_down<F: Front>(
     loop {
         match from.poll_body(cx) {
             Poll::Ready(Ok(true)) => {
-                let n = ready!(to.poll_send(cx, from.data())).map_err(|_| GONE)?;
+                let sent = to.poll_send(cx, from.data());
+                if sent.is_pending() {
+                    from.read_ahead(cx);
+                }
+                let n = ready!(sent).map_err(|_| GONE)?;
                 from.consume(n);
                 *moved += n as u64;
             }
@@ -140,6 +148,9 @@ pub(super) async fn answer<F: Front>(
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {}
             }
+        }
+        if progress.is_refused {
+            client_side.read_ahead(cx);
         }
         if progress.sent && !progress.is_refused && server_side.has_out() {
             progress.is_refused = matches!(server_side.poll_drain(cx), Poll::Ready(Err(_)));

@@ -206,10 +206,11 @@ pub(super) fn write_head(
     let Seen { request, bytes, .. } = *seen;
     let Exchange {
         conn,
-        listener,
+        believed,
         facts,
         ..
     } = exchange;
+    let believed = *believed;
     let rules = &route.request_headers;
     // There is one, whoever it is by.
     let own_host = rules.added().iter().find(|(name, _)| **name == *b"host");
@@ -237,7 +238,6 @@ pub(super) fn write_head(
         out.field(field.name.of(bytes), field.value.of(bytes));
     }
     let peer = conn.peer.ip();
-    let believed = listener.believes(peer);
     let chain = |known| {
         let values = request.known(bytes, known);
         values.filter(move |_| forwarded::is_believed(believed, known))

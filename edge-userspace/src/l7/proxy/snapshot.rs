@@ -233,11 +233,6 @@ impl Listener {
         all.copied().any(|prefix| prefix.contains(address))
     }
 
-    /// In which field an address is believed that says who the client is; `None`: in none.
-    pub(super) fn believes(&self, address: IpAddr) -> Option<listener::ClientHeader> {
-        self.trusts(address).then_some(self.config.client_header)
-    }
-
     /// A place for one more connection from a source, if there is one.
     pub(super) fn admit(listener: &Arc<Self>, source: IpAddr) -> Option<Place> {
         let limits = &listener.config.limits;

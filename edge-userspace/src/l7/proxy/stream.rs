@@ -4,31 +4,90 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::TlsStream;
 
+/// A connection of the kernel.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// A connection to a client or to a server.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+    Plain(Socket),
     /// Boxed: a session is large, and most connections have none.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+macro_rules! either {
+    ($kind:ident::{$one:ident, $other:ident}, $this:expr, $stream:ident => $do:expr) => {
+        match $this {
+            $kind::$one($stream) => $do,
+            $kind::$other($stream) => $do,
+        }
+    };
+}
+
+macro_rules! each_socket {
+    ($this:expr, $stream:ident => $do:expr) => {
+        either!(Socket::{Tcp, Unix}, $this, $stream => $do)
+    };
 }
 
 macro_rules! each {
     ($this:expr, $stream:ident => $do:expr) => {
-        match $this {
-            Stream::Tcp($stream) => $do,
-            Stream::Unix($stream) => $do,
-            Stream::Tls($stream) => $do,
-        }
+        either!(Stream::{Plain, Tls}, $this, $stream => $do)
     };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each_socket!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each_socket!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, from))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each_socket!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, from))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each_socket!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each_socket!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
+    }
 }
 
 impl Stream {
@@ -72,7 +131,7 @@ impl Stream {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             // The kernel holds nothing back.
-            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -91,10 +150,23 @@ impl Stream {
     /// # Errors
     /// Those of the connection.
     pub(super) async fn readable(&self) -> io::Result<()> {
+        each_socket!(self.socket(), stream => stream.readable().await)
+    }
+
+    /// Whether the kernel ends the connection by a reset.
+    pub(super) fn end_by_reset(&self, wanted: bool) {
+        if let Socket::Tcp(stream) = self.socket() {
+            let linger = wanted.then_some(Duration::ZERO);
+            // Fails only for what is no socket.
+            let _ = SockRef::from(stream).set_linger(linger);
+        }
+    }
+
+    /// What its bytes go by.
+    fn socket(&self) -> &Socket {
         match self {
-            Self::Tcp(stream) => stream.readable().await,
-            Self::Unix(stream) => stream.readable().await,
-            Self::Tls(stream) => stream.get_ref().0.readable().await,
+            Self::Plain(socket) => socket,
+            Self::Tls(session) => session.get_ref().0,
         }
     }
 }

@@ -31,7 +31,7 @@ use super::{
     worker::{self, Ended, Entrance, Order, Worker},
 };
 use crate::{
-    config::proxy::{AccessLog, LogFormat, Proxy, upstream::Address},
+    config::proxy::{AccessLog, LogFormat, Proxy},
     l7::{
         access_log::Format,
         bans::Rule,
@@ -443,6 +443,7 @@ impl Tier {
         memory: &mut Memory,
     ) -> Result<Vec<Arc<Group>>, TierError> {
         let mut groups = Vec::new();
+        let held = |towards: &Option<Towards>| towards.as_ref().map(|towards| towards.held);
         for upstream in &proxy.upstreams {
             let of = |source| TierError::Tls {
                 whose: format!("[[upstream]] {:?}, tls", upstream.name),
@@ -450,27 +451,24 @@ impl Tier {
             };
             let towards = upstream.tls.as_ref();
             let towards = towards.map(|tls| Towards::load(tls, upstream.protocol));
-            let towards = towards.transpose().map_err(of)?;
-            let held = towards.as_ref().map(|towards| towards.held);
-            let same = before.and_then(|before| {
-                let mut all = before.groups.iter();
-                // Files may have changed where their names have not.
-                all.find(|group| group.config == *upstream && group.held == held)
+            let mut towards = towards.transpose().map_err(of)?;
+            let mut all = before.iter().flat_map(|before| before.groups.iter());
+            let before = all.find(|group| {
+                let had = (&group.config.name, &group.config.tls, group.config.protocol);
+                had == (&upstream.name, &upstream.tls, upstream.protocol)
+                    // Files may have changed where their names have not.
+                    && held(&group.towards) == held(&towards)
             });
-            if let Some(same) = same {
-                groups.push(same.clone());
-                continue;
-            }
-            let mut tls = HashMap::new();
-            if let Some(towards) = &towards {
-                for server in &upstream.servers {
-                    let to = towards.to(&server.address).map_err(of)?;
-                    tls.insert(server.address.clone(), to);
+            if let Some(before) = before {
+                if before.config == *upstream {
+                    groups.push(before.clone());
+                    continue;
                 }
+                // Sessions are resumed as before, and checks go on.
+                towards.clone_from(&before.towards);
             }
-            let to = |address: &Address| tls.get(address).cloned();
-            let group = memory.group(upstream, &self.counted, (to, held));
-            groups.push(Arc::new(group));
+            let group = memory.group(upstream, &self.counted, towards);
+            groups.push(Arc::new(group.map_err(of)?));
         }
         Ok(groups)
     }

@@ -4,29 +4,26 @@ use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        self, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
-        crypto::aws_lc_rs,
-        pki_types::{
-            CertificateDer, ServerName,
-            pem::{self, PemObject as _},
-        },
-        server::{
-            ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
-            WebPkiClientVerifier,
-        },
-        sign::{CertifiedKey, SingleCertAndKey},
-        version,
+use tokio_rustls::rustls::{
+    self, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    crypto::aws_lc_rs,
+    pki_types::{
+        CertificateDer, ServerName,
+        pem::{self, PemObject as _},
     },
+    server::{
+        ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
+        WebPkiClientVerifier,
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+    version,
 };
 
-use super::pool::TlsTo;
 use crate::{
     config::{
         files::{FileError, certified_key, roots},
@@ -35,7 +32,7 @@ use crate::{
             upstream::{self, Address, Protocol},
         },
     },
-    health::probe::AnyCertificate,
+    health::{TlsTo, probe::AnyCertificate},
 };
 
 /// Why there is no TLS.
@@ -221,7 +218,7 @@ impl ResolvesServerCert for ByName {
 /// TLS towards the servers of an upstream, from its files.
 #[derive(Clone)]
 pub(super) struct Towards {
-    connector: TlsConnector,
+    config: Arc<ClientConfig>,
     name: Option<String>,
     /// Tells whether files hold what they held: a hash of the certificates in them.
     pub(super) held: u64,
@@ -268,7 +265,7 @@ impl Towards {
             Protocol::Http2 => b"h2".to_vec(),
         });
         Ok(Self {
-            connector: TlsConnector::from(Arc::new(config)),
+            config: Arc::new(config),
             name: tls.sni.clone(),
             held: held.finish(),
         })
@@ -280,18 +277,16 @@ impl Towards {
     /// When no certificate can have its name.
     pub(super) fn to(&self, server: &Address) -> Result<TlsTo, TlsError> {
         let name = match (&self.name, server) {
-            (Some(name), _) => name.clone(),
-            (None, Address::Ip(address)) => address.ip().to_string(),
-            (None, Address::Name(name, _)) => name.clone(),
-            (None, Address::Unix(path)) => path.display().to_string(),
+            (Some(name), _) | (None, Address::Name(name, _)) => ServerName::try_from(name.clone())
+                .map_err(|_| TlsError::Name { name: name.clone() })?,
+            (None, Address::Ip(address)) => address.ip().into(),
+            // It has none, and none is sent: validation has it so only where none is verified.
+            (None, Address::Unix(_)) => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
         };
-        match ServerName::try_from(name.clone()) {
-            Ok(name) => Ok(TlsTo {
-                connector: self.connector.clone(),
-                name,
-            }),
-            Err(_) => Err(TlsError::Name { name }),
-        }
+        Ok(TlsTo {
+            config: self.config.clone(),
+            name,
+        })
     }
 }
 

@@ -211,7 +211,11 @@ fn targets(snapshot: &Snapshot) -> Vec<Target> {
                     key: key(group, server),
                     address,
                     check: check.clone(),
-                    route: Route::default(),
+                    route: Route {
+                        // Another port is somebody else's.
+                        tls: server.tls.clone().filter(|_| check.port.is_none()),
+                        ..Route::default()
+                    },
                 });
             }
         }

@@ -252,6 +252,7 @@ impl Worker {
                 self.flush_log(&current.snapshot);
             }
             self.pools.sweep(Self::now());
+            self.upstreams.sweep();
             self.wall.set(wall());
         }
     }

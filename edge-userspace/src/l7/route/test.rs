@@ -28,6 +28,7 @@ fn listener() -> Listener {
         trusted_proxies: Vec::new(),
         client_header: ClientHeader::default(),
         redirect_https: false,
+        half_close: false,
         limits: Limits::default(),
     }
 }

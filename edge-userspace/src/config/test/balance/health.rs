@@ -47,7 +47,6 @@ fn health_checks_have_a_port_and_defaults_of_their_kind() {
     let grpc = health("", "kind = 'grpc'\nservice = 'a.v1.B'").probe;
     let want = Probe::Grpc {
         tls: false,
-        host: None,
         service: "a.v1.B".to_owned(),
     };
     assert_eq!(grpc, want);

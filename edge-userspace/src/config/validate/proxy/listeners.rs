@@ -71,6 +71,7 @@ pub(super) fn listeners(
             trusted_proxies: trusted(raw, report),
             client_header: raw.client_header.as_ref().map_or_else(ClientHeader::default, |c| c.value),
             redirect_https,
+            half_close: raw.half_close.unwrap_or(false),
             limits: limits(raw.limits.as_ref(), report),
             // The model counts only when nothing was reported.
             name: name.unwrap_or_default(),

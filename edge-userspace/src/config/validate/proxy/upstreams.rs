@@ -74,10 +74,7 @@ pub(super) fn upstreams(list: &[raw::Upstream], report: &mut Report<'_>) -> Vec<
             keep_alive: keep_alive(raw, proxy_protocol, report),
             health: raw.health.as_ref().and_then(|h| {
                 let check = health_of(h, &servers, report)?;
-                let tls = raw.tls.as_ref();
-                let name = tls.and_then(|tls| tls.sni.as_ref());
-                let name = name.map(|sni| sni.value.clone());
-                Some(as_requests(check, protocol, (tls.is_some(), name)))
+                Some(as_requests(check, protocol, raw.tls.is_some()))
             }),
             passive: raw.passive.as_ref().map(|p| passive(p, report)),
             panic_permille: share(raw.panic_threshold.as_ref(), PANIC_PERMILLE, 0, report),
@@ -440,17 +437,15 @@ fn health_of(
 }
 
 /// A check that speaks what requests speak, unless it asks another port than they go to.
-fn as_requests(
-    mut check: HealthCheck,
-    protocol: Protocol,
-    (has_tls, name): (bool, Option<String>),
-) -> HealthCheck {
-    if protocol == Protocol::Http2 && check.port.is_none() {
+fn as_requests(mut check: HealthCheck, protocol: Protocol, has_tls: bool) -> HealthCheck {
+    let is_http2 = protocol == Protocol::Http2;
+    if check.port.is_none() {
         match &mut check.probe {
-            Probe::Http(http) => http.http2 = true,
-            Probe::Grpc { tls, host, .. } => {
-                (*tls, *host) = (has_tls, name);
+            Probe::Http(http) => {
+                http.http2 = is_http2;
+                http.tls |= has_tls;
             }
+            Probe::Grpc { tls, .. } => *tls = is_http2 && has_tls,
             Probe::Tcp | Probe::Udp { .. } | Probe::Exec { .. } => {}
         }
     }

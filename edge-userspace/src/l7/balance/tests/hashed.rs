@@ -19,9 +19,9 @@ fn places(picker: &mut Picker, now: u64) -> Vec<usize> {
         .collect()
 }
 
-fn servers(group: &Group) -> Vec<(Arc<Server>, bool)> {
+fn servers(group: &Group) -> Vec<Member> {
     let servers = group.servers().iter();
-    servers.map(|server| (server.clone(), false)).collect()
+    servers.map(|s| member(s.clone(), false)).collect()
 }
 
 fn shares(places: &[usize], servers: usize) -> Vec<u32> {
@@ -87,8 +87,8 @@ fn only_the_keys_of_one_that_goes_down_move_and_they_come_back() {
 
 #[test]
 fn one_that_the_configuration_loses_takes_hardly_more_than_its_own_keys() {
-    let servers: Vec<_> = (0..20).map(|number| (server(number, 1), false)).collect();
-    let group = |servers: &[(Arc<Server>, bool)]| {
+    let servers: Vec<_> = (0..20).map(|n| member(server(n, 1), false)).collect();
+    let group = |servers: &[Member]| {
         Arc::new(Group::new(
             settings(Algorithm::Hash),
             SEED,
@@ -128,6 +128,47 @@ fn a_weight_that_changes_moves_only_keys_to_whom_more_is_due() {
     assert_eq!(shares(&places(&mut picker, 0), 3)[1], 0);
     group.set_weight(1, 2);
     assert_shares(&shares(&places(&mut picker, 0), 3), &[2, 2, 2], 4.5);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// One edge has gone through other configurations, the other one has just begun.
+    #[test]
+    fn what_was_before_makes_no_difference(
+        history in proptest::collection::vec(proptest::collection::vec(0_u16..8, 6), 1..4),
+        odd in 0_u16..8,
+    ) {
+        let group = |servers: &[Arc<Server>], weights: &[u16]| {
+            let members = servers.iter().zip(weights).map(|(server, &weight)| Member {
+                server: server.clone(),
+                weight,
+                backup: false,
+            });
+            let group = Group::new(settings(Algorithm::Hash), SEED, members.collect());
+            // As in a reload, what is known of the servers stays, and weights come last.
+            for (position, &weight) in weights.iter().enumerate() {
+                group.set_weight(position, weight);
+            }
+            Arc::new(group)
+        };
+        let new = || (0..6).map(|n| server(n, 1)).collect::<Vec<_>>();
+        let (had, begun) = (new(), new());
+        let mut last = None;
+        for weights in &history {
+            let group = group(&had, weights);
+            // By hand, until the next reload.
+            group.set_weight(0, odd);
+            last = Some((weights, group));
+        }
+        let (weights, _) = last.unwrap();
+        proptest::prop_assume!(weights.iter().any(|&weight| weight > 0));
+        let picks = |group| {
+            let mut picker = Picker::new(group, 0);
+            (0..500).map(|number| picker.pick(&Chance(number).ask(0))).collect::<Vec<_>>()
+        };
+        proptest::prop_assert_eq!(picks(group(&had, weights)), picks(group(&begun, weights)));
+    }
 }
 
 #[test]

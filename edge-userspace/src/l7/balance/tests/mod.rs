@@ -67,10 +67,19 @@ fn server(number: usize, weight: u16) -> Arc<Server> {
     Arc::new(Server::new(key(&SEED, address.as_bytes()), weight))
 }
 
+/// A server as a member with the weight that it has.
+fn member(server: Arc<Server>, backup: bool) -> Member {
+    Member {
+        weight: server.weight(),
+        server,
+        backup,
+    }
+}
+
 /// Primaries with these weights.
 fn primaries(settings: Settings, weights: &[u16]) -> Arc<Group> {
     let servers = weights.iter().enumerate();
-    let servers = servers.map(|(number, &weight)| (server(number, weight), false));
+    let servers = servers.map(|(number, &weight)| member(server(number, weight), false));
     Arc::new(Group::new(settings, SEED, servers.collect()))
 }
 

@@ -63,7 +63,7 @@ fn no_schedule_leads_to_a_server_that_must_not_be_picked() {
             })
             .collect();
         let servers = known.iter().enumerate();
-        let servers = servers.map(|(number, s)| (server(number, s.weight), s.backup));
+        let servers = servers.map(|(number, s)| member(server(number, s.weight), s.backup));
         let group = Arc::new(Group::new(settings, SEED, servers.collect()));
         let mut picker = Picker::new(group.clone(), chance.next());
         let mut now = SECOND;
@@ -113,7 +113,7 @@ fn no_schedule_leads_to_a_server_that_must_not_be_picked() {
 fn backups_and_panic_come_in_order() {
     let group = |panic_threshold, backups| {
         let servers = (0..5).filter(|&number| backups || number < 4);
-        let servers = servers.map(|number| (server(number, 1), number == 4));
+        let servers = servers.map(|number| member(server(number, 1), number == 4));
         let settings = Settings {
             panic_threshold,
             ..settings(Algorithm::RoundRobin)
@@ -218,10 +218,10 @@ fn sessions_go_on_while_a_server_drains() {
 /// As in a reload: the next group has some of the servers of the last one.
 #[test]
 fn servers_outlive_their_group() {
-    let servers: Vec<_> = (0..3).map(|number| (server(number, 1), false)).collect();
+    let servers: Vec<_> = (0..3).map(|n| member(server(n, 1), false)).collect();
     let settings = settings(Algorithm::LeastConnections);
     let last = Group::new(settings, SEED, servers.clone());
-    let active = servers[2].0.enter();
+    let active = servers[2].server.enter();
     last.set_up(1, false, 0);
     let next = Arc::new(Group::new(settings, SEED, servers[1..].to_vec()));
     let mut picker = Picker::new(next.clone(), 0);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ::h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use hyper::{Request, body::Bytes};
+use hyper::{HeaderMap, Request, body::Bytes};
 
 use super::{
     super::{
@@ -27,15 +27,23 @@ use crate::l7::{
 /// Switching Protocols, which HTTP/2 has not (RFC 9113, section 8.6).
 const SWITCH: u16 = 101;
 
-/// A request whose head was sent, and its answer.
-pub(in super::super) struct AnswerStream {
+/// A stream.
+struct Live {
     response: ResponseFuture,
     send: SendStream<Bytes>,
+    body: Option<RecvStream>,
+    /// Behind the stream: it is free when the stream is no more.
+    place: Place,
+}
+
+/// A request whose head was sent, and its answer.
+pub(in super::super) struct AnswerStream {
+    /// Nothing once both sides have said all.
+    live: Option<Live>,
     /// Whether all of the request was sent.
     is_sent: bool,
     /// Whether the server's window, or the connection, takes no more for now.
     is_blocked: bool,
-    body: Option<RecvStream>,
     method: Method,
     /// The head of the answer.
     head: Vec<u8>,
@@ -43,14 +51,15 @@ pub(in super::super) struct AnswerStream {
     received: u64,
     /// The data that lie ready.
     data: Bytes,
-    has_ended: bool,
+    /// What has come behind them.
+    ahead: Vec<u8>,
+    /// How the body ended.
+    ended: Option<Result<(), BodyError>>,
     trailers: Vec<Field>,
     trailer_bytes: Vec<u8>,
     is_lost: bool,
     /// Whether it was lost with a connection of which another request has told already.
     is_echo: bool,
-    /// Behind the stream: it is free when the stream is no more.
-    place: Place,
 }
 
 impl AnswerStream {
@@ -69,22 +78,25 @@ impl AnswerStream {
         let is_sent = body.is_empty();
         let (response, send) = place.send(head, is_sent)?;
         Ok(Self {
-            response,
-            send,
+            live: Some(Live {
+                response,
+                send,
+                body: None,
+                place,
+            }),
             is_sent,
             is_blocked: false,
-            body: None,
             method,
             head: memory,
             framing: Framing::None,
             received: 0,
             data: Bytes::new(),
-            has_ended: false,
+            ahead: Vec::new(),
+            ended: None,
             trailers: Vec::new(),
             trailer_bytes: Vec::new(),
             is_lost: false,
             is_echo: false,
-            place,
         })
     }
 
@@ -118,8 +130,11 @@ impl AnswerStream {
             failure: Failure::Broken,
             refusal: Refusal::BadAnswer,
         };
+        let Some(live) = &mut self.live else {
+            return Poll::Ready(Err(BAD));
+        };
         loop {
-            match self.response.poll_informational(cx) {
+            match live.response.poll_informational(cx) {
                 Poll::Ready(Some(Ok(interim))) if interim.status() == SWITCH => {
                     return Poll::Ready(Err(BAD));
                 }
@@ -128,24 +143,28 @@ impl AnswerStream {
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        let answer = match ready!(Pin::new(&mut self.response).poll(cx)) {
+        let answer = match ready!(Pin::new(&mut live.response).poll(cx)) {
             Ok(answer) => answer,
             Err(e) => return Poll::Ready(Err(self.no_answer(&e))),
         };
-        self.place.hear();
+        live.place.hear();
         let (head, body) = answer.into_parts();
-        self.has_ended = body.is_end_stream();
-        self.body = Some(body);
+        let has_ended = body.is_end_stream();
+        live.body = Some(body);
         let read = h2::response(
             head.status.as_u16(),
             pairs(&head.headers),
-            self.has_ended,
+            has_ended,
             self.method,
             &ANSWERS,
             &mut self.head,
             response,
         );
         self.framing = response.framing;
+        if has_ended {
+            self.ended = Some(Ok(()));
+            self.free();
+        }
         Poll::Ready(read.map(|()| self.head.len()).map_err(|_| BAD))
     }
 
@@ -153,7 +172,8 @@ impl AnswerStream {
         // By GOAWAY only those end that the server will not look at.
         let is_away = error.is_go_away() && error.is_remote();
         self.is_lost = is_away || error.is_io();
-        self.is_echo = (error.is_io() || error.is_go_away()) && self.place.tell_lost();
+        let is_lost = error.is_io() || error.is_go_away();
+        self.is_echo = is_lost && (self.live.as_ref()).is_some_and(|live| live.place.tell_lost());
         let is_refused =
             error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
         let failure = match is_away || is_refused {
@@ -175,45 +195,96 @@ impl AnswerStream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<bool, BodyError>> {
-        loop {
-            if !self.data.is_empty() {
-                return Poll::Ready(Ok(true));
+        if self.data.is_empty() {
+            self.data = std::mem::take(&mut self.ahead).into();
+        }
+        while self.data.is_empty() {
+            if let Some(ended) = self.ended {
+                return Poll::Ready(ended.map(|()| false));
             }
-            if self.has_ended {
-                self.place.end();
-                return Poll::Ready(Ok(false));
+            if let Some(data) = ready!(self.poll_piece(cx)) {
+                self.data = data;
             }
-            let Some(body) = &mut self.body else {
-                return Poll::Ready(Err(BodyError::Broken));
-            };
-            match ready!(body.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    self.place.hear();
-                    self.received += data.len() as u64;
-                    if self.received > self.most() {
-                        return Poll::Ready(Err(BodyError::Broken));
-                    }
-                    self.data = data;
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Takes what has come behind the data that nobody takes for now: at its end the place is free
+    /// for others, and one of many pieces costs what its bytes do.
+    pub(in super::super) fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        while self.ended.is_none()
+            && let Poll::Ready(piece) = self.poll_piece(cx)
+        {
+            self.ahead.extend_from_slice(&piece.unwrap_or_default());
+        }
+    }
+
+    /// Waits for the next piece of the body, or its end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let most = self.most();
+        let Some(Live {
+            body: Some(body),
+            place,
+            ..
+        }) = &mut self.live
+        else {
+            return self.end(Err(BodyError::Broken));
+        };
+        match ready!(body.poll_data(cx)) {
+            Some(Ok(data)) => {
+                place.hear();
+                self.received += data.len() as u64;
+                if self.received > most {
+                    return self.end(Err(BodyError::Broken));
                 }
-                Some(Err(_)) => return Poll::Ready(Err(BodyError::Broken)),
-                None => {
-                    let trailers = ready!(body.poll_trailers(cx));
-                    if let Some(trailers) = trailers.map_err(|_| BodyError::Broken)? {
-                        h2::trailers(
-                            pairs(&trailers),
-                            Of::Response,
-                            &ANSWERS,
-                            &mut self.trailer_bytes,
-                            &mut self.trailers,
-                        )?;
-                    }
-                    // The client would take the next answer for what is missing.
-                    if matches!(self.framing, Framing::Length(length) if length != self.received) {
-                        return Poll::Ready(Err(BodyError::Broken));
-                    }
-                    self.has_ended = true;
-                }
+                Poll::Ready(Some(data))
             }
+            Some(Err(_)) => self.end(Err(BodyError::Broken)),
+            None => match ready!(body.poll_trailers(cx)) {
+                Ok(trailers) => {
+                    let read = self.read_end(trailers.as_ref());
+                    self.end(read)
+                }
+                Err(_) => self.end(Err(BodyError::Broken)),
+            },
+        }
+    }
+
+    /// Reads what comes behind the body.
+    fn read_end(&mut self, trailers: Option<&HeaderMap>) -> Result<(), BodyError> {
+        if let Some(trailers) = trailers {
+            h2::trailers(
+                pairs(trailers),
+                Of::Response,
+                &ANSWERS,
+                &mut self.trailer_bytes,
+                &mut self.trailers,
+            )?;
+        }
+        // The client would take the next answer for what is missing.
+        if matches!(self.framing, Framing::Length(length) if length != self.received) {
+            return Err(BodyError::Broken);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, ended: Result<(), BodyError>) -> Poll<Option<Bytes>> {
+        self.ended = Some(ended);
+        self.free();
+        Poll::Ready(None)
+    }
+
+    /// Gives the stream up, and its place, once nothing of it is wanted any more.
+    fn free(&mut self) {
+        let is_over = match self.ended {
+            Some(Ok(())) => self.is_sent,
+            Some(Err(_)) => true,
+            None => false,
+        };
+        if let Some(mut live) = self.live.take_if(|_| is_over)
+            && matches!(self.ended, Some(Ok(())))
+        {
+            live.place.end();
         }
     }
 
@@ -234,7 +305,10 @@ impl AnswerStream {
     /// Is done with so many bytes of them: the server may send as many again.
     pub(in super::super) fn consume(&mut self, n: usize) {
         let n = n.min(self.data.len());
-        if let Some(body) = &mut self.body {
+        if let Some(Live {
+            body: Some(body), ..
+        }) = &mut self.live
+        {
             // Fails only for more than came.
             let _ = body.flow_control().release_capacity(n);
         }
@@ -258,28 +332,35 @@ impl AnswerStream {
         if data.is_empty() || self.is_sent {
             return Poll::Ready(Ok(data.len()));
         }
+        let Some(live) = &mut self.live else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
         self.is_blocked = true;
         // Trailers may follow, whatever length was told.
-        let sent = ready!(message::poll_send(&mut self.send, cx, data, |_| false));
+        let sent = ready!(message::poll_send(&mut live.send, cx, data, |_| false));
         self.is_blocked = false;
         Poll::Ready(sent)
     }
 
     /// Ends the request. Whether that reaches the server shows in its answer.
     pub(in super::super) fn finish(&mut self, trailers: &[Field], of: &[u8]) {
-        if !std::mem::replace(&mut self.is_sent, true) {
-            let _ = message::finish(&mut self.send, trailers, of);
+        let is_sent = std::mem::replace(&mut self.is_sent, true);
+        if let Some(live) = self.live.as_mut().filter(|_| !is_sent) {
+            let _ = message::finish(&mut live.send, trailers, of);
         }
+        self.free();
     }
 
     /// Whether anything waits to be sent.
     pub(in super::super) const fn has_out(&self) -> bool {
-        self.is_blocked
+        self.is_blocked && self.live.is_some()
     }
 
     /// Notes that the answer, or more of it, was waited for in vain.
     pub(in super::super) fn doubt(&self) {
-        self.place.doubt();
+        if let Some(live) = &self.live {
+            live.place.doubt();
+        }
     }
 
     /// Ends the stream, and gives the memory back. What is left of it is reset.

@@ -19,6 +19,10 @@ use super::super::{stream::Stream, worker::Worker};
 /// Bytes that are gathered: as many as a TLS record has (RFC 8446, section 5.1).
 const GATHER: usize = 16 << 10;
 
+/// Bytes that are read before those have their turn for whom they are: small frames of data cost far
+/// more than their bytes until they are taken, and what they may cost is bounded.
+const TURN: usize = 16 << 10;
+
 /// A connection that comes back when the crate is done with it.
 #[derive(Clone)]
 pub(super) struct Io(Rc<Shared>);
@@ -27,6 +31,8 @@ struct Shared {
     stream: RefCell<Stream>,
     /// How often something came.
     heard: Cell<u64>,
+    /// Bytes that came in this turn.
+    came: Cell<usize>,
     out: RefCell<Out>,
     /// Has the memory for what waits.
     worker: Rc<Worker>,
@@ -44,6 +50,7 @@ impl Io {
         Self(Rc::new(Shared {
             stream: RefCell::new(stream),
             heard: Cell::new(0),
+            came: Cell::new(0),
             out: RefCell::default(),
             worker,
         }))
@@ -141,12 +148,19 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let room = into.initialize_unfilled();
-        let read = self.0.stream.borrow_mut().poll_read(cx, room);
-        read.map_ok(|n| {
-            self.0.heard.set(self.0.heard.get().wrapping_add(1));
-            into.advance(n);
-        })
+        let shared = &self.0;
+        let came = shared.came.replace(0);
+        if came >= TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let most = into.remaining().min(TURN - came);
+        let room = into.initialize_unfilled_to(most);
+        let n = ready!(shared.stream.borrow_mut().poll_read(cx, room))?;
+        shared.heard.set(shared.heard.get().wrapping_add(1));
+        shared.came.set(came + n);
+        into.advance(n);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -190,7 +204,7 @@ mod tests {
 
     use tokio::net::TcpStream;
 
-    use super::*;
+    use super::{super::super::stream::Socket, *};
 
     /// Both ends of a connection.
     async fn pair() -> (Io, net::TcpStream) {
@@ -200,7 +214,10 @@ mod tests {
         near.set_nonblocking(true).unwrap();
         let near = TcpStream::from_std(near).unwrap();
         near.writable().await.unwrap();
-        (Io::new(Stream::Tcp(near), Rc::new(Worker::new(0, 1))), far)
+        (
+            Io::new(Stream::Plain(Socket::Tcp(near)), Rc::new(Worker::new(0, 1))),
+            far,
+        )
     }
 
     /// Writes all of it, as the crate does: with the head of a frame before it.

@@ -58,6 +58,8 @@ pub(super) struct RequestStream {
     /// window grows by them only once.
     data: Bytes,
     is_fresh: bool,
+    /// What has come behind them, and was not seen yet.
+    ahead: Vec<u8>,
     /// What has come so far, as long as that is little, and which of it comes next.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -96,6 +98,7 @@ impl RequestStream {
             received: 0,
             data: Bytes::new(),
             is_fresh: false,
+            ahead: Vec::new(),
             kept: Vec::new(),
             kept_bytes: 0,
             next: 0,
@@ -166,10 +169,47 @@ impl RequestStream {
     }
 
     /// Refuses what is left of the body.
-    fn refuse(&mut self, reject: Reject) -> Poll<Result<bool, BodyError>> {
+    fn refuse<T>(&mut self, reject: Reject) -> Poll<Result<T, BodyError>> {
         self.reject = Some(reject);
         self.data = Bytes::new();
+        self.ahead = Vec::new();
         Poll::Ready(Err(reject.into()))
+    }
+
+    /// Waits for the next piece of the body; nothing at its end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
+        match ready!(self.body.poll_data(cx)) {
+            Some(Ok(data)) => {
+                self.received += data.len() as u64;
+                if self.received > self.limits.body_bytes {
+                    return self.refuse(Reject::BodyTooLarge);
+                }
+                Poll::Ready(Ok(Some(data)))
+            }
+            Some(Err(_)) => Poll::Ready(Err(BodyError::Broken)),
+            None => {
+                let trailers = ready!(self.body.poll_trailers(cx));
+                let trailers = trailers.map_err(|_| BodyError::Broken)?;
+                if let Some(trailers) = trailers {
+                    let read = h2::trailers(
+                        pairs(&trailers),
+                        Of::Request,
+                        &self.limits,
+                        &mut self.trailer_bytes,
+                        &mut self.trailers,
+                    );
+                    if let Err(reject) = read {
+                        return self.refuse(reject);
+                    }
+                }
+                // The server would take the next request for what is missing.
+                if self.declared.is_some_and(|length| length != self.received) {
+                    return self.refuse(Reject::LengthInvalid);
+                }
+                self.has_ended = true;
+                Poll::Ready(Ok(None))
+            }
+        }
     }
 
     /// Keeps data for another try, as long as all that came is kept.
@@ -213,42 +253,28 @@ impl Front for RequestStream {
                 self.next += 1;
                 continue;
             }
-            if self.has_ended {
-                return Poll::Ready(Ok(false));
+            let piece = match std::mem::take(&mut self.ahead) {
+                ahead if !ahead.is_empty() => Some(ahead.into()),
+                _ if self.has_ended => return Poll::Ready(Ok(false)),
+                _ => ready!(self.poll_piece(cx))?,
+            };
+            if let Some(data) = piece {
+                self.keep(&data);
+                self.data = data;
+                self.is_fresh = true;
             }
-            match ready!(self.body.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    self.received += data.len() as u64;
-                    if self.received > self.limits.body_bytes {
-                        return self.refuse(Reject::BodyTooLarge);
-                    }
-                    self.keep(&data);
-                    self.data = data;
-                    self.is_fresh = true;
-                }
-                Some(Err(_)) => return Poll::Ready(Err(BodyError::Broken)),
-                None => {
-                    let trailers = ready!(self.body.poll_trailers(cx));
-                    let trailers = trailers.map_err(|_| BodyError::Broken)?;
-                    if let Some(trailers) = trailers {
-                        let read = h2::trailers(
-                            pairs(&trailers),
-                            Of::Request,
-                            &self.limits,
-                            &mut self.trailer_bytes,
-                            &mut self.trailers,
-                        );
-                        if let Err(reject) = read {
-                            return self.refuse(reject);
-                        }
-                    }
-                    // The server would take the next request for what is missing.
-                    if self.declared.is_some_and(|length| length != self.received) {
-                        return self.refuse(Reject::LengthInvalid);
-                    }
-                    self.has_ended = true;
-                }
-            }
+        }
+    }
+
+    /// Together, as each of many small pieces costs far more than its bytes: the client's window
+    /// bounds those.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        while !self.has_ended
+            && self.reject.is_none()
+            // What fails shows when the body is asked for.
+            && let Poll::Ready(Ok(piece)) = self.poll_piece(cx)
+        {
+            self.ahead.extend_from_slice(&piece.unwrap_or_default());
         }
     }
 
@@ -267,7 +293,8 @@ impl Front for RequestStream {
     }
 
     fn has_ended(&self) -> bool {
-        self.has_ended && self.data.is_empty() && self.next == self.kept.len()
+        let is_read = self.data.is_empty() && self.ahead.is_empty();
+        self.has_ended && is_read && self.next == self.kept.len()
     }
 
     fn is_whole(&self) -> bool {
@@ -365,6 +392,9 @@ impl Front for RequestStream {
             Ok(())
         })
     }
+
+    /// Streams tell their end.
+    fn complete(&mut self) {}
 
     /// Never: requests of HTTP/2 ask for no other protocol.
     fn become_tunnel(&mut self) {}

@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
     future::{Future as _, poll_fn},
     io,
     pin::Pin,
@@ -19,7 +20,7 @@ use ::h2::{
     client::{Builder, Connection, ResponseFuture, SendRequest},
 };
 use hyper::{Request, body::Bytes};
-use tokio::{sync::Notify, task::spawn_local};
+use tokio::task::spawn_local;
 use tokio_rustls::rustls::{self, AlertDescription};
 
 use super::{
@@ -41,6 +42,9 @@ const STREAMS: usize = 100;
 /// not take leaves the others theirs.
 const ANSWER_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = STREAMS as u32 * ANSWER_WINDOW;
+/// As towards clients, but for all the requests of a connection, of which others are not to end with
+/// it.
+const SMALL_FRAMES: usize = 64 << 20;
 /// Streams that are remembered after they were reset, for frames that were on their way.
 const RESET_STREAMS: usize = 1000;
 /// A connection by which nothing came for so long while an answer was waited for is asked whether
@@ -76,17 +80,21 @@ pub(in super::super) enum NotSent {
 #[derive(Default)]
 pub(in super::super) struct Upstreams {
     /// By the number of the server.
-    servers: RefCell<Vec<Rc<Server>>>,
+    servers: RefCell<BTreeMap<usize, Rc<Server>>>,
 }
 
 impl Upstreams {
     /// Those to a server.
     pub(in super::super) fn server(&self, number: usize) -> Rc<Server> {
         let mut servers = self.servers.borrow_mut();
-        if servers.len() <= number {
-            servers.resize_with(number + 1, Rc::default);
-        }
-        servers[number].clone()
+        servers.entry(number).or_default().clone()
+    }
+
+    /// Forgets those to which there is no connection and nobody wants one: after a change of the
+    /// configuration they may never be asked for again.
+    pub(in super::super) fn sweep(&self) {
+        let mut servers = self.servers.borrow_mut();
+        servers.retain(|_, server| Rc::strong_count(server) > 1);
     }
 }
 
@@ -96,8 +104,43 @@ pub(in super::super) struct Server {
     /// Those that take requests; the first ones take them first, so that the last ones end.
     open: RefCell<Vec<Rc<Shared>>>,
     opening: RefCell<Option<Rc<Opening>>>,
-    /// Tells that there may be a place.
-    free: Notify,
+    /// Those who wait for a place; who came first gets the first one.
+    waiting: RefCell<VecDeque<Rc<Waiter>>>,
+}
+
+/// One who waits for a place.
+#[derive(Default)]
+struct Waiter {
+    /// How long the connection is kept afterwards, nanoseconds.
+    idle: u64,
+    /// The place, once there is one.
+    place: Cell<Option<Place>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Waiter {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// One in the queue, until this is dropped.
+struct Queued<'a>(&'a Server, Rc<Waiter>);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let Self(server, waiter) = self;
+        match waiter.place.take() {
+            // Too late for this one: it goes to the next.
+            Some(place) => drop(place),
+            None => server
+                .waiting
+                .borrow_mut()
+                .retain(|other| !Rc::ptr_eq(other, waiter)),
+        }
+    }
 }
 
 /// A connection that is about to be one.
@@ -130,9 +173,40 @@ struct Shared {
 }
 
 impl Server {
-    /// A place for one more request, if there is one. `idle`: how long the connection is kept
-    /// afterwards, nanoseconds.
+    /// A place for one more request, if there is one and nobody waits for it. `idle`: how long the
+    /// connection is kept afterwards, nanoseconds.
     pub(in super::super) fn place(&self, idle: u64) -> Option<Place> {
+        let is_first = self.waiting.borrow().is_empty();
+        is_first.then(|| self.find(idle)).flatten()
+    }
+
+    /// Gives places to those who wait, as far as there are any.
+    fn hand_out(&self) {
+        let before = self.open.borrow().len();
+        loop {
+            let Some(first) = self.waiting.borrow().front().cloned() else {
+                return;
+            };
+            let Some(place) = self.find(first.idle) else {
+                break;
+            };
+            self.waiting.borrow_mut().pop_front();
+            first.place.set(Some(place));
+            first.wake();
+        }
+        if self.open.borrow().len() < before {
+            self.wake_waiting();
+        }
+    }
+
+    /// Lets those who wait look whether they may have another connection opened.
+    fn wake_waiting(&self) {
+        for waiter in self.waiting.borrow().iter() {
+            waiter.wake();
+        }
+    }
+
+    fn find(&self, idle: u64) -> Option<Place> {
         let mut open = self.open.borrow_mut();
         let mut at = 0;
         while let Some(shared) = open.get(at) {
@@ -167,21 +241,31 @@ impl Server {
         position: usize,
     ) -> Result<Place, NoPlace> {
         let keep_alive = &group.config.keep_alive;
-        let mut failed = None;
-        loop {
-            if let Some(place) = self.place(nanoseconds(keep_alive.idle)) {
-                return Ok(place);
+        let waiter = Rc::new(Waiter {
+            idle: nanoseconds(keep_alive.idle),
+            ..Waiter::default()
+        });
+        self.waiting.borrow_mut().push_back(waiter.clone());
+        let queued = Queued(self, waiter);
+        self.hand_out();
+        let mut opening: Option<Rc<Opening>> = None;
+        poll_fn(|cx| {
+            let Queued(_, waiter) = &queued;
+            if let Some(place) = waiter.place.take() {
+                return Poll::Ready(Ok(place));
             }
-            if let Some(failed) = failed {
-                return Err(failed);
+            if let Some(failed) = opening.as_ref().and_then(|opening| opening.failed.get()) {
+                return Poll::Ready(Err(failed));
             }
+            waiter.waker.replace(Some(cx.waker().clone()));
             let is_full = self.open.borrow().len() >= keep_alive.connections as usize;
-            let opening = self.opening.borrow().clone();
-            let opening =
-                opening.or_else(|| (!is_full).then(|| self.begin(worker, group, position)));
-            self.free.notified().await;
-            failed = opening.and_then(|opening| opening.failed.get());
-        }
+            opening = self.opening.borrow().clone();
+            if opening.is_none() && !is_full {
+                opening = Some(self.begin(worker, group, position));
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Begins to open a connection, whether or not the one who wants it waits to the end.
@@ -207,7 +291,8 @@ impl Server {
                 Err(why) => {
                     stats.connect_failures.add(1);
                     told.failed.set(Some(why));
-                    server.free.notify_waiters();
+                    server.hand_out();
+                    server.wake_waiting();
                     return;
                 }
             };
@@ -229,7 +314,8 @@ impl Server {
             drop(group);
             shared.arm();
             server.open.borrow_mut().push(shared.clone());
-            server.free.notify_waiters();
+            server.hand_out();
+            server.wake_waiting();
             let leaving = Leaving(shared);
             drive(&leaving.0, connection).await;
         });
@@ -244,7 +330,8 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         self.0.leave();
         // Those who wait may have another one opened.
-        self.0.server.free.notify_waiters();
+        self.0.server.hand_out();
+        self.0.server.wake_waiting();
     }
 }
 
@@ -253,7 +340,7 @@ type Opened = (Connection<Io, Bytes>, Io, SendRequest<Bytes>);
 /// A new connection on which the server has begun to speak HTTP/2.
 async fn open(worker: &Rc<Worker>, group: &Group, position: usize) -> Result<Opened, NoPlace> {
     let server = group.servers.get(position).ok_or(NoPlace::Failed)?;
-    let connected = pool::connect(server, server.tls.as_ref(), &[]).await;
+    let connected = pool::connect(server, &[]).await;
     let stream = connected.map_err(|e| refused(&e))?;
     if let Stream::Tls(session) = &stream
         && session.get_ref().1.alpn_protocol() != Some(b"h2")
@@ -268,6 +355,7 @@ async fn open(worker: &Rc<Worker>, group: &Group, position: usize) -> Result<Ope
         .initial_window_size(ANSWER_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_FRAMES)
         .max_header_list_size(head.saturating_add(fields.saturating_mul(FIELD_OVERHEAD)))
         .max_concurrent_reset_streams(RESET_STREAMS)
         // Those that are at fault are single answers: others are not to end with them.
@@ -324,7 +412,6 @@ impl Shared {
             Some(_) => {
                 self.doubt.set(None);
                 self.arm();
-                self.server.free.notify_waiters();
                 false
             }
             None => false,
@@ -376,9 +463,12 @@ async fn drive(shared: &Shared, mut connection: Connection<Io, Bytes>) {
             if let Some(pings) = &mut pings {
                 ping(shared, pings, cx);
             }
-            shared
+            let ended = shared
                 .io
-                .poll_turn(cx, |cx| Pin::new(&mut connection).poll(cx))
+                .poll_turn(cx, |cx| Pin::new(&mut connection).poll(cx));
+            // The server may have been heard again, or allow more requests than before.
+            shared.server.hand_out();
+            ended
         });
         if shared.timer.within(ended).await.is_ok() || is_ending {
             return;
@@ -490,6 +580,24 @@ impl Drop for Place {
         }
         shared.streams.set(shared.streams.get().saturating_sub(1));
         shared.arm();
-        shared.server.free.notify_one();
+        shared.server.hand_out();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_nobody_asks_are_forgotten() {
+        let upstreams = Upstreams::default();
+        let asked = upstreams.server(1000);
+        drop(upstreams.server(7));
+        upstreams.sweep();
+        assert_eq!(upstreams.servers.borrow().len(), 1);
+        assert!(Rc::ptr_eq(&asked, &upstreams.server(1000)));
+        drop(asked);
+        upstreams.sweep();
+        assert!(upstreams.servers.borrow().is_empty());
     }
 }
