@@ -32,8 +32,7 @@ pub struct Upstream {
     /// Of a thousand parts of the weight, so many must be healthy: below that all servers are
     /// used as if they were (it fails open). 0: never.
     pub panic_permille: u32,
-    /// Requests at one time; `None`: any number, which no file asks for
-    /// ([`Concurrency::of_connections`]).
+    /// Requests at one time; `None`: any number.
     pub concurrency: Option<Concurrency>,
     /// When it is left alone as a whole; `None`: never.
     pub breaker: Option<Breaker>,
@@ -229,18 +228,6 @@ impl Default for Concurrency {
             requests: 1024,
             queue: 256,
             queue_timeout: Duration::from_secs(1),
-        }
-    }
-}
-
-impl Concurrency {
-    /// Where nothing is said: as many requests as listeners may have connections, each of which
-    /// has one at a time by HTTP/1. So only what HTTP/2 adds to them is ever refused.
-    pub fn of_connections(connections: u32) -> Self {
-        Self {
-            requests: connections.max(1),
-            queue: 0,
-            ..Self::default()
         }
     }
 }

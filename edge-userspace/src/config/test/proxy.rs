@@ -118,9 +118,10 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(upstream.timeouts, Timeouts::default());
     assert_eq!(upstream.retries, Retries::default());
     assert_eq!(upstream.keep_alive, KeepAlive::default());
-    assert_eq!((upstream.passive, upstream.breaker), (None, None));
-    let bound = upstream.concurrency.unwrap();
-    assert_eq!((bound.requests, bound.queue), (10_000, 0));
+    assert_eq!(
+        (upstream.passive, upstream.breaker, upstream.concurrency),
+        (None, None, None)
+    );
     assert_eq!(
         (upstream.panic_permille, upstream.servers[0].weight),
         (500, 1)
@@ -188,7 +189,7 @@ fn everything_is_taken_over() {
         app.tls.as_ref().unwrap().sni.as_deref(),
         Some("app.internal")
     );
-    assert_eq!(app.health.as_ref().map(|h| h.probe.name()), Some("http"));
+    assert_eq!(app.health.as_ref().map(|h| h.probe.name()), Some("https"));
     assert_eq!(
         app.passive,
         Some(Passive {

@@ -58,7 +58,7 @@ async fn wait<F: Front, T>(
         }
         // One who has more to send is there, and its body waits.
         if !front.has_ended() {
-            front.read_ahead(cx);
+            front.read_ahead(cx).map_err(Side::Client)?;
         } else if front.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(gone()));
         }
@@ -69,6 +69,14 @@ async fn wait<F: Front, T>(
 
 const fn gone() -> Side {
     Side::Client(BodyError::Broken)
+}
+
+/// What a client did while something was waited for.
+const fn refusal_of(side: Side) -> Refusal {
+    match side {
+        Side::Client(BodyError::Reject(reject)) => Refusal::Malformed(reject),
+        Side::Client(BodyError::Broken) | Side::Server | Side::Expired => Refusal::ClientGone,
+    }
 }
 
 /// A place among the requests under way.
@@ -98,7 +106,7 @@ async fn place<'p, F: Front>(
             Ok(()) => {}
             Err(Side::Expired) if end <= patience => break Err(Refusal::RequestTimeout),
             Err(Side::Expired) => break Err(Refusal::QueueTimeout),
-            Err(_) => break Err(Refusal::ClientGone),
+            Err(side) => break Err(refusal_of(side)),
         }
     };
     exchange.facts.queued += Worker::now().saturating_sub(began);
@@ -307,7 +315,7 @@ async fn tries<F: Front>(
                 match wait(exchange, front, until, pause).await {
                     Ok(()) => {}
                     Err(Side::Expired) => return Err(Refusal::RequestTimeout),
-                    Err(_) => return Err(Refusal::ClientGone),
+                    Err(side) => return Err(refusal_of(side)),
                 }
             }
             continue;
@@ -506,7 +514,7 @@ async fn shared<F: Front>(
         Ok(Err(NoPlace::Expired)) | Err(Side::Expired) => {
             return Err(late(deadlines));
         }
-        Err(_) => return Err(Failed::of_client(Refusal::ClientGone)),
+        Err(side) => return Err(Failed::of_client(refusal_of(side))),
     };
     Err(Failed::of_server(Failure::Connect, refusal))
 }
@@ -548,7 +556,7 @@ async fn connect<F: Front>(
             stats.connect_failures.add(1);
             Err(late(deadlines))
         }
-        Err(_) => Err(Failed::of_client(Refusal::ClientGone)),
+        Err(side) => Err(Failed::of_client(refusal_of(side))),
     }
 }
 

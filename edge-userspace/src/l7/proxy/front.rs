@@ -29,7 +29,10 @@ pub(super) trait Front {
     /// Waits for data of the request's body; `false` at its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>>;
     /// Takes what has come behind the data that nobody takes for now.
-    fn read_ahead(&mut self, cx: &mut Context<'_>);
+    ///
+    /// # Errors
+    /// When the body will not come to its end.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError>;
     /// The data that lie ready.
     fn data(&self) -> &[u8];
     /// Is done with so many bytes of them.
@@ -79,7 +82,9 @@ impl Front for Link {
     }
 
     /// It waits in the kernel.
-    fn read_ahead(&mut self, _: &mut Context<'_>) {}
+    fn read_ahead(&mut self, _: &mut Context<'_>) -> Result<(), BodyError> {
+        Ok(())
+    }
 
     fn data(&self) -> &[u8] {
         self.data()

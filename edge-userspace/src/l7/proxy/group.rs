@@ -66,6 +66,8 @@ pub(super) struct Server {
     /// As in the configuration.
     pub(super) name: Box<str>,
     pub(super) tls: Option<TlsTo>,
+    /// The same for its checks.
+    pub(super) check_tls: Option<TlsTo>,
     pub(super) requests: Arc<Shards<Requests>>,
     resolved: Arc<RwLock<Arc<[SocketAddr]>>>,
 }
@@ -276,9 +278,11 @@ impl Memory {
         let servers = config.servers.iter().zip(&known).map(|(server, known)| {
             let name = server.address.to_string();
             let tls = towards.as_ref().map(|towards| towards.to(&server.address));
+            let (tls, check_tls) = tls.transpose()?.unzip();
             Ok(Server {
                 number: known.number,
-                tls: tls.transpose()?,
+                tls,
+                check_tls,
                 requests: counted.servers.get(&server_key(&config.name, &name)),
                 name: name.into(),
                 address: server.address.clone(),

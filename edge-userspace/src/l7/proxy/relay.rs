@@ -47,7 +47,7 @@ pub(super) fn poll_up<F: Front>(
             Poll::Ready(Ok(true)) => {
                 let sent = to.poll_send(cx, from.data());
                 if sent.is_pending() {
-                    from.read_ahead(cx);
+                    from.read_ahead(cx).map_err(Side::Client)?;
                 }
                 let n = ready!(sent).map_err(|_| Side::Server)?;
                 from.consume(n);
@@ -149,8 +149,11 @@ pub(super) async fn answer<F: Front>(
                 Poll::Pending => {}
             }
         }
-        if progress.is_refused {
-            client_side.read_ahead(cx);
+        // What is wrong with a body that nobody wants is no matter.
+        if progress.is_refused
+            && let Err(BodyError::Broken) = client_side.read_ahead(cx)
+        {
+            return Poll::Ready(Err(GONE));
         }
         if progress.sent && !progress.is_refused && server_side.has_out() {
             progress.is_refused = matches!(server_side.poll_drain(cx), Poll::Ready(Err(_)));

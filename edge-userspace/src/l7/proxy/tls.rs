@@ -11,6 +11,7 @@ use std::{
 
 use tokio_rustls::rustls::{
     self, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    client::Resumption,
     crypto::aws_lc_rs,
     pki_types::{
         CertificateDer, ServerName,
@@ -219,6 +220,8 @@ impl ResolvesServerCert for ByName {
 #[derive(Clone)]
 pub(super) struct Towards {
     config: Arc<ClientConfig>,
+    /// The same without the resumption of sessions, which skips what certificates are checked for.
+    whole: Arc<ClientConfig>,
     name: Option<String>,
     /// Tells whether files hold what they held: a hash of the certificates in them.
     pub(super) held: u64,
@@ -264,18 +267,21 @@ impl Towards {
             Protocol::Http1 => b"http/1.1".to_vec(),
             Protocol::Http2 => b"h2".to_vec(),
         });
+        let mut whole = config.clone();
+        whole.resumption = Resumption::disabled();
         Ok(Self {
             config: Arc::new(config),
+            whole: Arc::new(whole),
             name: tls.sni.clone(),
             held: held.finish(),
         })
     }
 
-    /// For a server.
+    /// For a server: of requests, and of checks.
     ///
     /// # Errors
     /// When no certificate can have its name.
-    pub(super) fn to(&self, server: &Address) -> Result<TlsTo, TlsError> {
+    pub(super) fn to(&self, server: &Address) -> Result<(TlsTo, TlsTo), TlsError> {
         let name = match (&self.name, server) {
             (Some(name), _) | (None, Address::Name(name, _)) => ServerName::try_from(name.clone())
                 .map_err(|_| TlsError::Name { name: name.clone() })?,
@@ -283,10 +289,11 @@ impl Towards {
             // It has none, and none is sent: validation has it so only where none is verified.
             (None, Address::Unix(_)) => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
         };
-        Ok(TlsTo {
-            config: self.config.clone(),
-            name,
-        })
+        let of = |config: &Arc<ClientConfig>| TlsTo {
+            config: config.clone(),
+            name: name.clone(),
+        };
+        Ok((of(&self.config), of(&self.whole)))
     }
 }
 

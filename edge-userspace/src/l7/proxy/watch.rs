@@ -213,7 +213,7 @@ fn targets(snapshot: &Snapshot) -> Vec<Target> {
                     check: check.clone(),
                     route: Route {
                         // Another port is somebody else's.
-                        tls: server.tls.clone().filter(|_| check.port.is_none()),
+                        tls: server.check_tls.clone().filter(|_| check.port.is_none()),
                         ..Route::default()
                     },
                 });

@@ -17,7 +17,7 @@ use super::{
     span,
 };
 use crate::config::{
-    proxy::{AccessLog, Bans, MAX_OFFENCES, MAX_WORKERS, Proxy, Traces, upstream::Concurrency},
+    proxy::{AccessLog, Bans, MAX_OFFENCES, MAX_WORKERS, Proxy, Traces},
     quantity::{Bytes, Share},
     raw,
     report::{At, Place, Report},
@@ -32,7 +32,7 @@ pub(super) fn proxy(
     let none = raw::proxy::Proxy::default();
     let shared = raw.proxy.as_ref().unwrap_or(&none);
     let listeners = listeners::listeners(raw.listeners.as_deref().unwrap_or(&[]), metrics, report);
-    let mut upstreams = upstreams::upstreams(raw.upstreams.as_deref().unwrap_or(&[]), report);
+    let upstreams = upstreams::upstreams(raw.upstreams.as_deref().unwrap_or(&[]), report);
     let places = raw.listeners.iter().flatten().map(|l| l.place.clone());
     let places: Vec<Place> = places.collect();
     let routes = routes::routes(
@@ -41,12 +41,6 @@ pub(super) fn proxy(
         &upstreams,
         report,
     );
-    let connections = listeners.iter().map(|l| l.limits.connections);
-    let most = connections.fold(0, u32::saturating_add);
-    for upstream in &mut upstreams {
-        let unsaid = || Concurrency::of_connections(most);
-        upstream.concurrency = Some(upstream.concurrency.unwrap_or_else(unsaid));
-    }
     let places = raw.upstreams.iter().flatten().map(|u| &u.place);
     shadow::unused(&upstreams, &places.collect::<Vec<_>>(), &routes, report);
     if raw.listeners.as_ref().is_none_or(Vec::is_empty) {

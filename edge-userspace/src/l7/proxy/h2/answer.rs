@@ -339,6 +339,11 @@ impl AnswerStream {
         // Trailers may follow, whatever length was told.
         let sent = ready!(message::poll_send(&mut live.send, cx, data, |_| false));
         self.is_blocked = false;
+        if sent.is_err() {
+            // Nothing more is sent, and nothing more of it is wanted: its answer may be whole.
+            self.is_sent = true;
+            self.free();
+        }
         Poll::Ready(sent)
     }
 

@@ -117,6 +117,9 @@ impl Shared {
                     out.bytes = self.worker.out();
                     out.bytes.reserve(GATHER);
                 }
+                // What was written is not kept: there may never be a moment at which all was.
+                out.bytes.drain(..out.written);
+                out.written = 0;
                 out.bytes.extend_from_slice(first);
                 out.bytes.extend_from_slice(second);
                 return Poll::Ready(Ok(size));
@@ -272,6 +275,7 @@ mod tests {
         });
         let mut rest = &whole[..];
         for size in sizes() {
+            assert!(io.0.out.borrow().bytes.len() <= GATHER);
             let mut frame;
             (frame, rest) = rest.split_at(size);
             let of_turn = io.clone();

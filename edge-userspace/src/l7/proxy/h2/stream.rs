@@ -27,6 +27,8 @@ use crate::l7::head::{
 
 /// Of a body that comes, so many bytes are kept for another try, in so many pieces.
 const KEPT: (usize, usize) = (64 << 10, 64);
+/// Bytes that are taken at once of what was read ahead: more of them may be kept.
+const DRAW: usize = 16 << 10;
 
 /// What is still to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub(super) struct RequestStream {
     is_fresh: bool,
     /// What has come behind them, and was not seen yet.
     ahead: Vec<u8>,
+    /// What is left of that, as far as it is taken already.
+    drawn: Bytes,
     /// What has come so far, as long as that is little, and which of it comes next.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -99,6 +103,7 @@ impl RequestStream {
             data: Bytes::new(),
             is_fresh: false,
             ahead: Vec::new(),
+            drawn: Bytes::new(),
             kept: Vec::new(),
             kept_bytes: 0,
             next: 0,
@@ -173,6 +178,7 @@ impl RequestStream {
         self.reject = Some(reject);
         self.data = Bytes::new();
         self.ahead = Vec::new();
+        self.drawn = Bytes::new();
         Poll::Ready(Err(reject.into()))
     }
 
@@ -253,10 +259,13 @@ impl Front for RequestStream {
                 self.next += 1;
                 continue;
             }
-            let piece = match std::mem::take(&mut self.ahead) {
-                ahead if !ahead.is_empty() => Some(ahead.into()),
-                _ if self.has_ended => return Poll::Ready(Ok(false)),
-                _ => ready!(self.poll_piece(cx))?,
+            if self.drawn.is_empty() {
+                self.drawn = std::mem::take(&mut self.ahead).into();
+            }
+            let piece = match self.drawn.len().min(DRAW) {
+                0 if self.has_ended => return Poll::Ready(Ok(false)),
+                0 => ready!(self.poll_piece(cx))?,
+                n => Some(self.drawn.split_to(n)),
             };
             if let Some(data) = piece {
                 self.keep(&data);
@@ -268,13 +277,19 @@ impl Front for RequestStream {
 
     /// Together, as each of many small pieces costs far more than its bytes: the client's window
     /// bounds those.
-    fn read_ahead(&mut self, cx: &mut Context<'_>) {
-        while !self.has_ended
-            && self.reject.is_none()
-            // What fails shows when the body is asked for.
-            && let Poll::Ready(Ok(piece)) = self.poll_piece(cx)
-        {
-            self.ahead.extend_from_slice(&piece.unwrap_or_default());
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        if let Some(reject) = self.reject {
+            return Err(reject.into());
+        }
+        while !self.has_ended {
+            match self.poll_piece(cx) {
+                Poll::Ready(piece) => self.ahead.extend_from_slice(&piece?.unwrap_or_default()),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        match self.poll_reset(cx) {
+            Poll::Ready(_) => Err(BodyError::Broken),
+            Poll::Pending => Ok(()),
         }
     }
 
@@ -293,7 +308,7 @@ impl Front for RequestStream {
     }
 
     fn has_ended(&self) -> bool {
-        let is_read = self.data.is_empty() && self.ahead.is_empty();
+        let is_read = self.data.is_empty() && self.drawn.is_empty() && self.ahead.is_empty();
         self.has_ended && is_read && self.next == self.kept.len()
     }
 

@@ -42,9 +42,9 @@ const STREAMS: usize = 100;
 /// not take leaves the others theirs.
 const ANSWER_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = STREAMS as u32 * ANSWER_WINDOW;
-/// As towards clients, but for all the requests of a connection, of which others are not to end with
-/// it.
-const SMALL_FRAMES: usize = 64 << 20;
+/// What small frames may cost is not bounded beside the windows, as it is towards clients: many share
+/// a connection, and others are not to end for what one has let come and then did not want.
+const SMALL_FRAMES: usize = usize::MAX;
 /// Streams that are remembered after they were reset, for frames that were on their way.
 const RESET_STREAMS: usize = 1000;
 /// A connection by which nothing came for so long while an answer was waited for is asked whether
@@ -113,8 +113,9 @@ pub(in super::super) struct Server {
 struct Waiter {
     /// How long the connection is kept afterwards, nanoseconds.
     idle: u64,
-    /// The place, once there is one.
+    /// The place, once there is one, and whether there ever was: then this is not in the queue.
     place: Cell<Option<Place>>,
+    is_served: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -132,13 +133,12 @@ struct Queued<'a>(&'a Server, Rc<Waiter>);
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let Self(server, waiter) = self;
-        match waiter.place.take() {
-            // Too late for this one: it goes to the next.
-            Some(place) => drop(place),
-            None => server
-                .waiting
-                .borrow_mut()
-                .retain(|other| !Rc::ptr_eq(other, waiter)),
+        if waiter.is_served.get() {
+            // Too late for this one, if it has it still: it goes to the next.
+            drop(waiter.place.take());
+        } else {
+            let mut waiting = server.waiting.borrow_mut();
+            waiting.retain(|other| !Rc::ptr_eq(other, waiter));
         }
     }
 }
@@ -192,6 +192,7 @@ impl Server {
             };
             self.waiting.borrow_mut().pop_front();
             first.place.set(Some(place));
+            first.is_served.set(true);
             first.wake();
         }
         if self.open.borrow().len() < before {
