@@ -288,6 +288,16 @@ impl Authority {
 
     /// A server with a certificate for a name, that asks clients for theirs or not.
     pub(super) fn server(&self, name: &str, asks: bool, text: &'static str) -> Server {
+        self.serving(name, asks, move |peer| say(peer, "200 OK", text))
+    }
+
+    /// The same, whatever it does.
+    pub(super) fn serving(
+        &self,
+        name: &str,
+        asks: bool,
+        serve: impl Fn(Peer) + Send + Sync + 'static,
+    ) -> Server {
         let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap();
@@ -302,15 +312,11 @@ impl Authority {
         let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        Server::accepting(
-            address,
-            move |peer| say(peer, "200 OK", text),
-            move || {
-                let (stream, _) = listener.accept()?;
-                let session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-                Ok(Peer::new(Box::new(StreamOwned::new(session, stream)), None))
-            },
-        )
+        Server::accepting(address, serve, move || {
+            let (stream, _) = listener.accept()?;
+            let session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
+            Ok(Peer::new(Box::new(StreamOwned::new(session, stream)), None))
+        })
     }
 }
 

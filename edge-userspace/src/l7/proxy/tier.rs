@@ -19,7 +19,7 @@ use super::{
     listen::{Door, Given},
     log_writer::LogWriter,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
-    spans::Exporter,
+    spans::{Collector, Exporter},
     tls::{self, TlsError, Towards},
     view::{Held, Said, Shared, View, lock},
     watch::Watcher,
@@ -62,6 +62,14 @@ pub enum TierError {
         path: std::path::PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// The headers for the collector cannot be read.
+    #[error("proxy.traces.headers_file = {path:?}: {why}")]
+    Headers {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong, and the remedy; nothing of what is in it.
+        why: String,
     },
     /// Routes cannot be compiled.
     #[error(transparent)]
@@ -195,11 +203,12 @@ impl Tier {
             .as_ref()
             .filter(|_| !proxy.listeners.is_empty())
         {
-            let had = self.exporter.as_ref().filter(|had| had.is_of(wanted));
+            let collector = Collector::load(wanted)?;
+            let had = self.exporter.as_ref().filter(|had| had.is_of(&collector));
             let queue = match had {
                 Some(had) => had.queue.clone(),
                 None => {
-                    let new = Exporter::start(wanted, self.shared.spans.clone());
+                    let new = Exporter::start(collector, self.shared.spans.clone());
                     let new = exporter.insert(new.map_err(TierError::Spans)?);
                     new.queue.clone()
                 }
