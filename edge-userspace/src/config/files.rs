@@ -1,7 +1,9 @@
-//! Files of TLS that the configuration names: certificates, keys, and who signs them.
+//! Files that the configuration names: certificates, keys, who signs them, and headers that may be
+//! secret.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use hyper::header::{HeaderName, HeaderValue};
 use tokio_rustls::rustls::{
     RootCertStore,
     crypto::aws_lc_rs::sign::any_supported_type,
@@ -96,8 +98,68 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(failed)
 }
 
-/// Looks at all files of TLS that a configuration names.
+/// Reads headers: lines of `Name: value`, empty ones, and comments behind `#`. Only its owner may
+/// read the file, and nothing of what is in it is told.
+///
+/// # Errors
+/// What is wrong with the file, and the remedy.
+pub fn headers(path: &Path) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    /// Those that say where a message goes, what it is and where it ends.
+    const OWN: [&str; 9] = [
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let text = read(path)?;
+    let mode = fs::metadata(path).map(|meta| meta.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+        return Err(
+            "others than its owner may read it; chmod 600, and have other secrets made".into(),
+        );
+    }
+    let mut headers = Vec::new();
+    let lines = text.split(|byte| *byte == b'\n').zip(1..);
+    for (line, number) in lines.map(|(line, number)| (line.trim_ascii(), number)) {
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let colon = line.iter().position(|byte| *byte == b':');
+        let parts = colon.and_then(|at| line.split_at_checked(at));
+        let header = parts.and_then(|(name, value)| {
+            let name = HeaderName::from_bytes(name).ok()?;
+            let mut value = HeaderValue::from_bytes(value.get(1..)?.trim_ascii()).ok()?;
+            value.set_sensitive(true);
+            Some((name, value))
+        });
+        let Some((name, value)) = header else {
+            return Err(format!("line {number} is no header; write Name: value"));
+        };
+        if OWN.contains(&name.as_str()) {
+            return Err(format!(
+                "line {number}: {name} is what edge says itself; remove it"
+            ));
+        }
+        headers.push((name, value));
+    }
+    Ok(headers)
+}
+
+/// Looks at all of these files that a configuration names.
 pub(super) fn check(raw: &Root, report: &mut Report<'_>) {
+    if let Some(traces) = raw.proxy.as_ref().and_then(|proxy| proxy.traces.as_ref()) {
+        check_roots(traces.ca.as_ref(), report);
+        if let Some(at) = &traces.headers_file
+            && let Err(why) = headers(Path::new(&at.value))
+        {
+            report.problem(&at.place, why);
+        }
+    }
     for listener in raw.listeners.iter().flatten() {
         let Some(tls) = &listener.tls else { continue };
         for pair in tls.certificates.iter().flat_map(|at| &at.value) {

@@ -87,8 +87,14 @@ impl Default for Bans {
 /// Who is told of requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traces {
-    /// A collector of OpenTelemetry: `http://`, host, port, and a path without a slash at its end.
+    /// A collector of OpenTelemetry: `http://` or `https://`, host, port, and a path without a
+    /// slash at its end.
     pub endpoint: String,
+    /// Certificates of those who sign the collector's, a PEM file; `None`: those that the host
+    /// trusts.
+    pub ca: Option<PathBuf>,
+    /// Headers of each message ([`headers`](super::files::headers)); they may be secret.
+    pub headers_file: Option<PathBuf>,
     /// Of a thousand requests whose trace is not sampled by a trusted proxy, so many are told of.
     pub sample_permille: u32,
     /// What this proxy is called there.
@@ -100,6 +106,20 @@ impl Traces {
     pub const SAMPLE_PERMILLE: u32 = 10;
     /// The default of `service_name`.
     pub const SERVICE_NAME: &str = "edge";
+
+    /// Whether the collector is spoken to with TLS, and where it is.
+    pub fn address(&self) -> (bool, upstream::Address) {
+        let (scheme, rest) = self.endpoint.split_once("://").unwrap_or_default();
+        let authority = rest.split('/').next().unwrap_or_default();
+        let address = authority.parse().map_or_else(
+            |_| {
+                let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
+                upstream::Address::Name(host.to_owned(), port.parse().unwrap_or(0))
+            },
+            upstream::Address::Ip,
+        );
+        (scheme == "https", address)
+    }
 }
 
 /// Where and how requests are written down.

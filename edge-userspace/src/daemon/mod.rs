@@ -50,6 +50,7 @@ use crate::{
         server::{Handler, Reply},
         socket::Socket,
     },
+    l7::proxy,
     metrics,
 };
 use facts::Shared;
@@ -112,9 +113,11 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
     let former_metrics = model
         .metrics_listen
         .and_then(|at| inherited.metrics(at, predecessor.as_mut()));
+    let mut said = Vec::new();
     if let Some(mut waiting) = predecessor.take() {
-        let wait = move || waiting.wait().map(|()| waiting);
-        predecessor = Some(tokio::task::spawn_blocking(wait).await??);
+        let wait = move || waiting.wait().map(|said| (waiting, said));
+        let (waited, servers) = tokio::task::spawn_blocking(wait).await??;
+        (predecessor, said) = (Some(waited), servers);
     }
     let (commands, queue) = sync_channel(QUEUE);
     let (upgrades, mut orders) = tokio::sync::mpsc::channel(1);
@@ -142,9 +145,17 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
         metrics,
     };
     let inbox = Inbox::new(queue);
-    let mut running = Running::start(&ground, model, inbox, inherited.proxy).await?;
+    let given = inherited.addresses();
+    let left = (inherited.proxy, said);
+    let mut running = Running::start(&ground, model, inbox, left).await?;
     if let Some(predecessor) = predecessor {
-        tokio::task::spawn_blocking(move || predecessor.follow(is_former)).await?;
+        let used = shared.proxy.get().map(proxy::View::addresses);
+        let used = used.unwrap_or_default();
+        let unwanted = given.into_iter().filter(|address| !used.contains(address));
+        let unwanted = unwanted.collect();
+        let bans = shared.clone();
+        let follow = move || predecessor.follow(is_former, unwanted, move |ban| bans.ban(ban));
+        tokio::task::spawn_blocking(follow).await?;
         ground.control.own();
     }
     if let Some(patience) = ground.patience {
@@ -195,10 +206,12 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
 
 /// Lets connections end that this process has accepted, when another one has taken over. Nothing
 /// else is this process's any more.
-async fn drain(gone: Gone, shared: &Shared, signals: &mut Signals) -> Result<()> {
+async fn drain(gone: Gone, shared: &Arc<Shared>, signals: &mut Signals) -> Result<()> {
     let Gone {
         mut proxy,
-        successor,
+        unwanted,
+        carrier,
+        unknown,
     } = gone;
     shared.publish_view(None);
     let patience = proxy.proxy().drain_timeout;
@@ -210,7 +223,7 @@ async fn drain(gone: Gone, shared: &Shared, signals: &mut Signals) -> Result<()>
     let is_enough = Arc::new(AtomicBool::new(false));
     let enough = is_enough.clone();
     let mut draining = tokio::task::spawn_blocking(move || {
-        proxy.drain(patience, || enough.load(Relaxed));
+        proxy.drain(patience, &unwanted, || enough.load(Relaxed));
     });
     loop {
         let ask = tokio::select! {
@@ -226,7 +239,8 @@ async fn drain(gone: Gone, shared: &Shared, signals: &mut Signals) -> Result<()>
         }
     }
     info!("all connections have ended");
-    let Some(successor) = successor else {
+    let successor = carrier.finish(shared).await?;
+    let Some(_beats) = unknown else {
         return Ok(());
     };
     // For the service manager the service is this process still.

@@ -25,7 +25,7 @@ use crate::{
         socket::Socket,
     },
     datapath::{EventRing, Events},
-    l7::proxy::Given,
+    l7::proxy::{Given, Said},
     metrics,
 };
 
@@ -68,11 +68,12 @@ impl Running {
         ground: &Ground,
         model: Model,
         inbox: Inbox,
-        given: Vec<Given>,
+        (given, said): (Vec<Given>, Vec<Said>),
     ) -> Result<Self> {
         let before = Before {
             file: model,
             given,
+            said,
             inbox: Some(inbox),
             proxy: None,
         };
@@ -140,6 +141,7 @@ impl Running {
         let before = Before {
             file,
             given: Vec::new(),
+            said: Vec::new(),
             inbox: Some(inbox),
             proxy: Some(proxy),
         };

@@ -2,7 +2,7 @@
 //! programs of a former daemon go on until the tables are right and the new
 //! programs take their place.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, mem::take, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use edge_common::{
@@ -28,7 +28,7 @@ use crate::{
     config::{self, Model},
     datapath::{Datapath, EventRing, InterfaceState},
     health::runner::{CONCURRENT, runner},
-    l7::proxy::{Given, Tier},
+    l7::proxy::{Given, Said, Tier},
     policy::Policy,
     status::AttachMode,
     store::Store,
@@ -65,6 +65,8 @@ pub(super) struct Before {
     pub(super) file: Model,
     /// Sockets that another process has opened.
     pub(super) given: Vec<Given>,
+    /// What it was told of servers of the proxy.
+    pub(super) said: Vec<Said>,
     /// The engine takes it when nothing can fail any more.
     pub(super) inbox: Option<Inbox>,
     /// Likewise: that of an engine that was about to hand over, which has gone on.
@@ -97,8 +99,8 @@ pub(super) fn engine(
     let (changes, model) = limits(&store, &file);
     let mut listening = None;
     if before.proxy.is_none() {
-        let mut proxy = proxy(&store, &model, seed, &shared)?;
-        proxy.take(std::mem::take(&mut before.given));
+        let mut proxy = proxy(&store, seed, &shared)?;
+        proxy.take(take(&mut before.given), take(&mut before.said));
         listening = Some(proxy.prepare(&model.proxy)?);
         before.proxy = Some(proxy);
     }
@@ -286,7 +288,7 @@ fn seed(store: &Store) -> Result<Seed> {
 }
 
 /// The proxy, without anything to do yet.
-fn proxy(store: &Store, model: &Model, seed: Seed, shared: &Arc<Shared>) -> Result<Tier> {
+fn proxy(store: &Store, seed: Seed, shared: &Arc<Shared>) -> Result<Tier> {
     let mut secret = [0; 32];
     match store.setting(SESSION_SETTING)? {
         Some(bytes) => {
@@ -301,7 +303,7 @@ fn proxy(store: &Store, model: &Model, seed: Seed, shared: &Arc<Shared>) -> Resu
         }
     }
     let ban = shared.clone();
-    let tier = Tier::new(&model.proxy, seed, secret, move |who| ban.ban(who));
+    let tier = Tier::new(seed, secret, move |who| ban.ban(who));
     // There is one engine in a daemon.
     let _ = shared.proxy.set(tier.view());
     Ok(tier)

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -130,57 +130,65 @@ pub struct Upstream {
     pub broken: Counter,
 }
 
-/// The counters of all workers for one thing.
+/// How many blocks the counters of workers have, each with room for twice as many as the one before.
+const BLOCKS: usize = 16;
+
+/// The counters of all workers for one thing. They come to be when they are first asked for: the
+/// number of workers changes while the tier runs.
 #[derive(Debug)]
-pub struct Shards<T>(Box<[T]>);
+pub struct Shards<T>([OnceLock<Box<[T]>>; BLOCKS]);
 
 impl<T: Default> Shards<T> {
-    /// Counters for so many workers.
-    pub fn new(workers: usize) -> Self {
-        Self((0..workers.max(1)).map(|_| T::default()).collect())
-    }
-
-    /// Those of a worker, counted from 0.
+    /// Those of a worker, counted from 0 among those that there are at one time. More than 65,535
+    /// share the last ones.
     pub fn of(&self, worker: usize) -> &T {
-        &self.0[worker % self.0.len()]
+        const MOST: usize = (1 << BLOCKS) - 1;
+        let nth = worker.min(MOST - 1) + 1;
+        let block = nth.ilog2() as usize;
+        let all = self.0[block].get_or_init(|| (0..1 << block).map(|_| T::default()).collect());
+        &all[nth - (1 << block)]
     }
+}
 
-    /// The sum over all workers of what `read` says.
+impl<T> Shards<T> {
+    /// The sum over all workers, also those that have gone, of what `read` says.
     pub fn sum(&self, read: impl Fn(&T) -> u64) -> u64 {
-        self.0.iter().map(read).fold(0, u64::wrapping_add)
+        let all = self.0.iter().filter_map(OnceLock::get).flatten();
+        all.map(read).fold(0, u64::wrapping_add)
+    }
+}
+
+impl<T> Default for Shards<T> {
+    fn default() -> Self {
+        Self([const { OnceLock::new() }; BLOCKS])
     }
 }
 
 /// Counters by name, which live on while what they count is configured anew.
 #[derive(Debug)]
-pub struct Registry<T> {
-    workers: usize,
-    named: Mutex<BTreeMap<String, Arc<Shards<T>>>>,
+pub struct Registry<T>(Mutex<BTreeMap<String, Arc<Shards<T>>>>);
+
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
 
-impl<T: Default> Registry<T> {
-    /// Without any, for so many workers.
-    pub const fn new(workers: usize) -> Self {
-        Self {
-            workers,
-            named: Mutex::new(BTreeMap::new()),
-        }
-    }
-
+impl<T> Registry<T> {
     /// The counters with a name, which begin now if there are none.
     pub fn get(&self, name: &str) -> Arc<Shards<T>> {
-        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = named.get(name) {
             return found.clone();
         }
-        let new = Arc::new(Shards::new(self.workers));
+        let new = Arc::<Shards<T>>::default();
         named.insert(name.to_owned(), new.clone());
         new
     }
 
     /// Forgets those whose names are not kept.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.named
+        self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|name, _| keep(name));
@@ -193,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_request_counts_in_one_class_of_each_kind() {
-        let shards: Shards<Requests> = Shards::new(2);
+        let shards: Shards<Requests> = Shards::default();
         shards.of(0).ended(200, 500);
         shards.of(1).ended(503, 501);
         shards.of(1).ended(0, u64::MAX / 2);
@@ -206,8 +214,24 @@ mod tests {
     }
 
     #[test]
+    fn each_worker_has_counters_of_its_own_also_one_that_comes_late() {
+        let shards: Shards<Connections> = Shards::default();
+        let early = shards.of(2);
+        for worker in (0..300).rev() {
+            shards.of(worker).accepted.add(1 << (worker % 8));
+        }
+        for worker in 0..300 {
+            assert_eq!(shards.of(worker).accepted.get(), 1 << (worker % 8));
+        }
+        assert!(std::ptr::eq(early, shards.of(2)));
+        let sum: u64 = (0..300).map(|worker| 1 << (worker % 8)).sum();
+        assert_eq!(shards.sum(|c| c.accepted.get()), sum);
+        assert!(std::ptr::eq(shards.of(usize::MAX), shards.of(65_534)));
+    }
+
+    #[test]
     fn counters_outlive_a_reload() {
-        let registry: Registry<Connections> = Registry::new(1);
+        let registry: Registry<Connections> = Registry::default();
         registry.get("web").of(0).accepted.add(2);
         registry.retain(|name| name == "web");
         assert_eq!(registry.get("web").of(0).accepted.get(), 2);

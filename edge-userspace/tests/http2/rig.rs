@@ -73,7 +73,7 @@ impl Rig {
             drop(free);
             let proxy = proxy(address, upstream, limits.clone());
             let noted = bans.clone();
-            let mut tier = Tier::new(&proxy, Seed::new([1, 2, 3, 4]), [7; 32], move |ban| {
+            let mut tier = Tier::new(Seed::new([1, 2, 3, 4]), [7; 32], move |ban| {
                 noted.lock().unwrap().push(ban);
             });
             let Ok(prepared) = tier.prepare(&proxy) else {

@@ -183,19 +183,154 @@ fn what_cannot_be_put_into_force_changes_nothing() {
     assert_eq!(weights, [0, 1]);
 }
 
+/// Threads of workers.
+fn workers() -> usize {
+    let all = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = all.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names
+        .filter_map(|name| {
+            name.trim_end()
+                .strip_prefix("proxy-")?
+                .parse::<usize>()
+                .ok()
+        })
+        .count()
+}
+
+fn with_workers(setup: &Setup, n: usize) -> Setup {
+    setup.clone().proxy(format!("workers = {n}"))
+}
+
 #[test]
-fn the_number_of_workers_is_that_of_the_start() {
-    let server = Server::saying("ok");
+fn the_number_of_workers_changes_under_load_and_nothing_is_lost() {
+    let server = Server::start(|mut peer| {
+        while let Some(head) = peer.head() {
+            if head.starts_with("GET /up ") {
+                peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
+                while let Some(line) = peer.take_until(b"\n") {
+                    peer.send(line);
+                }
+                return;
+            }
+            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
     let setup = Setup::new(&[&server]);
     let mut rig = Rig::new(&setup);
-    let proxy = proxy_of(&setup.proxy("workers = 2").text(rig.port.at, &rig.log()));
-    let error = rig
-        .tier
-        .prepare(&proxy)
-        .map(|_| ())
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("restart"), "{error}");
+    let (stop, done) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let load: Vec<_> = (0..4)
+        .map(|kept| {
+            let (at, stop, done) = (rig.port.at, stop.clone(), done.clone());
+            thread::spawn(move || {
+                let mut client = Peer::connect(at);
+                while !stop.load(Relaxed) {
+                    let answer = client.get("/load");
+                    assert_eq!((answer.status, answer.text()), (200, "ok"));
+                    done.fetch_add(1, Relaxed);
+                    if kept % 2 == 0 || answer.header("connection") == Some("close") {
+                        client = Peer::connect(at);
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut tunnels: Vec<Peer> = Vec::new();
+    for (round, n) in [4, 2, 5, 1, 3, 2, 6, 1]
+        .into_iter()
+        .cycle()
+        .take(24)
+        .enumerate()
+    {
+        rig.change(&with_workers(&setup, n));
+        assert_eq!(rig.tier.view().status().unwrap().workers, n as u32);
+        // More than there are sockets, so that all of them get some.
+        let mut waiting: Vec<Peer> = (0..32).map(|_| rig.client()).collect();
+        for client in &mut waiting {
+            assert_eq!(client.get("/").text(), "ok", "round {round}");
+        }
+        let mut tunnel = rig.client();
+        tunnel.send(UPGRADE);
+        assert!(tunnel.head().unwrap().starts_with("HTTP/1.1 101 "));
+        tunnels.push(tunnel);
+        for (at, tunnel) in tunnels.iter_mut().enumerate() {
+            tunnel.send(format!("{round}\n"));
+            let heard = tunnel.take_until(b"\n");
+            let heard = heard.unwrap_or_else(|| panic!("tunnel {at} in round {round}"));
+            assert_eq!(heard, format!("{round}\n").as_bytes());
+        }
+        let before = done.load(Relaxed);
+        until("load goes on", || {
+            done.load(Relaxed) > before + 20 || load.iter().any(|l| l.is_finished())
+        });
+    }
+    stop.store(true, Relaxed);
+    for load in load {
+        load.join().unwrap();
+    }
+    // One works, and those that have a tunnel live on until it ends.
+    assert!(workers() > 1);
+    drop(tunnels);
+    until("the others have ended", || workers() == 1);
+    // Nobody has counted in the place of another one, also not of one that has gone.
+    let listener = || rig.tier.view().status().unwrap().listeners.remove(0);
+    until("all connections have ended", || listener().open == 0);
+    let requests = listener().requests.classes.iter().sum::<u64>();
+    assert_eq!(requests, done.load(Relaxed) + 24 * 33);
+}
+
+#[test]
+fn a_worker_that_is_one_too_many_ends_its_connections_in_time() {
+    let server = Server::start(|mut peer| {
+        let _ = peer.head();
+        peer.send(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        );
+        peer.rest();
+    });
+    let within = |n: usize, time: &str| {
+        Setup::new(&[&server]).proxy(format!("workers = {n}\ndrain_timeout = '{time}'"))
+    };
+    let mut rig = Rig::new(&within(8, "1h"));
+    let tunnels: Vec<Peer> = (0..64)
+        .map(|_| {
+            let mut client = rig.client();
+            client.send(UPGRADE);
+            assert!(client.head().unwrap().starts_with("HTTP/1.1 101 "));
+            client
+        })
+        .collect();
+    // What the file says now is what holds.
+    rig.change(&within(1, "1s"));
+    until("the others have ended", || workers() == 1);
+    // Some were the one's that stays.
+    let open = || rig.tier.view().connections();
+    until("theirs have ended with them", || (1..64).contains(&open()));
+    drop(tunnels);
+}
+
+#[test]
+fn without_listeners_there_is_nothing_for_workers() {
+    let server = Server::saying("ok");
+    let setup = Setup::new(&[&server]);
+    let mut rig = Rig::new(&with_workers(&setup, 2));
+    let none = proxy_of("interfaces = ['lo']\n[proxy]\nworkers = 4\n");
+    let prepared = rig.tier.prepare(&none).unwrap();
+    rig.tier.commit(prepared);
+    until("nobody listens", || {
+        std::net::TcpStream::connect(rig.port.at).is_err()
+    });
+    rig.change(&with_workers(&setup, 3));
+    assert_eq!(rig.get("/").text(), "ok");
+    assert_eq!(rig.tier.view().status().unwrap().workers, 3);
+    // One that is not put into force leaves nothing behind.
+    let proxy = proxy_of(&with_workers(&setup, 6).text(rig.port.at, &rig.log()));
+    let prepared = rig.tier.prepare(&proxy).unwrap();
+    assert_eq!(workers(), 6);
+    drop(prepared);
+    until("the new ones have ended", || workers() == 3);
     assert_eq!(rig.get("/").text(), "ok");
 }
 

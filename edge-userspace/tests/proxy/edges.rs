@@ -305,14 +305,22 @@ impl Authority {
 
     /// A server with it.
     pub(super) fn server(&self, name: &str, asks: bool, text: &'static str) -> Server {
+        self.serving(name, asks, move |peer| say(peer, "200 OK", text))
+    }
+
+    /// The same, whatever it does.
+    pub(super) fn serving(
+        &self,
+        name: &str,
+        asks: bool,
+        serve: impl Fn(Peer) + Send + Sync + 'static,
+    ) -> Server {
         let config = self.serves(name, asks);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        Server::accepting(
-            address,
-            move |peer| say(peer, "200 OK", text),
-            move || session(&config, listener.accept()?.0),
-        )
+        Server::accepting(address, serve, move || {
+            session(&config, listener.accept()?.0)
+        })
     }
 }
 

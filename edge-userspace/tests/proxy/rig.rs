@@ -508,7 +508,7 @@ impl Rig {
             0xa409_3822_299f_31d0,
             0x082e_fa98_ec4e_6c89,
         ]);
-        let mut tier = Tier::new(&proxy, seed, [7; 32], move |ban| {
+        let mut tier = Tier::new(seed, [7; 32], move |ban| {
             lock(&told).push(ban);
         });
         let prepared = tier.prepare(&proxy).unwrap();

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::TcpStream,
     sync::Arc,
+    thread,
 };
 
 use tokio_rustls::rustls::{
@@ -193,4 +194,54 @@ fn reloads_leave_what_is_known_of_servers_behind_tls() {
     until("the connection of before is not used", || {
         client.get("/").status == 502
     });
+}
+
+#[test]
+fn a_handshake_that_is_slow_has_its_request_answered_when_another_process_accepts() {
+    let (authority, server) = (Authority::new(), Server::saying("ok"));
+    let files = authority.issue(NAME);
+    let tls = format!("tls = {{ certificates = [{}] }}", pair(&files));
+    let rig = Rig::new(&Setup::new(&[&server]).listener(tls));
+    let begin = || {
+        let name = ServerName::try_from(NAME).unwrap();
+        let session = ClientConnection::new(authority.client(None), name).unwrap();
+        let tcp = TcpStream::connect(rig.port.at).unwrap();
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        (session, tcp)
+    };
+    let (mut slow, mut slow_tcp) = begin();
+    let mut hello = Vec::new();
+    slow.write_tls(&mut hello).unwrap();
+    let (first, rest) = hello.split_at(hello.len() / 2);
+    slow_tcp.write_all(first).unwrap();
+    // One that has its handshake behind it, and asks for nothing.
+    let (mut idle, mut idle_tcp) = begin();
+    idle.complete_io(&mut idle_tcp).unwrap();
+    until("both are accepted", || rig.tier.view().connections() == 2);
+    let Rig {
+        mut tier,
+        directory: _directory,
+        ..
+    } = rig;
+    let draining = thread::spawn(move || tier.drain(PATIENCE, &[], || false));
+    // The time for a first request is over then.
+    let mut nothing = Vec::new();
+    let ended = Stream::new(&mut idle, &mut idle_tcp).read_to_end(&mut nothing);
+    assert!(nothing.is_empty(), "{ended:?} {nothing:?}");
+    assert!(!draining.is_finished());
+    slow_tcp.write_all(rest).unwrap();
+    slow.complete_io(&mut slow_tcp).unwrap();
+    // Tickets come when it is over for the server as well.
+    slow.read_tls(&mut slow_tcp).unwrap();
+    slow.process_new_packets().unwrap();
+    let mut stream = Stream::new(&mut slow, &mut slow_tcp);
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .unwrap();
+    let mut answer = Vec::new();
+    // It ends by itself after that.
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{answer:?}");
+    drop((slow_tcp, idle_tcp));
+    draining.join().unwrap();
 }

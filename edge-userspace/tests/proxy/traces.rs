@@ -1,6 +1,10 @@
 //! Spans of requests, as a collector gets them.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    sync::{Arc, Mutex},
+};
 
 use edge_userspace::status::proxy::SpanCounts;
 use opentelemetry_proto::tonic::{
@@ -10,7 +14,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 
-use super::rig::*;
+use super::{edges::Authority, rig::*};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SAMPLED: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
@@ -21,8 +25,12 @@ type Spans = Arc<Mutex<Vec<(String, Span)>>>;
 /// A collector, and the spans that it got.
 fn collector() -> (Server, Spans) {
     let spans = Spans::default();
-    let got = spans.clone();
-    let server = Server::start(move |mut peer| {
+    (Server::start(collect(spans.clone())), spans)
+}
+
+/// What a collector does with a connection.
+fn collect(got: Spans) -> impl Fn(Peer) + Send + Sync + 'static {
+    move |mut peer| {
         while let Some((head, body)) = peer.request() {
             assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
             assert_eq!(
@@ -38,8 +46,7 @@ fn collector() -> (Server, Spans) {
             }
             peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         }
-    });
-    (server, spans)
+    }
 }
 
 fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
@@ -159,10 +166,160 @@ fn what_fails_is_an_error_and_the_end_waits_for_what_is_left() {
     assert_eq!(rig.get("/").status, 503);
     rig.tier.stop();
     let all = lock(&spans);
-    assert_eq!(all.len(), 2);
+    assert_eq!(all.len(), 3);
     for (_, span) in &*all {
         assert_eq!(span.status.as_ref().unwrap().code(), StatusCode::Error);
-        assert_eq!(int(&span.attributes, "edge.retries"), Some(1));
+        assert_eq!(
+            int(&span.attributes, "http.response.status_code"),
+            Some(503)
+        );
+    }
+    assert_eq!(int(&all[0].1.attributes, "edge.retries"), Some(1));
+}
+
+#[test]
+fn each_server_that_is_asked_has_a_span_of_its_own() {
+    let (collector, spans) = collector();
+    let failing = Server::start(|peer| say(peer, "503 Service Unavailable", "no"));
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let well = Server::saying("well");
+    let mut setup = Setup::new(&[&failing]).proxy(traces(&collector.address, "1"));
+    setup.servers.push(gone.clone());
+    // Only when all others have failed.
+    let upstream = "retries = { tries = 3, base = '1ms', budget = 1.0 }\npanic_threshold = 0.0";
+    let mut rig = Rig::with(|at, log| {
+        let text = setup.upstream(upstream).text(at, log);
+        let backup = format!("[[upstream.server]]\naddress = '{}'\n{ALL}", well.address);
+        text.replace(ALL, &backup)
+    });
+    let mut answer = rig.get("/");
+    until("all are asked by one request", || {
+        answer = rig.get("/");
+        rig.lines().iter().any(|line| line["tries"] == 3)
+    });
+    assert_eq!(answer.text(), "well");
+    rig.tier.stop();
+    let all: Vec<Span> = lock(&spans).iter().map(|(_, span)| span.clone()).collect();
+    let whole = all
+        .iter()
+        .find(|s| int(&s.attributes, "edge.retries") == Some(2))
+        .unwrap();
+    let mut tries: Vec<&Span> = all
+        .iter()
+        .filter(|s| s.parent_span_id == whole.span_id)
+        .collect();
+    assert_eq!(tries.len(), 3);
+    assert!(tries.is_sorted_by_key(|span| span.start_time_unix_nano));
+    assert!(
+        tries
+            .windows(2)
+            .all(|two| two[0].end_time_unix_nano <= two[1].start_time_unix_nano)
+    );
+    let nth: Vec<_> = { tries.iter() }
+        .map(|span| int(&span.attributes, "http.request.resend_count"))
+        .collect();
+    assert_eq!(nth, [None, Some(1), Some(2)]);
+    tries
+        .sort_by_key(|span| text(&span.attributes, "edge.server") != Some(failing.address.clone()));
+    for (span, server, status, error) in [
+        (tries[0], &failing, Some(503), Some("503")),
+        (tries[2], &well, Some(200), None),
+    ] {
+        assert_eq!(
+            text(&span.attributes, "edge.server").as_ref(),
+            Some(&server.address)
+        );
+        assert_eq!(int(&span.attributes, "http.response.status_code"), status);
+        assert_eq!(text(&span.attributes, "error.type").as_deref(), error);
+        assert_eq!(span.status.is_some(), error.is_some());
+        // It has heard of this one, and of no other.
+        let heard = format!(
+            "traceparent: 00-{}-{}-01\r\n",
+            hex(&span.trace_id),
+            hex(&span.span_id)
+        );
+        let seen = server.seen().concat();
+        assert!(seen.contains(&heard), "{heard} in {seen}");
+    }
+    let refused = tries[1];
+    assert_eq!(text(&refused.attributes, "edge.server"), Some(gone));
+    assert_eq!(int(&refused.attributes, "http.response.status_code"), None);
+    assert_eq!(
+        text(&refused.attributes, "error.type").as_deref(),
+        Some("connect_failed")
+    );
+    assert_eq!(
+        (&whole.status, int(&whole.attributes, "edge.retries")),
+        (&None, Some(2))
+    );
+}
+
+#[test]
+fn a_collector_behind_tls_hears_the_headers_of_a_file() {
+    const SECRET: &str = "Bearer 0123456789";
+    let (authority, spans) = (Authority::new(), Spans::default());
+    let collector = authority.serving("127.0.0.1", false, collect(spans.clone()));
+    let server = Server::saying("ok");
+    let directory = tempfile::tempdir().unwrap();
+    let headers = directory.path().join("headers");
+    let write = |text: &str, mode| {
+        std::fs::write(&headers, text).unwrap();
+        std::fs::set_permissions(&headers, Permissions::from_mode(mode)).unwrap();
+    };
+    write(
+        &format!("# ours\nAuthorization: {SECRET}\n\nX-Tenant: a\n"),
+        0o600,
+    );
+    let with = |more: &str| {
+        let endpoint = collector.address.replace("127.0.0.1", "https://127.0.0.1");
+        let traces = format!("traces = {{ endpoint = '{endpoint}', sample = 1{more} }}");
+        Setup::new(&[&server]).proxy(format!("workers = 1\n{traces}"))
+    };
+    let file = format!(", headers_file = '{}'", headers.display());
+    let ca = format!(", ca = '{}'", authority.ca().display());
+    let mut rig = Rig::new(&with(&format!("{file}{ca}")));
+    rig.get("/");
+    until("both spans", || lock(&spans).len() == 2);
+    let heard = || collector.seen().concat().to_lowercase();
+    let lines = format!("authorization: {SECRET}\r\nx-tenant: a\r\n").to_lowercase();
+    assert!(heard().contains(&lines), "{}", heard());
+    // What the file says then is what is sent.
+    write("Authorization: other\n", 0o600);
+    rig.change(&with(&format!("{file}{ca}")));
+    until("the other header", || {
+        rig.get("/");
+        heard().contains("authorization: other\r\n")
+    });
+    rig.tier.stop();
+    // Whom another authority has signed is told nothing.
+    let told = collector.seen().len();
+    let other = Authority::new();
+    let ca_of_other = format!("{file}, ca = '{}'", other.ca().display());
+    let mut rig = Rig::new(&with(&ca_of_other));
+    rig.get("/");
+    until("they are lost", || counts(&rig).failed == 2);
+    let got = collector.seen()[told..].concat();
+    assert!(!got.contains("POST"), "{got}");
+    // A file that is wrong is told of without what is in it.
+    for (text, mode, why) in [
+        ("Authorization: Bearer 1\n", 0o640, "chmod 600"),
+        ("Bearer 1\n", 0o600, "line 1 is no header"),
+        (
+            "A: Bearer 1\nHost: Bearer 1\n",
+            0o600,
+            "line 2: host is what edge says itself",
+        ),
+    ] {
+        write(text, mode);
+        let text = with(&format!("{file}{ca}")).text(rig.port.at, &rig.log());
+        let problem = rig.tier.prepare(&proxy_of(&text)).map(|_| ()).unwrap_err();
+        let problem = problem.to_string();
+        assert!(
+            problem.contains(why) && !problem.contains("Bearer 1"),
+            "{problem}"
+        );
     }
 }
 

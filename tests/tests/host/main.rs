@@ -12,6 +12,7 @@ mod cli;
 mod decap;
 mod flood;
 mod floods;
+mod handover;
 mod import;
 mod limits;
 mod lists;

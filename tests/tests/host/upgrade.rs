@@ -24,7 +24,7 @@ const ECHO: u16 = 81;
 const DOWNLOAD: usize = 48 << 20;
 
 /// Ends the processes that have taken over, which are nobody's children.
-struct Heirs<'a>(&'a Installation<'a>);
+pub(crate) struct Heirs<'a>(pub(crate) &'a Installation<'a>);
 
 impl Drop for Heirs<'_> {
     fn drop(&mut self) {
@@ -38,7 +38,7 @@ impl Drop for Heirs<'_> {
 }
 
 /// A server in a namespace that changes to another protocol, in which it says what it hears.
-fn echo(namespace: &Namespace) {
+pub(crate) fn echo(namespace: &Namespace) {
     let listener = namespace.inside(|| TcpListener::bind(("0.0.0.0", ECHO)).unwrap());
     // It ends with the test's process.
     thread::spawn(move || {
@@ -58,7 +58,7 @@ fn echo(namespace: &Namespace) {
 }
 
 /// Reads up to the end of a head, byte by byte.
-fn head(stream: &mut TcpStream) -> io::Result<String> {
+pub(crate) fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -68,7 +68,7 @@ fn head(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&head).to_lowercase())
 }
 
-fn connect(link: &Link) -> TcpStream {
+pub(crate) fn connect(link: &Link) -> TcpStream {
     let to = SocketAddr::new(link.v4(1), HTTP);
     let stream = link.outside.inside(|| TcpStream::connect(to)).unwrap();
     stream.set_read_timeout(Some(wait::PATIENCE)).unwrap();
@@ -76,13 +76,13 @@ fn connect(link: &Link) -> TcpStream {
 }
 
 /// Asks for a path; the head of the answer.
-fn ask(stream: &mut TcpStream, path: &str, more: &str) -> io::Result<String> {
+pub(crate) fn ask(stream: &mut TcpStream, path: &str, more: &str) -> io::Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: edge\r\n{more}\r\n")?;
     head(stream)
 }
 
 /// A connection that speaks another protocol.
-fn upgraded(link: &Link) -> TcpStream {
+pub(crate) fn upgraded(link: &Link) -> TcpStream {
     let mut stream = connect(link);
     let more = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     let answer = ask(&mut stream, "/ws", more).unwrap();
@@ -91,7 +91,7 @@ fn upgraded(link: &Link) -> TcpStream {
 }
 
 /// Whether the other end still says what it hears.
-fn echoes(stream: &mut TcpStream, text: &str) -> bool {
+pub(crate) fn echoes(stream: &mut TcpStream, text: &str) -> bool {
     let mut heard = vec![0; text.len()];
     stream.write_all(text.as_bytes()).is_ok()
         && stream.read_exact(&mut heard).is_ok()
@@ -117,7 +117,7 @@ fn keep_asking(link: &Link, stop: &AtomicBool, done: &AtomicU64) {
 }
 
 /// The route and the server of the other protocol.
-fn routes(lab: &Lab) -> String {
+pub(crate) fn routes(lab: &Lab) -> String {
     format!(
         "[[upstream]]\nname = \"echo\"\n[[upstream.server]]\naddress = \"{}:{ECHO}\"\n\
          [[route]]\nname = \"ws\"\npath = {{ exact = \"/ws\" }}\nupstream = \"echo\"\n",
@@ -126,18 +126,18 @@ fn routes(lab: &Lab) -> String {
 }
 
 /// The daemon's binary where only root may write.
-fn copy_of_binary(edge: &Installation<'_>) -> String {
+pub(crate) fn copy_of_binary(edge: &Installation<'_>) -> String {
     let copy = edge.file("edge");
     fs::copy(daemon::binary(), &copy).unwrap();
     fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
     copy.display().to_string()
 }
 
-fn pid(edge: &Installation<'_>) -> u64 {
+pub(crate) fn pid(edge: &Installation<'_>) -> u64 {
     edge.status()["pid"].as_u64().unwrap()
 }
 
-fn serves(link: &Link) -> bool {
+pub(crate) fn serves(link: &Link) -> bool {
     ask(&mut connect(link), "/", "").is_ok_and(|answer| answer.starts_with("http/1.1 200 "))
 }
 

@@ -9,7 +9,7 @@ use edge_tests::lab::Lab;
 use edge_tests::wait;
 
 /// How long the service manager waits for a sign. It gets four in that time.
-const WATCHDOG: Duration = Duration::from_millis(400);
+pub(crate) const WATCHDOG: Duration = Duration::from_millis(400);
 
 #[test]
 fn long_changes_do_not_look_like_death() {
@@ -51,10 +51,10 @@ fn long_changes_do_not_look_like_death() {
 }
 
 /// A thread of the daemon that is held for as long as this lives.
-struct Held(i32);
+pub(crate) struct Held(i32);
 
 impl Held {
-    fn new(daemon: &Daemon, name: &str) -> Self {
+    pub(crate) fn new(daemon: &Daemon, name: &str) -> Self {
         let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
         let found = tasks.map(|task| task.unwrap().path()).find(|task| {
             let comm = fs::read_to_string(task.join("comm")).unwrap_or_default();

@@ -101,9 +101,13 @@ impl ProxyDescription {
                 .map(|log| format!("{} ({})", log.path.display(), log.format.name())),
             traces: proxy.traces.as_ref().map(|traces| {
                 let share = Share::spelt(traces.sample_permille);
+                let headers = traces.headers_file.as_ref().map(|path| path.display());
+                let headers = headers.map(|path| format!(" with the headers of {path}"));
                 format!(
-                    "{share} of the requests to {} as {}",
-                    traces.endpoint, traces.service_name
+                    "{share} of the requests to {} as {}{}",
+                    traces.endpoint,
+                    traces.service_name,
+                    headers.unwrap_or_default()
                 )
             }),
             listeners: proxy.listeners.iter().map(listener).collect(),

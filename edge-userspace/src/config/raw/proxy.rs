@@ -43,6 +43,8 @@ section! {
     /// `proxy.traces`
     Traces {
         endpoint = "endpoint": At<String>,
+        ca = "ca": At<String>,
+        headers_file = "headers_file": At<String>,
         sample = "sample": At<Share>,
         service_name = "service_name": At<String>,
     }

@@ -11,6 +11,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,7 +19,7 @@ use socket2::{Domain, Socket, Type};
 use tracing::warn;
 
 use super::{CHANNEL, Sockets, ToPredecessor, ToSuccessor};
-use crate::l7::proxy::Given;
+use crate::l7::proxy::{Ban, Given, Said};
 
 /// The variables by which a service manager tells of sockets: for which process, how many, and
 /// their names.
@@ -117,6 +118,17 @@ impl Inherited {
         })
     }
 
+    /// The addresses of the sockets for the proxy.
+    pub(in crate::daemon) fn addresses(&self) -> Vec<SocketAddr> {
+        let all = self.proxy.iter();
+        let mut all: Vec<_> = all
+            .filter_map(|given| given.socket.local_addr().ok())
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// The socket of an address, if there is one, for the metrics.
     pub(in crate::daemon) fn metrics(
         &mut self,
@@ -140,25 +152,32 @@ impl Predecessor {
         (at.as_pathname() == Some(path)).then_some((listener, lock))
     }
 
-    /// Tells that the configuration is right, and waits until everything is free.
+    /// Tells that the configuration is right, and waits until everything is free; tells what was
+    /// said of servers.
     ///
     /// # Errors
     /// When it is not going to be.
-    pub(in crate::daemon) fn wait(&mut self) -> Result<()> {
+    pub(in crate::daemon) fn wait(&mut self) -> Result<Vec<Said>> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         self.send(&ToPredecessor::Prepared { version })
             .context("the old process has gone")?;
         match receive(&mut self.channel)? {
-            Some(ToSuccessor::Take {}) => Ok(()),
+            Some(ToSuccessor::Take { servers }) => Ok(servers),
             Some(other) => bail!("the old process said {other:?} too early"),
             None => bail!("the old process has given up"),
         }
     }
 
-    /// Tells that everything is in force, and waits until the old process has stopped. From now
-    /// on the log is our own.
-    pub(in crate::daemon) fn follow(mut self, control: bool) {
-        let told = self.send(&ToPredecessor::Ready { control });
+    /// Tells that everything is in force and which sockets are not used, and waits until the old
+    /// process has stopped. From now on the log is our own. Afterwards `ban` is told whom the old one
+    /// wants to be banned, as long as it lives.
+    pub(in crate::daemon) fn follow(
+        mut self,
+        control: bool,
+        unwanted: Vec<SocketAddr>,
+        ban: impl Fn(Ban) + Send + 'static,
+    ) {
+        let told = self.send(&ToPredecessor::Ready { control, unwanted });
         let yours = told
             .map_err(anyhow::Error::from)
             .and_then(|()| receive(&mut self.channel));
@@ -166,7 +185,11 @@ impl Predecessor {
         unsafe { libc::dup2(self.stderr.as_raw_fd(), libc::STDERR_FILENO) };
         if !matches!(yours, Ok(Some(ToSuccessor::Yours {}))) {
             // It let go of everything before, so that nothing is missing.
-            warn!("the old process has ended without a word");
+            return warn!("the old process has ended without a word");
+        }
+        let hear = move || carry_out(&mut self.channel, ban);
+        if let Err(e) = thread::Builder::new().name("old-bans".into()).spawn(hear) {
+            warn!("whom the old process wants to be banned is not banned: {e}");
         }
     }
 
@@ -177,12 +200,28 @@ impl Predecessor {
     }
 }
 
-/// The next message; `None` at the end.
-fn receive(channel: &mut BufReader<UnixStream>) -> Result<Option<ToSuccessor>> {
-    /// Thousands of sockets.
-    const MOST: u64 = 4 << 20;
+/// Passes on whom the old process wants to be banned, until its end. What else a newer one may say
+/// is none of ours.
+fn carry_out(channel: &mut impl io::BufRead, ban: impl Fn(Ban)) {
     let mut line = Vec::new();
-    channel.take(MOST).read_until(b'\n', &mut line)?;
+    while next_line(channel, &mut line).is_ok_and(|length| length > 0) {
+        if let Ok(ToSuccessor::Ban(order)) = serde_json::from_slice(&line) {
+            ban(order.into());
+        }
+    }
+}
+
+fn next_line(channel: &mut impl io::BufRead, line: &mut Vec<u8>) -> io::Result<usize> {
+    /// Thousands of sockets and of servers.
+    const MOST: u64 = 16 << 20;
+    line.clear();
+    channel.take(MOST).read_until(b'\n', line)
+}
+
+/// The next message; `None` at the end.
+fn receive(channel: &mut impl io::BufRead) -> Result<Option<ToSuccessor>> {
+    let mut line = Vec::new();
+    next_line(channel, &mut line)?;
     if line.is_empty() {
         return Ok(None);
     }
@@ -238,6 +277,8 @@ fn listener(fd: OwnedFd) -> Result<TcpListener, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const PID: u32 = 42;
@@ -287,6 +328,46 @@ mod tests {
             let error = parse([Some("42"), count, None]).unwrap_err();
             assert!(error.starts_with("LISTEN_FDS = "), "{error}");
         }
+    }
+
+    #[test]
+    fn processes_of_other_versions_understand_each_other() {
+        let mut older = &b"{\"take\":{}}\n{\"yours\":{}}\n"[..];
+        let take = receive(&mut older).unwrap();
+        assert!(matches!(take, Some(ToSuccessor::Take { servers }) if servers.is_empty()));
+        let yours = receive(&mut older).unwrap();
+        assert!(matches!(yours, Some(ToSuccessor::Yours {})));
+        let newer = "{\"take\":{\"more\":1,\"servers\":[{\"upstream\":\"a\",\"server\":\"b\",\"new\":[]}]}}\n";
+        let take = receive(&mut newer.as_bytes()).unwrap();
+        assert!(matches!(take, Some(ToSuccessor::Take { servers }) if servers[0].upstream == "a"));
+        for (ready, addresses) in [
+            ("{\"ready\":{\"control\":true}}", 0),
+            (
+                "{\"ready\":{\"control\":true,\"unwanted\":[\"[::1]:80\"],\"x\":{}}}",
+                1,
+            ),
+        ] {
+            let ready = serde_json::from_str(ready).unwrap();
+            let ToPredecessor::Ready { control, unwanted } = ready else {
+                panic!("{ready:?}")
+            };
+            assert_eq!((control, unwanted.len()), (true, addresses));
+        }
+    }
+
+    #[test]
+    fn bans_come_over_whatever_else_is_said() {
+        let ban = Ban {
+            source: "2001:db8::/64".parse().unwrap(),
+            address: "2001:db8::7".parse().unwrap(),
+            ttl: Duration::from_millis(1500),
+            note: "a \"note\"\n".into(),
+        };
+        let order = serde_json::to_string(&ToSuccessor::Ban(ban.clone().into())).unwrap();
+        let said = format!("{{\"later\":1}}\n{order}\nnonsense\n{order}\n{order}");
+        let heard = std::cell::RefCell::new(Vec::new());
+        carry_out(&mut said.as_bytes(), |ban| heard.borrow_mut().push(ban));
+        assert_eq!(*heard.borrow(), [ban.clone(), ban.clone(), ban]);
     }
 
     #[test]

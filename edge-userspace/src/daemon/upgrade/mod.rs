@@ -7,13 +7,18 @@
 //! from the same sockets; only then the old one stops, and has nothing left but the connections
 //! that it accepted. When the new one fails, the old one takes everything back, just as a daemon
 //! does at its start, around the proxy that never stopped.
+//!
+//! The two may be of different versions: what a message has that its reader does not know is passed
+//! over, and what it lacks has a default.
 
+mod bans;
 mod binary;
 pub(super) mod inherited;
 mod successor;
 
 use std::{
     ffi::OsString,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd, RawFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,6 +26,7 @@ use std::{
 };
 
 use anyhow::Result;
+use edge_common::addr::Prefix;
 use serde::{Deserialize, Serialize};
 use tokio::{
     task::JoinHandle,
@@ -41,8 +47,10 @@ use crate::{
         protocol::{Failure, FailureKind, Response},
         server::Reply,
     },
-    l7::proxy::{Given, Tier},
+    l7::proxy::{Ban, Given, Said, Tier},
+    wire,
 };
+use bans::Carrier;
 use successor::{Successor, Trouble};
 
 /// Names the descriptor by which a new process speaks with the one that started it.
@@ -62,9 +70,47 @@ enum ToSuccessor {
     /// The first one.
     Sockets(Sockets),
     /// Everything that only one may have is free.
-    Take {},
+    Take {
+        /// What was said of servers of the proxy.
+        #[serde(default)]
+        servers: Vec<Said>,
+    },
     /// The old process has stopped for good.
     Yours {},
+    /// It has connections still, and one of their clients is to be banned; any number of times.
+    Ban(BanOrder),
+}
+
+/// As [`Ban`].
+#[derive(Debug, Serialize, Deserialize)]
+struct BanOrder {
+    #[serde(with = "wire::text")]
+    source: Prefix,
+    address: IpAddr,
+    ttl_ms: u64,
+    note: String,
+}
+
+impl From<Ban> for BanOrder {
+    fn from(ban: Ban) -> Self {
+        Self {
+            source: ban.source,
+            address: ban.address,
+            ttl_ms: u64::try_from(ban.ttl.as_millis()).unwrap_or(u64::MAX),
+            note: ban.note,
+        }
+    }
+}
+
+impl From<BanOrder> for Ban {
+    fn from(order: BanOrder) -> Self {
+        Self {
+            source: order.source,
+            address: order.address,
+            ttl: Duration::from_millis(order.ttl_ms),
+            note: order.note,
+        }
+    }
 }
 
 /// Lines to the old process.
@@ -80,6 +126,10 @@ enum ToPredecessor {
     Ready {
         /// Whether the control socket is the one that was given.
         control: bool,
+        /// Addresses of sockets that were given and are not used: nobody but the old process
+        /// accepts what waits in them.
+        #[serde(default)]
+        unwanted: Vec<SocketAddr>,
     },
 }
 
@@ -167,27 +217,18 @@ impl Stopped {
 pub(super) struct Gone {
     /// Has connections still.
     pub(super) proxy: Tier,
-    /// If the service manager does not know of the new process.
-    pub(super) successor: Option<Unknown>,
-}
-
-/// A new process that the service manager does not know of: as long as it lives, the old one is
-/// the service, and gives signs of life.
-pub(super) struct Unknown {
-    successor: Successor,
-    _beats: Beats,
-}
-
-impl Unknown {
-    /// Waits until it has ended.
-    pub(super) async fn ended(&self) {
-        self.successor.ended().await;
-    }
+    /// Addresses of which the new process has no socket.
+    pub(super) unwanted: Vec<SocketAddr>,
+    /// What the proxy wants of an engine goes to the new process.
+    pub(super) carrier: Carrier,
+    /// If the service manager does not know of the new process: as long as that lives, this one is
+    /// the service, and gives signs of life.
+    pub(super) unknown: Option<Beats>,
 }
 
 /// Signs of life while there is no engine, which is no reason to be restarted; until this is
 /// dropped.
-struct Beats(JoinHandle<()>);
+pub(super) struct Beats(JoinHandle<()>);
 
 impl Beats {
     fn start(shared: Arc<Shared>) -> Self {
@@ -249,7 +290,7 @@ pub(super) async fn upgrade(
     let version = match prepared {
         Ok(version) => version,
         Err(trouble) => {
-            let said = successor.end(&trouble).await;
+            let said = successor.end(&trouble, signals, &mut stopped).await;
             reply.send(Err(refusal(&binary, &trouble, &said)));
             return Ok(After::GoesOn(running, stopped));
         }
@@ -260,7 +301,8 @@ pub(super) async fn upgrade(
         if Instant::now() >= deadline {
             return Err(Trouble::Late);
         }
-        let taken = tokio::time::timeout_at(deadline, successor.take()).await;
+        let said = kept.proxy.view().said();
+        let taken = tokio::time::timeout_at(deadline, successor.take(said)).await;
         taken.unwrap_or(Err(Trouble::Late))
     };
     let taken = tokio::select! {
@@ -270,10 +312,10 @@ pub(super) async fn upgrade(
             Err(Trouble::Stopped)
         }
     };
-    let has_control = match taken {
-        Ok(has_control) => has_control,
+    let (has_control, unwanted) = match taken {
+        Ok(taken) => taken,
         Err(trouble) => {
-            let said = successor.end(&trouble).await;
+            let said = successor.end(&trouble, signals, &mut stopped).await;
             let failure = refusal(&binary, &trouble, &said);
             let resumed = match stopped {
                 Some(name) => Ok(Err((kept, name))),
@@ -301,16 +343,16 @@ pub(super) async fn upgrade(
         pid,
         version,
     }));
-    // Whoever waits for an answer of the engine that is gone, hears of that.
     let Kept { proxy, inbox, .. } = *kept;
-    drop(inbox);
+    let carrier = Carrier::start(inbox, successor);
     last_answers(answering).await;
     info!(pid, "another process has taken over");
-    let successor = (!is_known).then_some(Unknown {
-        successor,
-        _beats: beats,
-    });
-    Ok(After::Gone(Box::new(Gone { proxy, successor })))
+    Ok(After::Gone(Box::new(Gone {
+        proxy,
+        unwanted,
+        carrier,
+        unknown: (!is_known).then_some(beats),
+    })))
 }
 
 /// Takes everything back, again and again until it succeeds: what only looks as if it would never

@@ -6,6 +6,7 @@ use std::{
     fmt::Write as _,
     io::{self, BufRead as _, BufReader, PipeReader, Read as _, Write as _},
     mem::ManuallyDrop,
+    net::SocketAddr,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::process::CommandExt as _,
@@ -30,6 +31,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{CHANNEL, Sockets, ToPredecessor, ToSuccessor, inherited};
+use crate::{
+    daemon::Signals,
+    l7::proxy::{Ban, Said},
+};
 
 /// Lines of what the new process says that are kept.
 const LINES: usize = 20;
@@ -72,7 +77,7 @@ impl From<io::Error> for Trouble {
 }
 
 /// The new process. It is killed when this is dropped, unless it was released.
-pub(super) struct Successor {
+pub(in crate::daemon) struct Successor {
     pid: libc::pid_t,
     /// Readable when it has ended.
     end: Option<AsyncFd<OwnedFd>>,
@@ -174,14 +179,17 @@ impl Successor {
     }
 
     /// Lets it put everything into force, and waits for that; tells whether it has the control
-    /// socket.
+    /// socket, and the addresses of sockets that it does not use.
     ///
     /// # Errors
     /// [`Trouble`].
-    pub(super) async fn take(&mut self) -> Result<bool, Trouble> {
-        self.send(&ToSuccessor::Take {}).await?;
+    pub(super) async fn take(
+        &mut self,
+        servers: Vec<Said>,
+    ) -> Result<(bool, Vec<SocketAddr>), Trouble> {
+        self.send(&ToSuccessor::Take { servers }).await?;
         match self.receive().await? {
-            ToPredecessor::Ready { control } => Ok(control),
+            ToPredecessor::Ready { control, unwanted } => Ok((control, unwanted)),
             other => Err(Trouble::Nonsense(format!("{other:?}"))),
         }
     }
@@ -193,23 +201,49 @@ impl Successor {
         let _ = self.send(&ToSuccessor::Yours {}).await;
     }
 
+    /// Has it ban a source.
+    ///
+    /// # Errors
+    /// When it has ended, or does not listen.
+    pub(super) async fn ban(&mut self, ban: Ban) -> io::Result<()> {
+        let told = timeout(LAST, self.send(&ToSuccessor::Ban(ban.into()))).await;
+        told.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
     /// Waits until it has ended.
-    pub(super) async fn ended(&self) {
+    pub(in crate::daemon) async fn ended(&self) {
         if let Some(end) = &self.end {
             let _ = end.readable().await;
         }
     }
 
-    /// Kills it, waits until it is gone, and tells the last that it said.
-    pub(super) async fn end(mut self, trouble: &Trouble) -> String {
+    /// Kills it, waits until it is gone, and tells the last that it said. Told to stop, which is
+    /// noted in `stopped`, it waits no longer.
+    pub(super) async fn end(
+        mut self,
+        trouble: &Trouble,
+        signals: &mut Signals,
+        stopped: &mut Option<&'static str>,
+    ) -> String {
         if let (Trouble::Ended, Some(end)) = (trouble, &self.end) {
             // It may be about to say why.
             let _ = timeout(LAST, end.readable()).await;
         }
         self.kill();
-        // As long as it is there it may have what only one process can have.
-        while timeout(LAST, self.ended()).await.is_err() {
-            warn!("process {} was killed, and does not end", self.pid);
+        // As long as it is there it may have what only one process can have, which matters to a daemon
+        // that goes on.
+        let gone = async {
+            while timeout(LAST, self.ended()).await.is_err() {
+                warn!("process {} was killed, and does not end", self.pid);
+            }
+        };
+        if stopped.is_some() {
+            let _ = timeout(LAST, gone).await;
+        } else {
+            tokio::select! {
+                () = gone => {}
+                name = signals.stop() => *stopped = Some(name),
+            }
         }
         if let Some(all_said) = self.all_said.take() {
             let _ = timeout(LAST, all_said).await;

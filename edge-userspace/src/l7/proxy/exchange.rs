@@ -46,9 +46,9 @@ pub(super) struct Facts {
     /// How long the server of the last try had the whole request before the head of its answer
     /// came.
     pub(super) waited: u64,
-    /// When the first server was asked.
-    pub(super) asked: u64,
     pub(super) tries: u32,
+    /// What became of each of them, if the request is recorded.
+    pub(super) told: Vec<Try>,
     /// Whether the last failure is one of a connection of which another request has told already.
     pub(super) is_echo: bool,
     pub(super) refusal: Option<Refusal>,
@@ -61,6 +61,17 @@ pub(super) struct Facts {
     pub(super) ids: Ids,
 }
 
+/// A server that was asked. Times are nanoseconds.
+pub(super) struct Try {
+    /// The span that it hears of.
+    pub(super) span: u64,
+    /// Its position in the upstream.
+    pub(super) server: usize,
+    pub(super) begin: u64,
+    /// When that was over, and how; `None`: it goes on, or ended as the request did.
+    pub(super) ended: Option<(u64, Result<u16, Refusal>)>,
+}
+
 /// The id of a request, and its trace (W3C Trace Context), hexadecimal.
 #[derive(Clone, Copy)]
 pub(super) struct Ids {
@@ -71,7 +82,7 @@ pub(super) struct Ids {
     /// The span of the request, if it is recorded, and the one before it; else 0.
     pub(super) span: u64,
     pub(super) parent: u64,
-    /// The span that servers hear of.
+    /// The span that the server hears of which is asked first.
     pub(super) server_span: u64,
     /// Whether the trace came with the request.
     pub(super) is_traced: bool,
@@ -325,11 +336,14 @@ impl Exchange<'_> {
                     .map_err(|_| Refusal::Path)?;
                 let group = current.snapshot.groups.get(target.upstream);
                 let group = group.ok_or(Refusal::Internal)?;
-                let head = Head::new(self, &seen, path, route, group)?;
+                let mut head = Head::new(self, &seen, path, route, group)?;
                 let copy = mirror::draw(self, &seen, path, route);
                 let copy = copy
                     .and_then(|copy| mirror::before(self, front, &scratch.request, route, copy));
-                let done = forward::run(self, front, scratch, route, (target, group), &head).await;
+                let done = {
+                    let target = (target, group);
+                    forward::run(self, front, scratch, route, target, &mut head).await
+                };
                 if let Some(copy) = copy {
                     mirror::after(self, front, &scratch.request, route, copy);
                 }
@@ -687,13 +701,25 @@ fn settle<F: Front>(
             trace: facts.ids.trace,
             parent: facts.ids.parent,
             span: facts.ids.span,
-            asked: group.zip(server).map(|(group, server)| spans::Asked {
-                span: facts.ids.server_span,
-                begin: unix(facts.asked),
-                upstream: group.config.name.clone(),
-                server: server.name.to_string(),
-                tries: facts.tries,
-            }),
+            upstream: group.map(|group| group.config.name.clone()),
+            tries: (facts.told.iter())
+                .map(|told| {
+                    let server = group.and_then(|group| group.servers.get(told.server));
+                    let (end, outcome) = told.ended.unwrap_or((Worker::now(), Ok(status)));
+                    spans::Try {
+                        span: told.span,
+                        begin: unix(told.begin),
+                        end: unix(end),
+                        server: server.map(|s| s.name.to_string()).unwrap_or_default(),
+                        status: outcome.unwrap_or(0),
+                        error: match told.ended {
+                            Some(_) => outcome.err(),
+                            None => facts.refusal,
+                        }
+                        .map(Refusal::name),
+                    }
+                })
+                .collect(),
             begin: unix(facts.started),
             end: unix(Worker::now()),
             method: text(request.method_name.of(bytes)),

@@ -11,7 +11,7 @@ use super::{
     back::Back,
     choice::{hash_key, session},
     conn::arm,
-    exchange::{Exchange, Next},
+    exchange::{Exchange, Facts, Next, Try},
     front::Front,
     group::{Group, Places, Server, nanoseconds},
     h2::{AnswerStream, NoPlace, NotSent, Place},
@@ -23,12 +23,11 @@ use super::{
     worker::{Scratch, Worker},
 };
 use crate::{
-    config::proxy::upstream::{self, SendProxy},
+    config::proxy::upstream,
     l7::{
         balance::Ask,
         head::{Framing, Version, decimal},
         http1::{Asked, write},
-        proxy_protocol::{self, Addresses},
         refusal::Refusal,
         resilience::{
             Admission, Deadlines, Entry, Failure, Permit, Replay, RetryPolicy, Sample, Timeout,
@@ -120,7 +119,7 @@ pub(super) async fn run<F: Front>(
     scratch: &mut Scratch,
     route: &Route,
     (target, group): (&Target, &Arc<Group>),
-    head: &Head,
+    head: &mut Head,
 ) -> Result<Next, Refusal> {
     let routes = &exchange.current.snapshot.routes;
     let of_route = routes.get(route.index).ok_or(Refusal::Internal)?;
@@ -199,7 +198,7 @@ async fn tries<F: Front>(
     route: &Route,
     target: &Target,
     group: &Arc<Group>,
-    head: &Head,
+    head: &mut Head,
     admission: &mut Option<Admission<'_>>,
     deadlines: &mut Deadlines,
 ) -> Result<Next, Refusal> {
@@ -245,8 +244,8 @@ async fn tries<F: Front>(
         }
         exchange.facts.tries += 1;
         exchange.facts.server = Some(position);
-        if exchange.facts.tries == 1 {
-            exchange.facts.asked = Worker::now();
+        if exchange.facts.ids.span != 0 {
+            begin_span(exchange.facts, position, head, worker.random() | 1);
         }
         let active = balanced.enter();
         let connect = std::mem::take(&mut exchange.facts.connect);
@@ -258,6 +257,13 @@ async fn tries<F: Front>(
             Head::Http2(_) => exchange.facts.waited,
         };
         exchange.facts.connect += connect;
+        if let Some(told) = exchange.facts.told.last_mut() {
+            let outcome = match &asked {
+                Ok(answer) => Ok(answer.status),
+                Err(failed) => Err(failed.refusal),
+            };
+            told.ended = Some((Worker::now(), outcome));
+        }
         // A failure of the client says nothing of the server.
         let failure = match &asked {
             Ok(answer) => Some(Failure::Status(answer.status)),
@@ -324,6 +330,10 @@ async fn tries<F: Front>(
             Ok(answer) => answer,
             Err(failed) => return Err(failed.refusal),
         };
+        // The rest of the answer belongs to it.
+        if let Some(told) = exchange.facts.told.last_mut() {
+            told.ended = None;
+        }
         // What the breaker wants to know is known: a download or a tunnel may take for ever.
         if let Some(admission) = admission.take() {
             if answer.status < 500 {
@@ -364,6 +374,25 @@ async fn tries<F: Front>(
         )
         .await;
     }
+}
+
+/// Notes that a server is asked, which hears of a span of its own: the first one of that which
+/// stands in the head, and others of a new one.
+fn begin_span(facts: &mut Facts, server: usize, head: &mut Head, new: u64) {
+    let ids = &facts.ids;
+    let span = match facts.told.last() {
+        None => ids.server_span,
+        Some(last) => {
+            head.change_span(ids, last.span, new);
+            new
+        }
+    };
+    facts.told.push(Try {
+        span,
+        server,
+        begin: Worker::now(),
+        ended: None,
+    });
 }
 
 /// An answer whose head has come.
@@ -535,7 +564,7 @@ async fn connect<F: Front>(
     server: &Server,
     deadlines: &mut Deadlines,
 ) -> Result<Stream, Failed> {
-    let preface = preface(exchange, group);
+    let preface = pool::preface(exchange, group);
     let began = Worker::now();
     deadlines.begin(Timeout::Connect, began);
     let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
@@ -558,27 +587,6 @@ async fn connect<F: Front>(
         }
         Err(side) => Err(Failed::of_client(refusal_of(side))),
     }
-}
-
-/// What a new connection to a server of the group begins with.
-pub(super) fn preface(exchange: &Exchange<'_>, group: &Group) -> Vec<u8> {
-    let mut preface = Vec::new();
-    let addresses = addresses(exchange);
-    match group.config.proxy_protocol {
-        SendProxy::Off => {}
-        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
-        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
-    }
-    preface
-}
-
-/// The ends of the client's connection, as the PROXY protocol tells them.
-fn addresses(exchange: &Exchange<'_>) -> Option<Addresses> {
-    let source = exchange.facts.client?;
-    Some(Addresses {
-        source,
-        destination: exchange.conn.local,
-    })
 }
 
 /// Sends the request, and reads the head of the answer; how many bytes it has.

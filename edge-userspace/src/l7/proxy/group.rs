@@ -10,7 +10,10 @@ use std::{
 use edge_common::hash::Seed;
 use tokio::sync::Notify;
 
-use super::tls::{TlsError, Towards};
+use super::{
+    tls::{TlsError, Towards},
+    view::{NewWeight, Said},
+};
 use crate::{
     config::proxy::{
         Proxy,
@@ -118,6 +121,39 @@ impl Group {
         }
     }
 
+    /// What was said of its servers while the proxy ran.
+    pub(super) fn said(&self) -> Vec<Said> {
+        let servers = self.config.servers.iter().zip(self.pick.servers());
+        let said = servers.filter_map(|(config, server)| {
+            let (of, now) = (weight(config), server.weight());
+            let said = Said {
+                upstream: self.config.name.clone(),
+                server: config.address.to_string(),
+                draining: server.is_draining(),
+                weight: (of != now).then_some(NewWeight { of, now }),
+            };
+            (said.draining || said.weight.is_some()).then_some(said)
+        });
+        said.collect()
+    }
+
+    /// Takes what another process was told of a server, unless the configuration says something
+    /// else by now.
+    pub(super) fn recall(&self, said: &Said, now: u64) {
+        let mut servers = self.config.servers.iter();
+        let position = servers.position(|server| server.address.to_string() == said.server);
+        let Some(position) = position.filter(|_| self.config.name == said.upstream) else {
+            return;
+        };
+        if said.draining {
+            self.pick.set_draining(position, true, now);
+        }
+        let config = self.config.servers.get(position).map(weight);
+        if let Some(weight) = said.weight.filter(|weight| config == Some(weight.of)) {
+            self.pick.set_weight(position, weight.now);
+        }
+    }
+
     /// Whether connections are of one client only, and cannot be used for others.
     pub(super) const fn is_per_client(&self) -> bool {
         !matches!(self.config.proxy_protocol, SendProxy::Off)
@@ -125,6 +161,7 @@ impl Group {
 }
 
 /// What is counted, by name.
+#[derive(Default)]
 pub(super) struct Counted {
     pub(super) upstreams: stats::Registry<Requests>,
     pub(super) upstream_stats: stats::Registry<stats::Upstream>,
@@ -137,20 +174,6 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// Nothing yet, for so many workers.
-    pub(super) const fn new(workers: usize) -> Self {
-        Self {
-            upstreams: stats::Registry::new(workers),
-            upstream_stats: stats::Registry::new(workers),
-            servers: stats::Registry::new(workers),
-            routes: stats::Registry::new(workers),
-            mirrored: stats::Registry::new(workers),
-            listeners: stats::Registry::new(workers),
-            connections: stats::Registry::new(workers),
-            refusals: stats::Registry::new(workers),
-        }
-    }
-
     /// Forgets what a configuration no longer has.
     pub(super) fn retain(&self, proxy: &Proxy) {
         let named = |name: &str| proxy.listeners.iter().any(|l| l.name == name);

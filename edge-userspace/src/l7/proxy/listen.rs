@@ -2,11 +2,13 @@
 //! spreads connections (`SO_REUSEPORT`, socket(7)).
 //!
 //! Each socket has a queue of connections that nobody has accepted yet, and these are reset when
-//! it is closed for good. So sockets outlive a process: another one is given the same ones.
+//! it is closed for good. So sockets outlive a process, which gives them to another one, and a
+//! worker, whose sockets the others have then.
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -28,10 +30,28 @@ pub struct Given {
     pub is_kept: bool,
 }
 
+/// A socket with its queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// No other one has had it in this process.
+    pub(super) number: u64,
+    pub(super) socket: TcpListener,
+}
+
+impl From<TcpListener> for Queue {
+    fn from(socket: TcpListener) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            number: NEXT.fetch_add(1, Relaxed),
+            socket,
+        }
+    }
+}
+
 /// The sockets of an address.
 #[derive(Debug, Default)]
 pub(super) struct Door {
-    sockets: Vec<TcpListener>,
+    queues: Vec<Queue>,
     /// As of [`Given`].
     pub(super) name: Option<String>,
     pub(super) is_kept: bool,
@@ -44,14 +64,28 @@ impl Door {
     /// Those of the system; there is then none.
     pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Self> {
         Ok(Self {
-            sockets: bind(address, workers)?,
+            queues: bind(address, workers)?,
             ..Self::default()
         })
     }
 
+    /// Binds what is missing so that each of so many workers can have one; those do not listen yet.
+    ///
+    /// # Errors
+    /// Those of the system; there is then none.
+    pub(super) fn missing(&self, address: SocketAddr, workers: usize) -> io::Result<Self> {
+        let missing = workers.saturating_sub(self.queues.len());
+        Self::bind(address, if self.is_kept { 0 } else { missing })
+    }
+
+    /// Takes those of another one for the same address.
+    pub(super) fn join(&mut self, other: Self) {
+        self.queues.extend(other.queues);
+    }
+
     /// One more that was given.
     pub(super) fn push(&mut self, given: Given) {
-        self.sockets.push(given.socket);
+        self.queues.push(given.socket.into());
         self.is_kept |= given.is_kept;
         self.name = given.name.or(self.name.take());
     }
@@ -62,7 +96,7 @@ impl Door {
     /// # Errors
     /// When they are not as ours would be, or others are missing and cannot be bound.
     pub(super) fn fitted(&self, address: SocketAddr, workers: usize) -> io::Result<Self> {
-        for socket in &self.sockets {
+        for Queue { socket, .. } in &self.queues {
             socket.set_nonblocking(true)?;
             if address.is_ipv6() && !SockRef::from(socket).only_v6()? {
                 return Err(io::Error::other(
@@ -71,17 +105,15 @@ impl Door {
                 ));
             }
         }
-        let sockets = self.sockets.iter().map(TcpListener::try_clone);
-        let mut sockets: Vec<_> = sockets.collect::<io::Result<_>>()?;
-        let missing = workers.saturating_sub(sockets.len());
-        if missing > 0 && !self.is_kept {
-            sockets.extend(bind(address, missing)?);
-        }
-        Ok(Self {
-            sockets,
+        let queues = self.queues.iter();
+        let queues = queues.map(|queue| queue.socket.try_clone().map(Queue::from));
+        let mut fitted = Self {
+            queues: queues.collect::<io::Result<_>>()?,
             name: self.name.clone(),
             is_kept: self.is_kept,
-        })
+        };
+        fitted.join(self.missing(address, workers)?);
+        Ok(fitted)
     }
 
     /// Lets clients connect. Sockets that the system refuses now are gone; tells whether there are
@@ -90,8 +122,8 @@ impl Door {
     /// To be called when somebody is about to accept: of a group, the kernel spreads connections
     /// among all that listen. All of them begin in one go, as those that have begun get everything.
     pub(super) fn listen(&mut self, address: SocketAddr) -> bool {
-        self.sockets.retain(|socket| {
-            let socket = SockRef::from(socket);
+        self.queues.retain(|queue| {
+            let socket = SockRef::from(&queue.socket);
             if socket.is_listener().unwrap_or(false) {
                 return true;
             }
@@ -102,19 +134,17 @@ impl Door {
             }
             listens.is_ok()
         });
-        !self.sockets.is_empty()
+        !self.queues.is_empty()
     }
 
-    /// The sockets of one of so many workers. Where there are more than workers, one has
-    /// several; where there are less, several have one.
-    pub(super) fn of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &TcpListener> {
-        let count = self.sockets.len();
-        let first = if worker < count {
-            worker
-        } else {
-            worker.checked_rem(count).unwrap_or(0)
-        };
-        self.sockets.iter().skip(first).step_by(workers.max(1))
+    /// The sockets of one of so many workers: as many for each, and what is left over for all of
+    /// them, so that none has more to do than another.
+    pub(super) fn of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &Queue> {
+        let workers = workers.max(1);
+        let alike = self.queues.len() / workers * workers;
+        let own = self.queues.iter().take(alike).skip(worker);
+        let shared = self.queues.iter().skip(alike);
+        own.step_by(workers).chain(shared)
     }
 
     /// Another descriptor of each, for another process.
@@ -122,20 +152,20 @@ impl Door {
     /// # Errors
     /// When there are no descriptors left.
     pub(super) fn give(&self) -> io::Result<Vec<Given>> {
-        let one = |socket: &TcpListener| {
+        let one = |queue: &Queue| {
             Ok(Given {
-                socket: socket.try_clone()?,
+                socket: queue.socket.try_clone()?,
                 name: self.name.clone(),
                 is_kept: self.is_kept,
             })
         };
-        self.sockets.iter().map(one).collect()
+        self.queues.iter().map(one).collect()
     }
 }
 
 /// The sockets of one address, one for each worker, which do not listen yet.
-fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
-    let open = |_| open(address).map(TcpListener::from);
+fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Queue>> {
+    let open = |_| open(address).map(TcpListener::from).map(Queue::from);
     (0..workers).map(open).collect()
 }
 
@@ -160,26 +190,24 @@ mod tests {
     #[test]
     fn workers_share_an_address_and_both_families_may_have_it() {
         let first = bind(([127, 0, 0, 1], 0).into(), 1).expect("bound");
-        let address = first[0].local_addr().expect("an address");
+        let address = address_of(&first[0]);
         drop(first);
-        let sockets = bind(address, 3).expect("bound");
-        assert_eq!(sockets.len(), 3);
-        for socket in &sockets {
-            assert_eq!(socket.local_addr().expect("an address"), address);
+        let queues = bind(address, 3).expect("bound");
+        assert_eq!(queues.len(), 3);
+        for queue in &queues {
+            assert_eq!(address_of(queue), address);
         }
+    }
+
+    fn address_of(queue: &Queue) -> SocketAddr {
+        queue.socket.local_addr().expect("an address")
     }
 
     /// The positions of each worker's sockets in a door of so many.
     fn shares(sockets: usize, workers: usize) -> Vec<Vec<usize>> {
-        let sockets = bind(([127, 0, 0, 1], 0).into(), sockets).expect("bound");
-        let address = |socket: &TcpListener| socket.local_addr().expect("an address");
-        // Each has a port of its own, which tells them apart.
-        let all: Vec<SocketAddr> = sockets.iter().map(address).collect();
-        let door = Door {
-            sockets,
-            ..Door::default()
-        };
-        let at = |socket| all.iter().position(|a| *a == address(socket));
+        let door = Door::bind(([127, 0, 0, 1], 0).into(), sockets).expect("bound");
+        let all: Vec<u64> = door.queues.iter().map(|queue| queue.number).collect();
+        let at = |queue: &Queue| all.iter().position(|number| *number == queue.number);
         (0..workers)
             .map(|worker| door.of(worker, workers).filter_map(at).collect())
             .collect()
@@ -188,9 +216,10 @@ mod tests {
     #[test]
     fn no_socket_is_left_alone_and_no_worker_has_none() {
         assert_eq!(shares(2, 2), [[0], [1]]);
-        assert_eq!(shares(5, 2), [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!(shares(5, 2), [[0, 2, 4], [1, 3, 4]]);
+        assert_eq!(shares(4, 3), [[0, 3], [1, 3], [2, 3]]);
         assert_eq!(shares(1, 3), [[0], [0], [0]]);
-        assert_eq!(shares(2, 3), [[0], [1], [0]]);
+        assert_eq!(shares(2, 3), [[0, 1], [0, 1], [0, 1]]);
     }
 
     fn given(socket: Socket, is_kept: bool) -> Given {
@@ -208,13 +237,13 @@ mod tests {
             socket.listen(1).expect("listens");
             let mut door = Door::default();
             door.push(given(socket, is_kept));
-            let address = door.sockets[0].local_addr().expect("an address");
+            let address = address_of(&door.queues[0]);
             let mut door = door.fitted(address, 3).expect("fits");
-            assert_eq!(door.sockets.len(), count);
+            assert_eq!(door.queues.len(), count);
             assert_eq!(door.give().expect("descriptors").len(), count);
             let listening = |door: &Door| {
-                let is_listener = |s: &&TcpListener| SockRef::from(*s).is_listener().unwrap();
-                door.sockets.iter().filter(is_listener).count()
+                let is_listener = |q: &&Queue| SockRef::from(&q.socket).is_listener().unwrap();
+                door.queues.iter().filter(is_listener).count()
             };
             assert_eq!(listening(&door), 1);
             assert!(door.listen(address));

@@ -20,7 +20,6 @@ use super::{
     back::ANSWERS,
     choice::hash_key,
     exchange::{Exchange, Seen},
-    forward::preface,
     front::Front,
     group::{Group, Places, Server},
     link::{BodyError, Link},
@@ -214,7 +213,7 @@ fn send<F: Front>(
             method: request.method,
             upgrade: false,
         },
-        preface: preface(exchange, group),
+        preface: pool::preface(exchange, group),
         bytes,
         place,
     }));

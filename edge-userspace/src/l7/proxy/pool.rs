@@ -15,10 +15,14 @@ use tokio::{
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{
+    exchange::Exchange,
     group::{Group, Server, nanoseconds},
     stream::{Socket, Stream},
 };
-use crate::config::proxy::upstream::Address;
+use crate::{
+    config::proxy::upstream::{Address, SendProxy},
+    l7::proxy_protocol::{self, Addresses},
+};
 
 /// Addresses of a name that are tried, at the most.
 const ADDRESSES: usize = 4;
@@ -80,6 +84,27 @@ fn is_quiet(stream: &mut Stream) -> bool {
     let mut byte = [0];
     let mut cx = Context::from_waker(Waker::noop());
     stream.poll_read(&mut cx, &mut byte).is_pending()
+}
+
+/// What a new connection to a server of the group begins with.
+pub(super) fn preface(exchange: &Exchange<'_>, group: &Group) -> Vec<u8> {
+    let mut preface = Vec::new();
+    let addresses = addresses(exchange);
+    match group.config.proxy_protocol {
+        SendProxy::Off => {}
+        SendProxy::V1 => proxy_protocol::write_v1(&mut preface, addresses.as_ref()),
+        SendProxy::V2 => proxy_protocol::write_v2(&mut preface, addresses.as_ref()),
+    }
+    preface
+}
+
+/// The ends of the client's connection, as the PROXY protocol tells them.
+fn addresses(exchange: &Exchange<'_>) -> Option<Addresses> {
+    let source = exchange.facts.client?;
+    Some(Addresses {
+        source,
+        destination: exchange.conn.local,
+    })
 }
 
 /// A new connection to a server, which begins with `preface`.

@@ -56,6 +56,39 @@ impl Head {
         }
     }
 
+    /// Tells the next server of another span than the one before, if it tells of any.
+    pub(super) fn change_span(&mut self, ids: &Ids, before: u64, next: u64) {
+        let value = |server_span| {
+            let mut value = Vec::with_capacity(TRACEPARENT);
+            traceparent(
+                &mut value,
+                &Ids {
+                    server_span,
+                    ..*ids
+                },
+            );
+            value
+        };
+        let (old, new) = (value(before), value(next));
+        match self {
+            Self::Http1(head) => {
+                if let Some(at) = head.windows(old.len()).position(|part| part == old)
+                    && let Some(place) = head.get_mut(at..at + new.len())
+                {
+                    place.copy_from_slice(&new);
+                }
+            }
+            Self::Http2(request) => {
+                let told = request.headers_mut().get_mut("traceparent");
+                if let Some(told) = told.filter(|told| told.as_bytes() == old)
+                    && let Ok(new) = HeaderValue::from_bytes(&new)
+                {
+                    *told = new;
+                }
+            }
+        }
+    }
+
     /// Gives its memory back.
     pub(super) fn give_back(self, worker: &Worker) {
         match self {
@@ -295,6 +328,9 @@ pub(super) fn write_head(
     );
 }
 
+/// Bytes of a `traceparent`.
+const TRACEPARENT: usize = 55;
+
 /// The trace goes on with a span of our own (W3C Trace Context, 3.2).
 fn traceparent(out: &mut Vec<u8>, ids: &Ids) {
     out.extend_from_slice(b"00-");
@@ -306,4 +342,33 @@ fn traceparent(out: &mut Vec<u8>, ids: &Ids) {
     }
     out.push(b'-');
     out.extend_from_slice(&ids.flags);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_server_hears_of_its_own_span() {
+        let ids = Ids {
+            server_span: 0x0123_4567_89ab_cdef,
+            ..Ids::default()
+        };
+        let mut value = Vec::new();
+        traceparent(&mut value, &ids);
+        assert_eq!(value.len(), TRACEPARENT);
+        let own = String::from_utf8(value).unwrap();
+        let next = own.replace("0123456789abcdef", "00000000000000ff");
+        // Somebody else's is left alone.
+        let text = |own: &str| format!("GET / HTTP/1.1\r\nx: 1\r\ntraceparent: {own}\r\n\r\n");
+        for (told, then) in [(&*own, &*next), ("00-1-2-01", "00-1-2-01")] {
+            let mut head = Head::Http1(text(told).into_bytes());
+            head.change_span(&ids, ids.server_span, 0xff);
+            assert!(matches!(head, Head::Http1(head) if head == text(then).as_bytes()));
+            let request = Request::get("/").header("traceparent", told);
+            let mut head = Head::Http2(Box::new(request.body(()).unwrap()));
+            head.change_span(&ids, ids.server_span, 0xff);
+            assert!(matches!(head, Head::Http2(head) if head.headers()["traceparent"] == then));
+        }
+    }
 }

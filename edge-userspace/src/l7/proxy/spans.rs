@@ -17,7 +17,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
+use hyper::{HeaderMap, Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
@@ -27,14 +27,25 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
+use tokio_rustls::TlsConnector;
 use tracing::warn;
 
-use super::privileges;
-use crate::config::proxy::Traces;
+use super::{privileges, tier::TierError, tls::Towards};
+use crate::{
+    config::{
+        files,
+        proxy::{
+            Traces,
+            upstream::{self, Protocol},
+        },
+    },
+    health::TlsTo,
+};
 
 /// Requests that may wait to be told.
 const QUEUE: usize = 4096;
@@ -68,8 +79,9 @@ pub(super) struct Record {
     /// The span before, if there was one.
     pub(super) parent: u64,
     pub(super) span: u64,
-    /// The part of a server, if one was asked.
-    pub(super) asked: Option<Asked>,
+    pub(super) upstream: Option<String>,
+    /// The servers that were asked, one after the other.
+    pub(super) tries: Vec<Try>,
     pub(super) begin: u64,
     pub(super) end: u64,
     pub(super) method: String,
@@ -87,19 +99,22 @@ pub(super) struct Record {
 
 /// The part of a request that a server has.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct Try {
     /// The span that the server hears of.
     pub(super) span: u64,
     pub(super) begin: u64,
-    pub(super) upstream: String,
+    pub(super) end: u64,
     pub(super) server: String,
-    pub(super) tries: u32,
+    /// 0: there was no answer.
+    pub(super) status: u16,
+    /// Why there was none, or not all of it.
+    pub(super) error: Option<&'static str>,
 }
 
 impl Record {
     /// How many spans it becomes.
     fn spans(&self) -> u64 {
-        1 + u64::from(self.asked.is_some())
+        1 + self.tries.len() as u64
     }
 }
 
@@ -123,10 +138,71 @@ impl Queue {
 /// The thread that tells a collector. It ends when this is dropped, after a last try.
 pub(super) struct Exporter {
     pub(super) queue: Queue,
-    endpoint: String,
-    service: String,
+    collector: Arc<Collector>,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Whom it tells, and how.
+pub(super) struct Collector {
+    /// `http://host:port` or `https://host:port`, and a path without a slash at its end.
+    endpoint: String,
+    service: String,
+    /// With what its files held.
+    tls: Option<(TlsTo, u64)>,
+    /// What each message has besides; may be secret.
+    headers: HeaderMap,
+}
+
+impl Collector {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub(super) fn load(config: &Traces) -> Result<Self, TierError> {
+        let tls = match config.address() {
+            (true, address) => {
+                let tls = upstream::Tls {
+                    ca: config.ca.clone(),
+                    verify: true,
+                    sni: None,
+                    certificate: None,
+                };
+                let towards = Towards::load(&tls, Protocol::Http1);
+                let loaded =
+                    towards.and_then(|towards| Ok((towards.to(&address)?.0, towards.held)));
+                Some(loaded.map_err(|source| TierError::Tls {
+                    whose: "proxy.traces".to_owned(),
+                    source,
+                })?)
+            }
+            (false, _) => None,
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(path) = &config.headers_file {
+            let read = files::headers(path).map_err(|why| TierError::Headers {
+                path: path.clone(),
+                why,
+            })?;
+            headers.extend(read);
+        }
+        Ok(Self {
+            endpoint: config.endpoint.clone(),
+            service: config.service_name.clone(),
+            tls,
+            headers,
+        })
+    }
+}
+
+impl PartialEq for Collector {
+    fn eq(&self, other: &Self) -> bool {
+        let held = |of: &Self| of.tls.as_ref().map(|(_, held)| *held);
+        self.endpoint == other.endpoint
+            && self.service == other.service
+            && held(self) == held(other)
+            && self.headers == other.headers
+    }
 }
 
 impl Exporter {
@@ -134,15 +210,15 @@ impl Exporter {
     ///
     /// # Errors
     /// When there is no thread to be had, or it cannot give up its privileges.
-    pub(super) fn start(config: &Traces, counts: Arc<Counts>) -> io::Result<Self> {
+    pub(super) fn start(collector: Collector, counts: Arc<Counts>) -> io::Result<Self> {
+        let collector = Arc::new(collector);
         let (records, queue) = mpsc::channel(QUEUE);
         let (stop, stopped) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let teller = Teller {
-            endpoint: config.endpoint.clone(),
-            service: config.service_name.clone(),
+            collector: collector.clone(),
             counts: counts.clone(),
             told: None,
         };
@@ -164,16 +240,15 @@ impl Exporter {
             .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
         Ok(Self {
             queue: Queue { records, counts },
-            endpoint: config.endpoint.clone(),
-            service: config.service_name.clone(),
+            collector,
             stop,
             thread: Some(thread),
         })
     }
 
-    /// Whether it does what a configuration wants.
-    pub(super) fn is_of(&self, config: &Traces) -> bool {
-        self.endpoint == config.endpoint && self.service == config.service_name
+    /// Whether it tells this one.
+    pub(super) fn is_of(&self, collector: &Collector) -> bool {
+        *self.collector == *collector
     }
 
     /// Ends it, and waits until it has told what was left.
@@ -192,9 +267,7 @@ impl Drop for Exporter {
 }
 
 struct Teller {
-    /// `http://host:port`, and a path without a slash at its end.
-    endpoint: String,
-    service: String,
+    collector: Arc<Collector>,
     counts: Arc<Counts>,
     /// When a failure was told.
     told: Option<Instant>,
@@ -254,10 +327,10 @@ impl Teller {
     /// Sends what is there, until `ends` does, and counts what became of it.
     async fn send(&mut self, batch: &mut Vec<Record>, ends: impl Future<Output = ()>) {
         let spans: u64 = batch.iter().map(Record::spans).sum();
-        let body = message(&self.service, batch).encode_to_vec();
+        let body = message(&self.collector.service, batch).encode_to_vec();
         batch.clear();
         let sent = tokio::select! {
-            sent = timeout(TIMEOUT, post(&self.endpoint, body)) => {
+            sent = timeout(TIMEOUT, post(&self.collector, body)) => {
                 sent.unwrap_or_else(|_| Err("it took too long".to_owned()))
             }
             () = ends => Err("there was no time left".to_owned()),
@@ -271,7 +344,7 @@ impl Teller {
                     warn!(
                         "proxy.traces.endpoint {}: {why}; {spans} spans are lost, and what \
                          follows of it is counted only for a minute",
-                        self.endpoint
+                        self.collector.endpoint
                     );
                 }
                 spans
@@ -283,15 +356,10 @@ impl Teller {
 }
 
 /// Posts a message; how many spans the collector did not want.
-async fn post(endpoint: &str, body: Vec<u8>) -> Result<u64, String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
-    let rest = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+async fn post(collector: &Collector, body: Vec<u8>) -> Result<u64, String> {
+    let (_, rest) = collector.endpoint.split_once("://").unwrap_or_default();
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let stream = TcpStream::connect(authority).await.map_err(|e| text(&e))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| text(&e))?;
-    let request = Request::post(format!("{path}/v1/traces"))
+    let mut request = Request::post(format!("{path}/v1/traces"))
         .header(header::HOST, authority)
         .header(header::CONTENT_TYPE, "application/x-protobuf")
         .header(
@@ -299,6 +367,27 @@ async fn post(endpoint: &str, body: Vec<u8>) -> Result<u64, String> {
             concat!("edge/", env!("CARGO_PKG_VERSION")),
         )
         .body(Full::new(Bytes::from(body)))
+        .map_err(|e| e.to_string())?;
+    request.headers_mut().extend(collector.headers.clone());
+    let tcp = TcpStream::connect(authority).await;
+    let tcp = tcp.map_err(|e| e.to_string())?;
+    match &collector.tls {
+        None => ask(tcp, request).await,
+        Some((tls, _)) => {
+            let connector = TlsConnector::from(tls.config.clone());
+            let session = connector.connect(tls.name.clone(), tcp).await;
+            ask(session.map_err(|e| e.to_string())?, request).await
+        }
+    }
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Full<Bytes>>,
+) -> Result<u64, String> {
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
         .map_err(|e| text(&e))?;
     let talk = async {
         let answer = sender.send_request(request).await.map_err(|e| text(&e))?;
@@ -369,21 +458,24 @@ fn spans(of: &Record) -> impl Iterator<Item = Span> {
         0 => Vec::new(),
         id => id.to_be_bytes().to_vec(),
     };
-    let mut common = vec![words("http.request.method", &of.method)];
-    if of.status != 0 {
-        common.push(number("http.response.status_code", of.status));
-    }
-    let status = (of.status == 0 || of.status >= 500).then(|| Status {
-        message: of.refusal.unwrap_or_default().to_owned(),
-        code: StatusCode::Error.into(),
-    });
-    if status.is_some() {
-        let kind = of
-            .refusal
-            .map_or_else(|| of.status.to_string(), str::to_owned);
-        common.push(words("error.type", &kind));
-    }
-    let mut attributes = common.clone();
+    // How it ended, with what the conventions have of that.
+    let ended = |status: u16, error: Option<&str>, least: u16| {
+        let mut attributes = vec![words("http.request.method", &of.method)];
+        if status != 0 {
+            attributes.push(number("http.response.status_code", status));
+        }
+        let is_error = status == 0 || status >= least;
+        if is_error {
+            let kind = error.map_or_else(|| status.to_string(), str::to_owned);
+            attributes.push(words("error.type", &kind));
+        }
+        let status = is_error.then(|| Status {
+            message: error.unwrap_or_default().to_owned(),
+            code: StatusCode::Error.into(),
+        });
+        (attributes, status)
+    };
+    let (mut attributes, status) = ended(of.status, of.refusal, 500);
     attributes.extend([
         words("url.path", &of.path),
         words("url.scheme", of.scheme),
@@ -394,28 +486,39 @@ fn spans(of: &Record) -> impl Iterator<Item = Span> {
     ]);
     attributes.extend(of.route.as_ref().map(|route| words("http.route", route)));
     attributes.extend(of.refusal.map(|refusal| words("edge.refusal", refusal)));
-    let child = of.asked.as_ref().map(|asked| {
-        let mine = [
-            words("edge.upstream", &asked.upstream),
-            words("edge.server", &asked.server),
-            number("edge.retries", asked.tries.saturating_sub(1)),
-        ];
-        attributes.extend(mine.iter().cloned());
-        let mut attributes = common;
-        attributes.extend(mine);
-        Span {
-            trace_id: trace_id.clone(),
-            span_id: id(asked.span),
-            parent_span_id: id(of.span),
-            name: of.method.clone(),
-            kind: SpanKind::Client.into(),
-            start_time_unix_nano: asked.begin,
-            end_time_unix_nano: of.end,
-            attributes,
-            status: status.clone(),
-            ..Span::default()
-        }
-    });
+    let upstream = of.upstream.as_ref();
+    let upstream = upstream.map(|upstream| words("edge.upstream", upstream));
+    if let Some(last) = of.tries.last() {
+        let retries = i64::try_from(of.tries.len() - 1).unwrap_or(i64::MAX);
+        attributes.extend(upstream.clone());
+        attributes.extend([
+            words("edge.server", &last.server),
+            number("edge.retries", retries),
+        ]);
+    }
+    let of_servers: Vec<Span> = { (0_i64..).zip(&of.tries) }
+        .map(|(nth, asked)| {
+            // A client's request has failed with any status of an error.
+            let (mut attributes, status) = ended(asked.status, asked.error, 400);
+            attributes.extend(upstream.clone());
+            attributes.push(words("edge.server", &asked.server));
+            if nth > 0 {
+                attributes.push(number("http.request.resend_count", nth));
+            }
+            Span {
+                trace_id: trace_id.clone(),
+                span_id: id(asked.span),
+                parent_span_id: id(of.span),
+                name: of.method.clone(),
+                kind: SpanKind::Client.into(),
+                start_time_unix_nano: asked.begin,
+                end_time_unix_nano: asked.end,
+                attributes,
+                status,
+                ..Span::default()
+            }
+        })
+        .collect();
     let name = match &of.route {
         Some(route) => format!("{} {route}", of.method),
         None => of.method.clone(),
@@ -432,5 +535,5 @@ fn spans(of: &Record) -> impl Iterator<Item = Span> {
         status,
         ..Span::default()
     };
-    std::iter::once(whole).chain(child)
+    std::iter::once(whole).chain(of_servers)
 }

@@ -1,34 +1,29 @@
 //! The tier as the daemon sees it: workers, and what they are to do.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{SyncSender, sync_channel},
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use edge_common::hash::Seed;
-use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::{
+    crew::{Crew, Seat},
     descriptors,
-    explain::{self, QuestionError},
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen::{Door, Given},
     log_writer::LogWriter,
-    privileges,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
-    spans::{Counts, Exporter},
-    tell,
+    spans::{Collector, Exporter},
     tls::{self, TlsError, Towards},
-    watch::{Checks, Watcher},
-    worker::{self, Ended, Entrance, Order, Worker},
+    view::{Held, Said, Shared, View, lock},
+    watch::Watcher,
+    worker::{Order, Worker},
 };
 use crate::{
     config::proxy::{AccessLog, LogFormat, Proxy},
@@ -36,10 +31,6 @@ use crate::{
         access_log::Format,
         bans::Rule,
         route::{CompileError, Router},
-    },
-    status::{
-        proxy::{ProxyStatus, UpstreamStatus},
-        route::{Answer, Question, RouteEntry},
     },
 };
 
@@ -72,20 +63,17 @@ pub enum TierError {
         /// What the system says.
         source: io::Error,
     },
+    /// The headers for the collector cannot be read.
+    #[error("proxy.traces.headers_file = {path:?}: {why}")]
+    Headers {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong, and the remedy; nothing of what is in it.
+        why: String,
+    },
     /// Routes cannot be compiled.
     #[error(transparent)]
     Routes(#[from] CompileError),
-    /// The number of workers has changed.
-    #[error(
-        "proxy.workers: edge was started for {now}, and the file wants {wanted}; their number \
-         changes only with a restart: restart edge, or put the number back"
-    )]
-    Workers {
-        /// For how many it was started.
-        now: usize,
-        /// How many the file wants.
-        wanted: usize,
-    },
     /// A worker cannot give up its privileges.
     #[error(
         "a worker of the proxy cannot give up its capabilities: {0}; a filter of system calls has to \
@@ -113,165 +101,30 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// What workers and those who tell them have in common.
-struct Shared {
-    /// What holds, once there is anything.
-    current: Mutex<Option<(Arc<Snapshot>, Router)>>,
-    /// Of each address, the sockets of the workers. They stay open here, so that a worker that
-    /// starts anew, or another process, finds the connections that came meanwhile.
-    sockets: Mutex<HashMap<SocketAddr, Door>>,
-    /// What another process has opened and no listener wants: until the first configuration all,
-    /// and then what a service manager keeps, for a later one.
-    spare: Mutex<HashMap<SocketAddr, Door>>,
-    /// What checks say of servers.
-    checks: Mutex<Option<Checks>>,
-    spans: Arc<Counts>,
-}
-
 /// The proxy.
 pub struct Tier {
     memory: Memory,
     counted: Counted,
-    workers: usize,
     shared: Arc<Shared>,
-    seats: Vec<Seat>,
+    crew: Crew,
     watcher: Option<Watcher>,
     log: Option<(AccessLog, LogWriter)>,
     exporter: Option<Exporter>,
     judge: Arc<Judge>,
     proxy: Arc<Proxy>,
-}
-
-/// The proxy for those who only look at it, or change what is no configuration; from any thread.
-#[derive(Clone)]
-pub struct View {
-    shared: Arc<Shared>,
-    workers: usize,
-}
-
-/// A change to a server while the proxy runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Whether it gets no new requests.
-    Drain(bool),
-    /// Another weight, until the next change of the configuration of its upstream.
-    Weight(u16),
-}
-
-/// Why there is no such change.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoServer {
-    /// There is no such upstream.
-    #[error("there is no upstream {name:?}; `edge upstream list` shows those that there are")]
-    Upstream {
-        /// The name that was asked for.
-        name: String,
-    },
-    /// The upstream has no such server.
-    #[error(
-        "the upstream {upstream:?} has no server {name:?}; `edge upstream list` shows its servers"
-    )]
-    Server {
-        /// The upstream.
-        upstream: String,
-        /// The address that was asked for.
-        name: String,
-    },
-}
-
-impl View {
-    fn current(&self) -> Option<(Arc<Snapshot>, Router)> {
-        lock(&self.shared.current).clone()
-    }
-
-    fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        let current = lock(&self.shared.current);
-        current.as_ref().map(|(snapshot, _)| snapshot.clone())
-    }
-
-    /// The sockets that clients connect to, or could after another reload, for another process.
-    ///
-    /// # Errors
-    /// When there are no descriptors left.
-    pub fn sockets(&self) -> io::Result<Vec<Given>> {
-        let (sockets, spare) = (lock(&self.shared.sockets), lock(&self.shared.spare));
-        let doors = sockets.values().chain(spare.values());
-        let given: io::Result<Vec<Vec<Given>>> = doors.map(Door::give).collect();
-        Ok(given?.into_iter().flatten().collect())
-    }
-
-    /// Connections of clients that are open.
-    pub fn connections(&self) -> u64 {
-        let snapshot = self.snapshot();
-        let listeners = snapshot
-            .iter()
-            .flat_map(|snapshot| snapshot.listeners.iter());
-        listeners.map(|listener| u64::from(listener.count())).sum()
-    }
-
-    /// The routes in the order of the file, and their requests.
-    pub fn routes(&self) -> Vec<RouteEntry> {
-        let snapshot = self.snapshot();
-        snapshot.as_deref().map(tell::routes).unwrap_or_default()
-    }
-
-    /// What a request would get now.
-    ///
-    /// # Errors
-    /// [`QuestionError`].
-    pub fn explain(&self, question: &Question) -> Result<Vec<Answer>, QuestionError> {
-        let (snapshot, router) = self.current().ok_or(QuestionError::NoProxy)?;
-        explain::answer(&snapshot.config, &router, question)
-    }
-
-    /// What is told of the proxy; `None` without listeners.
-    pub fn status(&self) -> Option<ProxyStatus> {
-        let snapshot = self.snapshot()?;
-        let checks = lock(&self.shared.checks).clone();
-        (!snapshot.listeners.is_empty())
-            .then(|| tell::status(&snapshot, self.workers, checks.as_ref(), &self.shared.spans))
-    }
-
-    /// Changes a server of an upstream, and tells how the upstream is then.
-    ///
-    /// # Errors
-    /// [`NoServer`].
-    pub fn change(
-        &self,
-        upstream: &str,
-        server: &str,
-        change: Change,
-    ) -> Result<UpstreamStatus, NoServer> {
-        let snapshot = self.snapshot();
-        let groups = snapshot.iter().flat_map(|snapshot| snapshot.groups.iter());
-        let mut groups = groups.filter(|group| group.config.name == upstream);
-        let group = groups.next().ok_or_else(|| NoServer::Upstream {
-            name: upstream.to_owned(),
-        })?;
-        let position = group.servers.iter().position(|s| *s.name == *server);
-        let position = position.ok_or_else(|| NoServer::Server {
-            upstream: upstream.to_owned(),
-            name: server.to_owned(),
-        })?;
-        match change {
-            Change::Drain(drain) => group.pick.set_draining(position, drain, Worker::now()),
-            Change::Weight(weight) => group.pick.set_weight(position, weight),
-        }
-        let checks = lock(&self.shared.checks).clone();
-        Ok(tell::upstream(group, checks.as_ref()))
-    }
-}
-
-struct Seat {
-    orders: Sender<Order>,
-    thread: Option<JoinHandle<()>>,
+    /// What another process was told, for the first configuration.
+    said: Vec<Said>,
 }
 
 /// What is ready to be put into force.
 pub struct Prepared {
     snapshot: Arc<Snapshot>,
     router: Router,
+    /// More sockets for addresses, and those of new ones.
     sockets: Vec<(SocketAddr, Door)>,
+    /// Workers that there are not yet, and how many there are then.
+    seats: Vec<Seat>,
+    workers: usize,
     log: Option<(AccessLog, LogWriter)>,
     /// If it is not the one that there is.
     exporter: Option<Exporter>,
@@ -284,35 +137,25 @@ impl Tier {
     /// Without workers, until a configuration with listeners is put into force. `secret` signs
     /// session cookies; `ban` is told of sources that offend too often, by any worker, and must
     /// not wait.
-    pub fn new(
-        proxy: &Proxy,
-        seed: Seed,
-        secret: [u8; 32],
-        ban: impl Fn(Ban) + Send + Sync + 'static,
-    ) -> Self {
-        let workers = worker_count(proxy);
+    pub fn new(seed: Seed, secret: [u8; 32], ban: impl Fn(Ban) + Send + Sync + 'static) -> Self {
         Self {
             memory: Memory::new(seed, secret),
-            counted: Counted::new(workers),
-            workers,
-            shared: Arc::new(Shared {
-                current: Mutex::new(None),
-                sockets: Mutex::new(HashMap::new()),
-                spare: Mutex::new(HashMap::new()),
-                checks: Mutex::new(None),
-                spans: Arc::default(),
-            }),
-            seats: Vec::new(),
+            counted: Counted::default(),
+            shared: Arc::default(),
+            crew: Crew::default(),
             watcher: None,
             log: None,
             exporter: None,
             judge: Arc::new(Judge::new(ban)),
             proxy: Arc::default(),
+            said: Vec::new(),
         }
     }
 
-    /// Takes sockets that another process has opened, for listeners of the first configuration.
-    pub fn take(&mut self, given: Vec<Given>) {
+    /// Takes what another process leaves, for the first configuration: sockets that it has opened,
+    /// for listeners, and what it was told of servers.
+    pub fn take(&mut self, given: Vec<Given>, said: Vec<Said>) {
+        self.said = said;
         let mut spare = lock(&self.shared.spare);
         for given in given {
             match given.socket.local_addr() {
@@ -328,16 +171,13 @@ impl Tier {
     /// # Errors
     /// [`TierError`].
     pub fn prepare(&mut self, proxy: &Proxy) -> Result<Prepared, TierError> {
-        // What the host has may change; what is not said does not.
-        let wanted = proxy.workers.map_or(self.workers, |n| n as usize);
-        if wanted != self.workers && !proxy.listeners.is_empty() {
-            return Err(TierError::Workers {
-                now: self.workers,
-                wanted,
-            });
-        }
+        // Without listeners those that there are have nothing to do.
+        let workers = match &proxy.listeners[..] {
+            [] => self.crew.at_work(),
+            _ => workers(proxy),
+        };
         let router = Router::new(proxy)?;
-        let sockets = self.bind(proxy)?;
+        let sockets = self.bind(proxy, workers)?;
         let addresses = self.addresses(proxy, &sockets);
         let before = self.snapshot();
         let mut memory = self.memory.clone();
@@ -363,11 +203,12 @@ impl Tier {
             .as_ref()
             .filter(|_| !proxy.listeners.is_empty())
         {
-            let had = self.exporter.as_ref().filter(|had| had.is_of(wanted));
+            let collector = Collector::load(wanted)?;
+            let had = self.exporter.as_ref().filter(|had| had.is_of(&collector));
             let queue = match had {
                 Some(had) => had.queue.clone(),
                 None => {
-                    let new = Exporter::start(wanted, self.shared.spans.clone());
+                    let new = Exporter::start(collector, self.shared.spans.clone());
                     let new = exporter.insert(new.map_err(TierError::Spans)?);
                     new.queue.clone()
                 }
@@ -413,10 +254,7 @@ impl Tier {
         if !proxy.listeners.is_empty() {
             descriptors::raise_limit(proxy);
         }
-        if self.seats.is_empty() && !proxy.listeners.is_empty() {
-            // They have nothing to do until there is something in force.
-            self.seats = self.start()?;
-        }
+        let seats = self.crew.more(workers, &self.shared)?;
         if self.watcher.is_none() && !proxy.listeners.is_empty() {
             let watcher = Watcher::start().map_err(TierError::Thread)?;
             *lock(&self.shared.checks) = Some(watcher.checks().clone());
@@ -429,6 +267,8 @@ impl Tier {
             snapshot: Arc::new(snapshot),
             router,
             sockets,
+            seats,
+            workers,
             log,
             exporter,
             memory,
@@ -504,10 +344,9 @@ impl Tier {
         Ok(listeners)
     }
 
-    /// Sockets for the addresses that have none.
-    fn bind(&self, proxy: &Proxy) -> Result<Vec<(SocketAddr, Door)>, TierError> {
+    /// Sockets for the addresses that have none, or less than there are workers.
+    fn bind(&self, proxy: &Proxy, workers: usize) -> Result<Vec<(SocketAddr, Door)>, TierError> {
         let (have, spare) = (lock(&self.shared.sockets), lock(&self.shared.spare));
-        let workers = self.workers;
         let mut sockets: Vec<(SocketAddr, Door)> = Vec::new();
         let refused = |listener: &str, address| {
             let listener = listener.to_owned();
@@ -519,18 +358,16 @@ impl Tier {
         };
         for listener in &proxy.listeners {
             for &address in &listener.addresses {
-                if have.contains_key(&address) {
-                    continue;
-                }
-                let door = match spare.get(&address) {
-                    None => Door::bind(address, workers),
-                    Some(door) => door.fitted(address, workers),
+                let door = match (have.get(&address), spare.get(&address)) {
+                    (Some(door), _) => door.missing(address, workers),
+                    (None, Some(door)) => door.fitted(address, workers),
+                    (None, None) => Door::bind(address, workers),
                 };
                 sockets.push((address, door.map_err(refused(&listener.name, address))?));
             }
         }
+        let is_named = |name: &&String| proxy.listeners.iter().any(|l| l.name == **name);
         for (&address, door) in spare.iter() {
-            let is_named = |name: &&String| proxy.listeners.iter().any(|l| l.name == **name);
             let is_new = sockets.iter().all(|(new, _)| *new != address);
             if let Some(name) = door.name.as_ref().filter(is_named).filter(|_| is_new) {
                 let fitted = door.fitted(address, workers);
@@ -541,19 +378,28 @@ impl Tier {
     }
 
     /// Lets clients connect to those that are new, and to no others than are wanted.
-    fn open(&self, sockets: Vec<(SocketAddr, Door)>, wanted: &HashMap<SocketAddr, usize>) {
+    fn open(
+        &self,
+        sockets: Vec<(SocketAddr, Door)>,
+        wanted: &HashMap<SocketAddr, usize>,
+        is_first: bool,
+    ) {
         let (mut have, mut spare) = (lock(&self.shared.sockets), lock(&self.shared.spare));
         // Of those, it was told already.
         let mut told: Vec<SocketAddr> = Vec::new();
-        if self.snapshot().is_some() {
+        if !is_first {
             told.extend(spare.keys());
         }
         let gone = have.extract_if(|address, _| !wanted.contains_key(address));
         spare.extend(gone.filter(|(_, door)| door.is_kept));
         for (address, mut door) in sockets {
             spare.remove(&address);
-            if door.listen(address) {
-                have.insert(address, door);
+            if !door.listen(address) {
+                continue;
+            }
+            match have.entry(address) {
+                Entry::Occupied(mut had) => had.get_mut().join(door),
+                Entry::Vacant(free) => drop(free.insert(door)),
             }
         }
         for (address, door) in spare.iter().filter(|(address, _)| !told.contains(address)) {
@@ -592,12 +438,13 @@ impl Tier {
             snapshot,
             router,
             sockets,
+            seats,
+            workers,
             log,
             exporter,
             memory,
             proxy,
         } = prepared;
-        self.open(sockets, &snapshot.addresses);
         self.memory = memory;
         self.memory.retain(&snapshot.groups);
         self.counted.retain(&proxy);
@@ -610,61 +457,42 @@ impl Tier {
         for group in snapshot.groups.iter().filter(|group| !had(group)) {
             group.take_weights();
         }
+        for said in std::mem::take(&mut self.said) {
+            for group in &snapshot.groups {
+                group.recall(&said, Worker::now());
+            }
+        }
         if let Some(watcher) = &self.watcher {
             watcher.set(&snapshot);
         }
         let is_traced = snapshot.traces.is_some();
-        *lock(&self.shared.current) = Some((snapshot, router));
+        self.crew.change(seats, workers);
+        // Workers see sockets and what holds for them together.
+        let mut current = lock(&self.shared.current);
+        self.open(sockets, &snapshot.addresses, current.is_none());
+        *current = Some(Held {
+            snapshot,
+            router,
+            seats: self.crew.numbers(),
+        });
+        drop(current);
         self.log = log;
         // One that is gone tells what it has, for as long as that may take, and ends by itself.
         if exporter.is_some() || !is_traced {
             self.exporter = exporter;
         }
         self.proxy = proxy;
-        for seat in &self.seats {
-            // Where there is no room it has been told already, and looks only then. One that is
-            // gone is about to start anew, and looks by itself.
-            let _ = seat.orders.try_send(Order::Look);
-        }
-    }
-
-    fn start(&self) -> Result<Vec<Seat>, TierError> {
-        let mut seats = Vec::new();
-        for index in 0..self.workers {
-            let (orders, inbox) = channel(ORDERS);
-            let shared = self.shared.clone();
-            let (random, workers) = (worker::random(), self.workers);
-            let (told, safe) = sync_channel(1);
-            let thread = thread::Builder::new()
-                .name(format!("proxy-{index}"))
-                .spawn(move || sit((index, workers), random, &shared, inbox, &told))
-                .map_err(TierError::Thread)?;
-            // It serves strangers, or does not start.
-            let given_up = safe
-                .recv()
-                .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
-            given_up.map_err(TierError::Privileges)?;
-            seats.push(Seat {
-                orders,
-                thread: Some(thread),
-            });
-        }
-        info!(workers = self.workers, "the proxy has started");
-        Ok(seats)
+        self.crew.look();
     }
 
     /// What holds now.
     fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        let current = lock(&self.shared.current);
-        current.as_ref().map(|(snapshot, _)| snapshot.clone())
+        self.shared.snapshot()
     }
 
     /// For those who only look, or change what is no configuration.
     pub fn view(&self) -> View {
-        View {
-            shared: self.shared.clone(),
-            workers: self.workers,
-        }
+        View(self.shared.clone())
     }
 
     /// What is in force.
@@ -674,48 +502,34 @@ impl Tier {
 
     /// Takes no more connections, and lets those that there are end their requests.
     pub fn stop(&mut self) {
-        self.tell(Order::Stop);
+        self.end(&Order::Stop);
         self.join();
     }
 
-    /// The same when another process accepts in our place: requests and connections that became
-    /// something else may take so long to end, or until `is_over` says that it is enough.
-    pub fn drain(&mut self, patience: Duration, mut is_over: impl FnMut() -> bool) {
-        let until = Instant::now() + patience;
-        self.tell(Order::Drain(patience));
-        let threads = || self.seats.iter().filter_map(|seat| seat.thread.as_ref());
-        while !threads().all(JoinHandle::is_finished) {
-            if is_over() || Instant::now() > until {
-                self.tell(Order::Stop);
-                break;
-            }
-            thread::park_timeout(Duration::from_millis(20));
+    /// The same when another process accepts in our place, but for those addresses: requests and
+    /// connections that became something else may take so long to end, or until `is_over` says that
+    /// it is enough.
+    pub fn drain(
+        &mut self,
+        patience: Duration,
+        unwanted: &[SocketAddr],
+        is_over: impl FnMut() -> bool,
+    ) {
+        self.end(&Order::Drain(patience, unwanted.into()));
+        if !self.crew.has_ended(patience, is_over) {
+            self.crew.tell(&Order::Stop);
         }
         self.join();
     }
 
-    fn tell(&self, order: Order) {
-        for seat in &self.seats {
-            // It takes its orders one after the other; whoever is gone needs none.
-            while let Err(TrySendError::Full(_)) = seat.orders.try_send(order) {
-                thread::park_timeout(Duration::from_millis(5));
-            }
-        }
-        // Those of the workers are closed when nobody waits in them.
-        lock(&self.shared.sockets).clear();
-        lock(&self.shared.spare).clear();
+    fn end(&self, order: &Order) {
+        self.crew.tell(order);
+        self.shared.close();
     }
 
     fn join(&mut self) {
         self.watcher = None;
-        for seat in &mut self.seats {
-            if let Some(thread) = seat.thread.take()
-                && thread.join().is_err()
-            {
-                error!("a worker of the proxy panicked at its end");
-            }
-        }
-        self.seats.clear();
+        self.crew.join();
         if let Some(exporter) = self.exporter.take() {
             exporter.finish();
         }
@@ -728,68 +542,8 @@ impl Drop for Tier {
     }
 }
 
-/// A worker's thread: a worker that panics is followed by another one.
-fn sit(
-    (index, workers): (usize, usize),
-    random: u64,
-    shared: &Shared,
-    mut orders: Receiver<Order>,
-    told: &SyncSender<io::Result<()>>,
-) {
-    let take = |held: &mut dyn FnMut(SocketAddr) -> bool| {
-        let (snapshot, router) = lock(&shared.current).clone()?;
-        let mut sockets = Vec::new();
-        for (address, door) in lock(&shared.sockets).iter() {
-            if held(*address) {
-                continue;
-            }
-            for socket in door.of(index, workers) {
-                match socket.try_clone() {
-                    Ok(socket) => sockets.push(Entrance {
-                        address: *address,
-                        socket,
-                        is_kept: door.is_kept,
-                    }),
-                    Err(e) => error!("{address}: {e}; worker {index} accepts none there"),
-                }
-            }
-        }
-        Some(worker::Take {
-            snapshot,
-            router,
-            sockets,
-        })
-    };
-    let unprivileged = privileges::give_up();
-    let is_safe = unprivileged.is_ok();
-    // There is room for it.
-    let _ = told.try_send(unprivileged);
-    if !is_safe {
-        return;
-    }
-    loop {
-        match worker::run(index, random, &take, &mut orders, PATIENCE) {
-            Ok(Ended::Stopped) => return,
-            Ok(Ended::Panicked) => {}
-            Err(e) => {
-                error!("worker {index} of the proxy cannot start: {e}; it is tried again");
-                thread::park_timeout(Duration::from_secs(1));
-            }
-        }
-    }
-}
-
-/// Orders that wait for a worker.
-const ORDERS: usize = 8;
-
-/// How long requests may take to end when the proxy does.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-fn worker_count(proxy: &Proxy) -> usize {
+/// How many workers a configuration wants.
+fn workers(proxy: &Proxy) -> usize {
     let cpus = || thread::available_parallelism().map_or(1, usize::from);
     proxy.workers.map_or_else(cpus, |n| n as usize)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

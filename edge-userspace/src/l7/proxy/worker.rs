@@ -50,29 +50,35 @@ const GRACE: Duration = Duration::from_secs(1);
 const KEPT: usize = 256;
 
 /// What a worker is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     /// That something else holds from now on.
     Look,
     /// To end: no more connections, and those that are there after their request.
     Stop,
-    /// The same for whoever has a successor: requests have this long to end.
-    Drain(Duration),
+    /// The same for whoever has a successor, except at these addresses: requests have this long to
+    /// end.
+    Drain(Duration, Arc<[SocketAddr]>),
 }
 
-/// Gives what holds, with sockets for addresses of which the worker says that it has none;
-/// `None` as long as nothing does.
-pub(super) type Give<'a> = &'a dyn Fn(&mut dyn FnMut(SocketAddr) -> bool) -> Option<Take>;
+/// Gives what holds, with those sockets of which the worker says that it does not have them;
+/// `None` when there is nothing to take.
+pub(super) type Give<'a> = &'a dyn Fn(&mut dyn FnMut(u64) -> bool) -> Option<Take>;
 
 /// What holds.
 pub(super) struct Take {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) router: Router,
-    pub(super) sockets: Vec<Entrance>,
+    /// Whether the worker is one of those that accept connections.
+    pub(super) has_place: bool,
+    /// The numbers of the sockets from which it does, and those that are new to it.
+    pub(super) wanted: Vec<u64>,
+    pub(super) new: Vec<Entrance>,
 }
 
 /// Where a worker accepts connections.
 pub(super) struct Entrance {
+    pub(super) number: u64,
     pub(super) address: SocketAddr,
     pub(super) socket: StdListener,
     /// Whether somebody else accepts what waits in it when we have gone.
@@ -99,7 +105,7 @@ pub(super) struct Scratch {
 
 /// What the connections of a worker share.
 pub(super) struct Worker {
-    /// Counted from 0.
+    /// Counted from 0. No other one has it meanwhile.
     pub(super) index: usize,
     pub(super) timers: Rc<Timers>,
     pub(super) client_buffers: Rc<Buffers>,
@@ -289,6 +295,8 @@ pub(super) fn run(
     });
     match catch_unwind(work) {
         Ok(()) => Ok(Ended::Stopped),
+        // All that it had has ended with it.
+        Err(_) if worker.is_stopping() => Ok(Ended::Stopped),
         Err(_) => {
             error!("worker {index} of the proxy panicked (see above); it starts anew");
             Ok(Ended::Panicked)
@@ -312,30 +320,33 @@ async fn obey(
     patience: Duration,
 ) {
     let mut accepting = HashMap::new();
-    // After a panic, what holds was told to the one before.
-    look(worker, give, &mut accepting);
+    // What holds was told to whoever started it, or to one that has panicked.
+    let mut order = Some(Order::Look);
     let mut last = loop {
-        match orders.recv().await {
-            Some(Order::Look) => look(worker, give, &mut accepting),
+        match order {
+            Some(Order::Look) => {
+                if let Some(patience) = look(worker, give, &mut accepting) {
+                    break Order::Drain(patience, Arc::default());
+                }
+            }
             other => break other.unwrap_or(Order::Stop),
         }
+        order = orders.recv().await;
     };
     let mut until = u64::MAX;
     let mut ended: Vec<JoinHandle<()>> = Vec::new();
     loop {
-        let patience = match last {
-            Order::Drain(patience) => patience,
-            Order::Look | Order::Stop => patience,
+        let (patience, successor) = match &last {
+            Order::Drain(patience, unwanted) => (*patience, Some(unwanted)),
+            Order::Look | Order::Stop => (patience, None),
         };
         let after = |span| Worker::now().saturating_add(nanoseconds(span));
         worker.end_connections(after(GRACE));
         until = until.min(after(patience));
-        let rest = match last {
-            Order::Drain(_) => Rest::Leave,
-            Order::Look | Order::Stop => Rest::Take,
-        };
-        let tasks = accepting.drain().flat_map(|(_, tasks)| tasks);
-        ended.extend(tasks.map(|task| task.end(rest)));
+        ended.extend(accepting.drain().map(|(_, task)| {
+            let is_left = successor.is_some_and(|unwanted| !unwanted.contains(&task.address));
+            task.end(if is_left { Rest::Leave } else { Rest::Take })
+        }));
         while let Some(task) = ended.pop() {
             // One that has panicked has ended as well.
             let _ = task.await;
@@ -344,7 +355,7 @@ async fn obey(
             // At first those that were accepted last come to begin.
             let pause = tokio::time::sleep(Duration::from_millis(20));
             match before(pause, orders).await {
-                Some(order @ (Order::Stop | Order::Drain(_))) => break order,
+                Some(order @ (Order::Stop | Order::Drain(..))) => break order,
                 _ if worker.timers.count() == 0 || Worker::now() >= until => return,
                 _ => {}
             }
@@ -372,7 +383,8 @@ enum Rest {
 
 /// A task that accepts connections.
 struct Accepting {
-    /// It ends when it is told, or this is dropped, which is [`Rest::Take`].
+    address: SocketAddr,
+    /// It ends when it is told.
     open: oneshot::Sender<Rest>,
     task: JoinHandle<()>,
 }
@@ -385,31 +397,44 @@ impl Accepting {
     }
 }
 
-/// Takes what holds. Sockets of addresses that are gone are closed.
-fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr, Vec<Accepting>>) {
-    let Some(take) = give(&mut |address| accepting.contains_key(&address)) else {
-        return;
-    };
+/// Takes what holds. When the worker has no place any more, it is to end, within the time that is
+/// returned.
+fn look(
+    worker: &Rc<Worker>,
+    give: Give<'_>,
+    accepting: &mut HashMap<u64, Accepting>,
+) -> Option<Duration> {
     let Take {
         snapshot,
         router,
-        sockets,
-    } = take;
+        has_place,
+        wanted,
+        new,
+    } = give(&mut |number| accepting.contains_key(&number))?;
     if let Some(before) = worker.current() {
         worker.flush_log(&before.snapshot);
     }
+    for (_, task) in accepting.extract_if(|number, _| !wanted.contains(number)) {
+        // Of an address that is a listener's still, another worker has the socket now.
+        let rest = match snapshot.listener_at(task.address) {
+            Some(_) => Rest::Leave,
+            None => Rest::Take,
+        };
+        task.end(rest);
+    }
+    let patience = snapshot.config.drain_timeout;
     let pickers = snapshot.groups.iter();
     let pickers =
         pickers.map(|group| RefCell::new(Picker::new(group.pick.clone(), worker.random())));
     let pickers = pickers.collect();
-    accepting.retain(|address, _| snapshot.listener_at(*address).is_some());
     worker.current.replace(Some(Rc::new(Current {
         snapshot,
         router,
         pickers,
     })));
-    for entrance in sockets {
+    for entrance in new {
         let Entrance {
+            number,
             address,
             socket,
             is_kept,
@@ -419,12 +444,17 @@ fn look(worker: &Rc<Worker>, give: Give<'_>, accepting: &mut HashMap<SocketAddr,
                 let (open, ended) = oneshot::channel();
                 let socket = (socket, is_kept);
                 let task = spawn_local(accept(worker.clone(), address, socket, ended));
-                let tasks: &mut Vec<Accepting> = accepting.entry(address).or_default();
-                tasks.push(Accepting { open, task });
+                let task = Accepting {
+                    address,
+                    open,
+                    task,
+                };
+                accepting.insert(number, task);
             }
             Err(e) => error!("{address}: {e}; worker {} accepts none there", worker.index),
         }
     }
+    (!has_place).then_some(patience)
 }
 
 /// Accepts connections to an address until it is no listener's any more, and those that wait then,
@@ -436,7 +466,8 @@ async fn accept(
     mut ended: oneshot::Receiver<Rest>,
 ) {
     let mut told = false;
-    let mut listener = None;
+    let current = worker.current();
+    let mut listener = current.and_then(|c| c.snapshot.listener_at(address).cloned());
     let rest = loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,

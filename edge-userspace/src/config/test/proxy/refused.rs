@@ -87,10 +87,24 @@ fn listeners_that_cannot_be_are_refused() {
         ),
         (
             format!(
-                "[proxy]\ntraces = {{ endpoint = 'https://a:4318' }}\n{}",
+                "[proxy]\ntraces = {{ endpoint = 'ftp://a:4318' }}\n{}",
                 route("")
             ),
-            "HTTP without TLS; name the collector",
+            "no URL of a collector that is spoken to by HTTP or HTTPS; name the collector",
+        ),
+        (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'http://a:4318', ca = '/a' }}\n{}",
+                route("")
+            ),
+            "without TLS there is nobody to trust",
+        ),
+        (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'https://a:4318', headers_file = 'a' }}\n{}",
+                route("")
+            ),
+            "proxy.traces.headers_file = 'a': no absolute path",
         ),
         (
             format!(

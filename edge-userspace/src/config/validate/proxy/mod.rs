@@ -108,19 +108,32 @@ fn traces(raw: &raw::proxy::Traces, report: &mut Report<'_>) -> Option<Traces> {
     if !is_endpoint(endpoint) {
         report.problem(
             place,
-            format_args!("no URL of a collector that is spoken to by HTTP without TLS; {REMEDY}"),
+            format_args!("no URL of a collector that is spoken to by HTTP or HTTPS; {REMEDY}"),
+        );
+    }
+    if let Some(ca) = raw
+        .ca
+        .as_ref()
+        .filter(|_| !endpoint.starts_with("https://"))
+    {
+        report.problem(
+            &ca.place,
+            "without TLS there is nobody to trust; write https:// in endpoint, or remove it",
         );
     }
     Some(Traces {
         endpoint: endpoint.to_owned(),
+        ca: (raw.ca.as_ref()).map(|at| file(at, "/etc/edge/collector-ca.pem", report)),
+        headers_file: (raw.headers_file.as_ref())
+            .map(|at| file(at, "/etc/edge/collector-headers", report)),
         sample_permille,
         service_name: service_name.unwrap_or_else(|| Traces::SERVICE_NAME.to_owned()),
     })
 }
 
-/// Whether a text is `http://host:port`, perhaps with a path.
+/// Whether a text is `http://host:port` or `https://host:port`, perhaps with a path.
 fn is_endpoint(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix("http://") else {
+    let Some(("http" | "https", rest)) = text.split_once("://") else {
         return false;
     };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));

@@ -1,0 +1,234 @@
+//! Threads of workers: as many as a configuration wants, which may change while they run.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+use tracing::{error, info};
+
+use super::{
+    privileges,
+    tier::TierError,
+    view::{Held, Shared, lock},
+    worker::{self, Ended, Entrance, Order},
+};
+
+/// Orders that wait for a worker.
+const ORDERS: usize = 8;
+
+/// How long requests may take to end when the proxy does.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A worker's thread. It ends when it has not begun and this is dropped.
+pub(super) struct Seat {
+    /// No other worker has it meanwhile.
+    number: usize,
+    orders: Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The workers.
+#[derive(Default)]
+pub(super) struct Crew {
+    /// Who accepts connections.
+    at_work: Vec<Seat>,
+    /// Who has connections still, and no place any more.
+    leaving: Vec<Seat>,
+}
+
+impl Crew {
+    /// How many accept connections.
+    pub(super) const fn at_work(&self) -> usize {
+        self.at_work.len()
+    }
+
+    /// Their numbers.
+    pub(super) fn numbers(&self) -> Arc<[usize]> {
+        self.at_work.iter().map(|seat| seat.number).collect()
+    }
+
+    /// Starts those that are missing, which do nothing until they belong to it.
+    ///
+    /// # Errors
+    /// When there is no thread to be had, or it cannot give up its privileges.
+    pub(super) fn more(&self, wanted: usize, shared: &Arc<Shared>) -> Result<Vec<Seat>, TierError> {
+        let taken = |number: &usize| self.all().any(|seat| seat.number == *number);
+        let free = (0..).filter(|number| !taken(number));
+        let missing = wanted.saturating_sub(self.at_work.len());
+        free.take(missing)
+            .map(|number| Seat::start(number, shared.clone()))
+            .collect()
+    }
+
+    /// Has so many at work, with those that are new. Those who have no place any more are told so
+    /// when they look.
+    pub(super) fn change(&mut self, new: Vec<Seat>, wanted: usize) {
+        // Whoever has ended has nothing to say.
+        self.leaving
+            .retain_mut(|seat| !seat.has_ended() || !seat.join());
+        let before = self.at_work.len();
+        self.at_work.extend(new);
+        let kept = wanted.min(self.at_work.len());
+        self.leaving.extend(self.at_work.drain(kept..));
+        match before {
+            _ if before == kept => {}
+            0 => info!(workers = kept, "the proxy has started"),
+            _ => info!(
+                workers = kept,
+                before, "the proxy has another number of workers"
+            ),
+        }
+    }
+
+    /// Has all of them look at what holds.
+    pub(super) fn look(&self) {
+        for seat in self.all() {
+            // Where there is no room it has been told already, and looks only then. One that is
+            // gone is about to start anew, and looks by itself.
+            let _ = seat.orders.try_send(Order::Look);
+        }
+    }
+
+    /// Tells all of them.
+    pub(super) fn tell(&self, order: &Order) {
+        for seat in self.all() {
+            // It takes its orders one after the other; whoever is gone needs none.
+            while let Err(TrySendError::Full(_)) = seat.orders.try_send(order.clone()) {
+                thread::park_timeout(Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Waits until all have ended; `false` when that takes too long, or `is_over` says so.
+    pub(super) fn has_ended(&self, patience: Duration, mut is_over: impl FnMut() -> bool) -> bool {
+        let until = Instant::now() + patience;
+        while !self.all().all(Seat::has_ended) {
+            if is_over() || Instant::now() > until {
+                return false;
+            }
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        true
+    }
+
+    /// Waits for their end.
+    pub(super) fn join(&mut self) {
+        for mut seat in self.at_work.drain(..).chain(self.leaving.drain(..)) {
+            seat.join();
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Seat> {
+        self.at_work.iter().chain(&self.leaving)
+    }
+}
+
+impl Seat {
+    fn start(number: usize, shared: Arc<Shared>) -> Result<Self, TierError> {
+        let (orders, inbox) = channel(ORDERS);
+        let random = worker::random();
+        let (told, safe) = sync_channel(1);
+        let thread = thread::Builder::new()
+            .name(format!("proxy-{number}"))
+            .spawn(move || sit(number, random, &shared, inbox, &told))
+            .map_err(TierError::Thread)?;
+        // It serves strangers, or does not start.
+        let given_up = safe
+            .recv()
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+        given_up.map_err(TierError::Privileges)?;
+        Ok(Self {
+            number,
+            orders,
+            thread: Some(thread),
+        })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits for its end, and says that it has ended.
+    fn join(&mut self) -> bool {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("worker {} of the proxy panicked at its end", self.number);
+        }
+        true
+    }
+}
+
+/// A worker's thread: a worker that panics is followed by another one.
+fn sit(
+    number: usize,
+    random: u64,
+    shared: &Shared,
+    mut orders: Receiver<Order>,
+    told: &SyncSender<io::Result<()>>,
+) {
+    let take = |held: &mut dyn FnMut(u64) -> bool| {
+        let current = lock(&shared.current);
+        if shared.is_closed.load(Relaxed) {
+            return None;
+        }
+        let Held {
+            snapshot,
+            router,
+            seats,
+        } = current.clone()?;
+        let place = seats.iter().position(|seat| *seat == number);
+        let (mut wanted, mut new) = (Vec::new(), Vec::new());
+        let doors = lock(&shared.sockets);
+        for (&address, door) in doors.iter().filter(|_| place.is_some()) {
+            for queue in door.of(place.unwrap_or_default(), seats.len()) {
+                wanted.push(queue.number);
+                if held(queue.number) {
+                    continue;
+                }
+                match queue.socket.try_clone() {
+                    Ok(socket) => new.push(Entrance {
+                        number: queue.number,
+                        address,
+                        socket,
+                        is_kept: door.is_kept,
+                    }),
+                    Err(e) => error!("{address}: {e}; worker {number} accepts none there"),
+                }
+            }
+        }
+        Some(worker::Take {
+            has_place: place.is_some(),
+            snapshot,
+            router,
+            wanted,
+            new,
+        })
+    };
+    let unprivileged = privileges::give_up();
+    let is_safe = unprivileged.is_ok();
+    // There is room for it.
+    let _ = told.try_send(unprivileged);
+    // What it is for may never come into force, or not yet.
+    if !is_safe || orders.blocking_recv() != Some(Order::Look) {
+        return;
+    }
+    loop {
+        match worker::run(number, random, &take, &mut orders, PATIENCE) {
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::Panicked) => {}
+            Err(e) => {
+                error!("worker {number} of the proxy cannot start: {e}; it is tried again");
+                thread::park_timeout(Duration::from_secs(1));
+            }
+        }
+    }
+}
