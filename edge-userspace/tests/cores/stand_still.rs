@@ -31,10 +31,8 @@ extern "C" fn stand_still(_: i32) {
 pub(crate) fn prepare() {
     let mut ends = [-1; 2];
     // SAFETY: two descriptors are written.
-    assert_eq!(
-        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-        0
-    );
+    let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(made, 0);
     for (end, fd) in GATE.iter().zip(ends) {
         end.store(fd, SeqCst);
     }
