@@ -358,6 +358,30 @@ impl<'a> Installation<'a> {
         started.unwrap_or_else(|refused| refused.panic())
     }
 
+    /// Has systemd-socket-activate(1) open sockets, each with a name, and waits until the daemon,
+    /// which the first connection to one of them starts, is ready or has ended, which is the error.
+    ///
+    /// # Errors
+    /// When it ended.
+    ///
+    /// # Panics
+    /// When it does neither in time.
+    #[track_caller]
+    pub fn try_start_by_systemd(&self, sockets: &[(&str, &str)]) -> Result<Daemon, Outcome> {
+        let mut command = self.host.command("systemd-socket-activate");
+        for (address, _) in sockets {
+            command.args(["--listen", address]);
+        }
+        let names: Vec<&str> = sockets.iter().map(|(_, name)| *name).collect();
+        command
+            .arg(format!("--fdname={}", names.join(":")))
+            // It hands on nothing that it is not told to.
+            .args(["--setenv", "NOTIFY_SOCKET"])
+            .arg(binary());
+        let command = self.command(command, &["run", "-c"]);
+        self.try_start_by(command, &[], wait::PATIENCE, None)
+    }
+
     /// The processes that run the daemon of this installation.
     #[must_use]
     pub fn daemons(&self) -> Vec<u32> {

@@ -25,6 +25,10 @@ const PROGRAM_DIRS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
 /// Data in `usr/share` that its program can be told the place of: qemu's firmware.
 const FINDABLE_DATA: [&str; 2] = ["qemu", "seabios"];
 
+/// Directories of libraries of one package alone, inside that of all: its programs look for them
+/// at their absolute path.
+const PRIVATE_LIBS: [&str; 1] = ["systemd"];
+
 /// Whether this machine has apt at all.
 pub(crate) fn is_available() -> bool {
     exec::which("apt-get", &[]).is_some() && exec::which("dpkg-deb", &[]).is_some()
@@ -161,11 +165,16 @@ pub(crate) fn unpacked(group: &Path, program: &str) -> Result<PathBuf> {
 
 /// Where shared libraries were unpacked below `root`.
 pub(crate) fn unpacked_libs(root: &Path) -> Vec<PathBuf> {
-    [root.join("usr"), root.to_path_buf()]
+    let all: Vec<PathBuf> = [root.join("usr"), root.to_path_buf()]
         .iter()
         .flat_map(|prefix| lib_dirs(prefix))
-        .filter(|dir| dir.is_dir())
-        .collect()
+        .collect();
+    let private = all
+        .iter()
+        .flat_map(|dir| PRIVATE_LIBS.map(|name| dir.join(name)));
+    let mut dirs: Vec<PathBuf> = all.iter().cloned().chain(private).collect();
+    dirs.retain(|dir| dir.is_dir());
+    dirs
 }
 
 /// Downloads `packages`, and what they need and the machine lacks, into `to`.

@@ -20,7 +20,7 @@ pub(crate) struct Tool {
 }
 
 /// All of them.
-pub(crate) const TOOLS: [Tool; 9] = [
+pub(crate) const TOOLS: [Tool; 10] = [
     Tool {
         command: "ip",
         package: "iproute2",
@@ -65,6 +65,11 @@ pub(crate) const TOOLS: [Tool; 9] = [
         command: "h2load",
         package: "nghttp2-client",
         purpose: "the load on proxies",
+    },
+    Tool {
+        command: "systemd-socket-activate",
+        package: "systemd",
+        purpose: "opens sockets as a service manager does",
     },
 ];
 

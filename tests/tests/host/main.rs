@@ -1,5 +1,6 @@
 //! Edge on a host with real links, clients and servers, as a user sees it.
 
+mod activated;
 mod apply;
 mod attach;
 mod attacks;

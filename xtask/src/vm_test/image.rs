@@ -29,8 +29,10 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     /// The program on this machine.
     pub(crate) program: PathBuf,
-    /// Its arguments; words without spaces.
+    /// Its arguments, without tabs.
     pub(crate) arguments: &'static [&'static str],
+    /// Another program that it starts, by the variable of the environment that names it.
+    pub(crate) starts: Option<(&'static str, PathBuf)>,
 }
 
 /// The archive from which `kernel` starts and does `steps`.
@@ -56,8 +58,22 @@ pub(crate) fn build(tools: &Tools, kernel: &Kernel, steps: &[Step]) -> Result<Ve
         let path = format!("steps.d/{}", step.name);
         archive.file(&path, read(&step.program)?, 0o755)?;
         libraries.extend(dependencies(&step.program, &[])?);
-        let words = step.arguments.join(" ");
-        script.push_str(&format!("{} /{path} {words}\n", step.name));
+        let mut words = vec![step.name.to_owned()];
+        if let Some((variable, program)) = &step.starts {
+            let name = program.file_name().and_then(|name| name.to_str());
+            let path = format!("bin/{}", name.context("a program has a name")?);
+            archive.file(&path, read(program)?, 0o755)?;
+            libraries.extend(dependencies(program, &[])?);
+            words.extend([
+                "busybox".into(),
+                "env".into(),
+                format!("{variable}=/{path}"),
+            ]);
+        }
+        words.push(format!("/{path}"));
+        words.extend(step.arguments.iter().map(|&word| word.to_owned()));
+        script.push_str(&words.join("\t"));
+        script.push('\n');
     }
     archive.file("steps", script.into_bytes(), 0o644)?;
     for (name, file) in libraries {

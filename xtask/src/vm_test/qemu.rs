@@ -19,9 +19,6 @@ use crate::workspace::Workspace;
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 
-/// Mebibytes of the guest; its file system lies in them too.
-const MEMORY: &str = "1536";
-
 /// The processor, without what makes its emulation slow and has no part in what is tested: string
 /// instructions that copy byte by byte, a fifth level of page tables, and a guard around every
 /// access to a program's memory. It saves a third of the time.
@@ -84,19 +81,21 @@ pub(crate) fn find(workspace: &Workspace) -> Result<Qemu> {
 }
 
 impl Qemu {
-    /// Boots `image` with `initramfs` and waits for the guest's end, at most for `time`. Tells now
-    /// and then what its last line was.
+    /// Boots `image` with `initramfs` and so many mebibytes, in which its file system lies too, and
+    /// waits for the guest's end, at most for `time`. Tells now and then what its last line was.
     pub(crate) fn run(
         &self,
         image: &Path,
         initramfs: &Path,
+        memory: u32,
         time: Duration,
         told: impl FnMut(&str),
     ) -> Result<Ended> {
         let mut command = Command::new(&self.program);
         // Emulation, because nested virtualisation is often advertised and then does not work.
         command.args(["-machine", "q35,accel=tcg", "-cpu", PROCESSOR, "-smp", "2"]);
-        command.args(["-m", MEMORY, "-nodefaults", "-no-user-config", "-no-reboot"]);
+        command.arg("-m").arg(memory.to_string());
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-display", "none"]);
         for dir in &self.firmware {
             command.arg("-L").arg(dir);

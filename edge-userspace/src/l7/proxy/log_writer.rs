@@ -1,5 +1,6 @@
 //! The thread that writes the access log. Requests never wait for it: when it falls behind,
-//! lines are lost and counted.
+//! lines are lost and counted. It waits outside the channel, as who waits inside is woken under a
+//! lock that all workers share.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,9 +10,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
-    thread,
+    thread::{self, Thread},
     time::Duration,
 };
 
@@ -28,7 +29,19 @@ const MODE: u32 = 0o640;
 #[derive(Clone, Debug)]
 pub(super) struct LogWriter {
     batches: SyncSender<Batch>,
+    // Dropped behind the sender: the thread is to see that nobody has one any more.
+    writer: Writer,
     lost: Arc<AtomicU64>,
+}
+
+/// The thread, which is woken when this is dropped.
+#[derive(Clone, Debug)]
+struct Writer(Thread);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.unpark();
+    }
 }
 
 /// Whole lines, and how many.
@@ -48,16 +61,20 @@ impl LogWriter {
         let path = path.to_path_buf();
         let lost = Arc::<AtomicU64>::default();
         let losing = lost.clone();
-        thread::Builder::new()
+        let writer = thread::Builder::new()
             .name("access-log".into())
             .spawn(move || write_all(&path, file, &queue, &losing))?;
-        Ok(Self { batches, lost })
+        Ok(Self {
+            batches,
+            writer: Writer(writer.thread().clone()),
+            lost,
+        })
     }
 
     /// Hands so many lines over.
     pub(super) fn send(&self, lines: Vec<u8>, count: u64) {
         match self.batches.try_send(Batch { lines, count }) {
-            Ok(()) => {}
+            Ok(()) => self.writer.0.unpark(),
             Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) => {
                 self.lost.fetch_add(lost.count, Relaxed);
             }
@@ -83,10 +100,13 @@ fn open(path: &Path) -> io::Result<File> {
 fn write_all(path: &Path, mut file: File, queue: &Receiver<Batch>, lost: &AtomicU64) {
     let mut failed = false;
     loop {
-        let batch = match queue.recv_timeout(LOOK) {
+        let batch = match queue.try_recv() {
             Ok(batch) => Some(batch),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(TryRecvError::Empty) => {
+                thread::park_timeout(LOOK);
+                None
+            }
+            Err(TryRecvError::Disconnected) => return,
         };
         if is_moved(path, &file) {
             match open(path) {
