@@ -11,7 +11,9 @@ use hyper::{Method, body::Bytes};
 
 use super::{
     client::{answer, ask, call, connect, send, whole},
-    raw::{Client, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, SETTINGS, field},
+    raw::{
+        Client, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, SETTINGS, field, get,
+    },
     rig::{PATIENCE, Rig, Server as Http1, Setup, until},
 };
 
@@ -268,16 +270,45 @@ async fn a_connection_that_is_silent_gets_no_more_requests() {
     server.await.unwrap();
 }
 
+/// `SETTINGS_MAX_CONCURRENT_STREAMS` (RFC 9113, 6.5.2).
+fn most(streams: u8) -> Vec<u8> {
+    vec![0, 3, 0, 0, 0, streams]
+}
+
+#[test]
+fn who_came_first_gets_the_first_place() {
+    const CANCEL: u32 = 8;
+    let (address, take) = connections();
+    let upstream = "keep_alive.connections = 1\nretries.tries = 1\n\
+                    timeouts = { connect = '20s', first_byte = '30s' }";
+    let rig = rig(&address, upstream);
+    let mut client = Client::new(rig.port.at);
+    let ask = |id| head(id, END_STREAM, &get("/a"));
+    client.send(&[ask(1)]).unwrap();
+    let mut server = next_with(&take, &most(1));
+    request(&mut server);
+    // The next one waits.
+    client
+        .send(&[ask(3), Frame::new(PING, 0, 0, &[7; 8])])
+        .unwrap();
+    client.next_of(&[PING]).expect("an answer to the ping");
+    // Another one comes with what makes a place.
+    client.send(&[reset(1, CANCEL), ask(5)]).unwrap();
+    for expected in [3, 5] {
+        let id = request(&mut server);
+        server.send(&[head(id, END_STREAM, OK)]).unwrap();
+        let answer = client.next_of(&[HEADERS]).expect("an answer");
+        assert_eq!(answer.stream, expected);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_wait_hear_that_a_server_takes_more() {
-    /// `SETTINGS_MAX_CONCURRENT_STREAMS` (RFC 9113, 6.5.2).
-    const STREAMS: [u8; 5] = [0, 3, 0, 0, 0];
     let (address, take) = connections();
     let upstream = "keep_alive.connections = 1\nretries.tries = 1\n\
                     timeouts = { connect = '20s', first_byte = '30s' }";
     let rig = rig(&address, upstream);
     let server = tokio::task::spawn_blocking(move || {
-        let most = |n: u8| [&STREAMS[..], &[n]].concat();
         let mut server = next_with(&take, &most(1));
         let first = request(&mut server);
         // Another one waits, and the first one is not answered before it has come.

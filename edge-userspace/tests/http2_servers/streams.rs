@@ -583,35 +583,6 @@ async fn a_client_that_takes_its_answer_slowly_holds_no_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_came_first_gets_the_first_place() {
-    const ALL: usize = 1000;
-    let mut builder = Builder::new();
-    builder.max_concurrent_streams(1);
-    let server = Server::with(&builder);
-    let upstream = format!(
-        "{UPSTREAM}\nkeep_alive.connections = 1\nretries.tries = 1\ntimeouts.connect = '15s'"
-    );
-    let listener = "http2 = true\nlimits = { h2_streams = 1000, requests_per_connection = 0 }";
-    let rig = Rig::new(&setup(&server).upstream(upstream).listener(listener));
-    let client = connect(rig.port.at).await;
-    let mut answers = Vec::new();
-    for n in 0..ALL {
-        let (response, _) = send(&client, ask(Method::GET, &format!("/seen{n}")), true).await;
-        answers.push(tokio::spawn(whole(response)));
-        // They come while others end.
-        tokio::task::yield_now().await;
-    }
-    for answer in answers {
-        assert_eq!(answer.await.unwrap().unwrap().0.status(), 200);
-    }
-    until("all lines", || rig.lines().len() == ALL);
-    let order = rig.lines().into_iter();
-    let order: Vec<String> = order.map(|l| l["target"].to_string()).collect();
-    let came: Vec<String> = (0..ALL).map(|n| format!("\"/seen{n}\"")).collect();
-    assert!(order == came, "{order:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_upstream_gets_no_more_requests_than_listeners_have_connections() {
     let server = Server::start();
     let listener = "http2 = true\nlimits = { connections = 3 }";

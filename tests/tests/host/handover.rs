@@ -171,10 +171,8 @@ fn signing(sign: &Path) -> String {
 
 fn kill(pid: u32, signal: i32) {
     // SAFETY: no pointers; it runs for our own installation.
-    assert_eq!(
-        unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) },
-        0
-    );
+    let sent = unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) };
+    assert_eq!(sent, 0);
 }
 
 /// The process that has written its id to a file. It is killed when this is dropped.
@@ -231,14 +229,14 @@ fn told_to_stop_the_daemon_waits_for_no_process_that_does_not_end() {
         let group = unsafe { libc::getpgid(i32::try_from(daemon.pid()).unwrap()) };
         let text = format!("setpgrp(0, {group}) or die;\n{spoken}\nsleep 1000 while 1;");
         let binary = program(&edge, &text);
-        let (_, _stray) = fails(&edge, &["--timeout", "3s", "--binary", &binary], || {
-            let stray = Stray::of(&sign);
+        let (_, ()) = fails(&edge, &["--timeout", "3s", "--binary", &binary], || {
+            // Gone also when this fails, so that nobody waits for it any more.
+            let _stray = Stray::of(&sign);
             wait::until("it was killed", || daemon.log().contains("does not end"));
             daemon.signal(libc::SIGTERM);
-            stray
+            let status = wait::until_some("the daemon has ended", || daemon.ended());
+            assert!(status.success(), "{status}: {}", daemon.log());
         });
-        let status = wait::until_some("the daemon has ended", || daemon.ended());
-        assert!(status.success(), "{status}: {}", daemon.log());
         fs::remove_file(&sign).unwrap();
     }
 }

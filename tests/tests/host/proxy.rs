@@ -154,7 +154,10 @@ pub(crate) fn under_load(link: &Link, during: impl FnOnce(&dyn Fn())) -> u64 {
                         .build()
                         .unwrap();
                     while !stop.load(Ordering::Relaxed) {
-                        assert!(runtime.block_on(client::get(None, to)).unwrap());
+                        let got = runtime.block_on(async {
+                            tokio::time::timeout(wait::PATIENCE, client::get(None, to)).await
+                        });
+                        assert!(got.expect("an answer in time").unwrap());
                         done.fetch_add(1, Ordering::Relaxed);
                     }
                 });
