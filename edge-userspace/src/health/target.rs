@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio_rustls::rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{ClientConfig, pki_types::ServerName};
 
 use super::tunnel::Tunnel;
 use crate::config::balance::HealthCheck;

@@ -385,6 +385,50 @@ async fn many_small_messages_for_a_slow_server_are_no_flood() {
 }
 
 #[test]
+fn what_a_client_does_is_seen_while_the_server_takes_nothing() {
+    const CANCEL: u32 = 8;
+    /// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113, 6.5.2): nothing.
+    const CLOSED: [u8; 6] = [0, 4, 0, 0, 0, 0];
+    let (address, take) = connections();
+    let mut setup = Setup::new(&[])
+        .listener("http2 = true\nlimits = { body_bytes = '1KiB' }")
+        .upstream("protocol = 'http2'\ntimeouts = { first_byte = '50s', request = '60s' }");
+    setup.servers = vec![address];
+    let rig = Rig::new(&setup);
+    let mut client = Client::new(rig.port.at);
+    let post = [
+        field(b":method", b"POST"),
+        field(b":scheme", b"http"),
+        field(b":path", b"/"),
+        field(b":authority", b"a.example"),
+    ]
+    .concat();
+    let begin = |id| [head(id, 0, &post), Frame::new(DATA, 0, id, &[7; 1000])];
+    client.send(&begin(1)).unwrap();
+    let mut server = next_with(&take, &CLOSED);
+    let ended = |server: &mut Client, id| {
+        let end = server.next_of(&[RST_STREAM]).expect("an end");
+        assert_eq!((end.stream, end.code()), (id, Some(CANCEL)));
+    };
+    // More than it may send.
+    let id = request(&mut server);
+    client.send(&[Frame::new(DATA, 0, 1, &[7; 1000])]).unwrap();
+    let answer = client.next_of(&[HEADERS, RST_STREAM]).expect("an answer");
+    assert_eq!((answer.kind, answer.stream), (HEADERS, 1));
+    ended(&mut server, id);
+    until("it is told", || rig.refusals("body_too_large") == 1);
+    // It does not want it any more, with more to come of the body, and with nothing.
+    for (stream, end) in [(3, 0), (5, END_STREAM)] {
+        client.send(&begin(stream)).unwrap();
+        let id = request(&mut server);
+        let last = Frame::new(DATA, end, stream, &[7; 20]);
+        client.send(&[last, reset(stream, CANCEL)]).unwrap();
+        ended(&mut server, id);
+    }
+    until("they are told", || rig.refusals("client_gone") == 2);
+}
+
+#[test]
 fn messages_that_were_on_their_way_when_a_call_ended_are_no_flood() {
     let server = super::server::Server::start();
     let rig = rig(&server.address, "");
