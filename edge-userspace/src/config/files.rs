@@ -1,7 +1,12 @@
 //! Files that the configuration names: certificates, keys, who signs them, and headers that may be
 //! secret.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs::{self, File, Metadata},
+    io::Read as _,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use hyper::header::{HeaderName, HeaderValue};
 use tokio_rustls::rustls::{
@@ -88,14 +93,26 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
+    read_file(path, MAX_BYTES).map(|(text, _)| text)
+}
+
+/// What is in a file of so many bytes at the most, and what the file is.
+fn read_file(path: &Path, most: u64) -> Result<(Vec<u8>, Metadata), String> {
     let failed = |e| format!("cannot be read ({e}); name a file that this user may read");
-    let meta = fs::metadata(path).map_err(failed)?;
-    if !meta.is_file() || meta.len() > MAX_BYTES {
-        return Err(format!(
-            "no file of at most {MAX_BYTES} bytes; name a PEM file"
-        ));
+    // Of what else there is, opening may wait for somebody.
+    let is_file = |meta: &Metadata| meta.is_file() && meta.len() <= most;
+    let no_file = || format!("no file of at most {most} bytes; name one");
+    if !is_file(&fs::metadata(path).map_err(failed)?) {
+        return Err(no_file());
     }
-    fs::read(path).map_err(failed)
+    let file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let mut text = Vec::new();
+    let read = file.take(most + 1).read_to_end(&mut text).map_err(failed)?;
+    if !is_file(&meta) || read as u64 > most {
+        return Err(no_file());
+    }
+    Ok((text, meta))
 }
 
 /// Reads headers: lines of `Name: value`, empty ones, and comments behind `#`. Only its owner may
@@ -116,9 +133,10 @@ pub fn headers(path: &Path) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
         "transfer-encoding",
         "upgrade",
     ];
-    let text = read(path)?;
-    let mode = fs::metadata(path).map(|meta| meta.permissions().mode());
-    if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+    /// Of the file, and how many there may be.
+    const MOST: (u64, usize) = (16 << 10, 64);
+    let (text, meta) = read_file(path, MOST.0)?;
+    if meta.permissions().mode() & 0o077 != 0 {
         return Err(
             "others than its owner may read it; chmod 600, and have other secrets made".into(),
         );
@@ -146,6 +164,9 @@ pub fn headers(path: &Path) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
             ));
         }
         headers.push((name, value));
+    }
+    if headers.len() > MOST.1 {
+        return Err(format!("more than {} headers; remove some", MOST.1));
     }
     Ok(headers)
 }

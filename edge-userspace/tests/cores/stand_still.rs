@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use super::rig::PATIENCE;
+use super::rig::{PATIENCE, until};
 
 const SIGNAL: i32 = libc::SIGUSR2;
 /// Nanoseconds.
@@ -47,13 +47,17 @@ pub(crate) fn prepare() {
 
 /// A thread of this process by its name.
 pub(crate) fn thread_named(name: &str) -> i32 {
-    let all = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let mut named = all.filter(|entry| {
-        fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    let mut named = Vec::new();
+    // One that has ended may be listed a little longer.
+    until("one thread of that name", || {
+        let all = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let of_name = all.filter(|entry| {
+            fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        });
+        named = of_name.map(|entry| entry.file_name()).collect();
+        named.len() == 1
     });
-    let found = named.next().expect("a thread of that name");
-    assert!(named.next().is_none(), "two threads {name}");
-    found.file_name().to_str().unwrap().parse().unwrap()
+    named[0].to_str().unwrap().parse().unwrap()
 }
 
 /// A thread that can be made to stand still.

@@ -303,7 +303,10 @@ fn a_collector_behind_tls_hears_the_headers_of_a_file() {
     let got = collector.seen()[told..].concat();
     assert!(!got.contains("POST"), "{got}");
     // A file that is wrong is told of without what is in it.
+    let (many, large) = ("A: Bearer 1\n".repeat(65), "A: Bearer 1\n".repeat(2000));
     for (text, mode, why) in [
+        (&*many, 0o600, "more than 64 headers"),
+        (&*large, 0o600, "no file of at most 16384 bytes"),
         ("Authorization: Bearer 1\n", 0o640, "chmod 600"),
         ("Bearer 1\n", 0o600, "line 1 is no header"),
         (

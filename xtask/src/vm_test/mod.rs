@@ -234,7 +234,13 @@ fn idle_steps(workspace: &Workspace) -> Result<Vec<Step>> {
         name: "idle",
         program: build::bench(workspace)?,
         // It loads no object by itself.
-        arguments: &["--objects", "/", "--filter", "100,000 idle connections"],
+        arguments: &[
+            "--objects",
+            "/",
+            "--strict",
+            "--filter",
+            "100,000 idle connections",
+        ],
         starts: Some((test::BINARY_VAR, daemon)),
     }])
 }

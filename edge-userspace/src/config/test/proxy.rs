@@ -265,7 +265,7 @@ fn everything_is_taken_over() {
         "access log  /var/log/a (logfmt)",
         "traces      off",
         "web              http/1.1 h2 tls   require                10000   192.0.2.10:443, [2001:db8::10]:443 (client by forwarded)",
-        "app              http1 tls   consistent-hash              2         0   http         2       10s   5 errors, 0.3 of 20 failed or slower than 2s",
+        "app              http1 tls   consistent-hash              2         0   https        2       10s   5 errors, 0.3 of 20 failed or slower than 2s",
         "r                web              example.com,*.example.com,[::1] /api/                         3   b 5/5, app 0/5",
     ] {
         assert!(described.contains(line), "{line} in\n{described}");

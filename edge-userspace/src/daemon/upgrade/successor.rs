@@ -40,8 +40,8 @@ use crate::{
 const LINES: usize = 20;
 /// Bytes of one of them.
 const LINE: usize = 1000;
-/// Bytes of a message, at the most.
-const MESSAGE: u64 = 1 << 16;
+/// Bytes of a message, at the most: it may name every address there is.
+const MESSAGE: u64 = 16 << 20;
 /// How long one that was killed may take to be gone, and what it said to come.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -245,7 +245,9 @@ impl Successor {
                 name = signals.stop() => *stopped = Some(name),
             }
         }
-        if let Some(all_said) = self.all_said.take() {
+        if let Some(all_said) = self.all_said.take()
+            && stopped.is_none()
+        {
             let _ = timeout(LAST, all_said).await;
         }
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,7 +277,10 @@ impl Successor {
         let mut limited = (&mut self.reader).take(MESSAGE);
         limited.read_until(b'\n', &mut line).await?;
         if line.last() != Some(&b'\n') {
-            return Err(Trouble::Ended);
+            return Err(match line.len() as u64 >= MESSAGE {
+                true => Trouble::Nonsense(format!("more than {MESSAGE} bytes at once")),
+                false => Trouble::Ended,
+            });
         }
         serde_json::from_slice(&line).map_err(|e| Trouble::Nonsense(e.to_string()))
     }

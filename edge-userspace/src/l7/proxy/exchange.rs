@@ -68,8 +68,10 @@ pub(super) struct Try {
     /// Its position in the upstream.
     pub(super) server: usize,
     pub(super) begin: u64,
-    /// When that was over, and how; `None`: it goes on, or ended as the request did.
-    pub(super) ended: Option<(u64, Result<u16, Refusal>)>,
+    /// The status of its answer, or why there is none; `None`: it was not waited for to the end.
+    pub(super) outcome: Option<Result<u16, Refusal>>,
+    /// When that was over; `None`: it goes on, or ended as the request did.
+    pub(super) ended: Option<u64>,
 }
 
 /// The id of a request, and its trace (W3C Trace Context), hexadecimal.
@@ -705,16 +707,17 @@ fn settle<F: Front>(
             tries: (facts.told.iter())
                 .map(|told| {
                     let server = group.and_then(|group| group.servers.get(told.server));
-                    let (end, outcome) = told.ended.unwrap_or((Worker::now(), Ok(status)));
+                    let failed = told.outcome.and_then(Result::err);
                     spans::Try {
                         span: told.span,
                         begin: unix(told.begin),
-                        end: unix(end),
+                        end: unix(told.ended.unwrap_or_else(Worker::now)),
                         server: server.map(|s| s.name.to_string()).unwrap_or_default(),
-                        status: outcome.unwrap_or(0),
+                        status: told.outcome.and_then(Result::ok).unwrap_or(0),
                         error: match told.ended {
-                            Some(_) => outcome.err(),
-                            None => facts.refusal,
+                            Some(_) => failed,
+                            // What became of the answer became of it here.
+                            None => failed.or(facts.refusal),
                         }
                         .map(Refusal::name),
                     }

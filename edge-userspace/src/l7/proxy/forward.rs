@@ -258,11 +258,11 @@ async fn tries<F: Front>(
         };
         exchange.facts.connect += connect;
         if let Some(told) = exchange.facts.told.last_mut() {
-            let outcome = match &asked {
+            told.outcome = Some(match &asked {
                 Ok(answer) => Ok(answer.status),
                 Err(failed) => Err(failed.refusal),
-            };
-            told.ended = Some((Worker::now(), outcome));
+            });
+            told.ended = Some(Worker::now());
         }
         // A failure of the client says nothing of the server.
         let failure = match &asked {
@@ -391,6 +391,7 @@ fn begin_span(facts: &mut Facts, server: usize, head: &mut Head, new: u64) {
         span,
         server,
         begin: Worker::now(),
+        outcome: None,
         ended: None,
     });
 }

@@ -31,7 +31,7 @@ mod syn_rates;
 
 use std::{panic, path::PathBuf, thread};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 
 use edge_tests::harness::Effort;
@@ -59,6 +59,9 @@ struct Args {
     /// Packets each time
     #[arg(long, default_value_t = 5_000)]
     packets: u32,
+    /// Fail when a target is missed, or nothing was measured that has one
+    #[arg(long)]
+    strict: bool,
     /// Only rows whose names contain this text
     #[arg(long, default_value = "")]
     filter: String,
@@ -120,6 +123,10 @@ fn main() -> Result<()> {
     })?;
     let (missed, all) = bench.report.missed();
     println!("\n{missed} of {all} targets missed");
+    ensure!(
+        !args.strict || (missed == 0 && all > 0),
+        "not all that was asked for was measured and met"
+    );
     if let Some(path) = &args.json {
         bench.report.write(path, &machine)?;
         println!("written to {}", path.display());

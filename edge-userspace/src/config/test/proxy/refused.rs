@@ -108,6 +108,13 @@ fn listeners_that_cannot_be_are_refused() {
         ),
         (
             format!(
+                "[proxy]\ntraces = {{ endpoint = 'http://a:4318', headers_file = '/a' }}\n{}",
+                route("")
+            ),
+            "proxy.traces.headers_file = '/a': what is in it would be sent so that everybody",
+        ),
+        (
+            format!(
                 "[proxy]\ntraces = {{ endpoint = 'http://a' }}\n{}",
                 route("")
             ),

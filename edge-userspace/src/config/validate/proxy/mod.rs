@@ -7,7 +7,12 @@ mod routes;
 mod shadow;
 mod upstreams;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{
     MAX_PATH,
@@ -121,6 +126,13 @@ fn traces(raw: &raw::proxy::Traces, report: &mut Report<'_>) -> Option<Traces> {
             "without TLS there is nobody to trust; write https:// in endpoint, or remove it",
         );
     }
+    if let Some(headers) = raw.headers_file.as_ref().filter(|_| !is_private(endpoint)) {
+        report.problem(
+            &headers.place,
+            "what is in it would be sent so that everybody on the way can read it; \
+             write https:// in endpoint, or name a collector on this host (127.0.0.1, ::1, localhost)",
+        );
+    }
     Some(Traces {
         endpoint: endpoint.to_owned(),
         ca: (raw.ca.as_ref()).map(|at| file(at, "/etc/edge/collector-ca.pem", report)),
@@ -129,6 +141,18 @@ fn traces(raw: &raw::proxy::Traces, report: &mut Report<'_>) -> Option<Traces> {
         sample_permille,
         service_name: service_name.unwrap_or_else(|| Traces::SERVICE_NAME.to_owned()),
     })
+}
+
+/// Whether what is sent to a collector is read by nobody else: by TLS, or on this host.
+fn is_private(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("http://") else {
+        return true;
+    };
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether a text is `http://host:port` or `https://host:port`, perhaps with a path.
