@@ -11,14 +11,14 @@ use super::{
     back::Back,
     choice::{hash_key, session},
     conn::arm,
-    exchange::{Exchange, Facts, Next, Try},
+    exchange::{Exchange, Next},
     front::Front,
     group::{Group, Places, Server, nanoseconds},
     h2::{AnswerStream, NoPlace, NotSent, Place},
     link::{BodyError, Link},
     pool,
     relay::{self, Side},
-    request_head::Head,
+    request_head::{Head, begin_span},
     stream::Stream,
     worker::{Scratch, Worker},
 };
@@ -376,26 +376,6 @@ async fn tries<F: Front>(
     }
 }
 
-/// Notes that a server is asked, which hears of a span of its own: the first one of that which
-/// stands in the head, and others of a new one.
-fn begin_span(facts: &mut Facts, server: usize, head: &mut Head, new: u64) {
-    let ids = &facts.ids;
-    let span = match facts.told.last() {
-        None => ids.server_span,
-        Some(last) => {
-            head.change_span(ids, last.span, new);
-            new
-        }
-    };
-    facts.told.push(Try {
-        span,
-        server,
-        begin: Worker::now(),
-        outcome: None,
-        ended: None,
-    });
-}
-
 /// An answer whose head has come.
 struct Answer {
     status: u16,
@@ -484,17 +464,20 @@ async fn ask_server<F: Front>(
             }
             Err(failed) => {
                 // Once: of connections that are shared there are always some that had others.
-                let is_lost = back.is_lost() && !(is_again && matches!(back, Back::Http2(_)));
+                let is_shared = matches!(back, Back::Http2(_));
+                let is_lost = back.is_lost() && !(is_again && is_shared);
                 exchange.facts.is_echo = back.is_echo();
                 let (_, out) = back.into_parts();
                 worker.give_out(out);
                 // The server hung up before the request came, which is nobody's fault.
                 let request = &scratch.request;
-                let is_stale = is_reused
-                    && is_lost
+                let is_stale = is_lost
                     && match failed.failure {
-                        Some(Failure::Broken) => request.method.is_idempotent(),
-                        failure => failure == Some(Failure::Unprocessed),
+                        Some(Failure::Broken) => is_reused && request.method.is_idempotent(),
+                        // Of a connection that is shared, the server has said so.
+                        failure => {
+                            failure == Some(Failure::Unprocessed) && (is_reused || is_shared)
+                        }
                     };
                 if is_stale && front.rewind(request.framing, exchange.listener.limits.body_bytes) {
                     exchange.facts.progress = relay::Progress::default();

@@ -7,7 +7,7 @@ use hyper::{
 };
 
 use super::{
-    exchange::{Exchange, Ids, Seen},
+    exchange::{Exchange, Facts, Ids, Seen, Try},
     group::Group,
     h2,
     worker::Worker,
@@ -96,6 +96,26 @@ impl Head {
             Self::Http2(_) => {}
         }
     }
+}
+
+/// Notes that a server is asked, which hears of a span of its own: the first one of that which
+/// stands in the head, and others of a new one.
+pub(super) fn begin_span(facts: &mut Facts, server: usize, head: &mut Head, new: u64) {
+    let ids = &facts.ids;
+    let span = match facts.told.last() {
+        None => ids.server_span,
+        Some(last) => {
+            head.change_span(ids, last.span, new);
+            new
+        }
+    };
+    facts.told.push(Try {
+        span,
+        server,
+        begin: Worker::now(),
+        outcome: None,
+        ended: None,
+    });
 }
 
 /// Where the head of a request is written to.
