@@ -1,6 +1,7 @@
 //! Other configurations while the proxy runs, its end, and its log.
 
 use std::{
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -343,6 +344,53 @@ fn only_one_cpu() {
     // SAFETY: reads from a live value of that size.
     let set = unsafe { libc::sched_setaffinity(0, size, &raw const one) };
     assert_eq!(set, 0);
+}
+
+#[test]
+fn workers_without_descriptors_of_their_own_do_not_come_into_force() {
+    // Descriptors are a process's: the test needs one for itself.
+    const ALONE: &str = "EDGE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "changes::workers_without_descriptors_of_their_own_do_not_come_into_force";
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(ALONE, "1")
+            .output();
+        let ended = ended.unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(
+            ended.status.success() && said.contains("1 passed"),
+            "{ended:?}"
+        );
+        return;
+    }
+    // So many that the proxy asks for no more.
+    let few = libc::rlimit {
+        rlim_cur: 5000,
+        rlim_max: 5000,
+    };
+    // SAFETY: reads from a live value.
+    assert_eq!(
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) },
+        0
+    );
+    let server = Server::saying("ok");
+    let setup = Setup::new(&[&server]).listener("limits = { connections = 100 }");
+    let mut rig = Rig::new(&setup);
+    let proxy = proxy_of(&with_workers(&setup, 33).text(rig.port.at, &rig.log()));
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let mut taken: Vec<_> = std::iter::from_fn(|| file.try_clone().ok()).collect();
+    // There are enough for their sockets.
+    taken.truncate(taken.len() - 40);
+    let error = rig.tier.prepare(&proxy).map(|_| ()).unwrap_err();
+    drop(taken);
+    let error = error.to_string();
+    assert!(
+        error.starts_with("cannot start a worker of the proxy: Too many open files"),
+        "{error}"
+    );
+    until("those that had begun have ended", || workers(&rig) == 1);
+    assert_eq!(rig.get("/").text(), "ok");
 }
 
 #[test]
