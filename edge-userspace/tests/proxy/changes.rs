@@ -1,6 +1,7 @@
 //! Other configurations while the proxy runs, its end, and its log.
 
 use std::{
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -184,17 +185,8 @@ fn what_cannot_be_put_into_force_changes_nothing() {
 }
 
 /// Threads of workers.
-fn workers() -> usize {
-    let all = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let names = all.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-    names
-        .filter_map(|name| {
-            name.trim_end()
-                .strip_prefix("proxy-")?
-                .parse::<usize>()
-                .ok()
-        })
-        .count()
+fn workers(rig: &Rig) -> usize {
+    rig.tier.view().threads()
 }
 
 fn with_workers(setup: &Setup, n: usize) -> Setup {
@@ -271,9 +263,9 @@ fn the_number_of_workers_changes_under_load_and_nothing_is_lost() {
         load.join().unwrap();
     }
     // One works, and those that have a tunnel live on until it ends.
-    assert!(workers() > 1);
+    assert!(workers(&rig) > 1);
     drop(tunnels);
-    until("the others have ended", || workers() == 1);
+    until("the others have ended", || workers(&rig) == 1);
     // Nobody has counted in the place of another one, also not of one that has gone.
     let listener = || rig.tier.view().status().unwrap().listeners.remove(0);
     until("all connections have ended", || listener().open == 0);
@@ -304,11 +296,101 @@ fn a_worker_that_is_one_too_many_ends_its_connections_in_time() {
         .collect();
     // What the file says now is what holds.
     rig.change(&within(1, "1s"));
-    until("the others have ended", || workers() == 1);
+    until("the others have ended", || workers(&rig) == 1);
     // Some were the one's that stays.
     let open = || rig.tier.view().connections();
     until("theirs have ended with them", || (1..64).contains(&open()));
     drop(tunnels);
+}
+
+#[test]
+fn only_who_asks_for_it_gets_another_number_of_workers() {
+    let server = Server::saying("ok");
+    let setup = Setup::new(&[&server]).proxy("");
+    let all = thread::available_parallelism().unwrap().get();
+    let mut rig = Rig::new(&setup);
+    let number = |rig: &Rig| rig.tier.view().status().unwrap().workers as usize;
+    assert_eq!(number(&rig), all);
+    // Each thread has CPUs of its own that it may use.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            only_one_cpu();
+            assert_eq!(thread::available_parallelism().unwrap().get(), 1);
+            rig.change(&nth(&setup, 1));
+            assert_eq!(number(&rig), all);
+            rig.change(&with_workers(&setup, 3));
+            assert_eq!(number(&rig), 3);
+            // Whoever takes the number out of the file wants that of the CPUs.
+            rig.change(&setup);
+            assert_eq!(number(&rig), 1);
+        });
+    });
+    assert_eq!(rig.get("/").text(), "ok");
+}
+
+/// Has this thread use one of its CPUs only.
+fn only_one_cpu() {
+    // SAFETY: a set of CPUs is plain bits, of which none is set.
+    let (mut may, mut one): (libc::cpu_set_t, libc::cpu_set_t) = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: writes into a live value of that size.
+    let got = unsafe { libc::sched_getaffinity(0, size, &raw mut may) };
+    assert_eq!(got, 0);
+    let mut cpus = 0..libc::CPU_SETSIZE as usize;
+    // SAFETY: the position is within the set.
+    let first = cpus.find(|&cpu| unsafe { libc::CPU_ISSET(cpu, &may) });
+    // SAFETY: likewise.
+    unsafe { libc::CPU_SET(first.unwrap(), &mut one) };
+    // SAFETY: reads from a live value of that size.
+    let set = unsafe { libc::sched_setaffinity(0, size, &raw const one) };
+    assert_eq!(set, 0);
+}
+
+#[test]
+fn workers_without_descriptors_of_their_own_do_not_come_into_force() {
+    // Descriptors are a process's: the test needs one for itself.
+    const ALONE: &str = "EDGE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "changes::workers_without_descriptors_of_their_own_do_not_come_into_force";
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(ALONE, "1")
+            .output();
+        let ended = ended.unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(
+            ended.status.success() && said.contains("1 passed"),
+            "{ended:?}"
+        );
+        return;
+    }
+    // So many that the proxy asks for no more.
+    let few = libc::rlimit {
+        rlim_cur: 5000,
+        rlim_max: 5000,
+    };
+    // SAFETY: reads from a live value.
+    assert_eq!(
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) },
+        0
+    );
+    let server = Server::saying("ok");
+    let setup = Setup::new(&[&server]).listener("limits = { connections = 100 }");
+    let mut rig = Rig::new(&setup);
+    let proxy = proxy_of(&with_workers(&setup, 33).text(rig.port.at, &rig.log()));
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let mut taken: Vec<_> = std::iter::from_fn(|| file.try_clone().ok()).collect();
+    // There are enough for their sockets.
+    taken.truncate(taken.len() - 40);
+    let error = rig.tier.prepare(&proxy).map(|_| ()).unwrap_err();
+    drop(taken);
+    let error = error.to_string();
+    assert!(
+        error.starts_with("cannot start a worker of the proxy: Too many open files"),
+        "{error}"
+    );
+    until("those that had begun have ended", || workers(&rig) == 1);
+    assert_eq!(rig.get("/").text(), "ok");
 }
 
 #[test]
@@ -328,9 +410,9 @@ fn without_listeners_there_is_nothing_for_workers() {
     // One that is not put into force leaves nothing behind.
     let proxy = proxy_of(&with_workers(&setup, 6).text(rig.port.at, &rig.log()));
     let prepared = rig.tier.prepare(&proxy).unwrap();
-    assert_eq!(workers(), 6);
+    assert_eq!(workers(&rig), 6);
     drop(prepared);
-    until("the new ones have ended", || workers() == 3);
+    until("the new ones have ended", || workers(&rig) == 3);
     assert_eq!(rig.get("/").text(), "ok");
 }
 

@@ -135,16 +135,18 @@ impl Seat {
     fn start(number: usize, shared: Arc<Shared>) -> Result<Self, TierError> {
         let (orders, inbox) = channel(ORDERS);
         let random = worker::random();
-        let (told, safe) = sync_channel(1);
+        let (told, ready) = sync_channel(1);
+        let counted = shared.threads.clone();
         let thread = thread::Builder::new()
             .name(format!("proxy-{number}"))
-            .spawn(move || sit(number, random, &shared, inbox, &told))
+            .spawn(move || {
+                sit(number, random, &shared, inbox, &told);
+                drop(counted);
+            })
             .map_err(TierError::Thread)?;
-        // It serves strangers, or does not start.
-        let given_up = safe
+        ready
             .recv()
-            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
-        given_up.map_err(TierError::Privileges)?;
+            .unwrap_or_else(|_| Err(TierError::Thread(io::ErrorKind::BrokenPipe.into())))?;
         Ok(Self {
             number,
             orders,
@@ -173,7 +175,7 @@ fn sit(
     random: u64,
     shared: &Shared,
     mut orders: Receiver<Order>,
-    told: &SyncSender<io::Result<()>>,
+    told: &SyncSender<Result<(), TierError>>,
 ) {
     let take = |held: &mut dyn FnMut(u64) -> bool| {
         let current = lock(&shared.current);
@@ -194,15 +196,12 @@ fn sit(
                 if held(queue.number) {
                     continue;
                 }
-                match queue.socket.try_clone() {
-                    Ok(socket) => new.push(Entrance {
-                        number: queue.number,
-                        address,
-                        socket,
-                        is_kept: door.is_kept,
-                    }),
-                    Err(e) => error!("{address}: {e}; worker {number} accepts none there"),
-                }
+                new.push(Entrance {
+                    number: queue.number,
+                    address,
+                    socket: queue.socket.try_clone(),
+                    is_kept: door.is_kept,
+                });
             }
         }
         Some(worker::Take {
@@ -213,22 +212,21 @@ fn sit(
             new,
         })
     };
-    let unprivileged = privileges::give_up();
-    let is_safe = unprivileged.is_ok();
+    // It serves strangers, or does not start. Nor does it where descriptors for its runtime are
+    // missing: nobody else would accept what comes to its sockets.
+    let runtime = privileges::give_up()
+        .map_err(TierError::Privileges)
+        .and_then(|()| worker::runtime().map_err(TierError::Thread));
+    let (runtime, ready) = match runtime {
+        Ok(runtime) => (Some(runtime), Ok(())),
+        Err(e) => (None, Err(e)),
+    };
     // There is room for it.
-    let _ = told.try_send(unprivileged);
+    let _ = told.try_send(ready);
+    let Some(runtime) = runtime else { return };
     // What it is for may never come into force, or not yet.
-    if !is_safe || orders.blocking_recv() != Some(Order::Look) {
+    if orders.blocking_recv() != Some(Order::Look) {
         return;
     }
-    loop {
-        match worker::run(number, random, &take, &mut orders, PATIENCE) {
-            Ok(Ended::Stopped) => return,
-            Ok(Ended::Panicked) => {}
-            Err(e) => {
-                error!("worker {number} of the proxy cannot start: {e}; it is tried again");
-                thread::park_timeout(Duration::from_secs(1));
-            }
-        }
-    }
+    while worker::run(&runtime, number, random, &take, &mut orders, PATIENCE) == Ended::Panicked {}
 }

@@ -174,7 +174,7 @@ impl Tier {
         // Without listeners those that there are have nothing to do.
         let workers = match &proxy.listeners[..] {
             [] => self.crew.at_work(),
-            _ => workers(proxy),
+            _ => self.workers(proxy),
         };
         let router = Router::new(proxy)?;
         let sockets = self.bind(proxy, workers)?;
@@ -274,6 +274,17 @@ impl Tier {
             memory,
             proxy: config,
         })
+    }
+
+    /// How many workers a configuration wants.
+    fn workers(&self, proxy: &Proxy) -> usize {
+        match (proxy.workers, self.proxy.workers) {
+            (Some(wanted), _) => wanted as usize,
+            // Nobody has asked for fewer when the CPUs that edge may use have become fewer, and
+            // those that are one too many would cut tunnels.
+            (None, None) if self.crew.at_work() > 0 => self.crew.at_work(),
+            (None, _) => thread::available_parallelism().map_or(1, usize::from),
+        }
     }
 
     fn groups(
@@ -540,10 +551,4 @@ impl Drop for Tier {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// How many workers a configuration wants.
-fn workers(proxy: &Proxy) -> usize {
-    let cpus = || thread::available_parallelism().map_or(1, usize::from);
-    proxy.workers.map_or_else(cpus, |n| n as usize)
 }

@@ -54,6 +54,8 @@ pub(super) struct Shared {
     /// What checks say of servers.
     pub(super) checks: Mutex<Option<Checks>>,
     pub(super) spans: Arc<Counts>,
+    /// Each thread of a worker has one more.
+    pub(super) threads: Arc<()>,
 }
 
 impl Shared {
@@ -163,6 +165,12 @@ impl View {
             .iter()
             .flat_map(|snapshot| snapshot.listeners.iter());
         listeners.map(|listener| u64::from(listener.count())).sum()
+    }
+
+    /// Threads of workers: of those that accept connections, of those that have no place any more
+    /// and end with their connections, and of those whose configuration is not in force yet.
+    pub fn threads(&self) -> usize {
+        Arc::strong_count(&self.0.threads) - 1
     }
 
     /// The routes in the order of the file, and their requests.

@@ -14,8 +14,10 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::{Builder, Runtime},
     sync::{mpsc::Receiver, oneshot},
     task::{JoinHandle, LocalSet, spawn_local},
+    time::timeout,
 };
 use tracing::{error, warn};
 
@@ -41,7 +43,8 @@ const SERVER_BUFFER: usize = 64 * 1024;
 const TICK: Duration = Duration::from_millis(200);
 /// Bytes of lines that are handed over at once.
 const LOG_BATCH: usize = 32 * 1024;
-/// How long nobody is accepted when there are no descriptors left.
+/// How long nobody is accepted when there are no descriptors left, and until what could not be had
+/// is tried again.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 /// How long a connection without a request waits for one at the end: a client that has just
 /// connected, or is about to send one, gets its answer, and is told that the connection ends.
@@ -80,7 +83,8 @@ pub(super) struct Take {
 pub(super) struct Entrance {
     pub(super) number: u64,
     pub(super) address: SocketAddr,
-    pub(super) socket: StdListener,
+    /// Or why there is none.
+    pub(super) socket: io::Result<StdListener>,
     /// Whether somebody else accepts what waits in it when we have gone.
     pub(super) is_kept: bool,
 }
@@ -152,6 +156,22 @@ impl Worker {
     /// What holds now.
     pub(super) fn current(&self) -> Option<Rc<Current>> {
         self.current.borrow().clone()
+    }
+
+    /// Has something else hold. Lines of the log go where they belong.
+    fn hold(&self, snapshot: Arc<Snapshot>, router: Router) {
+        if let Some(before) = self.current() {
+            self.flush_log(&before.snapshot);
+        }
+        let pickers = snapshot.groups.iter();
+        let pickers =
+            pickers.map(|group| RefCell::new(Picker::new(group.pick.clone(), self.random())));
+        let pickers = pickers.collect();
+        self.current.replace(Some(Rc::new(Current {
+            snapshot,
+            router,
+            pickers,
+        })));
     }
 
     /// Whether connections are to end.
@@ -269,22 +289,28 @@ fn wall() -> u64 {
     now.unix_ms.saturating_sub(now.mono_ns / 1_000_000)
 }
 
+/// What a worker runs in, one after the other if one panics.
+///
+/// # Errors
+/// When there are no descriptors left.
+pub(super) fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
 /// Runs a worker until it is told to stop and its connections have ended, or were ended by
 /// `patience`. Panics of what it runs end a connection; one of its own ends it, and is told.
 pub(super) fn run(
+    runtime: &Runtime,
     index: usize,
     random: u64,
     give: Give<'_>,
     orders: &mut Receiver<Order>,
     patience: Duration,
-) -> io::Result<Ended> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+) -> Ended {
     let local = LocalSet::new();
     let worker = Rc::new(Worker::new(index, random));
     let work = AssertUnwindSafe(|| {
-        local.block_on(&runtime, async {
+        local.block_on(runtime, async {
             spawn_local(worker.timers.clone().run(Worker::now));
             spawn_local(worker.clone().tick());
             obey(&worker, give, orders, patience).await;
@@ -294,12 +320,12 @@ pub(super) fn run(
         });
     });
     match catch_unwind(work) {
-        Ok(()) => Ok(Ended::Stopped),
+        Ok(()) => Ended::Stopped,
         // All that it had has ended with it.
-        Err(_) if worker.is_stopping() => Ok(Ended::Stopped),
+        Err(_) if worker.is_stopping() => Ended::Stopped,
         Err(_) => {
             error!("worker {index} of the proxy panicked (see above); it starts anew");
-            Ok(Ended::Panicked)
+            Ended::Panicked
         }
     }
 }
@@ -322,16 +348,22 @@ async fn obey(
     let mut accepting = HashMap::new();
     // What holds was told to whoever started it, or to one that has panicked.
     let mut order = Some(Order::Look);
+    let mut is_told = false;
     let mut last = loop {
         match order {
-            Some(Order::Look) => {
-                if let Some(patience) = look(worker, give, &mut accepting) {
-                    break Order::Drain(patience, Arc::default());
-                }
-            }
+            Some(Order::Look) => {}
             other => break other.unwrap_or(Order::Stop),
         }
-        order = orders.recv().await;
+        let next = look(worker, give, &mut accepting, is_told);
+        is_told = next == Next::Again;
+        order = match next {
+            Next::Wait => orders.recv().await,
+            Next::Again => {
+                let order = timeout(NO_DESCRIPTORS, orders.recv()).await;
+                order.unwrap_or(Some(Order::Look))
+            }
+            Next::Leave(patience) => break Order::Drain(patience, Arc::default()),
+        };
     };
     let mut until = u64::MAX;
     let mut ended: Vec<JoinHandle<()>> = Vec::new();
@@ -356,8 +388,19 @@ async fn obey(
             let pause = tokio::time::sleep(Duration::from_millis(20));
             match before(pause, orders).await {
                 Some(order @ (Order::Stop | Order::Drain(..))) => break order,
-                _ if worker.timers.count() == 0 || Worker::now() >= until => return,
-                _ => {}
+                // Nothing to accept, but logs and collectors may be others.
+                Some(Order::Look) => {
+                    if let Some(Take {
+                        snapshot, router, ..
+                    }) = give(&mut |_| true)
+                    {
+                        worker.hold(snapshot, router);
+                    }
+                }
+                None => {}
+            }
+            if worker.timers.count() == 0 || Worker::now() >= until {
+                return;
             }
         };
     }
@@ -397,23 +440,35 @@ impl Accepting {
     }
 }
 
-/// Takes what holds. When the worker has no place any more, it is to end, within the time that is
-/// returned.
+/// What a worker does when it has looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It waits for an order.
+    Wait,
+    /// It looks again before long: some of its sockets could not be had, and nobody else may have
+    /// them.
+    Again,
+    /// It ends within that time, as it has no place any more.
+    Leave(Duration),
+}
+
+/// Takes what holds. Of sockets that cannot be had, nothing is said when that `is_told` already.
 fn look(
     worker: &Rc<Worker>,
     give: Give<'_>,
     accepting: &mut HashMap<u64, Accepting>,
-) -> Option<Duration> {
-    let Take {
+    is_told: bool,
+) -> Next {
+    let Some(Take {
         snapshot,
         router,
         has_place,
         wanted,
         new,
-    } = give(&mut |number| accepting.contains_key(&number))?;
-    if let Some(before) = worker.current() {
-        worker.flush_log(&before.snapshot);
-    }
+    }) = give(&mut |number| accepting.contains_key(&number))
+    else {
+        return Next::Wait;
+    };
     for (_, task) in accepting.extract_if(|number, _| !wanted.contains(number)) {
         // Of an address that is a listener's still, another worker has the socket now.
         let rest = match snapshot.listener_at(task.address) {
@@ -423,15 +478,8 @@ fn look(
         task.end(rest);
     }
     let patience = snapshot.config.drain_timeout;
-    let pickers = snapshot.groups.iter();
-    let pickers =
-        pickers.map(|group| RefCell::new(Picker::new(group.pick.clone(), worker.random())));
-    let pickers = pickers.collect();
-    worker.current.replace(Some(Rc::new(Current {
-        snapshot,
-        router,
-        pickers,
-    })));
+    worker.hold(snapshot, router);
+    let mut is_short = false;
     for entrance in new {
         let Entrance {
             number,
@@ -439,7 +487,7 @@ fn look(
             socket,
             is_kept,
         } = entrance;
-        match TcpListener::from_std(socket) {
+        match socket.and_then(TcpListener::from_std) {
             Ok(socket) => {
                 let (open, ended) = oneshot::channel();
                 let socket = (socket, is_kept);
@@ -451,10 +499,20 @@ fn look(
                 };
                 accepting.insert(number, task);
             }
-            Err(e) => error!("{address}: {e}; worker {} accepts none there", worker.index),
+            Err(e) => {
+                if !is_told {
+                    let index = worker.index;
+                    error!("{address}: {e}; worker {index} accepts none there until it can");
+                }
+                is_short = true;
+            }
         }
     }
-    (!has_place).then_some(patience)
+    match (has_place, is_short) {
+        (false, _) => Next::Leave(patience),
+        (true, true) => Next::Again,
+        (true, false) => Next::Wait,
+    }
 }
 
 /// Accepts connections to an address until it is no listener's any more, and those that wait then,
@@ -549,4 +607,123 @@ fn greet(worker: &Rc<Worker>, listener: &Arc<Listener>, stream: TcpStream, peer:
 pub(super) fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, thread};
+
+    use tokio::sync::mpsc::channel;
+
+    use super::*;
+
+    /// How long anything may take on a machine that is busy with other things.
+    const PATIENCE: Duration = Duration::from_secs(40);
+
+    /// Without anything in it, for a worker with a place or without.
+    fn nothing(has_place: bool) -> Take {
+        let snapshot = Snapshot {
+            config: Arc::default(),
+            listeners: Box::default(),
+            groups: Box::default(),
+            routes: Box::default(),
+            log: None,
+            traces: None,
+            bans: None,
+            addresses: HashMap::new(),
+        };
+        Take {
+            router: Router::new(&snapshot.config).expect("no routes"),
+            snapshot: Arc::new(snapshot),
+            has_place,
+            wanted: Vec::new(),
+            new: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_socket_that_cannot_be_had_is_tried_again() {
+        let socket = StdListener::bind("127.0.0.1:0").expect("bound");
+        socket.set_nonblocking(true).expect("set");
+        let address = socket.local_addr().expect("an address");
+        let (told, mut orders) = channel(1);
+        let worker = thread::spawn(move || {
+            let is_first = Cell::new(true);
+            let give = |held: &mut dyn FnMut(u64) -> bool| {
+                let mut take = nothing(true);
+                take.wanted.push(0);
+                if !held(0) {
+                    take.new.push(Entrance {
+                        number: 0,
+                        address,
+                        socket: match is_first.replace(false) {
+                            true => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+                            false => socket.try_clone(),
+                        },
+                        is_kept: false,
+                    });
+                }
+                Some(take)
+            };
+            let runtime = runtime().expect("a runtime");
+            run(&runtime, 0, 1, &give, &mut orders, PATIENCE)
+        });
+        // It is accepted, by a worker that has no listener and lets it go.
+        let mut client = std::net::TcpStream::connect(address).expect("it listens");
+        client.set_read_timeout(Some(PATIENCE)).expect("set");
+        assert_eq!(client.read(&mut [0]).expect("accepted"), 0);
+        told.blocking_send(Order::Stop).expect("it is there");
+        assert_eq!(worker.join().expect("no panic"), Ended::Stopped);
+    }
+
+    #[test]
+    fn a_worker_that_panics_is_followed_by_another_one_in_its_runtime() {
+        let runtime = runtime().expect("a runtime");
+        let (told, mut orders) = channel(1);
+        told.try_send(Order::Stop).expect("room");
+        let panics: Give<'_> = &|_| panic!("as is expected");
+        let ended = run(&runtime, 0, 1, panics, &mut orders, PATIENCE);
+        assert_eq!(ended, Ended::Panicked);
+        let ended = run(
+            &runtime,
+            0,
+            1,
+            &|_| Some(nothing(true)),
+            &mut orders,
+            PATIENCE,
+        );
+        assert_eq!(ended, Ended::Stopped);
+    }
+
+    #[test]
+    fn a_worker_that_leaves_takes_what_holds() {
+        let runtime = runtime().expect("a runtime");
+        let worker = Rc::new(Worker::new(0, 1));
+        let (told, mut orders) = channel(1);
+        let given = RefCell::new(Vec::new());
+        let give = |_: &mut dyn FnMut(u64) -> bool| {
+            let take = nothing(false);
+            given.borrow_mut().push(take.snapshot.clone());
+            Some(take)
+        };
+        let holds = |n: usize| {
+            let current = worker.current().expect("it has looked");
+            let given = given.borrow();
+            given.len() == n && Arc::ptr_eq(&given[n - 1], &current.snapshot)
+        };
+        LocalSet::new().block_on(&runtime, async {
+            let connection = worker.timers.timer();
+            let change = async {
+                assert!(worker.is_stopping() && holds(1));
+                told.try_send(Order::Look).expect("room");
+                while !holds(2) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                // It was the last one.
+                drop(connection);
+            };
+            let both = async { tokio::join!(obey(&worker, &give, &mut orders, PATIENCE), change) };
+            timeout(PATIENCE, both).await.expect("it looks, and ends");
+        });
+    }
 }
