@@ -370,10 +370,8 @@ fn workers_without_descriptors_of_their_own_do_not_come_into_force() {
         rlim_max: 5000,
     };
     // SAFETY: reads from a live value.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) },
-        0
-    );
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) };
+    assert_eq!(set, 0);
     let server = Server::saying("ok");
     let setup = Setup::new(&[&server]).listener("limits = { connections = 100 }");
     let mut rig = Rig::new(&setup);
