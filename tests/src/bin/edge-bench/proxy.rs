@@ -428,6 +428,7 @@ impl Arena {
             .lines()
             .filter_map(|line| line.split('\t').nth(2)?.parse().ok())
             .collect();
+        ensure!(!durations.is_empty(), "{}: no durations", log.display());
         durations.sort_by(f64::total_cmp);
         let at = durations.len() * 99 / 100;
         Ok(durations.get(at).copied().unwrap_or(0.0) / 1000.0)
