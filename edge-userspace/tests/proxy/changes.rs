@@ -1,6 +1,7 @@
 //! Other configurations while the proxy runs, its end, and its log.
 
 use std::{
+    net::SocketAddr,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -20,6 +21,60 @@ fn nth(setup: &Setup, n: usize) -> Setup {
     );
     let upstream = format!("timeouts = {{ request = '{}s' }}", 100 + n % 7);
     setup.clone().routes(routes).upstream(upstream)
+}
+
+/// Four clients that ask all the time, until this is ended. Half of them come anew each time.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    clients: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(at: SocketAddr) -> Self {
+        let (stop, done) = <(Arc<AtomicBool>, Arc<AtomicU64>)>::default();
+        let client = |kept: u32| {
+            let (stop, done) = (stop.clone(), done.clone());
+            thread::spawn(move || {
+                let mut client = Peer::connect(at);
+                while !stop.load(Relaxed) {
+                    let answer = client.get("/load");
+                    assert_eq!((answer.status, answer.text()), (200, "ok"));
+                    done.fetch_add(1, Relaxed);
+                    if kept % 2 == 0 || answer.header("connection") == Some("close") {
+                        client = Peer::connect(at);
+                    }
+                }
+            })
+        };
+        let clients = (0..4).map(client).collect();
+        Self {
+            stop,
+            done,
+            clients,
+        }
+    }
+
+    /// Requests that were answered.
+    fn done(&self) -> u64 {
+        self.done.load(Relaxed)
+    }
+
+    /// Waits until there are more than so many, or one has failed.
+    fn goes_on(&self, more_than: u64) {
+        until("load goes on", || {
+            self.done() > more_than || self.clients.iter().any(|client| client.is_finished())
+        });
+    }
+
+    /// Ends it; no request may have failed.
+    fn end(self) -> u64 {
+        self.stop.store(true, Relaxed);
+        for client in self.clients {
+            client.join().unwrap();
+        }
+        self.done.load(Relaxed)
+    }
 }
 
 #[test]
@@ -61,36 +116,14 @@ fn a_hundred_changes_lose_nothing() {
     let mut download = rig.client();
     download.send("GET /download HTTP/1.1\r\nHost: a.example\r\n\r\n");
     download.head().unwrap();
-    let (stop, done) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicU64::new(0)),
-    );
-    let load: Vec<_> = (0..4)
-        .map(|kept| {
-            let (at, stop, done) = (rig.port.at, stop.clone(), done.clone());
-            thread::spawn(move || {
-                let mut client = Peer::connect(at);
-                while !stop.load(Relaxed) {
-                    let answer = client.get("/load");
-                    assert_eq!((answer.status, answer.text()), (200, "ok"));
-                    done.fetch_add(1, Relaxed);
-                    // Half of them come anew each time.
-                    if kept % 2 == 0 || answer.header("connection") == Some("close") {
-                        client = Peer::connect(at);
-                    }
-                }
-            })
-        })
-        .collect();
+    let load = Load::start(rig.port.at);
     for n in 0..100 {
-        let before = done.load(Relaxed);
+        let before = load.done();
         rig.change(&nth(&setup, n));
         until("the change holds", || {
             rig.get(&format!("/{n}")).text() == n.to_string()
         });
-        until("load goes on", || {
-            done.load(Relaxed) > before + 4 || load.iter().any(|l| l.is_finished())
-        });
+        load.goes_on(before + 4);
     }
     go.send(()).unwrap();
     assert_eq!(download.take(LENGTH).len(), LENGTH);
@@ -101,15 +134,10 @@ fn a_hundred_changes_lose_nothing() {
             format!("{n}\n").as_bytes()
         );
     }
-    stop.store(true, Relaxed);
-    for load in load {
-        load.join().unwrap();
-    }
+    let done = load.end();
     let line = |line: &serde_json::Value| line.get("reason").is_some();
     drop(open);
-    until("the lines are there", || {
-        rig.lines().len() as u64 >= done.load(Relaxed)
-    });
+    until("the lines are there", || rig.lines().len() as u64 >= done);
     let refused: Vec<_> = rig.lines().into_iter().filter(line).collect();
     assert!(refused.is_empty(), "{refused:?}");
 }
@@ -209,26 +237,7 @@ fn the_number_of_workers_changes_under_load_and_nothing_is_lost() {
     });
     let setup = Setup::new(&[&server]);
     let mut rig = Rig::new(&setup);
-    let (stop, done) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicU64::new(0)),
-    );
-    let load: Vec<_> = (0..4)
-        .map(|kept| {
-            let (at, stop, done) = (rig.port.at, stop.clone(), done.clone());
-            thread::spawn(move || {
-                let mut client = Peer::connect(at);
-                while !stop.load(Relaxed) {
-                    let answer = client.get("/load");
-                    assert_eq!((answer.status, answer.text()), (200, "ok"));
-                    done.fetch_add(1, Relaxed);
-                    if kept % 2 == 0 || answer.header("connection") == Some("close") {
-                        client = Peer::connect(at);
-                    }
-                }
-            })
-        })
-        .collect();
+    let load = Load::start(rig.port.at);
     let mut tunnels: Vec<Peer> = Vec::new();
     for (round, n) in [4, 2, 5, 1, 3, 2, 6, 1]
         .into_iter()
@@ -253,15 +262,10 @@ fn the_number_of_workers_changes_under_load_and_nothing_is_lost() {
             let heard = heard.unwrap_or_else(|| panic!("tunnel {at} in round {round}"));
             assert_eq!(heard, format!("{round}\n").as_bytes());
         }
-        let before = done.load(Relaxed);
-        until("load goes on", || {
-            done.load(Relaxed) > before + 20 || load.iter().any(|l| l.is_finished())
-        });
+        let before = load.done();
+        load.goes_on(before + 20);
     }
-    stop.store(true, Relaxed);
-    for load in load {
-        load.join().unwrap();
-    }
+    let done = load.end();
     // One works, and those that have a tunnel live on until it ends.
     assert!(workers(&rig) > 1);
     drop(tunnels);
@@ -270,7 +274,7 @@ fn the_number_of_workers_changes_under_load_and_nothing_is_lost() {
     let listener = || rig.tier.view().status().unwrap().listeners.remove(0);
     until("all connections have ended", || listener().open == 0);
     let requests = listener().requests.classes.iter().sum::<u64>();
-    assert_eq!(requests, done.load(Relaxed) + 24 * 33);
+    assert_eq!(requests, done + 24 * 33);
 }
 
 #[test]
