@@ -69,6 +69,17 @@ fn request(server: &mut Client) -> u32 {
     server.next_of(&[HEADERS]).expect("a request").stream
 }
 
+/// The pseudo-fields of a POST.
+fn post(path: &str) -> Vec<u8> {
+    [
+        field(b":method", b"POST"),
+        field(b":scheme", b"http"),
+        field(b":path", path.as_bytes()),
+        field(b":authority", b"a.example"),
+    ]
+    .concat()
+}
+
 fn goaway(last: u32) -> Frame {
     Frame::new(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
 }
@@ -401,14 +412,13 @@ fn what_a_client_does_is_seen_while_the_server_takes_nothing() {
     setup.servers = vec![address];
     let rig = Rig::new(&setup);
     let mut client = Client::new(rig.port.at);
-    let post = [
-        field(b":method", b"POST"),
-        field(b":scheme", b"http"),
-        field(b":path", b"/"),
-        field(b":authority", b"a.example"),
-    ]
-    .concat();
-    let begin = |id| [head(id, 0, &post), Frame::new(DATA, 0, id, &[7; 1000])];
+    let head_of_post = post("/");
+    let begin = |id| {
+        [
+            head(id, 0, &head_of_post),
+            Frame::new(DATA, 0, id, &[7; 1000]),
+        ]
+    };
     client.send(&begin(1)).unwrap();
     let mut server = next_with(&take, &CLOSED);
     let ended = |server: &mut Client, id| {
@@ -439,13 +449,8 @@ fn messages_that_were_on_their_way_when_a_call_ended_are_no_flood() {
     let rig = rig(&server.address, "");
     let mut client = Client::new(rig.port.at);
     for id in (1..20).step_by(2) {
-        let block = [
-            field(b":method", b"POST"),
-            field(b":scheme", b"http"),
-            field(b":path", b"/early"),
-            field(b":authority", b"a.example"),
-        ];
-        client.send(&[head(id, 0, &block.concat())]).unwrap();
+        let block = post("/early");
+        client.send(&[head(id, 0, &block)]).unwrap();
         let end = client.next_of(&[RST_STREAM, GOAWAY]).expect("an end");
         assert_eq!((end.kind, end.stream), (RST_STREAM, id));
         let message = Frame::new(DATA, 0, id, b"\0\0\0\0\x01x");
@@ -466,13 +471,8 @@ fn frames_of_nothing_are_a_flood() {
     setup.listener = "http2 = true".to_owned();
     let rig = Rig::new(&setup);
     let mut client = Client::new(rig.port.at);
-    let block = [
-        field(b":method", b"POST"),
-        field(b":scheme", b"http"),
-        field(b":path", b"/"),
-        field(b":authority", b"a.example"),
-    ];
-    let _ = client.send(&[head(1, 0, &block.concat())]);
+    let block = post("/");
+    let _ = client.send(&[head(1, 0, &block)]);
     let _ = client.send(&vec![Frame::new(DATA, 0, 1, &[]); 1000]);
     const ENHANCE_YOUR_CALM: u32 = 11;
     let goaway = client.next_of(&[GOAWAY]).expect("GOAWAY");

@@ -41,7 +41,7 @@ impl Load {
                     let answer = client.get("/load");
                     assert_eq!((answer.status, answer.text()), (200, "ok"));
                     done.fetch_add(1, Relaxed);
-                    if kept % 2 == 0 || answer.header("connection") == Some("close") {
+                    if kept.is_multiple_of(2) || answer.header("connection") == Some("close") {
                         client = Peer::connect(at);
                     }
                 }
