@@ -13,6 +13,7 @@ mod crew;
 mod descriptors;
 mod exchange;
 pub mod explain;
+mod files;
 mod forward;
 mod front;
 mod group;

@@ -14,6 +14,7 @@ use edge_common::addr::Prefix;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{
+    files::{Loaded, Stamps},
     group::{Group, Places},
     log_writer::LogWriter,
     spans,
@@ -155,7 +156,7 @@ pub(super) struct Listener {
     /// The part of its limits that heads are read with.
     pub(super) limits: head::Limits,
     /// Changed when the files of certificates do.
-    pub(super) tls: Option<RwLock<Arc<ServerConfig>>>,
+    tls: Option<RwLock<Loaded>>,
     pub(super) requests: Arc<Shards<Requests>>,
     pub(super) connections: Arc<Shards<Connections>>,
     pub(super) refusals: Arc<Shards<Refusals>>,
@@ -186,7 +187,7 @@ pub(super) struct Open {
 impl Listener {
     pub(super) fn new(
         config: listener::Listener,
-        tls: Option<Arc<ServerConfig>>,
+        tls: Option<Loaded>,
         requests: Arc<Shards<Requests>>,
         connections: Arc<Shards<Connections>>,
         refusals: Arc<Shards<Refusals>>,
@@ -216,13 +217,21 @@ impl Listener {
     /// The TLS of connections that begin now.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
         let tls = self.tls.as_ref()?;
-        Some(tls.read().unwrap_or_else(PoisonError::into_inner).clone())
+        let tls = tls.read().unwrap_or_else(PoisonError::into_inner);
+        Some(tls.config.clone())
+    }
+
+    /// How the files of that TLS were when they were read.
+    pub(super) fn files(&self) -> Option<Stamps> {
+        let tls = self.tls.as_ref()?;
+        let tls = tls.read().unwrap_or_else(PoisonError::into_inner);
+        Some(tls.files.clone())
     }
 
     /// Connections that begin from now on have this TLS.
-    pub(super) fn set_tls(&self, config: Arc<ServerConfig>) {
+    pub(super) fn set_tls(&self, loaded: Loaded) {
         if let Some(tls) = &self.tls {
-            *tls.write().unwrap_or_else(PoisonError::into_inner) = config;
+            *tls.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         }
     }
 

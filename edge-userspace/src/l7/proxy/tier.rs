@@ -15,12 +15,13 @@ use tracing::warn;
 use super::{
     crew::{Crew, Seat},
     descriptors,
+    files::Loaded,
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen::{Door, Given},
     log_writer::LogWriter,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
     spans::{Collector, Exporter},
-    tls::{self, TlsError, Towards},
+    tls::{TlsError, Towards},
     view::{Held, Said, Shared, View, lock},
     watch::Watcher,
     worker::{Order, Worker},
@@ -335,11 +336,11 @@ impl Tier {
             let tls = match &listener.tls {
                 None => None,
                 Some(tls) => {
-                    let loaded = tls::server(tls, listener.http2);
-                    Some(Arc::new(loaded.map_err(|source| TierError::Tls {
+                    let loaded = Loaded::load(tls, listener.http2);
+                    Some(loaded.map_err(|source| TierError::Tls {
                         whose: format!("[[listener]] {:?}, tls", listener.name),
                         source,
-                    })?))
+                    })?)
                 }
             };
             let open = had.map(|(_, had)| had.open().clone());

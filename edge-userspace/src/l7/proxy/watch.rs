@@ -3,16 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-        mpsc,
-    },
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use hickory_resolver::{Resolver, TokioResolver, net::NetError};
@@ -23,9 +18,9 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
+    files::Files,
     group::{Group, Server},
-    snapshot::{Listener, Snapshot},
-    tls,
+    snapshot::Snapshot,
     worker::Worker,
 };
 pub(super) use crate::health::runner::Checks;
@@ -65,8 +60,6 @@ type Ask = (Vec<(String, u16)>, mpsc::SyncSender<Found>);
 struct Holds {
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     changed: Notify,
-    /// Whether it has just been put into force.
-    is_new: AtomicBool,
     /// A name has other addresses.
     resolved: Arc<Notify>,
 }
@@ -123,7 +116,6 @@ impl Watcher {
         for (group, position, state) in states(&self.checks, snapshot) {
             apply(group, position, state.health());
         }
-        self.holds.is_new.store(true, Relaxed);
         self.holds.changed.notify_one();
     }
 
@@ -304,9 +296,6 @@ async fn follow(
                 if let (Some(snapshot), Some(resolver)) = (held(holds), &resolver) {
                     let resolved = &holds.resolved;
                     follow_names(&snapshot, resolver, resolved, &mut names, &mut tasks);
-                    if holds.is_new.swap(false, Relaxed) {
-                        files.begin(&snapshot);
-                    }
                 }
             }
             () = holds.resolved.notified() => {
@@ -316,7 +305,7 @@ async fn follow(
             }
             _ = look.tick() => {
                 if let Some(snapshot) = held(holds) {
-                    files.look(&snapshot);
+                    files.look(&snapshot.listeners);
                 }
             }
             Some(_) = tasks.join_next() => {}
@@ -434,92 +423,4 @@ async fn addresses(
     let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| (ip, port).into()).collect();
     addresses.sort_unstable();
     Ok((addresses, left.clamp(least, most)))
-}
-
-/// What is known of a file: when it was changed, and its size.
-type Stamp = Option<(SystemTime, u64)>;
-
-/// Files of certificates, by listener.
-#[derive(Default)]
-struct Files {
-    seen: BTreeMap<String, Seen>,
-}
-
-/// The files of a listener.
-struct Seen {
-    /// As they were when they were read.
-    read: Vec<Stamp>,
-    /// As they were at the last look.
-    last: Vec<Stamp>,
-    /// As they were when they could not be used.
-    refused: Option<Vec<Stamp>>,
-}
-
-impl Files {
-    /// Notes how the files are of what has just been read.
-    fn begin(&mut self, snapshot: &Snapshot) {
-        let all = snapshot.listeners.iter().map(|listener| {
-            let read = stamps(listener);
-            let seen = Seen {
-                last: read.clone(),
-                read,
-                refused: None,
-            };
-            (listener.config.name.clone(), seen)
-        });
-        self.seen = all.collect();
-    }
-
-    /// Reads the files of a listener anew when they have changed, and are what they were a look
-    /// before: who writes two files does so one after the other.
-    fn look(&mut self, snapshot: &Snapshot) {
-        for listener in &snapshot.listeners {
-            let name = &listener.config.name;
-            let (Some(seen), Some(tls)) = (self.seen.get_mut(name), &listener.config.tls) else {
-                continue;
-            };
-            let now = stamps(listener);
-            let is_quiet = seen.last == now;
-            seen.last.clone_from(&now);
-            if seen.read == now || !is_quiet {
-                continue;
-            }
-            match tls::server(tls, listener.config.http2) {
-                Ok(config) => {
-                    listener.set_tls(Arc::new(config));
-                    info!("listener {name}: its certificates were read anew");
-                    seen.read = now;
-                }
-                // It is tried again, and told again when they have changed again.
-                Err(e) if seen.refused.as_ref() != Some(&now) => {
-                    warn!(
-                        "listener {name}: its certificates have changed and cannot be used, those \
-                         of before are: {e}"
-                    );
-                    seen.refused = Some(now);
-                }
-                Err(_) => {}
-            }
-        }
-    }
-}
-
-fn stamps(listener: &Listener) -> Vec<Stamp> {
-    paths(listener).iter().map(|path| stamp(path)).collect()
-}
-
-fn paths(listener: &Listener) -> Vec<PathBuf> {
-    let Some(tls) = &listener.config.tls else {
-        return Vec::new();
-    };
-    let pairs = tls.certificates.iter();
-    pairs
-        .flat_map(|pair| [pair.cert.clone(), pair.key.clone()])
-        .chain(tls.client_ca.clone())
-        .collect()
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let found = fs::metadata(path).ok()?;
-    Some((found.modified().ok()?, found.len()))
 }
