@@ -5,25 +5,34 @@
 //! many at once. What has no room, and what the collector does not take, is counted and lost.
 
 use std::{
-    io,
+    borrow::Cow,
+    fmt, io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::sync_channel,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use async_trait::async_trait;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{HeaderMap, Request, body::Bytes, client::conn::http1, header};
+use hyper::{HeaderMap, Request, Response, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
-    resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::SpanKind, status::StatusCode},
+use opentelemetry::{
+    InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
+    trace::{SpanContext, SpanKind, Status, TraceState},
+};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{
+    Protocol, RetryPolicy, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_sdk::{
+    Resource,
+    trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks},
 };
 use prost::Message as _;
 use tokio::{
@@ -35,13 +44,13 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tracing::warn;
 
-use super::{privileges, tier::TierError, tls::Towards};
+use super::{privileges, tier::TierError, tls::Towards, view::lock};
 use crate::{
     config::{
         files,
         proxy::{
             Traces,
-            upstream::{self, Protocol},
+            upstream::{self, Protocol as Spoken},
         },
     },
     health::TlsTo,
@@ -168,7 +177,7 @@ impl Collector {
                     sni: None,
                     certificate: None,
                 };
-                let towards = Towards::load(&tls, Protocol::Http1);
+                let towards = Towards::load(&tls, Spoken::Http1);
                 let loaded =
                     towards.and_then(|towards| Ok((towards.to(&address)?.0, towards.held)));
                 Some(loaded.map_err(|source| TierError::Tls {
@@ -217,11 +226,11 @@ impl Exporter {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let teller = Teller {
+        let wire = Wire {
             collector: collector.clone(),
-            counts: counts.clone(),
-            told: None,
+            became: Arc::default(),
         };
+        let teller = Teller::new(wire, counts.clone()).map_err(io::Error::other)?;
         let (told, safe) = sync_channel(1);
         let thread = thread::Builder::new()
             .name("proxy-spans".into())
@@ -266,14 +275,44 @@ impl Drop for Exporter {
     }
 }
 
+/// What encodes spans and makes requests of them.
 struct Teller {
-    collector: Arc<Collector>,
+    otlp: SpanExporter,
+    wire: Wire,
+    /// What made the spans.
+    scope: InstrumentationScope,
     counts: Arc<Counts>,
     /// When a failure was told.
     told: Option<Instant>,
 }
 
 impl Teller {
+    fn new(
+        wire: Wire,
+        counts: Arc<Counts>,
+    ) -> Result<Self, opentelemetry_otlp::ExporterBuildError> {
+        let collector = &wire.collector;
+        let mut otlp = SpanExporter::builder()
+            .with_http()
+            .with_http_client(wire.clone())
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(format!("{}/v1/traces", collector.endpoint))
+            // They would go on past the end of the proxy.
+            .with_retry_policy(RetryPolicy::disabled())
+            .build()?;
+        let service = collector.service.clone();
+        let resource = Resource::builder_empty().with_service_name(service);
+        otlp.set_resource(&resource.build());
+        let scope = InstrumentationScope::builder("edge").with_version(env!("CARGO_PKG_VERSION"));
+        Ok(Self {
+            otlp,
+            wire,
+            scope: scope.build(),
+            counts,
+            told: None,
+        })
+    }
+
     async fn run(mut self, mut queue: mpsc::Receiver<Record>, mut stop: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -326,13 +365,19 @@ impl Teller {
 
     /// Sends what is there, until `ends` does, and counts what became of it.
     async fn send(&mut self, batch: &mut Vec<Record>, ends: impl Future<Output = ()>) {
-        let spans: u64 = batch.iter().map(Record::spans).sum();
-        let body = message(&self.collector.service, batch).encode_to_vec();
-        batch.clear();
+        let all: Vec<SpanData> = batch
+            .drain(..)
+            .flat_map(|of| spans(&of, &self.scope))
+            .collect();
+        let spans = all.len() as u64;
         let sent = tokio::select! {
-            sent = timeout(TIMEOUT, post(&self.collector, body)) => {
-                sent.unwrap_or_else(|_| Err("it took too long".to_owned()))
-            }
+            sent = timeout(TIMEOUT, self.otlp.export(all)) => match sent {
+                // Of a failure, the wire knows more.
+                Ok(sent) => lock(&self.wire.became).take().unwrap_or_else(|| {
+                    sent.map(|()| 0).map_err(|e| e.to_string())
+                }),
+                Err(_) => Err("it took too long".to_owned()),
+            },
             () = ends => Err("there was no time left".to_owned()),
         };
         let rejected = match sent {
@@ -344,7 +389,7 @@ impl Teller {
                     warn!(
                         "proxy.traces.endpoint {}: {why}; {spans} spans are lost, and what \
                          follows of it is counted only for a minute",
-                        self.collector.endpoint
+                        self.wire.collector.endpoint
                     );
                 }
                 spans
@@ -355,8 +400,43 @@ impl Teller {
     }
 }
 
-/// Posts a message; how many spans the collector did not want.
-async fn post(collector: &Collector, body: Vec<u8>) -> Result<u64, String> {
+/// What brings requests to a collector, and nothing else: not where the environment wants them to
+/// go, nor with what it wants to be in their heads.
+#[derive(Clone)]
+struct Wire {
+    collector: Arc<Collector>,
+    /// How many spans of the last request the collector did not want, or why it took none.
+    became: Arc<Mutex<Option<Result<u64, String>>>>,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is in the heads may be secret.
+        f.debug_struct("Wire").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl HttpClient for Wire {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        *lock(&self.became) = None;
+        let answer = post(&self.collector, request.into_body()).await;
+        *lock(&self.became) = Some(match &answer {
+            Ok(answer) if answer.status().is_success() => {
+                let said = ExportTraceServiceResponse::decode(answer.body().clone());
+                let rejected = said.unwrap_or_default().partial_success;
+                let rejected = rejected.map_or(0, |partial| partial.rejected_spans);
+                Ok(u64::try_from(rejected).unwrap_or(0))
+            }
+            Ok(answer) => Err(format!("it answers with {}", answer.status())),
+            Err(why) => Err(why.clone()),
+        });
+        answer.map_err(Into::into)
+    }
+}
+
+/// Posts a message.
+async fn post(collector: &Collector, body: Bytes) -> Result<Response<Bytes>, String> {
     let (_, rest) = collector.endpoint.split_once("://").unwrap_or_default();
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let mut request = Request::post(format!("{path}/v1/traces"))
@@ -366,7 +446,7 @@ async fn post(collector: &Collector, body: Vec<u8>) -> Result<u64, String> {
             header::USER_AGENT,
             concat!("edge/", env!("CARGO_PKG_VERSION")),
         )
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(body))
         .map_err(|e| e.to_string())?;
     request.headers_mut().extend(collector.headers.clone());
     let tcp = TcpStream::connect(authority).await;
@@ -382,24 +462,19 @@ async fn post(collector: &Collector, body: Vec<u8>) -> Result<u64, String> {
 }
 
 async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
     request: Request<Full<Bytes>>,
-) -> Result<u64, String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
+) -> Result<Response<Bytes>, String> {
+    let text = |e: &dyn fmt::Display| e.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| text(&e))?;
     let talk = async {
         let answer = sender.send_request(request).await.map_err(|e| text(&e))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER).collect().await;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER).collect().await;
         let body = body.map_err(|e| text(&e))?.to_bytes();
-        if !status.is_success() {
-            return Err(format!("it answers with {status}"));
-        }
-        let said = ExportTraceServiceResponse::decode(body).unwrap_or_default();
-        let rejected = said.partial_success.map_or(0, |p| p.rejected_spans);
-        Ok(u64::try_from(rejected).unwrap_or(0))
+        Ok(Response::from_parts(head, body))
     };
     tokio::pin!(talk);
     tokio::select! {
@@ -412,128 +487,107 @@ async fn ask(
     }
 }
 
-fn message(service: &str, batch: &[Record]) -> ExportTraceServiceRequest {
-    ExportTraceServiceRequest {
-        resource_spans: vec![ResourceSpans {
-            resource: Some(Resource {
-                attributes: vec![words("service.name", service)],
-                ..Resource::default()
-            }),
-            scope_spans: vec![ScopeSpans {
-                scope: Some(InstrumentationScope {
-                    name: "edge".to_owned(),
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                    ..InstrumentationScope::default()
-                }),
-                spans: batch.iter().flat_map(spans).collect(),
-                ..ScopeSpans::default()
-            }],
-            ..ResourceSpans::default()
-        }],
-    }
-}
-
-fn words(key: &str, value: &str) -> KeyValue {
-    attribute(key, Value::StringValue(value.to_owned()))
-}
-
-fn number(key: &str, value: impl Into<i64>) -> KeyValue {
-    attribute(key, Value::IntValue(value.into()))
-}
-
-fn attribute(key: &str, value: Value) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
-        ..KeyValue::default()
-    }
-}
-
 /// Spans of a request, named and described as OpenTelemetry's semantic conventions for HTTP have
 /// it.
-fn spans(of: &Record) -> impl Iterator<Item = Span> {
-    let trace = u128::from_str_radix(std::str::from_utf8(&of.trace).unwrap_or_default(), 16);
-    let trace_id = trace.unwrap_or_default().to_be_bytes().to_vec();
-    let id = |id: u64| match id {
-        0 => Vec::new(),
-        id => id.to_be_bytes().to_vec(),
-    };
+fn spans(of: &Record, scope: &InstrumentationScope) -> Vec<SpanData> {
+    let trace = std::str::from_utf8(&of.trace).unwrap_or_default();
+    let trace = TraceId::from_hex(trace).unwrap_or(TraceId::INVALID);
+    let id = |id: u64| SpanId::from_bytes(id.to_be_bytes());
+    let at = |unix: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(unix);
     // How it ended, with what the conventions have of that.
-    let ended = |status: u16, error: Option<&str>, least: u16| {
-        let mut attributes = vec![words("http.request.method", &of.method)];
+    let ended = |status: u16, error: Option<&'static str>, least: u16| {
+        let mut attributes = vec![KeyValue::new("http.request.method", of.method.clone())];
         if status != 0 {
             attributes.push(number("http.response.status_code", status));
         }
-        let is_error = status == 0 || status >= least;
-        if is_error {
-            let kind = error.map_or_else(|| status.to_string(), str::to_owned);
-            attributes.push(words("error.type", &kind));
+        if status != 0 && status < least {
+            return (attributes, Status::Unset);
         }
-        let status = is_error.then(|| Status {
-            message: error.unwrap_or_default().to_owned(),
-            code: StatusCode::Error.into(),
-        });
-        (attributes, status)
+        let kind = error.map_or_else(|| status.to_string().into(), Cow::Borrowed);
+        attributes.push(KeyValue::new("error.type", kind));
+        let description = error.unwrap_or_default().into();
+        (attributes, Status::Error { description })
     };
+    let span =
+        |own: u64, parent: u64, kind, name: &str, (begin, end), (attributes, status)| SpanData {
+            span_context: SpanContext::new(
+                trace,
+                id(own),
+                TraceFlags::SAMPLED,
+                false,
+                TraceState::NONE,
+            ),
+            parent_span_id: id(parent),
+            parent_span_is_remote: matches!(kind, SpanKind::Server) && parent != 0,
+            span_kind: kind,
+            name: name.to_owned().into(),
+            start_time: at(begin),
+            end_time: at(end),
+            attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status,
+            instrumentation_scope: scope.clone(),
+        };
     let (mut attributes, status) = ended(of.status, of.refusal, 500);
     attributes.extend([
-        words("url.path", &of.path),
-        words("url.scheme", of.scheme),
-        words("server.address", &of.host),
+        KeyValue::new("url.path", of.path.clone()),
+        KeyValue::new("url.scheme", of.scheme),
+        KeyValue::new("server.address", of.host.clone()),
         number("server.port", of.local.port()),
-        words("client.address", &of.client.ip().to_canonical().to_string()),
-        words("network.protocol.version", of.version),
+        KeyValue::new("client.address", of.client.ip().to_canonical().to_string()),
+        KeyValue::new("network.protocol.version", of.version),
     ]);
-    attributes.extend(of.route.as_ref().map(|route| words("http.route", route)));
-    attributes.extend(of.refusal.map(|refusal| words("edge.refusal", refusal)));
-    let upstream = of.upstream.as_ref();
-    let upstream = upstream.map(|upstream| words("edge.upstream", upstream));
+    let route = of.route.clone();
+    attributes.extend(route.map(|route| KeyValue::new("http.route", route)));
+    let refusal = of.refusal;
+    attributes.extend(refusal.map(|refusal| KeyValue::new("edge.refusal", refusal)));
+    let upstream = of.upstream.clone();
+    let upstream = upstream.map(|upstream| KeyValue::new("edge.upstream", upstream));
     if let Some(last) = of.tries.last() {
         let retries = i64::try_from(of.tries.len() - 1).unwrap_or(i64::MAX);
         attributes.extend(upstream.clone());
         attributes.extend([
-            words("edge.server", &last.server),
+            KeyValue::new("edge.server", last.server.clone()),
             number("edge.retries", retries),
         ]);
     }
-    let of_servers: Vec<Span> = { (0_i64..).zip(&of.tries) }
-        .map(|(nth, asked)| {
-            // A client's request has failed with any status of an error.
-            let (mut attributes, status) = ended(asked.status, asked.error, 400);
-            attributes.extend(upstream.clone());
-            attributes.push(words("edge.server", &asked.server));
-            if nth > 0 {
-                attributes.push(number("http.request.resend_count", nth));
-            }
-            Span {
-                trace_id: trace_id.clone(),
-                span_id: id(asked.span),
-                parent_span_id: id(of.span),
-                name: of.method.clone(),
-                kind: SpanKind::Client.into(),
-                start_time_unix_nano: asked.begin,
-                end_time_unix_nano: asked.end,
-                attributes,
-                status,
-                ..Span::default()
-            }
-        })
-        .collect();
     let name = match &of.route {
         Some(route) => format!("{} {route}", of.method),
         None => of.method.clone(),
     };
-    let whole = Span {
-        trace_id,
-        span_id: id(of.span),
-        parent_span_id: id(of.parent),
-        name,
-        kind: SpanKind::Server.into(),
-        start_time_unix_nano: of.begin,
-        end_time_unix_nano: of.end,
-        attributes,
-        status,
-        ..Span::default()
-    };
-    std::iter::once(whole).chain(of_servers)
+    let times = (of.begin, of.end);
+    let whole = span(
+        of.span,
+        of.parent,
+        SpanKind::Server,
+        &name,
+        times,
+        (attributes, status),
+    );
+    let of_servers = (0_i64..).zip(&of.tries).map(|(nth, asked)| {
+        // A client's request has failed with any status of an error.
+        let (mut attributes, status) = ended(asked.status, asked.error, 400);
+        attributes.extend(upstream.clone());
+        attributes.push(KeyValue::new("edge.server", asked.server.clone()));
+        if nth > 0 {
+            attributes.push(number("http.request.resend_count", nth));
+        }
+        let times = (asked.begin, asked.end);
+        let ended = (attributes, status);
+        span(
+            asked.span,
+            of.span,
+            SpanKind::Client,
+            &of.method,
+            times,
+            ended,
+        )
+    });
+    std::iter::once(whole).chain(of_servers).collect()
+}
+
+fn number(key: &'static str, value: impl Into<i64>) -> KeyValue {
+    KeyValue::new(key, value.into())
 }
