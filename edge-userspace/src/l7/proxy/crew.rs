@@ -27,6 +27,11 @@ const ORDERS: usize = 8;
 /// How long requests may take to end when the proxy does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A worker that panics sooner than this after its start is followed by the next one after a
+/// pause: whatever the cause, it takes neither the processor nor the log from others.
+const SOON: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A worker's thread. It ends when it has not begun and this is dropped.
 pub(super) struct Seat {
     /// No other worker has it meanwhile.
@@ -228,5 +233,14 @@ fn sit(
     if orders.blocking_recv() != Some(Order::Look) {
         return;
     }
-    while worker::run(&runtime, number, random, &take, &mut orders, PATIENCE) == Ended::Panicked {}
+    loop {
+        let began = Instant::now();
+        let ended = worker::run(&runtime, number, random, &take, &mut orders, PATIENCE);
+        if ended != Ended::Panicked {
+            return;
+        }
+        if began.elapsed() < SOON {
+            thread::park_timeout(PAUSE);
+        }
+    }
 }
