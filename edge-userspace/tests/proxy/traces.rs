@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::{
         ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
     },
     common::v1::{KeyValue, any_value::Value},
-    trace::v1::{Span, span::SpanKind, status::StatusCode},
+    trace::v1::{Span, Status, span::SpanKind, status::StatusCode},
 };
 use prost::Message as _;
 
@@ -38,14 +38,22 @@ fn collect(got: Spans) -> impl Fn(Peer) + Send + Sync + 'static {
     move |mut peer| {
         while let Some((head, body)) = peer.request() {
             assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
-            assert_eq!(
-                header(&head, "content-type"),
-                Some("application/x-protobuf")
-            );
+            for (name, value) in [
+                ("content-type", Some("application/x-protobuf")),
+                ("content-encoding", None),
+                ("x-of-environment", None),
+            ] {
+                assert_eq!(header(&head, name), value, "{name}");
+            }
             let message = ExportTraceServiceRequest::decode(&*body).unwrap();
             for of in message.resource_spans {
                 let service = of.resource.unwrap().attributes;
+                assert_eq!(service.len(), 1, "{service:?}");
                 let service = text(&service, "service.name").unwrap();
+                for scope in of.scope_spans.iter().map(|of| of.scope.as_ref().unwrap()) {
+                    let told = (&*scope.name, &*scope.version);
+                    assert_eq!(told, ("edge", env!("CARGO_PKG_VERSION")));
+                }
                 let all = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
                 lock(&got).extend(all.map(|span| (service.clone(), span)));
             }
@@ -73,9 +81,13 @@ fn int(attributes: &[KeyValue], key: &str) -> Option<i64> {
     }
 }
 
+/// Whether a span is of an error. That one is well nobody says but who wrote the application.
 fn is_error(span: &Span) -> bool {
-    let status = span.status.as_ref();
-    status.is_some_and(|status| status.code() == StatusCode::Error)
+    match span.status.as_ref().map(Status::code) {
+        None | Some(StatusCode::Unset) => false,
+        Some(StatusCode::Error) => true,
+        Some(StatusCode::Ok) => panic!("{span:?}"),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -164,6 +176,30 @@ fn a_collector_is_told_of_requests() {
     );
     assert!(!is_error(&refused));
     until("they are counted", || counts(&rig).exported == 3);
+}
+
+#[test]
+fn the_environment_has_no_say() {
+    let this = std::env::current_exe().unwrap();
+    let ended = std::process::Command::new(this)
+        .args(["--exact", "traces::a_collector_is_told_of_requests"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+        .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        .env(
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "x-of-environment=1,content-type=text/plain",
+        )
+        .env("OTEL_SERVICE_NAME", "another")
+        .env("OTEL_RESOURCE_ATTRIBUTES", "a=b,service.name=another")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&ended.stdout);
+    assert!(
+        ended.status.success() && told.contains("1 passed"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -390,6 +426,9 @@ fn chance_and_trusted_proxies_say_what_is_recorded() {
         assert_eq!(all.len(), 2);
         assert_eq!(hex(&all[0].1.trace_id), TRACE);
         assert_eq!(hex(&all[0].1.parent_span_id), "b7ad6b7169203331");
+        // Whether a parent is of another process is known, and it is, or it is not.
+        let remote = [all[0].1.flags, all[1].1.flags].map(|flags| flags & 0x300);
+        assert_eq!(remote, [0x300, 0x100]);
     }
     // And one that records nothing is not overruled.
     let all = setup

@@ -28,9 +28,11 @@ const ORDERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A worker that panics sooner than this after its start is followed by the next one after a
-/// pause: whatever the cause, it takes neither the processor nor the log from others.
-const SOON: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(100);
+/// pause, and each of them by a longer one: whatever the cause is, it does not fill the log. Who
+/// connects meanwhile waits, and so do orders.
+const SOON: Duration = Duration::from_secs(2);
+/// The first pause, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// A worker's thread. It ends when it has not begun and this is dropped.
 pub(super) struct Seat {
@@ -233,14 +235,45 @@ fn sit(
     if orders.blocking_recv() != Some(Order::Look) {
         return;
     }
+    let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
         let ended = worker::run(&runtime, number, random, &take, &mut orders, PATIENCE);
         if ended != Ended::Panicked {
             return;
         }
-        if began.elapsed() < SOON {
-            thread::park_timeout(PAUSE);
+        pause = next_pause(pause, began.elapsed());
+        thread::park_timeout(pause);
+    }
+}
+
+/// How long to wait before another worker takes the place of one that has panicked: after how
+/// long a pause that one had begun, and how long it lived.
+fn next_pause(before: Duration, lived: Duration) -> Duration {
+    let (first, most) = PAUSE;
+    match lived < SOON {
+        true => (before * 2).clamp(first, most),
+        false => Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_panic_soon_are_followed_slower_and_slower() {
+        let soon = Duration::from_millis(1);
+        let mut pause = Duration::ZERO;
+        let mut all = Duration::ZERO;
+        for _ in 0..20 {
+            pause = next_pause(pause, soon);
+            all += pause;
         }
+        assert_eq!(next_pause(Duration::ZERO, soon), PAUSE.0);
+        assert_eq!(pause, PAUSE.1, "by then no longer");
+        assert!(all > 12 * PAUSE.1 && all < 20 * PAUSE.1, "{all:?}");
+        // One that has served is followed at once.
+        assert_eq!(next_pause(pause, SOON), Duration::ZERO);
     }
 }

@@ -7,13 +7,13 @@
 
 mod back;
 mod buffers;
+mod certificates;
 mod choice;
 mod conn;
 mod crew;
 mod descriptors;
 mod exchange;
 pub mod explain;
-mod files;
 mod forward;
 mod front;
 mod group;

@@ -14,7 +14,7 @@ use edge_common::addr::Prefix;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{
-    files::{Loaded, Stamps},
+    certificates::{Loaded, Stamps},
     group::{Group, Places},
     log_writer::LogWriter,
     spans,

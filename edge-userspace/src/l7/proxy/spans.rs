@@ -296,8 +296,8 @@ impl Teller {
             .with_http()
             .with_http_client(wire.clone())
             .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(format!("{}/v1/traces", collector.endpoint))
-            // They would go on past the end of the proxy.
+            .with_endpoint(&collector.endpoint)
+            // Between two tries it would sleep with the whole thread, so that no time-out ends it.
             .with_retry_policy(RetryPolicy::disabled())
             .build()?;
         let service = collector.service.clone();
@@ -400,8 +400,8 @@ impl Teller {
     }
 }
 
-/// What brings requests to a collector, and nothing else: not where the environment wants them to
-/// go, nor with what it wants to be in their heads.
+/// What brings the bodies of requests to a collector, and nothing else: their heads may be what
+/// the environment wants (`OTEL_EXPORTER_OTLP_*`), which has no say in what one file configures.
 #[derive(Clone)]
 struct Wire {
     collector: Arc<Collector>,

@@ -13,9 +13,9 @@ use edge_common::hash::Seed;
 use tracing::warn;
 
 use super::{
+    certificates::Loaded,
     crew::{Crew, Seat},
     descriptors,
-    files::Loaded,
     group::{Counted, Group, Memory, Places, nanoseconds},
     listen::{Door, Given},
     log_writer::LogWriter,
@@ -82,7 +82,7 @@ pub enum TierError {
     )]
     Privileges(io::Error),
     /// The thread that tells of requests does not start.
-    #[error("proxy.traces: cannot start the thread that tells the collector: {0}")]
+    #[error("proxy.traces: what tells the collector does not start: {0}")]
     Spans(io::Error),
     /// There is no thread to be had.
     #[error("cannot start a worker of the proxy: {0}")]

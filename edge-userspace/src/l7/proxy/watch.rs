@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    files::Files,
+    certificates::Files,
     group::{Group, Server},
     snapshot::Snapshot,
     worker::Worker,

@@ -121,6 +121,13 @@ fn listeners_that_cannot_be_are_refused() {
             "no URL of a collector",
         ),
         (
+            format!(
+                "[proxy]\ntraces = {{ endpoint = 'http://a:4318/<b>' }}\n{}",
+                route("")
+            ),
+            "no URL of a collector",
+        ),
+        (
             route("mirror = { fraction = 0.1 }"),
             "route[0].mirror.upstream: missing; name the [[upstream]]",
         ),

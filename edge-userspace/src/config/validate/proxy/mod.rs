@@ -155,7 +155,8 @@ fn is_private(endpoint: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Whether a text is `http://host:port` or `https://host:port`, perhaps with a path.
+/// Whether a text is `http://host:port` or `https://host:port`, perhaps with a path (RFC 3986,
+/// section 3.3).
 fn is_endpoint(text: &str) -> bool {
     let Some(("http" | "https", rest)) = text.split_once("://") else {
         return false;
@@ -163,7 +164,7 @@ fn is_endpoint(text: &str) -> bool {
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let is_path = path
         .bytes()
-        .all(|b| b.is_ascii_graphic() && !b"?#".contains(&b));
+        .all(|b| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b));
     let is_address = match authority.parse::<SocketAddr>() {
         Ok(address) => address.port() != 0,
         Err(_) => authority.rsplit_once(':').is_some_and(|(host, port)| {

@@ -11,9 +11,10 @@ use super::{
 };
 use crate::config::proxy::listener::Tls;
 
-/// What a file is known by (stat(2)): which one it is, its size in bytes, and when it was last
-/// changed, in seconds and nanoseconds. One that takes the place of another is told from it even
-/// if it is as long and was written at the same time. `None`: there is no such file.
+/// What a file is known by (stat(2)): which one it is, its size in bytes, and when its content or
+/// what is known of it was last changed, in seconds and nanoseconds. One that takes the place of
+/// another is told from it even if it is as long and was written at the same time. `None`: there
+/// is no such file.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// Those of all files of a listener.
@@ -91,10 +92,13 @@ impl Files {
             let mut seen = before.remove(name).unwrap_or_default();
             let now = Stamps::of(tls);
             let is_quiet = mem::replace(&mut seen.last, now.clone()) == now;
-            if is_quiet && read != now {
+            if read == now {
+                seen.refused = None;
+            } else if is_quiet {
                 match Loaded::load(tls, listener.config.http2) {
                     Ok(loaded) => {
                         listener.set_tls(loaded);
+                        seen.refused = None;
                         info!("listener {name}: its certificates were read anew");
                     }
                     // It is tried again, and told again when they have changed again.
@@ -176,15 +180,34 @@ mod tests {
         files.look(&all);
         assert_eq!(held(), second, "nothing has changed");
 
-        // One that cannot be used, until it can.
-        fs::write(directory.join("cert"), "none").expect("written");
-        files.look(&all);
-        files.look(&all);
-        assert_eq!(held(), second);
+        // One that cannot be used, until it can, and then again the one of before.
+        let link = |target: &str| {
+            std::os::unix::fs::symlink(directory.join(target), directory.join("new"))
+                .expect("made");
+            fs::rename(directory.join("new"), directory.join("cert")).expect("renamed");
+        };
+        fs::rename(directory.join("cert"), directory.join("good")).expect("renamed");
+        fs::write(directory.join("bad"), "none").expect("written");
+        for _ in 0..2 {
+            let before = held();
+            link("bad");
+            files.look(&all);
+            files.look(&all);
+            assert!(files.seen["web"].refused.is_some());
+            assert_eq!(held(), before);
+            link("good");
+            files.look(&all);
+            files.look(&all);
+            assert!(
+                files.seen["web"].refused.is_none(),
+                "it is told of the next one"
+            );
+        }
         issue(directory);
+        let before = held();
         files.look(&all);
         files.look(&all);
-        assert_ne!(held(), second);
+        assert_ne!(held(), before);
     }
 
     #[test]
