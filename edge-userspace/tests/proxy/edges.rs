@@ -255,16 +255,20 @@ impl Authority {
 
     /// Files of a certificate for a name, and of its key.
     pub(super) fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let file = |end: &str| self.directory.path().join(format!("{name}.{end}"));
-        std::fs::write(file("pem"), certificate.pem()).unwrap();
-        std::fs::write(file("key"), key.serialize_pem()).unwrap();
-        (file("pem"), file("key"))
+        self.issue_by(name, name, &KeyPair::generate().unwrap())
     }
 
-    fn roots(&self) -> Arc<RootCertStore> {
+    /// The same with this key; the names of the files begin with `file`.
+    pub(super) fn issue_by(&self, name: &str, file: &str, key: &KeyPair) -> (PathBuf, PathBuf) {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(key, &self.issuer).unwrap();
+        let at = |end: &str| self.directory.path().join(format!("{file}.{end}"));
+        std::fs::write(at("pem"), certificate.pem()).unwrap();
+        std::fs::write(at("key"), key.serialize_pem()).unwrap();
+        (at("pem"), at("key"))
+    }
+
+    pub(super) fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_file(self.ca()).unwrap())

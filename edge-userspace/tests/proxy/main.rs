@@ -4,6 +4,7 @@ mod bodies;
 mod changes;
 mod connections;
 mod edges;
+mod hyper_server;
 mod mirror;
 mod resilience;
 mod rig;

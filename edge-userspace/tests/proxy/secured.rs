@@ -8,8 +8,13 @@ use std::{
     thread,
 };
 
+use rcgen::{KeyPair, RsaKeySize};
 use tokio_rustls::rustls::{
-    ClientConfig, ClientConnection, HandshakeKind, Stream, pki_types::ServerName,
+    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, Stream,
+    SupportedProtocolVersion,
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
+    pki_types::ServerName,
+    version,
 };
 
 use super::{
@@ -57,6 +62,75 @@ fn sessions_are_resumed_unless_clients_show_certificates() {
         assert_eq!(kind(&rig, &config).unwrap(), HandshakeKind::Full, "{more}");
         assert_eq!(kind(&rig, &config).unwrap(), again, "{more}");
     }
+}
+
+/// Each with keys of both kinds, of which servers of both versions have to choose.
+#[test]
+fn both_versions_are_spoken_with_keys_of_both_kinds() {
+    let (authority, server) = (Authority::new(), Server::saying("ok"));
+    let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    let pairs = [authority.issue(NAME), authority.issue_by(NAME, "rsa", &rsa)];
+    let [ecdsa, rsa] = pairs.each_ref().map(pair);
+    let tls = |more: &str| format!("tls = {{ certificates = [{ecdsa}, {rsa}]{more} }}");
+    let setup = Setup::new(&[&server]);
+    let mut rig = Rig::new(&setup.clone().listener(tls("")));
+    // With TLS 1.2 the suite says of which kind the key is, with 1.3 the scheme of the signature.
+    let (ecdsa, rsa) = ("ECDSA", "RSA");
+    for (version, kind) in [
+        (&version::TLS12, ecdsa),
+        (&version::TLS12, rsa),
+        (&version::TLS13, ecdsa),
+        (&version::TLS13, rsa),
+    ] {
+        let shown = shown(&rig, &authority, version, kind).unwrap();
+        assert_eq!(shown, (version.version, kind), "{version:?} {kind}");
+    }
+    rig.change(&setup.listener(tls(", min_version = '1.3'")));
+    until("TLS 1.2 is refused", || {
+        shown(&rig, &authority, &version::TLS12, rsa).is_err()
+    });
+    let shown = shown(&rig, &authority, &version::TLS13, rsa).unwrap();
+    assert_eq!(shown, (ProtocolVersion::TLSv1_3, rsa));
+}
+
+/// Which version is spoken with a client that takes keys of one kind, `ECDSA` or `RSA`, only, and
+/// of which kind the key is that the proxy shows.
+fn shown(
+    rig: &Rig,
+    authority: &Authority,
+    version: &'static SupportedProtocolVersion,
+    kind: &str,
+) -> io::Result<(ProtocolVersion, &'static str)> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| {
+        let name = format!("{:?}", suite.suite());
+        name.starts_with("TLS13") || name.contains(kind)
+    });
+    let algorithms = provider.signature_verification_algorithms;
+    let of_kind = algorithms.mapping.iter().copied();
+    let of_kind = of_kind.filter(|(scheme, _)| format!("{scheme:?}").contains(kind));
+    provider.signature_verification_algorithms = WebPkiSupportedAlgorithms {
+        all: algorithms.all,
+        mapping: of_kind.collect::<Vec<_>>().leak(),
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut session = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    let mut tcp = TcpStream::connect(rig.port.at)?;
+    tcp.set_read_timeout(Some(PATIENCE))?;
+    while session.is_handshaking() {
+        session.complete_io(&mut tcp)?;
+    }
+    let chain = session.peer_certificates().unwrap();
+    // rsaEncryption, 1.2.840.113549.1.1.1 (RFC 8017, appendix A.1), is in certificates for such.
+    let rsa = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01";
+    let is_rsa = chain[0].windows(rsa.len()).any(|bytes| bytes == rsa);
+    let kind = if is_rsa { "RSA" } else { "ECDSA" };
+    Ok((session.protocol_version().unwrap(), kind))
 }
 
 #[test]

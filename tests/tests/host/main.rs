@@ -18,6 +18,7 @@ mod import;
 mod limits;
 mod lists;
 mod metrics;
+mod names;
 mod nat;
 mod proxy;
 mod quic;

@@ -48,7 +48,7 @@ pub(crate) fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> S
 }
 
 /// What curl gets from a source: the status and the body; an error of curl's is 0.
-fn curl(link: &Link, source: IpAddr, url: &str, more: &[&str]) -> (u16, String) {
+pub(crate) fn curl(link: &Link, source: IpAddr, url: &str, more: &[&str]) -> (u16, String) {
     let source = source.to_string();
     let mut arguments = vec![
         "--silent",
@@ -71,7 +71,7 @@ fn curl(link: &Link, source: IpAddr, url: &str, more: &[&str]) -> (u16, String) 
     (status.parse().unwrap(), body.to_owned())
 }
 
-fn url(link: &Link, scheme: &str, path: &str) -> String {
+pub(crate) fn url(link: &Link, scheme: &str, path: &str) -> String {
     let port = if scheme == "https" { HTTPS } else { HTTP };
     format!("{scheme}://{}:{port}{path}", link.v4(1))
 }
