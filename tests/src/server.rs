@@ -9,7 +9,11 @@ use std::process::{Child, Stdio};
 use crate::netns::Namespace;
 use crate::wait;
 
-/// nginx on port 80 of all addresses of a namespace, until it is dropped.
+/// The port of HTTP/2, without TLS.
+pub const HTTP2: u16 = 81;
+
+/// nginx on port 80 of all addresses of a namespace, and on that of HTTP/2 of its IPv4 ones, until
+/// it is dropped.
 #[derive(Debug)]
 pub struct Nginx {
     child: Child,
@@ -64,7 +68,7 @@ impl Nginx {
                fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi;\n\
                scgi_temp_path {at}/scgi;\n\
                server {{\n\
-                 listen 80; listen [::]:80;\n\
+                 listen 80; listen [::]:80; listen {HTTP2} http2;\n\
                  {files}\
                  location / {{ return 200 \"{text}\\n\"; }}\n\
                }}\n\

@@ -10,7 +10,7 @@ use std::time::Duration;
 use edge_tests::daemon::Installation;
 use edge_tests::lab::Lab;
 use edge_tests::netns::Namespace;
-use edge_tests::server::Nginx;
+use edge_tests::server::{HTTP2, Nginx};
 use edge_tests::wait;
 
 use super::proxy::{HTTP, curl, url};
@@ -156,15 +156,18 @@ fn servers_with_names_are_where_dns_says_for_as_long_as_it_says() {
     dns.set(SHORT, Some(one));
     dns.set(LONG, Some(two));
     let at = link.v4(1);
-    let upstream = |name: &str, server: &str| {
-        format!("[[upstream]]\nname = '{name}'\n[[upstream.server]]\naddress = '{server}:80'\n")
+    let upstream = |name: &str, protocol: &str, server: &str, port: u16| {
+        format!(
+            "[[upstream]]\nname = '{name}'\nprotocol = '{protocol}'\n\
+             [[upstream.server]]\naddress = '{server}:{port}'\n\
+             [[route]]\nname = '{name}'\npath = {{ prefix = '/{name}' }}\nupstream = '{name}'\n"
+        )
     };
     let settings = format!(
-        "[[listener]]\nname = 'web'\naddresses = ['{at}:{HTTP}']\n{}{}\
-         [[route]]\nname = 'far'\npath = {{ prefix = '/far' }}\nupstream = 'far'\n\
-         [[route]]\nname = 'all'\nupstream = 'app'\n",
-        upstream("app", SHORT),
-        upstream("far", LONG)
+        "[[listener]]\nname = 'web'\naddresses = ['{at}:{HTTP}']\n{}{}{}",
+        upstream("app", "http1", SHORT, 80),
+        upstream("two", "http2", SHORT, HTTP2),
+        upstream("far", "http1", LONG, 80)
     );
     let edge = Installation::new(&lab.host, &["eth0"], &settings);
     let _daemon = edge.start();
@@ -173,19 +176,22 @@ fn servers_with_names_are_where_dns_says_for_as_long_as_it_says() {
         assert_eq!(status, 200, "{path}: {body}");
         body
     };
-    assert_eq!((get("/"), get("/far")), ("one\n".into(), "two\n".into()));
+    let app = || [get("/app"), get("/two")];
+    assert_eq!(app(), ["one\n", "one\n"]);
+    assert_eq!(get("/far"), "two\n");
+    // Also those connections that are kept and shared lead there from now on.
     dns.set(SHORT, Some(two));
     dns.set(LONG, Some(one));
-    wait::until("the new address", || get("/") == "two\n");
+    wait::until("the new address", || app() == ["two\n", "two\n"]);
     // While nobody knows, that of before is right.
     dns.set(SHORT, None);
     let before = dns.asked(SHORT);
     wait::until("it was asked in vain", || dns.asked(SHORT) > before);
-    assert_eq!(get("/"), "two\n");
+    assert_eq!(app(), ["two\n", "two\n"]);
     dns.set(SHORT, Some(one));
-    wait::until("the address of before", || get("/") == "one\n");
+    wait::until("the address of before", || app() == ["one\n", "one\n"]);
     // What holds for an hour is not asked for again.
     assert_eq!((get("/far"), dns.asked(LONG)), ("two\n".into(), 1));
-    let log = edge.ok(&["upstream", "list"]);
-    assert!(log.contains(SHORT) && log.contains(LONG), "{log}");
+    let told = edge.ok(&["upstream", "list"]);
+    assert!(told.contains(SHORT) && told.contains(LONG), "{told}");
 }

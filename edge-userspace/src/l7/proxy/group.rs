@@ -11,6 +11,7 @@ use edge_common::hash::Seed;
 use tokio::sync::Notify;
 
 use super::{
+    stream::Lease,
     tls::{TlsError, Towards},
     view::{NewWeight, Said},
 };
@@ -72,24 +73,39 @@ pub(super) struct Server {
     /// The same for its checks.
     pub(super) check_tls: Option<TlsTo>,
     pub(super) requests: Arc<Shards<Requests>>,
-    resolved: Arc<RwLock<Arc<[SocketAddr]>>>,
+    resolved: Arc<RwLock<Resolved>>,
 }
+
+/// The addresses of a name.
+type Resolved = Arc<[(SocketAddr, Arc<Lease>)]>;
 
 impl Server {
     /// The addresses that its name has now. Asked only for new connections.
-    pub(super) fn resolved(&self) -> Arc<[SocketAddr]> {
+    pub(super) fn resolved(&self) -> Resolved {
         self.resolved
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// Notes the addresses of its name.
+    /// Notes the addresses of its name. Connections to those that it has no longer get no more
+    /// requests.
     pub(super) fn set_resolved(&self, addresses: &[SocketAddr]) {
-        *self
+        let mut held = self
             .resolved
             .write()
-            .unwrap_or_else(PoisonError::into_inner) = addresses.into();
+            .unwrap_or_else(PoisonError::into_inner);
+        let new = addresses.iter().map(|address| {
+            let had = held.iter().find(|(had, _)| had == address);
+            had.cloned().unwrap_or_else(|| (*address, Arc::default()))
+        });
+        let new = new.collect();
+        for (address, lease) in held.iter() {
+            if !addresses.contains(address) {
+                lease.end();
+            }
+        }
+        *held = new;
     }
 }
 
@@ -226,7 +242,7 @@ struct Known {
     transport: Transport,
     balance: Arc<balance::Server>,
     record: Arc<Record>,
-    resolved: Arc<RwLock<Arc<[SocketAddr]>>>,
+    resolved: Arc<RwLock<Resolved>>,
 }
 
 impl Memory {

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Waker},
 };
 
@@ -17,7 +18,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::{
     exchange::Exchange,
     group::{Group, Server, nanoseconds},
-    stream::{Socket, Stream},
+    stream::{Lease, Socket, Stream},
 };
 use crate::{
     config::proxy::upstream::{Address, SendProxy},
@@ -47,7 +48,7 @@ impl Pools {
         let mut idle = self.idle.borrow_mut();
         let idle = idle.get_mut(&server)?;
         while let Some(Idle { mut stream, .. }) = idle.pop() {
-            if is_quiet(&mut stream) {
+            if stream.is_current() && is_quiet(&mut stream) {
                 return Some(stream);
             }
         }
@@ -62,17 +63,18 @@ impl Pools {
         let (server, most) = (server.number, keep_alive.connections as usize);
         let mut idle = self.idle.borrow_mut();
         let idle = idle.entry(server).or_default();
-        if idle.len() < most {
+        if idle.len() < most && stream.is_current() {
             idle.push(Idle { stream, until });
         }
     }
 
-    /// Closes those whose time is over.
+    /// Closes those whose time is over, and those to where their server is no longer.
     pub(super) fn sweep(&self, now: u64) {
         self.idle.borrow_mut().retain(|_, idle| {
             // The oldest come first.
             let over = idle.partition_point(|idle| idle.until <= now);
             idle.drain(..over);
+            idle.retain(|idle| idle.stream.is_current());
             !idle.is_empty()
         });
     }
@@ -114,7 +116,7 @@ fn addresses(exchange: &Exchange<'_>) -> Option<Addresses> {
 pub(super) async fn connect(server: &Server, preface: &[u8]) -> io::Result<Stream> {
     let mut socket = match &server.address {
         Address::Ip(address) => Socket::Tcp(tcp(*address).await?),
-        Address::Name(..) => Socket::Tcp(any(&server.resolved()).await?),
+        Address::Name(..) => any(&server.resolved()).await?,
         Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
     };
     socket.write_all(preface).await?;
@@ -134,11 +136,11 @@ async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// A connection to the first of some addresses that takes one.
-async fn any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn any(addresses: &[(SocketAddr, Arc<Lease>)]) -> io::Result<Socket> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses.iter().take(ADDRESSES) {
+    for (address, lease) in addresses.iter().take(ADDRESSES) {
         match tcp(*address).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok(Socket::Named(stream, lease.clone())),
             Err(e) => last = e,
         }
     }

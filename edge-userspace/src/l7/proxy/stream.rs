@@ -3,6 +3,10 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +22,24 @@ use tokio_rustls::TlsStream;
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(TcpStream),
+    /// To an address of a name.
+    Named(TcpStream, Arc<Lease>),
     Unix(UnixStream),
+}
+
+/// Whether a name has an address still: connections to it are used for as long as it has.
+#[derive(Debug, Default)]
+pub(super) struct Lease(AtomicBool);
+
+impl Lease {
+    /// The name has another address, or none.
+    pub(super) fn end(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.load(Relaxed)
+    }
 }
 
 /// A connection to a client or to a server.
@@ -29,24 +50,21 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
-macro_rules! either {
-    ($kind:ident::{$one:ident, $other:ident}, $this:expr, $stream:ident => $do:expr) => {
-        match $this {
-            $kind::$one($stream) => $do,
-            $kind::$other($stream) => $do,
-        }
-    };
-}
-
 macro_rules! each_socket {
     ($this:expr, $stream:ident => $do:expr) => {
-        either!(Socket::{Tcp, Unix}, $this, $stream => $do)
+        match $this {
+            Socket::Tcp($stream) | Socket::Named($stream, _) => $do,
+            Socket::Unix($stream) => $do,
+        }
     };
 }
 
 macro_rules! each {
     ($this:expr, $stream:ident => $do:expr) => {
-        either!(Stream::{Plain, Tls}, $this, $stream => $do)
+        match $this {
+            Stream::Plain($stream) => $do,
+            Stream::Tls($stream) => $do,
+        }
     };
 }
 
@@ -155,10 +173,18 @@ impl Stream {
 
     /// Whether the kernel ends the connection by a reset.
     pub(super) fn end_by_reset(&self, wanted: bool) {
-        if let Socket::Tcp(stream) = self.socket() {
+        if let Socket::Tcp(stream) | Socket::Named(stream, _) = self.socket() {
             let linger = wanted.then_some(Duration::ZERO);
             // Fails only for what is no socket.
             let _ = SockRef::from(stream).set_linger(linger);
+        }
+    }
+
+    /// Whether the server is where the connection leads to, for all that DNS has told.
+    pub(super) fn is_current(&self) -> bool {
+        match self.socket() {
+            Socket::Named(_, lease) => !lease.has_ended(),
+            Socket::Tcp(_) | Socket::Unix(_) => true,
         }
     }
 

@@ -193,7 +193,7 @@ fn targets(snapshot: &Snapshot) -> Vec<Target> {
             let address = match &server.address {
                 Address::Ip(address) => Some(*address),
                 // The one that is asked first.
-                Address::Name(..) => server.resolved().first().copied(),
+                Address::Name(..) => server.resolved().first().map(|(address, _)| *address),
                 // Validation has none with checks.
                 Address::Unix(_) => None,
             };

@@ -66,6 +66,11 @@ impl Io {
         self.0.heard.get()
     }
 
+    /// Whether the server is where the connection leads to.
+    pub(super) fn is_current(&self) -> bool {
+        self.0.stream.borrow().is_current()
+    }
+
     /// A turn of the crate. Once it waits, what it wrote is sent.
     ///
     /// # Errors

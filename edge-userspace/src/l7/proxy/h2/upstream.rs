@@ -396,6 +396,9 @@ impl Shared {
     fn has_place(&self) -> Option<bool> {
         let send = self.send.borrow();
         let send = send.as_ref()?;
+        if !self.io.is_current() {
+            return None;
+        }
         // The crate says here that the server is gone. Asked by a copy, that nothing was sent by: one
         // that has sent waits for its stream, and takes the waker of whoever sends a body there.
         let mut now = Context::from_waker(Waker::noop());
@@ -438,7 +441,7 @@ impl Shared {
             self.timer.set(until);
             return;
         }
-        let idle = match self.worker.is_stopping() {
+        let idle = match self.worker.is_stopping() || !self.io.is_current() {
             true => 0,
             false => self.idle.get(),
         };
