@@ -87,7 +87,8 @@ fn both_versions_are_spoken_with_keys_of_both_kinds() {
     }
     rig.change(&setup.listener(tls(", min_version = '1.3'")));
     until("TLS 1.2 is refused", || {
-        shown(&rig, &authority, &version::TLS12, rsa).is_err()
+        let refused = shown(&rig, &authority, &version::TLS12, rsa).map_err(|e| e.to_string());
+        refused.is_err_and(|why| why.contains("ProtocolVersion"))
     });
     let shown = shown(&rig, &authority, &version::TLS13, rsa).unwrap();
     assert_eq!(shown, (ProtocolVersion::TLSv1_3, rsa));

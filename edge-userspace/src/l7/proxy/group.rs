@@ -80,7 +80,7 @@ pub(super) struct Server {
 type Resolved = Arc<[(SocketAddr, Arc<Lease>)]>;
 
 impl Server {
-    /// The addresses that its name has now. Asked only for new connections.
+    /// The addresses that its name has now. No request asks for them, but new connections do.
     pub(super) fn resolved(&self) -> Resolved {
         self.resolved
             .read()

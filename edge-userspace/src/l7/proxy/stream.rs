@@ -32,7 +32,7 @@ pub(super) enum Socket {
 pub(super) struct Lease(AtomicBool);
 
 impl Lease {
-    /// The name has another address, or none.
+    /// The name has other addresses.
     pub(super) fn end(&self) {
         self.0.store(true, Relaxed);
     }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hickory_resolver::{Resolver, TokioResolver, net::NetError};
+use hickory_resolver::{Resolver, TokioResolver, net::NetError, proto::rr::RecordType};
 use tokio::{
     sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
@@ -156,6 +156,9 @@ impl Watcher {
             let Ok((name, port, addresses)) = answered.recv_timeout(left) else {
                 break;
             };
+            if addresses.is_empty() {
+                continue;
+            }
             let found = Address::Name(name, port);
             for server in unknown.iter().filter(|server| server.address == found) {
                 server.set_resolved(&addresses);
@@ -253,7 +256,14 @@ async fn follow(
     asked: mpsc::Receiver<Ask>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let resolver = match Resolver::builder_tokio().and_then(|builder| builder.build()) {
+    let resolver = Resolver::builder_tokio().and_then(|mut builder| {
+        let options = builder.options_mut();
+        // Who asks anew is to get a new answer.
+        options.positive_max_ttl = Some(TTL.1);
+        options.negative_max_ttl = Some(TTL.0);
+        builder.build()
+    });
+    let resolver = match resolver {
         Ok(resolver) => Some(Arc::new(resolver)),
         Err(e) => {
             error!("the host's configuration of DNS: {e}; names of servers are not looked up");
@@ -284,7 +294,7 @@ async fn follow(
                         let (resolver, answers) = (resolver.clone(), answers.clone());
                         tasks.spawn(async move {
                             let found = match &resolver {
-                                Some(resolver) => addresses(resolver, &name, port).await.ok(),
+                                Some(resolver) => addresses(resolver, &name, port, &[]).await.ok(),
                                 None => None,
                             };
                             let found = found.map(|(found, _)| found).unwrap_or_default();
@@ -386,7 +396,7 @@ async fn follow_name(
     let mut before = Vec::new();
     let mut has_failed = false;
     loop {
-        let wait = match addresses(resolver, name, port).await {
+        let wait = match addresses(resolver, name, port, &before).await {
             Ok((found, wait)) => {
                 if found != before {
                     info!("{name}: {} addresses", found.len());
@@ -408,19 +418,47 @@ async fn follow_name(
     }
 }
 
-/// The addresses of a name, in order, and how long they are right.
+/// The addresses of a name, in order, and how long they are right. Those of `before` stay of a
+/// family (IPv4, IPv6) that cannot be looked up while the other one can.
 async fn addresses(
     resolver: &TokioResolver,
     name: &str,
     port: u16,
+    before: &[SocketAddr],
 ) -> Result<(Vec<SocketAddr>, Duration), NetError> {
     // The dot says that it is whole: no domain of the host is tried behind it.
-    let found = resolver.lookup_ip(format!("{name}.")).await?;
-    let (least, most) = TTL;
-    let left = found
-        .valid_until()
-        .saturating_duration_since(Instant::now());
-    let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| (ip, port).into()).collect();
-    addresses.sort_unstable();
-    Ok((addresses, left.clamp(least, most)))
+    let name = format!("{name}.");
+    let (v4, v6) = tokio::join!(
+        resolver.lookup(name.clone(), RecordType::A),
+        resolver.lookup(name, RecordType::AAAA)
+    );
+    let mut failed = None;
+    let (mut all, mut kept) = (Vec::<SocketAddr>::new(), Vec::<SocketAddr>::new());
+    let (least, mut wait) = TTL;
+    for (found, is_v4) in [(v4, true), (v6, false)] {
+        match found {
+            Ok(found) => {
+                let addresses = found.answers().iter();
+                let addresses = addresses.filter_map(|record| record.data.ip_addr());
+                all.extend(addresses.map(|ip| SocketAddr::from((ip, port))));
+                let left = found.valid_until();
+                wait = wait.min(left.saturating_duration_since(Instant::now()));
+            }
+            Err(e) if e.is_no_records_found() => drop(failed.get_or_insert(e)),
+            Err(e) => {
+                kept.extend(before.iter().filter(|had| had.is_ipv4() == is_v4));
+                wait = wait.min(RETRY);
+                failed = Some(e);
+            }
+        }
+    }
+    match failed {
+        Some(e) if all.is_empty() => Err(e),
+        _ => {
+            all.extend(kept);
+            all.sort_unstable();
+            all.dedup();
+            Ok((all, wait.max(least)))
+        }
+    }
 }

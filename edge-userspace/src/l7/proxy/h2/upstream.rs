@@ -91,10 +91,14 @@ impl Upstreams {
     }
 
     /// Forgets those to which there is no connection and nobody wants one: after a change of the
-    /// configuration they may never be asked for again.
+    /// configuration they may never be asked for again. Connections to where a server is no longer
+    /// end.
     pub(in super::super) fn sweep(&self) {
         let mut servers = self.servers.borrow_mut();
-        servers.retain(|_, server| Rc::strong_count(server) > 1);
+        servers.retain(|_, server| {
+            server.sweep();
+            Rc::strong_count(server) > 1
+        });
     }
 }
 
@@ -207,6 +211,22 @@ impl Server {
         }
     }
 
+    /// Takes out the connections to where the server is no longer: they end with their last
+    /// requests, and others may be opened in their place.
+    fn sweep(&self) {
+        let before = self.open.borrow().len();
+        self.open.borrow_mut().retain(|shared| {
+            let is_current = shared.io.is_current();
+            if !is_current {
+                shared.arm();
+            }
+            is_current
+        });
+        if self.open.borrow().len() < before {
+            self.wake_waiting();
+        }
+    }
+
     fn find(&self, idle: u64) -> Option<Place> {
         let mut open = self.open.borrow_mut();
         let mut at = 0;
@@ -218,7 +238,7 @@ impl Server {
                 }
                 Some(false) => at += 1,
                 // It ends by itself when its last request has.
-                None => drop(open.remove(at)),
+                None => open.remove(at).arm(),
             }
         }
         None
