@@ -10,7 +10,7 @@ use crate::netns::Namespace;
 use crate::wait;
 
 /// The port of HTTP/2, without TLS.
-pub const HTTP2: u16 = 81;
+pub const HTTP2: u16 = 8281;
 
 /// nginx on port 80 of all addresses of a namespace, and on that of HTTP/2 of its IPv4 ones, until
 /// it is dropped.
