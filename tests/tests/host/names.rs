@@ -212,6 +212,11 @@ fn servers_with_names_are_where_dns_says_for_as_long_as_it_says() {
     assert_eq!(app(), ["two\n", "two\n"]);
     dns.fail(SHORT, Some(lab.links[1].v6(2)));
     assert_eq!(app(), ["two\n", "two\n"]);
+    // What is known outlives a reload.
+    edge.configure(&["eth0"], &format!("{settings}# another\n"));
+    edge.ok(&["reload"]);
+    dns.fail(SHORT, Some(lab.links[1].v6(2)));
+    assert_eq!(app(), ["two\n", "two\n"]);
     dns.set(SHORT, one);
     wait::until("the address of before", || app() == ["one\n", "one\n"]);
     // What holds for an hour is not asked for again.

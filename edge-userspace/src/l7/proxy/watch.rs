@@ -370,7 +370,14 @@ fn follow_names(
             continue;
         };
         let task = tasks.spawn(async move {
-            follow_name(&name, port, &resolver, |found| {
+            let servers = places.iter().filter_map(|(group, server)| {
+                let group = snapshot.groups.get(*group)?;
+                group.servers.get(*server)
+            });
+            // What a configuration before knew of them.
+            let known = servers.flat_map(|server| server.resolved().to_vec());
+            let known = known.map(|(address, _)| address).collect();
+            follow_name(&name, port, &resolver, known, |found| {
                 for (group, server) in &places {
                     let group = snapshot.groups.get(*group);
                     if let Some(server) = group.and_then(|group| group.servers.get(*server)) {
@@ -391,14 +398,16 @@ async fn follow_name(
     name: &str,
     port: u16,
     resolver: &TokioResolver,
+    known: Vec<SocketAddr>,
     tell: impl Fn(&[SocketAddr]),
 ) {
-    let mut before = Vec::new();
-    let mut has_failed = false;
+    let mut before = known;
+    let (mut is_first, mut has_failed) = (true, false);
     loop {
         let wait = match addresses(resolver, name, port, &before).await {
             Ok((found, wait)) => {
-                if found != before {
+                // Of those that are new, nobody may know it yet.
+                if std::mem::take(&mut is_first) || found != before {
                     info!("{name}: {} addresses", found.len());
                     tell(&found);
                     before = found;
