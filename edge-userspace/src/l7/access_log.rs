@@ -95,8 +95,11 @@ pub fn write(format: Format, record: &Record<'_>, out: &mut Vec<u8>) {
     line.number("received", record.received);
     line.number("sent", record.sent);
     line.number("duration_us", record.duration);
-    if record.tries > 0 {
+    // Some wait for their turn and never get it.
+    if record.tries > 0 || record.queued > 0 {
         line.number("queued_us", record.queued);
+    }
+    if record.tries > 0 {
         line.number("connect_us", record.connect);
         line.number("first_byte_us", record.first_byte);
         line.number("tries", record.tries.into());

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     sync::{
@@ -95,10 +95,14 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Writes until all senders are gone. What cannot be written is told once and tried again with
-/// the next lines.
-fn write_all(path: &Path, mut file: File, queue: &Receiver<Batch>, lost: &AtomicU64) {
-    let mut failed = false;
+/// Writes until all senders are gone. What cannot be written, or opened anew, is told once and tried
+/// again with the next lines.
+fn write_all(path: &Path, file: File, queue: &Receiver<Batch>, lost: &AtomicU64) {
+    let mut log = Log {
+        file,
+        is_torn: false,
+    };
+    let (mut is_failing, mut is_missing) = (false, false);
     loop {
         let batch = match queue.try_recv() {
             Ok(batch) => Some(batch),
@@ -108,32 +112,73 @@ fn write_all(path: &Path, mut file: File, queue: &Receiver<Batch>, lost: &Atomic
             }
             Err(TryRecvError::Disconnected) => return,
         };
-        if is_moved(path, &file) {
+        if is_moved(path, &log.file) {
             match open(path) {
-                Ok(new) => {
+                Ok(file) => {
                     info!("{}: opened anew", path.display());
-                    file = new;
+                    log = Log {
+                        file,
+                        is_torn: false,
+                    };
+                    is_missing = false;
                 }
-                Err(e) if !failed => error!("{}: {e}; the old file is written on", path.display()),
-                Err(_) => {}
+                Err(e) => {
+                    if !std::mem::replace(&mut is_missing, true) {
+                        error!("{}: {e}; the old file is written on", path.display());
+                    }
+                }
             }
         }
         let Some(batch) = batch else {
             continue;
         };
-        match file.write_all(&batch.lines) {
-            Ok(()) => failed = false,
-            Err(e) => {
-                if !failed {
+        match log.append(&batch.lines) {
+            Ok(()) => is_failing = false,
+            Err((left, e)) => {
+                if !std::mem::replace(&mut is_failing, true) {
                     error!(
                         "{}: {e}; lines are lost until it can be written",
                         path.display()
                     );
                 }
-                failed = true;
-                lost.fetch_add(batch.count, Relaxed);
+                lost.fetch_add(left.min(batch.count), Relaxed);
             }
         }
+    }
+}
+
+/// The file, and what became of its last line.
+struct Log<W> {
+    file: W,
+    /// Whether a part of it is missing.
+    is_torn: bool,
+}
+
+impl<W: io::Write> Log<W> {
+    /// Appends whole lines. What follows a torn one begins a line of its own.
+    ///
+    /// # Errors
+    /// Those of the file, and how many lines are not in it as a whole.
+    fn append(&mut self, lines: &[u8]) -> Result<(), (u64, io::Error)> {
+        let mut rest = lines;
+        let result = loop {
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let piece = if self.is_torn { b"\n" } else { rest };
+            match self.file.write(piece) {
+                Ok(0) => break io::ErrorKind::WriteZero.into(),
+                Ok(_) if self.is_torn => self.is_torn = false,
+                Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => break e,
+            }
+        };
+        let written = lines.len() - rest.len();
+        let last = lines.get(..written).and_then(<[u8]>::last);
+        self.is_torn |= last.is_some_and(|last| *last != b'\n');
+        let left = rest.iter().filter(|byte| **byte == b'\n').count();
+        Err((left as u64, result))
     }
 }
 
@@ -143,5 +188,59 @@ fn is_moved(path: &Path, file: &File) -> bool {
         (Ok(there), Ok(here)) => (there.dev(), there.ino()) != (here.dev(), here.ino()),
         (Err(e), _) => e.kind() == io::ErrorKind::NotFound,
         (_, Err(_)) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk with so much room.
+    struct Disk {
+        room: usize,
+        bytes: Vec<u8>,
+    }
+
+    impl io::Write for Disk {
+        fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+            let n = from.len().min(self.room);
+            if n == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= n;
+            self.bytes.extend_from_slice(&from[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_torn_spoils_no_other() {
+        for room in 0..12 {
+            let disk = Disk {
+                room,
+                bytes: Vec::new(),
+            };
+            let mut log = Log {
+                file: disk,
+                is_torn: false,
+            };
+            let (left, error) = log.append(b"one\ntwo\nsix\n").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(left, 3 - room as u64 / 4);
+            // Also when there is no room a second time.
+            assert_eq!(log.append(b"ten\n").unwrap_err().0, 1);
+            log.file.room = 100;
+            log.append(b"end\n").unwrap();
+            let text = String::from_utf8(log.file.bytes).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            let whole = ["one", "two", "six"];
+            assert_eq!(lines[..room / 4], whole[..room / 4], "{room}");
+            assert_eq!(lines.last(), Some(&"end"), "{room}");
+            assert_eq!(lines.len(), room / 4 + usize::from(room % 4 > 0) + 1);
+        }
     }
 }
