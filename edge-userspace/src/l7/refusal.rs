@@ -93,10 +93,13 @@ impl Refusal {
     }
 
     /// Whether the client should come back, and after how many seconds.
-    pub const fn retry_after(self) -> Option<u32> {
+    pub const fn retry_after(self) -> Option<u64> {
         match self {
-            Self::Overloaded | Self::QueueTimeout | Self::NoServer | Self::NoPlace => Some(1),
-            Self::BreakerOpen => Some(5),
+            Self::Overloaded
+            | Self::QueueTimeout
+            | Self::NoServer
+            | Self::NoPlace
+            | Self::BreakerOpen => Some(1),
             _ => None,
         }
     }

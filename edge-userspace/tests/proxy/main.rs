@@ -1,5 +1,6 @@
 //! The proxy with real sockets: what a client gets, and which bytes reach the servers.
 
+mod blame;
 mod bodies;
 mod changes;
 mod connections;

@@ -49,8 +49,11 @@ pub(super) struct Facts {
     pub(super) tries: u32,
     /// What became of each of them, if the request is recorded.
     pub(super) told: Vec<Try>,
-    /// Whether the last failure is one of a connection of which another request has told already.
-    pub(super) is_echo: bool,
+    /// Whether the last failure says nothing of the server: another request has told already of
+    /// the connection, or the client took the time.
+    pub(super) says_nothing: bool,
+    /// After how many seconds the client should come back, if that is known.
+    pub(super) retry_after: Option<u64>,
     pub(super) refusal: Option<Refusal>,
     /// Positions of its route, its upstream, and of the server in it.
     pub(super) route: Option<usize>,
@@ -407,7 +410,8 @@ impl Exchange<'_> {
         body.extend_from_slice(b"\nrequest id: ");
         body.extend_from_slice(&self.facts.ids.request);
         body.push(b'\n');
-        let retry_after = refusal.retry_after().map(|seconds| seconds.to_string());
+        let retry_after = self.facts.retry_after.or(refusal.retry_after());
+        let retry_after = retry_after.map(|seconds| seconds.to_string());
         let mut fields: Vec<(&[u8], &[u8])> = vec![
             (b"Content-Type", b"text/plain; charset=utf-8"),
             (b"X-Request-Id", &[]),
@@ -470,10 +474,7 @@ impl Exchange<'_> {
         let keep = rest.await && request.keep_alive && !self.is_last;
         self.facts.status = status;
         front.begin(status, write::reason(status).as_bytes());
-        let mut date = self.conn.worker.out();
-        access_log::http_date(self.conn.worker.unix_ms(Worker::now()) / 1000, &mut date);
-        front.field(b"Date", &date);
-        self.conn.worker.give_out(date);
+        self.date(front);
         for (name, value) in fields {
             front.field(name, value);
         }
@@ -496,6 +497,15 @@ impl Exchange<'_> {
             Ok(Ok(())) if keep => Next::KeepAlive,
             _ => Next::Close,
         }
+    }
+
+    /// Says when an answer was made (RFC 9110, section 6.6.1).
+    pub(super) fn date<F: Front>(&self, front: &mut F) {
+        let worker = &self.conn.worker;
+        let mut date = worker.out();
+        access_log::http_date(worker.unix_ms(Worker::now()) / 1000, &mut date);
+        front.field(b"Date", &date);
+        worker.give_out(date);
     }
 
     /// What is said of the connection.

@@ -1,11 +1,6 @@
 //! A request that an upstream answers: its turn, a server, and another one if that fails.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    sync::Arc,
-    task::Poll,
-};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use super::{
     back::Back,
@@ -13,25 +8,23 @@ use super::{
     conn::arm,
     exchange::{Exchange, Next},
     front::Front,
-    group::{Group, Places, Server, nanoseconds},
-    h2::{AnswerStream, NoPlace, NotSent, Place},
+    group::{Group, Server, nanoseconds},
+    h2::{AnswerStream, NotSent},
     link::{BodyError, Link},
-    pool,
     relay::{self, Side},
     request_head::{Head, begin_span},
-    stream::Stream,
+    waits::{Failed, connect, gone, place, refusal_of, shared, wait},
     worker::{Scratch, Worker},
 };
 use crate::{
     config::proxy::upstream,
     l7::{
         balance::Ask,
-        head::{Framing, Version, decimal},
+        head::{Framing, Known, Response, Version, decimal},
         http1::{Asked, write},
         refusal::Refusal,
         resilience::{
-            Admission, Deadlines, Entry, Failure, Permit, Replay, RetryPolicy, Sample, Timeout,
-            Timeouts,
+            Admission, Deadlines, Failure, Open, Replay, RetryPolicy, Sample, Timeout, Timeouts,
         },
         route::{Route, Target},
     },
@@ -41,76 +34,6 @@ use crate::{
 const TRIED: usize = 8;
 /// Slowest bodies are not looked at before so many nanoseconds.
 const RATE_GRACE: u64 = 5_000_000_000;
-
-/// Waits for something, as long as the client is there and the request has time.
-async fn wait<F: Front, T>(
-    exchange: &Exchange<'_>,
-    front: &mut F,
-    until: u64,
-    work: impl Future<Output = T>,
-) -> Result<T, Side> {
-    exchange.conn.timer.set(until);
-    let mut work = pin!(work);
-    let both = poll_fn(|cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
-            return Poll::Ready(Ok(done));
-        }
-        // One who has more to send is there, and its body waits.
-        if !front.has_ended() {
-            front.read_ahead(cx).map_err(Side::Client)?;
-        } else if front.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(gone()));
-        }
-        Poll::Pending
-    });
-    exchange.conn.timer.within(both).await?
-}
-
-const fn gone() -> Side {
-    Side::Client(BodyError::Broken)
-}
-
-/// What a client did while something was waited for.
-const fn refusal_of(side: Side) -> Refusal {
-    match side {
-        Side::Client(BodyError::Reject(reject)) => Refusal::Malformed(reject),
-        Side::Client(BodyError::Broken) | Side::Server | Side::Expired => Refusal::ClientGone,
-    }
-}
-
-/// A place among the requests under way.
-async fn place<'p, F: Front>(
-    exchange: &mut Exchange<'_>,
-    front: &mut F,
-    places: Option<&'p Places>,
-    deadlines: &Deadlines,
-) -> Result<Option<Permit<'p>>, Refusal> {
-    let Some(places) = places else {
-        return Ok(None);
-    };
-    let mut ticket = match places.bulkhead.enter() {
-        Entry::Admitted(permit) => return Ok(Some(permit)),
-        Entry::Full => return Err(Refusal::Overloaded),
-        Entry::Queued(ticket) => ticket,
-    };
-    let began = Worker::now();
-    let patience = began.saturating_add(nanoseconds(places.patience));
-    let (end, _) = deadlines.next().unwrap_or((u64::MAX, Timeout::Request));
-    let waited = loop {
-        ticket = match ticket.admit() {
-            Ok(permit) => break Ok(Some(permit)),
-            Err(ticket) => ticket,
-        };
-        match wait(exchange, front, patience.min(end), places.free.notified()).await {
-            Ok(()) => {}
-            Err(Side::Expired) if end <= patience => break Err(Refusal::RequestTimeout),
-            Err(Side::Expired) => break Err(Refusal::QueueTimeout),
-            Err(side) => break Err(refusal_of(side)),
-        }
-    };
-    exchange.facts.queued += Worker::now().saturating_sub(began);
-    waited
-}
 
 /// Has the request answered by a server of an upstream. `head` is its head as the server gets it.
 pub(super) async fn run<F: Front>(
@@ -144,8 +67,9 @@ pub(super) async fn run<F: Front>(
     let mut admission = match &group.breaker {
         Some(breaker) => match breaker.admit(now) {
             Ok(admission) => Some(admission),
-            Err(_) => {
+            Err(Open { left }) => {
                 stats.broken.add(1);
+                exchange.facts.retry_after = Some(left.div_ceil(1_000_000_000).max(1));
                 return Err(Refusal::BreakerOpen);
             }
         },
@@ -173,11 +97,23 @@ pub(super) async fn run<F: Front>(
                 | Refusal::NoPlace
                 | Refusal::Internal,
             ) => {}
-            Err(_) if exchange.facts.is_echo => {}
+            // Nobody was asked.
+            Err(Refusal::NoServer) if exchange.facts.tries == 0 => {}
+            Err(_) if exchange.facts.says_nothing => {}
             _ => admission.failed(Worker::now()),
         }
     }
     answered
+}
+
+/// Tells how a server did.
+fn report(group: &Group, position: usize, sample: Sample) {
+    let Some(outliers) = &group.outliers else {
+        return;
+    };
+    if let Some(until) = outliers.report(position, sample, Worker::now()) {
+        group.pick.eject(position, until);
+    }
 }
 
 fn timeouts(of: &upstream::Timeouts) -> Timeouts {
@@ -269,16 +205,14 @@ async fn tries<F: Front>(
             Ok(answer) => Some(Failure::Status(answer.status)),
             Err(failed) => failed.failure,
         };
-        if let (Some(outliers), Some(failure), false) =
-            (&group.outliers, failure, exchange.facts.is_echo)
-        {
-            let now = Worker::now();
-            let sample = Sample {
-                error: !matches!(failure, Failure::Status(status) if status < 500),
-                took,
-            };
-            if let Some(until) = outliers.report(position, sample, now) {
-                group.pick.eject(position, until);
+        let mut sample = None;
+        if let (Some(failure), false) = (failure, exchange.facts.says_nothing) {
+            let error = !matches!(failure, Failure::Status(status) if status < 500);
+            let told = Sample { error, took };
+            match &asked {
+                // A good answer can still break.
+                Ok(answer) if !error && !answer.is_there(&scratch.response) => sample = Some(told),
+                _ => report(group, position, told),
             }
         }
         let again = match failure {
@@ -361,7 +295,7 @@ async fn tries<F: Front>(
             }
             text
         });
-        return deliver(
+        let delivered = deliver(
             exchange,
             front,
             scratch,
@@ -373,6 +307,15 @@ async fn tries<F: Front>(
             deadlines,
         )
         .await;
+        if let Some(mut sample) = sample {
+            let is_broken = matches!(
+                delivered,
+                Err(Refusal::AnswerBroke | Refusal::AnswerTimeout)
+            );
+            sample.error = is_broken;
+            report(group, position, sample);
+        }
+        return delivered;
     }
 }
 
@@ -384,25 +327,16 @@ struct Answer {
     back: Back,
 }
 
-/// Why there is none.
-struct Failed {
-    /// What the server has to do with it, if anything.
-    failure: Option<Failure>,
-    refusal: Refusal,
-}
-
-impl Failed {
-    const fn of_server(failure: Failure, refusal: Refusal) -> Self {
-        Self {
-            failure: Some(failure),
-            refusal,
-        }
-    }
-
-    const fn of_client(refusal: Refusal) -> Self {
-        Self {
-            failure: None,
-            refusal,
+impl Answer {
+    /// Whether all of it that can be waited for is there already.
+    fn is_there(&self, response: &Response) -> bool {
+        match response.framing {
+            Framing::None => true,
+            Framing::Length(length) => {
+                let there = self.back.bytes().len().saturating_sub(self.head);
+                there as u64 >= length
+            }
+            Framing::Chunked | Framing::UntilClose => false,
         }
     }
 }
@@ -419,7 +353,7 @@ async fn ask_server<F: Front>(
 ) -> Result<Answer, Failed> {
     let worker = exchange.conn.worker.clone();
     let mut is_again = false;
-    exchange.facts.is_echo = false;
+    exchange.facts.says_nothing = false;
     loop {
         let request = &scratch.request;
         let (mut back, is_reused) = match head {
@@ -466,7 +400,7 @@ async fn ask_server<F: Front>(
                 // Once: of connections that are shared there are always some that had others.
                 let is_shared = matches!(back, Back::Http2(_));
                 let is_lost = back.is_lost() && !(is_again && is_shared);
-                exchange.facts.is_echo = back.is_echo();
+                exchange.facts.says_nothing |= back.is_echo();
                 let (_, out) = back.into_parts();
                 worker.give_out(out);
                 // The server hung up before the request came, which is nobody's fault.
@@ -487,89 +421,6 @@ async fn ask_server<F: Front>(
                 return Err(failed);
             }
         }
-    }
-}
-
-/// A place on a connection to a server that requests share.
-async fn shared<F: Front>(
-    exchange: &mut Exchange<'_>,
-    front: &mut F,
-    group: &Arc<Group>,
-    position: usize,
-    deadlines: &mut Deadlines,
-) -> Result<Place, Failed> {
-    let Some(server) = group.servers.get(position) else {
-        return Err(Failed::of_client(Refusal::Internal));
-    };
-    let worker = &exchange.conn.worker;
-    let server = worker.upstreams.server(server.number);
-    let idle = nanoseconds(group.config.keep_alive.idle);
-    if let Some(place) = server.place(idle) {
-        return Ok(place);
-    }
-    let began = Worker::now();
-    deadlines.begin(Timeout::Connect, began);
-    let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
-    let work = server.wait(worker, group, position);
-    let found = wait(exchange, front, until, work).await;
-    exchange.facts.connect += Worker::now().saturating_sub(began);
-    let refusal = match found {
-        Ok(Ok(place)) => return Ok(place),
-        Ok(Err(NoPlace::Failed)) => Refusal::ConnectFailed,
-        Ok(Err(NoPlace::NoHttp2)) => Refusal::NoHttp2,
-        // Others have all that there are: the server has nothing to do with it.
-        Err(Side::Expired) if !server.is_opening() => {
-            return Err(match deadlines.expired(Worker::now()) {
-                Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
-                _ => Failed::of_client(Refusal::NoPlace),
-            });
-        }
-        Ok(Err(NoPlace::Expired)) | Err(Side::Expired) => {
-            return Err(late(deadlines));
-        }
-        Err(side) => return Err(Failed::of_client(refusal_of(side))),
-    };
-    Err(Failed::of_server(Failure::Connect, refusal))
-}
-
-/// There is no connection in time.
-fn late(deadlines: &Deadlines) -> Failed {
-    match deadlines.expired(Worker::now()) {
-        Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
-        _ => Failed::of_server(Failure::Connect, Refusal::ConnectTimeout),
-    }
-}
-
-/// A new connection to a server.
-async fn connect<F: Front>(
-    exchange: &mut Exchange<'_>,
-    front: &mut F,
-    group: &Group,
-    server: &Server,
-    deadlines: &mut Deadlines,
-) -> Result<Stream, Failed> {
-    let preface = pool::preface(exchange, group);
-    let began = Worker::now();
-    deadlines.begin(Timeout::Connect, began);
-    let until = deadlines.next().map_or(u64::MAX, |(at, _)| at);
-    let stats = group.stats.of(exchange.conn.worker.index);
-    let work = pool::connect(server, &preface);
-    let connected = wait(exchange, front, until, work).await;
-    exchange.facts.connect += Worker::now().saturating_sub(began);
-    match connected {
-        Ok(Ok(stream)) => {
-            stats.connects.add(1);
-            Ok(stream)
-        }
-        Ok(Err(_)) => {
-            stats.connect_failures.add(1);
-            Err(Failed::of_server(Failure::Connect, Refusal::ConnectFailed))
-        }
-        Err(Side::Expired) => {
-            stats.connect_failures.add(1);
-            Err(late(deadlines))
-        }
-        Err(side) => Err(Failed::of_client(refusal_of(side))),
     }
 }
 
@@ -673,10 +524,18 @@ async fn converse<F: Front>(
             if !is_client {
                 back.doubt();
             }
-            Err(match deadlines.expired(now) {
-                Some(Timeout::Request) => Failed::of_client(Refusal::RequestTimeout),
-                _ if is_client => Failed::of_client(Refusal::BodyTimeout),
-                _ => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
+            let is_whole_time = deadlines.expired(now) == Some(Timeout::Request);
+            Err(match (is_client, is_whole_time) {
+                (true, true) => {
+                    facts.says_nothing = true;
+                    Failed::of_client(Refusal::RequestTimeout)
+                }
+                (true, false) => Failed::of_client(Refusal::BodyTimeout),
+                (false, true) => {
+                    let since = sent_at.unwrap_or(began);
+                    Failed::at_the_end(facts.started, since, now, Failure::Silent)
+                }
+                (false, false) => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
             })
         }
     }
@@ -720,8 +579,10 @@ async fn deliver<F: Front>(
         reason => reason,
     };
     front.begin(response.status, reason);
+    let mut is_dated = is_upgrade;
     for field in &response.fields {
         let name = field.name.of(bytes);
+        is_dated |= field.known == Known::Date;
         if field.kept && !field.known.is_framing() && (rules.is_empty() || !rules.drops(name)) {
             front.field(name, field.value.of(bytes));
         }
@@ -731,6 +592,9 @@ async fn deliver<F: Front>(
     }
     if let Some(cookie) = cookie {
         front.field(b"Set-Cookie", cookie);
+    }
+    if !is_dated {
+        exchange.date(front);
     }
     let told = match (body, response.declared) {
         // With 1xx and 204 there is none to be told of (RFC 9110, section 8.6).

@@ -81,9 +81,12 @@ impl Front for Link {
         self.poll_body(cx)
     }
 
-    /// It waits in the kernel.
-    fn read_ahead(&mut self, _: &mut Context<'_>) -> Result<(), BodyError> {
-        Ok(())
+    /// As much as fits: the rest waits in the kernel, and with it the end of the connection.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        match self.poll_gone(cx) {
+            Poll::Ready(()) => Err(BodyError::Broken),
+            Poll::Pending => Ok(()),
+        }
     }
 
     fn data(&self) -> &[u8] {

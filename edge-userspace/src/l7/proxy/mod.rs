@@ -34,6 +34,7 @@ mod tier;
 mod timers;
 mod tls;
 mod view;
+mod waits;
 mod watch;
 mod worker;
 
