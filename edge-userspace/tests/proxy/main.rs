@@ -13,4 +13,5 @@ mod routes;
 mod secured;
 mod strict;
 mod timeouts;
+mod told;
 mod traces;
