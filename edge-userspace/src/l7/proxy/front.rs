@@ -83,10 +83,7 @@ impl Front for Link {
 
     /// As much as fits: the rest waits in the kernel, and with it the end of the connection.
     fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
-        match self.poll_gone(cx) {
-            Poll::Ready(()) => Err(BodyError::Broken),
-            Poll::Pending => Ok(()),
-        }
+        self.read_ahead(cx)
     }
 
     fn data(&self) -> &[u8] {

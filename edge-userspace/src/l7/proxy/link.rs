@@ -156,6 +156,17 @@ impl Link {
         Poll::Pending
     }
 
+    /// Takes what comes of a body while nobody takes its data.
+    ///
+    /// # Errors
+    /// When the other side is gone. The end of a body that ends with the connection is not that.
+    pub(super) fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        if !matches!(self.coming, Coming::UntilClose) && self.poll_gone(cx).is_ready() {
+            return Err(BodyError::Broken);
+        }
+        Ok(())
+    }
+
     /// Whether what was sent ends with the connection, and is not whole: a reset says so, however
     /// the connection ends, also with the process.
     pub(super) fn set_incomplete(&mut self, is_incomplete: bool) {
@@ -438,5 +449,69 @@ impl Link {
         ready!(self.stream.poll_flush(cx))?;
         self.is_unflushed = false;
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io::Write as _,
+        net::{Shutdown, TcpListener},
+        rc::Rc,
+        time::Duration,
+    };
+
+    use super::{
+        super::{buffers::Buffers, stream::Socket},
+        *,
+    };
+
+    /// A link, and the other end of it.
+    async fn pair() -> (Link, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let near = near.await.unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let stream = Stream::Plain(Socket::Tcp(near));
+        let buffer = Rc::new(Buffers::new(4096)).take();
+        (Link::new(stream, buffer, Vec::new()), far)
+    }
+
+    /// One whose other end has sent something and will send no more. Its data lie ready.
+    async fn ended(framing: Framing) -> Link {
+        let (mut link, mut far) = pair().await;
+        link.begin(0, framing, Chunked::request(u64::MAX));
+        far.write_all(b"hello").unwrap();
+        far.shutdown(Shutdown::Write).unwrap();
+        assert!(poll_fn(|cx| link.poll_body(cx)).await.unwrap());
+        link
+    }
+
+    #[tokio::test]
+    async fn what_came_before_the_end_of_a_tunnel_is_not_lost_by_reading_ahead() {
+        let mut link = ended(Framing::UntilClose).await;
+        for _ in 0..10 {
+            poll_fn(|cx| Poll::Ready(link.read_ahead(cx)))
+                .await
+                .unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(link.data(), b"hello");
+        link.consume(5);
+        assert!(!poll_fn(|cx| link.poll_body(cx)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn who_ends_the_connection_is_gone_with_or_without_the_whole_body() {
+        for length in [5, 6] {
+            let mut link = ended(Framing::Length(length)).await;
+            let gone = poll_fn(|cx| match link.read_ahead(cx) {
+                Err(error) => Poll::Ready(error),
+                Ok(()) => Poll::Pending,
+            });
+            let gone = tokio::time::timeout(Duration::from_secs(60), gone).await;
+            assert!(matches!(gone, Ok(BodyError::Broken)));
+        }
     }
 }
