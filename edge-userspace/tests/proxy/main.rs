@@ -3,6 +3,9 @@
 mod blame;
 mod bodies;
 mod changes;
+#[allow(dead_code, reason = "each test binary has its own use for it")]
+#[path = "../http2_servers/client.rs"]
+mod client;
 mod connections;
 mod edges;
 mod hyper_server;

@@ -4,7 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use edge_userspace::status::proxy::MirrorCounts;
 
-use super::rig::*;
+use hyper::{Method, body::Bytes};
+
+use super::{
+    client::{ask, connect, send, whole},
+    rig::*,
+};
 
 /// Heads and bodies of requests.
 type Requests = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
@@ -72,6 +77,35 @@ fn the_shadow_gets_what_the_server_gets() {
     until("both are counted", || counts(&rig).skipped == 2);
     assert_eq!(lock(&copies).len(), 4);
     assert_eq!(lock(&original).len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_same_holds_for_clients_of_http_2() {
+    let ((server, original), (shadow, copies)) = (noting(), noting());
+    let rig = Rig::new(&setup(&server, &shadow.address, 1.0).listener("http2 = true"));
+    let client = connect(rig.port.at).await;
+    let pieces: [&[&str]; 3] = [&[], &["hello"], &["hello", " ", "world"]];
+    for (n, pieces) in pieces.into_iter().enumerate() {
+        let method = if pieces.is_empty() {
+            Method::GET
+        } else {
+            Method::POST
+        };
+        let request = ask(method, &format!("/{n}?b=1"));
+        let (response, mut body) = send(&client, request, pieces.is_empty()).await;
+        for (at, piece) in pieces.iter().enumerate() {
+            let is_last = at + 1 == pieces.len();
+            body.send_data(Bytes::from_static(piece.as_bytes()), is_last)
+                .unwrap();
+        }
+        let (_, answered, _) = whole(response).await.unwrap();
+        assert_eq!(answered, b"ok");
+        until("the copy", || lock(&copies).len() == n + 1);
+        assert_eq!(lock(&copies).last(), lock(&original).last());
+        assert_eq!(lock(&copies)[n].1, pieces.concat().as_bytes());
+    }
+    until("all are counted", || counts(&rig).sent == 3);
+    assert_eq!(counts(&rig).skipped, 0);
 }
 
 #[test]
