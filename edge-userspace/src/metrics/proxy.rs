@@ -46,7 +46,9 @@ pub(super) fn write(proxy: Option<&ProxyStatus>, w: &mut Writer<'_>) -> fmt::Res
     let mut single = |metric, value: fn(&ProxyStatus) -> u64| {
         w.family(metric, proxy.map(|p| ([], Value::Int(value(p)))))
     };
-    single(&names::HTTP_BANS, |p| p.bans)
+    single(&names::HTTP_BANS, |p| p.bans)?;
+    single(&names::HTTP_PANICS, |p| p.panics)?;
+    single(&names::HTTP_WORKER_RESTARTS, |p| p.worker_restarts)
 }
 
 /// What has a name and requests.
@@ -264,6 +266,8 @@ pub(super) mod tests {
                 failed: 16,
             },
             bans: 9,
+            panics: 17,
+            worker_restarts: 18,
         }
     }
 
@@ -344,6 +348,8 @@ pub(super) mod tests {
                 15.0,
             ),
             ("edge_http_bans_total".to_owned(), 9.0),
+            ("edge_http_panics_total".to_owned(), 17.0),
+            ("edge_http_worker_restarts_total".to_owned(), 18.0),
         ] {
             assert_eq!(samples.get(&series), Some(&value), "{series}");
         }

@@ -19,6 +19,10 @@ pub struct ProxyStatus {
     pub spans: SpanCounts,
     /// Sources that were banned for what they sent.
     pub bans: u64,
+    /// Connections and streams that were ended by a panic, and other things of theirs.
+    pub panics: u64,
+    /// Workers that followed one that had panicked.
+    pub worker_restarts: u64,
 }
 
 /// What became of spans.

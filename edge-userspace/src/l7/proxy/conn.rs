@@ -38,6 +38,18 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 pub(super) struct Conn {
     of: Rc<Known>,
     pub(super) timer: Timer,
+    is_stream: bool,
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // Of a connection, its end is counted at another place.
+        if self.is_stream {
+            let (peer, listener) = (self.peer, &self.listener.config.name);
+            let of = format_args!("a stream of {peer} at the listener {listener:?}");
+            self.worker.panics.note(of);
+        }
+    }
 }
 
 /// What is known of a client's connection. Its streams share it: the count of the listener is one
@@ -72,6 +84,7 @@ impl Conn {
         Self {
             of: self.of.clone(),
             timer: self.worker.timers.timer(),
+            is_stream: true,
         }
     }
 
@@ -92,13 +105,23 @@ pub(super) fn arm(timer: &Timer, deadlines: &Deadlines) {
 /// Counts the end of a connection.
 struct Closing {
     listener: Arc<Listener>,
-    worker: usize,
+    worker: Rc<Worker>,
+    peer: SocketAddr,
     _place: Place,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.listener.connections.of(self.worker).closed.add(1);
+        let Self {
+            listener,
+            worker,
+            peer,
+            ..
+        } = self;
+        listener.connections.of(worker.index).closed.add(1);
+        let name = &listener.config.name;
+        let of = format_args!("the connection of {peer} to the listener {name:?}");
+        worker.panics.note(of);
     }
 }
 
@@ -112,7 +135,8 @@ pub(super) async fn serve(
 ) {
     let _closing = Closing {
         listener: listener.clone(),
-        worker: worker.index,
+        worker: worker.clone(),
+        peer,
         _place: place,
     };
     let timer = worker.timers.timer();
@@ -156,6 +180,7 @@ pub(super) async fn serve(
             listener,
         }),
         timer,
+        is_stream: false,
     };
     match is_http2(&conn, &stream).await {
         // Apart, as are other things that few connections come to: all of them are as large as the

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A worker that panics sooner than this after its start is followed by the next one after a
 /// pause, and each of them by a longer one: whatever the cause is, it does not fill the log. Who
-/// connects meanwhile waits, and so do orders.
+/// connects meanwhile waits.
 const SOON: Duration = Duration::from_secs(2);
 /// The first pause, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -141,13 +141,12 @@ impl Crew {
 impl Seat {
     fn start(number: usize, shared: Arc<Shared>) -> Result<Self, TierError> {
         let (orders, inbox) = channel(ORDERS);
-        let random = worker::random();
         let (told, ready) = sync_channel(1);
         let counted = shared.threads.clone();
         let thread = thread::Builder::new()
             .name(format!("proxy-{number}"))
             .spawn(move || {
-                sit(number, random, &shared, inbox, &told);
+                sit(number, &shared, inbox, &told);
                 drop(counted);
             })
             .map_err(TierError::Thread)?;
@@ -179,7 +178,6 @@ impl Seat {
 /// A worker's thread: a worker that panics is followed by another one.
 fn sit(
     number: usize,
-    random: u64,
     shared: &Shared,
     mut orders: Receiver<Order>,
     told: &SyncSender<Result<(), TierError>>,
@@ -238,13 +236,34 @@ fn sit(
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
-        let ended = worker::run(&runtime, number, random, &take, &mut orders, PATIENCE);
+        // Each has random bits of its own: ids of requests are made of them.
+        let random = worker::random();
+        let panics = &shared.panics;
+        let ended = worker::run(
+            &runtime,
+            number,
+            random,
+            panics,
+            &take,
+            &mut orders,
+            PATIENCE,
+        );
         if ended != Ended::Panicked {
             return;
         }
         pause = next_pause(pause, began.elapsed());
-        thread::park_timeout(pause);
+        if !pause.is_zero() && runtime.block_on(is_told_to_end(pause, &mut orders)) {
+            return;
+        }
+        panics.restart();
     }
+}
+
+/// Waits so long; whether a worker that could not begin is told to end meanwhile: it has nothing
+/// that could, and whoever tells it waits. What else there is, it sees when it begins.
+async fn is_told_to_end(pause: Duration, orders: &mut Receiver<Order>) -> bool {
+    let told = async { while orders.recv().await == Some(Order::Look) {} };
+    tokio::time::timeout(pause, told).await.is_ok()
 }
 
 /// How long to wait before another worker takes the place of one that has panicked: after how

@@ -515,6 +515,12 @@ impl Exchange<'_> {
         keep: bool,
         upgrade: Option<&'h [u8]>,
     ) -> Then<'h> {
+        #[cfg(test)]
+        let worker = &self.conn.worker;
+        #[cfg(test)]
+        worker
+            .panics
+            .strike(worker.index, super::panics::At::Answer);
         Then {
             close: !keep && upgrade.is_none(),
             keep_alive: keep && request.version == Version::Http10,

@@ -23,6 +23,7 @@ use super::{
     front::Front,
     group::{Group, Places, Server},
     link::{BodyError, Link},
+    panics::Witness,
     pool,
     request_head::write_head,
     worker::{Current, Worker},
@@ -222,6 +223,9 @@ fn send<F: Front>(
 
 async fn run(copy: Copy) {
     let worker = copy.place.0.clone();
+    let _witness = Witness(worker.clone(), "a copy of a request");
+    #[cfg(test)]
+    worker.panics.strike(worker.index, super::panics::At::Copy);
     let done = match copy.current.snapshot.groups.get(copy.upstream) {
         Some(group) => under_way(&copy, &worker, group).await,
         None => None,

@@ -22,6 +22,7 @@ mod link;
 mod listen;
 mod log_writer;
 mod mirror;
+mod panics;
 mod pool;
 mod privileges;
 mod relay;

@@ -90,6 +90,12 @@ fn is_quiet(stream: &mut Stream) -> bool {
 
 /// What a new connection to a server of the group begins with.
 pub(super) fn preface(exchange: &Exchange<'_>, group: &Group) -> Vec<u8> {
+    #[cfg(test)]
+    let worker = &exchange.conn.worker;
+    #[cfg(test)]
+    worker
+        .panics
+        .strike(worker.index, super::panics::At::Connect);
     let mut preface = Vec::new();
     let addresses = addresses(exchange);
     match group.config.proxy_protocol {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{
     group::Group,
+    panics::Panics,
     snapshot::{Listener, Snapshot},
     spans::Counts,
     watch::{self, Checks},
@@ -30,7 +31,7 @@ pub(super) fn status(
     snapshot: &Snapshot,
     workers: usize,
     checks: Option<&Checks>,
-    spans: &Counts,
+    (spans, panics): (&Counts, &Panics),
 ) -> ProxyStatus {
     let routes = snapshot.routes.iter();
     ProxyStatus {
@@ -59,6 +60,8 @@ pub(super) fn status(
             failed: spans.failed.load(Relaxed),
         },
         bans: snapshot.bans.as_ref().map_or(0, |(judge, ..)| judge.told()),
+        panics: panics.ended(),
+        worker_restarts: panics.restarts(),
     }
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     explain::{self, QuestionError},
     listen::{Door, Given},
+    panics::Panics,
     snapshot::Snapshot,
     spans::Counts,
     tell,
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     /// What checks say of servers.
     pub(super) checks: Mutex<Option<Checks>>,
     pub(super) spans: Arc<Counts>,
+    pub(super) panics: Arc<Panics>,
     /// Each thread of a worker has one more.
     pub(super) threads: Arc<()>,
 }
@@ -197,8 +199,14 @@ impl View {
             (held.snapshot.clone(), held.seats.len())
         };
         let checks = lock(&self.0.checks).clone();
-        (!snapshot.listeners.is_empty())
-            .then(|| tell::status(&snapshot, workers, checks.as_ref(), &self.0.spans))
+        (!snapshot.listeners.is_empty()).then(|| {
+            tell::status(
+                &snapshot,
+                workers,
+                checks.as_ref(),
+                (&self.0.spans, &self.0.panics),
+            )
+        })
     }
 
     /// Changes a server of an upstream, and tells how the upstream is then.

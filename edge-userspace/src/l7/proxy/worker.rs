@@ -26,6 +26,7 @@ use super::{
     conn,
     group::nanoseconds,
     h2, listen,
+    panics::{self, Panic, Panics},
     pool::Pools,
     snapshot::{Listener, Snapshot},
     timers::Timers,
@@ -119,6 +120,10 @@ pub(super) struct Worker {
     pub(super) mirrors: Cell<usize>,
     /// Connections that requests share.
     pub(super) upstreams: h2::Upstreams,
+    /// Panics of all workers.
+    pub(super) panics: Arc<Panics>,
+    /// Who is told the first panic of a task of the worker's own.
+    pub(super) fallen: Cell<Option<oneshot::Sender<Panic>>>,
     current: RefCell<Option<Rc<Current>>>,
     /// When connections without a request end, nanoseconds of the worker's clock; `None`: when
     /// they were idle for too long.
@@ -142,6 +147,8 @@ impl Worker {
             pools: Pools::default(),
             mirrors: Cell::new(0),
             upstreams: h2::Upstreams::default(),
+            panics: Arc::default(),
+            fallen: Cell::new(None),
             current: RefCell::default(),
             stopping: Cell::new(None),
             // All zeros is the one state from which there is no way out.
@@ -274,6 +281,8 @@ impl Worker {
     async fn tick(self: Rc<Self>) {
         loop {
             tokio::time::sleep(TICK).await;
+            #[cfg(test)]
+            self.panics.strike(self.index, panics::At::Tick);
             if let Some(current) = self.current() {
                 self.flush_log(&current.snapshot);
             }
@@ -298,36 +307,56 @@ pub(super) fn runtime() -> io::Result<Runtime> {
 }
 
 /// Runs a worker until it is told to stop and its connections have ended, or were ended by
-/// `patience`. Panics of what it runs end a connection; one of its own ends it, and is told.
+/// `patience`. Panics of what it runs end a connection; one of its own, whichever of its tasks it is
+/// in, ends it, and is told.
 pub(super) fn run(
     runtime: &Runtime,
     index: usize,
     random: u64,
+    panics: &Arc<Panics>,
     give: Give<'_>,
     orders: &mut Receiver<Order>,
     patience: Duration,
 ) -> Ended {
     let local = LocalSet::new();
-    let worker = Rc::new(Worker::new(index, random));
+    let (told, fallen) = oneshot::channel();
+    let worker = Rc::new(Worker {
+        panics: panics.clone(),
+        fallen: Cell::new(Some(told)),
+        ..Worker::new(index, random)
+    });
     let work = AssertUnwindSafe(|| {
         local.block_on(runtime, async {
-            spawn_local(worker.timers.clone().run(Worker::now));
-            spawn_local(worker.clone().tick());
-            obey(&worker, give, orders, patience).await;
-            if let Some(current) = worker.current() {
-                worker.flush_log(&current.snapshot);
+            #[cfg(test)]
+            panics.strike(index, panics::At::Start);
+            worker.begin(worker.time());
+            worker.begin(worker.clone().tick());
+            let work = obey(&worker, give, orders, patience);
+            tokio::select! {
+                biased;
+                Ok(panic) = fallen => Err(panic),
+                () = work => Ok(()),
             }
-        });
+        })
     });
-    match catch_unwind(work) {
-        Ok(()) => Ended::Stopped,
+    let ended = catch_unwind(work).and_then(|ended| ended);
+    // Requests that are over are told, whatever came afterwards.
+    let flush = || {
+        let current = worker.current();
+        current.inspect(|current| worker.flush_log(&current.snapshot))
+    };
+    drop(catch_unwind(AssertUnwindSafe(flush)));
+    let Err(panic) = ended else {
+        return Ended::Stopped;
+    };
+    let reason = panics::reason(&*panic);
+    if worker.is_stopping() {
         // All that it had has ended with it.
-        Err(_) if worker.is_stopping() => Ended::Stopped,
-        Err(_) => {
-            error!("worker {index} of the proxy panicked (see above); it starts anew");
-            Ended::Panicked
-        }
+        error!("worker {index} of the proxy panicked at its end: {reason}");
+        return Ended::Stopped;
     }
+    error!("worker {index} of the proxy panicked: {reason}; it starts anew");
+    Ended::Panicked
 }
 
 /// How a worker came to its end.
@@ -491,7 +520,7 @@ fn look(
             Ok(socket) => {
                 let (open, ended) = oneshot::channel();
                 let socket = (socket, is_kept);
-                let task = spawn_local(accept(worker.clone(), address, socket, ended));
+                let task = worker.begin(accept(worker.clone(), address, socket, ended));
                 let task = Accepting {
                     address,
                     open,
@@ -531,6 +560,8 @@ async fn accept(
             accepted = socket.accept() => accepted,
             rest = &mut ended => break rest.unwrap_or(Rest::Take),
         };
+        #[cfg(test)]
+        worker.panics.strike(worker.index, panics::At::Accept);
         match accepted {
             Ok((stream, peer)) => {
                 told = false;
@@ -666,7 +697,15 @@ mod tests {
                 Some(take)
             };
             let runtime = runtime().expect("a runtime");
-            run(&runtime, 0, 1, &give, &mut orders, PATIENCE)
+            run(
+                &runtime,
+                0,
+                1,
+                &Arc::default(),
+                &give,
+                &mut orders,
+                PATIENCE,
+            )
         });
         // It is accepted, by a worker that has no listener and lets it go.
         let mut client = std::net::TcpStream::connect(address).expect("it listens");
@@ -682,12 +721,14 @@ mod tests {
         let (told, mut orders) = channel(1);
         told.try_send(Order::Stop).expect("room");
         let panics: Give<'_> = &|_| panic!("as is expected");
-        let ended = run(&runtime, 0, 1, panics, &mut orders, PATIENCE);
+        let counted = Arc::default();
+        let ended = run(&runtime, 0, 1, &counted, panics, &mut orders, PATIENCE);
         assert_eq!(ended, Ended::Panicked);
         let ended = run(
             &runtime,
             0,
             1,
+            &counted,
             &|_| Some(nothing(true)),
             &mut orders,
             PATIENCE,

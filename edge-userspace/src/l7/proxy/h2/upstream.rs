@@ -13,6 +13,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
+    thread,
 };
 
 use ::h2::{
@@ -27,6 +28,7 @@ use super::{
     super::{
         back::ANSWERS,
         group::{Group, nanoseconds},
+        panics::Witness,
         pool,
         stream::Stream,
         timers::Timer,
@@ -151,6 +153,21 @@ impl Drop for Queued<'_> {
 #[derive(Default)]
 struct Opening {
     failed: Cell<Option<NoPlace>>,
+}
+
+/// A connection that is about to be one, until this is dropped, however that is. As long as it is
+/// there no other one is opened.
+struct Begun(Rc<Server>, Rc<Opening>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let Self(server, opening) = self;
+        server.opening.replace(None);
+        if thread::panicking() {
+            opening.failed.set(Some(NoPlace::Failed));
+            server.wake_waiting();
+        }
+    }
 }
 
 /// A connection.
@@ -301,12 +318,18 @@ impl Server {
         let (server, worker, group) = (self.clone(), worker.clone(), group.clone());
         let told = opening.clone();
         spawn_local(async move {
+            let _witness = Witness(worker.clone(), "a connection to a server");
+            let begun = Begun(server.clone(), told.clone());
             let timer = worker.timers.timer();
             let patience = nanoseconds(group.config.timeouts.connect);
             timer.set(Worker::now().saturating_add(patience));
+            #[cfg(test)]
+            worker
+                .panics
+                .strike(worker.index, super::super::panics::At::Open);
             let opened = timer.within(open(&worker, &group, position)).await;
             let stats = group.stats.of(worker.index);
-            server.opening.replace(None);
+            drop(begun);
             let (connection, io, send) = match opened.unwrap_or(Err(NoPlace::Expired)) {
                 Ok(opened) => opened,
                 Err(why) => {
