@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
+
+use super::privileges;
 
 /// Batches of lines that may wait.
 const QUEUE: usize = 256;
@@ -63,7 +65,12 @@ impl LogWriter {
         let losing = lost.clone();
         let writer = thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write_all(&path, file, &queue, &losing))?;
+            .spawn(move || {
+                if let Err(e) = privileges::give_up_but_files() {
+                    warn!("the access log's thread keeps its capabilities: {e}");
+                }
+                write_all(&path, file, &queue, &losing);
+            })?;
         Ok(Self {
             batches,
             writer: Writer(writer.thread().clone()),

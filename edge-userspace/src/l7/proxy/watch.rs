@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use super::{
     certificates::Files,
     group::{Group, Server},
+    privileges,
     snapshot::Snapshot,
     worker::Worker,
 };
@@ -81,6 +82,9 @@ impl Watcher {
             let holds = holds.clone();
             let checks = checks.clone();
             move || {
+                if let Err(e) = privileges::give_up_but_files() {
+                    warn!("the thread that follows servers keeps its capabilities: {e}");
+                }
                 runtime.block_on(async move {
                     let checking = tokio::spawn(run.run(stopped.clone()));
                     follow(&holds, (&checks, changes), asked, stopped).await;
