@@ -41,7 +41,13 @@ pub const fn is_offence(refusal: Refusal) -> bool {
         ),
         Refusal::HeadTimeout
         | Refusal::BodyTimeout
+        | Refusal::BodyRate
+        | Refusal::H2Malformed
         | Refusal::H2Resets
+        | Refusal::H2MadeResets
+        | Refusal::H2Heads
+        | Refusal::H2Continuations
+        | Refusal::H2Hpack
         | Refusal::H2Flood
         | Refusal::H2Protocol => true,
         _ => false,
@@ -182,5 +188,10 @@ mod tests {
         assert!(is_offence(Refusal::H2Resets));
         assert!(!is_offence(Refusal::Malformed(Reject::BodyTooLarge)));
         assert!(!is_offence(Refusal::NoRoute));
+        // A network behind one address, a line that is slow, a client that has not read yet how many
+        // streams it may open.
+        assert!(!is_offence(Refusal::SourceConnections));
+        assert!(!is_offence(Refusal::TlsTimeout));
+        assert!(!is_offence(Refusal::H2Streams));
     }
 }

@@ -78,6 +78,8 @@ pub struct Connections {
     pub refused: Counter,
     /// TLS handshakes that failed.
     pub tls_failed: Counter,
+    /// Connections that were ended because they had no request for too long.
+    pub idle: Counter,
 }
 
 /// Requests that were refused, by reason.

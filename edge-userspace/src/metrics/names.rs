@@ -239,8 +239,10 @@ metrics! {
         "Connections that were closed at once because there were too many.";
     HTTP_TLS_FAILURES = Counter, "edge_http_tls_handshake_failures", [LISTENER],
         "TLS handshakes that failed.";
+    HTTP_IDLE_TIMEOUTS = Counter, "edge_http_idle_timeouts", [LISTENER],
+        "Connections that were ended because they had no request for too long.";
     HTTP_REFUSALS = Counter, "edge_http_refusals", [LISTENER, REASON],
-        "Requests that got no answer from an upstream, by reason.";
+        "Requests that got no answer from an upstream, and connections that were refused or ended, by reason.";
     HTTP_ROUTE_REQUESTS = Counter, "edge_http_route_requests", [ROUTE, CLASS],
         "Requests of the route by the class of their answer's status.";
     HTTP_ROUTE_DURATION = Histogram, "edge_http_route_request_duration_seconds", [ROUTE],

@@ -94,6 +94,7 @@ fn listeners(all: &[ListenerStatus], w: &mut Writer<'_>) -> fmt::Result {
     each(&names::HTTP_ACCEPTED, |l| l.accepted)?;
     each(&names::HTTP_REFUSED, |l| l.refused)?;
     each(&names::HTTP_TLS_FAILURES, |l| l.tls_failed)?;
+    each(&names::HTTP_IDLE_TIMEOUTS, |l| l.idle_timeouts)?;
     // All reasons from the start, for the same reason as those of packets.
     let refusals = all.iter().flat_map(|l| {
         Refusal::all().map(|refusal| {
@@ -231,6 +232,7 @@ pub(super) mod tests {
             listeners: vec![ListenerStatus {
                 name: "web".to_owned(),
                 open: 3,
+                idle_timeouts: 17,
                 requests: requests.clone(),
                 refusals: vec![("no_route".to_owned(), 2)],
                 ..ListenerStatus::default()
@@ -305,6 +307,10 @@ pub(super) mod tests {
             (
                 r#"edge_http_sent_bytes_total{listener="web"}"#.to_owned(),
                 20.0,
+            ),
+            (
+                r#"edge_http_idle_timeouts_total{listener="web"}"#.to_owned(),
+                17.0,
             ),
             (
                 r#"edge_http_refusals_total{listener="web",reason="no_route"}"#.to_owned(),

@@ -78,6 +78,8 @@ pub struct ListenerStatus {
     pub refused: u64,
     /// TLS handshakes that failed.
     pub tls_failed: u64,
+    /// Connections that were ended because they had no request for too long.
+    pub idle_timeouts: u64,
     /// Its requests.
     pub requests: RequestCounts,
     /// Requests that got no answer from an upstream, by reason: those that there were.

@@ -23,6 +23,7 @@ use edge_userspace::{
         },
     },
     l7::proxy::{Ban, Tier},
+    status::proxy::ListenerStatus,
 };
 
 /// How long anything may take.
@@ -91,10 +92,14 @@ impl Rig {
         panic!("no port is free");
     }
 
+    /// What is told of the listener.
+    pub(crate) fn listener(&self) -> ListenerStatus {
+        self.tier.view().status().unwrap().listeners.remove(0)
+    }
+
     /// How often requests or connections were refused, by reason.
     pub(crate) fn refusals(&self) -> HashMap<String, u64> {
-        let status = self.tier.view().status().unwrap();
-        status.listeners[0].refusals.iter().cloned().collect()
+        self.listener().refusals.into_iter().collect()
     }
 
     /// The next request that came to the server.

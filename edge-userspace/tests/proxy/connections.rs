@@ -385,6 +385,8 @@ fn no_more_connections_than_may_be() {
             && client.head().is_some()
     });
     assert_eq!(second.get("/").status, 200);
+    assert!(rig.refusals("connections") > 0);
+    assert_eq!(rig.refusals("connections_per_source"), 0);
 
     let limits = "limits = { connections_per_source = 1 }";
     let rig = Rig::new(&Setup::new(&[&server]).listener(limits));
@@ -392,4 +394,6 @@ fn no_more_connections_than_may_be() {
     assert_eq!(client.get("/").status, 200);
     assert!(rig.client().is_closed());
     assert_eq!(client.get("/").status, 200);
+    assert_eq!(rig.refusals("connections_per_source"), 1);
+    assert_eq!(rig.refusals("connections"), 0);
 }

@@ -64,6 +64,29 @@ fn sessions_are_resumed_unless_clients_show_certificates() {
     }
 }
 
+#[test]
+fn a_handshake_that_takes_too_long_is_told_apart_from_one_that_fails() {
+    let (authority, server) = (Authority::new(), Server::saying("ok"));
+    let tls = format!(
+        "tls = {{ certificates = [{}] }}",
+        pair(&authority.issue(NAME))
+    );
+    // What is no handshake, and the first bytes of one.
+    for (bytes, time, late) in [
+        (&b"GET / HTTP/1.1\r\n"[..], "50s", 0),
+        (&[22, 3, 1, 2], "200ms", 1),
+    ] {
+        let listener = format!("{tls}\nlimits = {{ header_timeout = '{time}' }}");
+        let rig = Rig::new(&Setup::new(&[&server]).listener(listener));
+        let mut client = rig.client();
+        client.send(bytes);
+        until("it is counted", || {
+            rig.tier.view().status().unwrap().listeners[0].tls_failed == 1
+        });
+        assert_eq!(rig.refusals("tls_timeout"), late);
+    }
+}
+
 /// Each with keys of both kinds, of which servers of both versions have to choose.
 #[test]
 fn both_versions_are_spoken_with_keys_of_both_kinds() {

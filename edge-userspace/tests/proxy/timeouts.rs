@@ -127,7 +127,7 @@ fn a_body_that_comes_too_slowly_is_given_up() {
     // A little all the time.
     until("it is given up", || {
         let _ = client.try_send("x");
-        rig.refusals("body_timeout") == 1
+        rig.refusals("body_rate") == 1
     });
     assert_eq!(rig.logged("/slow")["status"], 408);
 }

@@ -1,6 +1,8 @@
 //! A client's connection: what comes before its requests, and one request after the other.
 
-use std::{future::poll_fn, io, net::SocketAddr, ops::Deref, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    cell::Cell, future::poll_fn, io, net::SocketAddr, ops::Deref, rc::Rc, sync::Arc, task::Poll,
+};
 
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsStream};
@@ -39,6 +41,8 @@ pub(super) struct Conn {
     of: Rc<Known>,
     pub(super) timer: Timer,
     is_stream: bool,
+    /// When its first byte came, nanoseconds, if it was seen before anybody read it; else 0.
+    pub(super) began: Cell<u64>,
 }
 
 impl Drop for Conn {
@@ -85,6 +89,15 @@ impl Conn {
             of: self.of.clone(),
             timer: self.worker.timers.timer(),
             is_stream: true,
+            began: Cell::new(0),
+        }
+    }
+
+    /// Counts its end for want of a request, unless it ends because all connections do.
+    pub(super) fn note_idle(&self) {
+        if !self.worker.is_stopping() {
+            let connections = self.listener.connections.of(self.worker.index);
+            connections.idle.add(1);
         }
     }
 
@@ -163,8 +176,15 @@ pub(super) async fn serve(
         None => Stream::Plain(Socket::Tcp(stream)),
         Some(tls) => {
             let session = Box::pin(TlsAcceptor::from(tls).accept(Socket::Tcp(stream)));
-            let Ok(Ok(session)) = timer.within(session).await else {
-                return listener.connections.of(worker.index).tls_failed.add(1);
+            let session = match timer.within(session).await {
+                Ok(Ok(session)) => session,
+                failed => {
+                    if failed.is_err() {
+                        let refusals = listener.refusals.of(worker.index);
+                        refusals.of(Refusal::TlsTimeout).add(1);
+                    }
+                    return listener.connections.of(worker.index).tls_failed.add(1);
+                }
             };
             Stream::Tls(Box::new(TlsStream::Server(session)))
         }
@@ -181,6 +201,7 @@ pub(super) async fn serve(
         }),
         timer,
         is_stream: false,
+        began: Cell::new(0),
     };
     match is_http2(&conn, &stream).await {
         // Apart, as are other things that few connections come to: all of them are as large as the
@@ -205,6 +226,11 @@ async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
         let mut more = More::default();
         loop {
             let n = stream.peek(&mut seen).await?;
+            // From here on it has the time of a head, whatever it turns out to be.
+            if n > 0 && conn.began.get() == 0 {
+                conn.began.set(Worker::now());
+                conn.timer.set(Worker::now().saturating_add(patience));
+            }
             let is_alike = n > 0 && PREFACE.starts_with(seen.get(..n).unwrap_or_default());
             if !is_alike || n == PREFACE.len() {
                 return Ok(is_alike);
@@ -214,7 +240,10 @@ async fn is_http2(conn: &Conn, stream: &Stream) -> io::Result<bool> {
     };
     match conn.timer.within(beginning).await {
         Ok(told) => told,
-        Err(_) if conn.worker.is_stopping() => Err(io::ErrorKind::ConnectionAborted.into()),
+        Err(_) if conn.began.get() == 0 => {
+            conn.note_idle();
+            Err(io::ErrorKind::TimedOut.into())
+        }
         // Too slow a beginning, which is for HTTP/1 to refuse.
         Err(_) => Ok(false),
     }
@@ -307,8 +336,12 @@ async fn http1(conn: &Conn, stream: Stream) {
             let at = Worker::now().saturating_add(patience);
             conn.timer.set_idle(at.min(until));
         }
-        if !may_be_there && !matches!(conn.timer.within(stream.readable()).await, Ok(Ok(()))) {
-            return;
+        if !may_be_there {
+            match conn.timer.within(stream.readable()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => return conn.note_idle(),
+            }
         }
         may_be_there = false;
         match Box::pin(burst(conn, stream, &mut served)).await {
@@ -379,7 +412,10 @@ async fn head(conn: &Conn, link: &mut Link, scratch: &mut Scratch) -> Head {
     loop {
         if !link.bytes().is_empty() {
             if started == 0 {
-                started = Worker::now();
+                started = match conn.began.take() {
+                    0 => Worker::now(),
+                    began => began,
+                };
                 let patience = nanoseconds(conn.listener.config.limits.header_timeout);
                 conn.timer.set(started.saturating_add(patience));
             }

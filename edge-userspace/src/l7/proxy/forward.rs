@@ -93,6 +93,7 @@ pub(super) async fn run<F: Front>(
             Err(
                 Refusal::ClientGone
                 | Refusal::BodyTimeout
+                | Refusal::BodyRate
                 | Refusal::Malformed(_)
                 | Refusal::NoPlace
                 | Refusal::Internal,
@@ -448,19 +449,16 @@ async fn converse<F: Front>(
     let began = Worker::now();
     deadlines.begin(Timeout::Request, began);
     let end = deadlines.next().map_or(u64::MAX, |(at, _)| at);
-    // How long the client has for the next piece of its body.
-    let slowest = |up: u64, now: u64| {
-        let next = now.saturating_add(patience);
-        match rate {
-            0 => next,
-            rate => next.min(
-                began
-                    .saturating_add(RATE_GRACE)
-                    .saturating_add(up.saturating_mul(1_000_000_000) / rate),
-            ),
-        }
+    // By when more of its body must have come than so many bytes.
+    let slowest = move |up: u64| match rate {
+        0 => u64::MAX,
+        rate => began
+            .saturating_add(RATE_GRACE)
+            .saturating_add(up.saturating_mul(1_000_000_000) / rate),
     };
-    timer.set(end.min(slowest(0, began)));
+    // How long the client has for the next piece.
+    let next = move |up: u64, now: u64| now.saturating_add(patience).min(slowest(up));
+    timer.set(end.min(next(0, began)));
     let mut is_flushed = false;
     let mut sent_at = None;
     let talking = poll_fn(|cx| {
@@ -475,7 +473,7 @@ async fn converse<F: Front>(
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending if facts.progress.up > before => {
-                    timer.set(end.min(slowest(facts.progress.up, Worker::now())));
+                    timer.set(end.min(next(facts.progress.up, Worker::now())));
                 }
                 Poll::Pending => {}
             }
@@ -529,6 +527,9 @@ async fn converse<F: Front>(
                 (true, true) => {
                     facts.says_nothing = true;
                     Failed::of_client(Refusal::RequestTimeout)
+                }
+                (true, false) if slowest(facts.progress.up) <= now => {
+                    Failed::of_client(Refusal::BodyRate)
                 }
                 (true, false) => Failed::of_client(Refusal::BodyTimeout),
                 (false, true) => {

@@ -6,6 +6,7 @@
 //! streams, or having them reset, by a rate.
 
 mod answer;
+mod frames;
 mod io;
 mod message;
 mod stream;
@@ -32,8 +33,12 @@ use super::{
     stream::Stream,
     worker::Worker,
 };
-use crate::{config::proxy::listener::Limits, l7::refusal::Refusal};
+use crate::{
+    config::proxy::listener::Limits,
+    l7::{head::Reject, refusal::Refusal},
+};
 pub(super) use answer::AnswerStream;
+use frames::{Traffic, Unseen};
 use io::Io;
 pub(super) use message::append;
 use stream::RequestStream;
@@ -64,8 +69,13 @@ struct Shared {
     /// Streams under way.
     streams: Cell<u32>,
     resets: Resets,
-    /// Whether more were reset than may be.
-    is_flooded: Cell<bool>,
+    /// How many were reset by the crate, and how many of these are noted, or were no requests.
+    made: Cell<u64>,
+    noted: Cell<u64>,
+    /// What is one too many, once there is something.
+    flood: Cell<Option<Refusal>>,
+    /// Since when a head is under way that has not ended, nanoseconds; 0: none is.
+    head: Cell<u64>,
     /// Whether the client was told to open no more.
     is_ending: Cell<bool>,
     /// Wakes the connection's own task.
@@ -73,19 +83,63 @@ struct Shared {
 }
 
 impl Shared {
-    /// Notes a stream that was reset.
-    fn note_reset(&self) {
-        if self.resets.is_too_many(Worker::now()) {
-            self.is_flooded.set(true);
+    /// Notes a request whose stream was reset, with an error.
+    fn note_reset(&self, reason: Reason) {
+        // The client may give the errors of the crate as well.
+        if frames::is_made(reason) && self.made.get() > self.noted.get() {
+            self.noted.set(self.noted.get() + 1);
+            self.note(Refusal::H2MadeResets);
+        } else {
+            self.note(Refusal::H2Resets);
+        }
+    }
+
+    /// Notes a stream that came to nothing. The connection ends with the refusal if it is one too
+    /// many.
+    fn note(&self, refusal: Refusal) {
+        if self.resets.is_too_many(Worker::now()) && self.flood.get().is_none() {
+            self.flood.set(Some(refusal));
             if let Some(waker) = self.waker.borrow_mut().take() {
                 waker.wake();
             }
         }
     }
 
+    /// Looks what has gone by on the connection. `accepted` is how many requests it had, if there
+    /// are no others to be shown.
+    fn look(&self, io: &Io, accepted: Option<u64>) {
+        let Some(mut traffic) = io.traffic() else {
+            return;
+        };
+        self.made.set(traffic.made());
+        let unseen = match accepted {
+            Some(accepted) if io.is_taken() => traffic.unseen(accepted),
+            _ => Unseen::default(),
+        };
+        let head = traffic.since();
+        drop(traffic);
+        if self.head.replace(head) != head {
+            self.arm();
+        }
+        for _ in 0..unseen.too_many {
+            self.refuse(Refusal::H2Streams);
+        }
+        for _ in 0..unseen.too_large {
+            self.refuse(Reject::HeadTooLarge.into());
+            self.note(Refusal::H2Heads);
+        }
+        for _ in 0..unseen.malformed {
+            self.refuse(Refusal::H2Malformed);
+            self.noted.set(self.noted.get() + 1);
+            self.note(Refusal::H2MadeResets);
+        }
+    }
+
     /// Sets when the connection ends: not while there are streams, which have deadlines of their
-    /// own. At the proxy's end it ends earlier, and is then told so.
+    /// own, unless a head is under way, which has to end in time. At the proxy's end it ends earlier,
+    /// and is then told so.
     fn arm(&self) {
+        let (now, timer) = (Worker::now(), &self.conn.timer);
         let patience = if self.streams.get() > 0 {
             u64::MAX
         } else if self.is_ending.get() {
@@ -93,9 +147,25 @@ impl Shared {
         } else {
             nanoseconds(self.conn.listener.config.limits.idle_timeout)
         };
-        self.conn
-            .timer
-            .set_idle(Worker::now().saturating_add(patience));
+        let until = now.saturating_add(patience);
+        match self.head_until() {
+            Some(head) if self.is_ending.get() => timer.set(until.min(head)),
+            Some(head) => timer.set(head),
+            None => timer.set_idle(until),
+        }
+    }
+
+    /// When the head that is under way has to have ended.
+    fn head_until(&self) -> Option<u64> {
+        let patience = nanoseconds(self.conn.listener.config.limits.header_timeout);
+        let head = self.head.get();
+        (head != 0).then(|| head.saturating_add(patience))
+    }
+
+    /// Whether a head did not end in time.
+    fn is_head_late(&self) -> bool {
+        self.head_until()
+            .is_some_and(|until| until <= Worker::now())
     }
 
     /// Counts a connection that is ended for what the client did.
@@ -104,14 +174,26 @@ impl Shared {
     }
 
     /// The same for what the crate found.
-    fn fault(&self, error: &::h2::Error) {
+    fn fault(&self, io: &Io, error: &::h2::Error) {
         if !error.is_go_away() || !error.is_library() {
             return;
         }
+        let calm = || io.traffic().map_or(Refusal::H2Flood, |t| flood(t.why()));
         self.refuse(match error.reason() {
-            Some(Reason::ENHANCE_YOUR_CALM) => Refusal::H2Flood,
+            Some(Reason::ENHANCE_YOUR_CALM) => calm(),
             _ => Refusal::H2Protocol,
         });
+    }
+}
+
+/// What the crate ended a connection for, as it tells the client.
+fn flood(why: &[u8]) -> Refusal {
+    match why {
+        b"too_many_resets" => Refusal::H2Resets,
+        b"too_many_internal_resets" => Refusal::H2MadeResets,
+        b"too_many_continuations" => Refusal::H2Continuations,
+        b"header_list_way_too_large" => Refusal::H2Hpack,
+        _ => Refusal::H2Flood,
     }
 }
 
@@ -199,8 +281,8 @@ fn settings(limits: &Limits) -> Builder {
 )]
 enum Event {
     Request(Request<RecvStream>, SendResponse<Bytes>),
-    /// More streams are reset than may be.
-    Flood,
+    /// More of something came than may.
+    Flood(Refusal),
     Fault(::h2::Error),
     Closed,
 }
@@ -208,25 +290,39 @@ enum Event {
 /// Serves requests of HTTP/2 until the connection ends.
 pub(super) async fn serve(conn: Conn, stream: Stream) {
     let limits = conn.listener.config.limits.clone();
-    let io = Io::new(stream, conn.worker.clone());
+    let traffic = Traffic::new(limits.header_bytes / 2);
+    let io = Io::new(stream, conn.worker.clone(), Some(traffic));
     let shared = Rc::new(Shared {
         streams: Cell::new(0),
         resets: Resets::new(limits.h2_resets_per_second),
-        is_flooded: Cell::new(false),
+        made: Cell::new(0),
+        noted: Cell::new(0),
+        flood: Cell::new(None),
+        head: Cell::new(0),
         is_ending: Cell::new(false),
         waker: RefCell::new(None),
         conn,
     });
     let timer = &shared.conn.timer;
-    timer.set_idle(Worker::now().saturating_add(nanoseconds(limits.header_timeout)));
+    // Its first bytes may have come before.
+    let began = match shared.conn.began.take() {
+        0 => Worker::now(),
+        began => began,
+    };
+    timer.set_idle(began.saturating_add(nanoseconds(limits.header_timeout)));
     let mut handshake = Box::pin(settings(&limits).handshake(io.clone()));
     let begun = poll_fn(|cx| io.poll_turn(cx, |cx| handshake.as_mut().poll(cx)));
     let begun = timer.within(begun).await;
     drop(handshake);
     match begun {
         Ok(Ok(Ok(connection))) => Box::pin(requests(&shared, &limits, &io, connection)).await,
-        Ok(Ok(Err(error))) => shared.fault(&error),
-        Ok(Err(_)) | Err(_) => {}
+        Ok(Ok(Err(error))) => shared.fault(&io, &error),
+        Ok(Err(_)) => {}
+        // What it begins with did not come to its end, or did not begin.
+        Err(_) if io.heard() > 0 && !shared.conn.worker.is_stopping() => {
+            shared.refuse(Refusal::HeadTimeout);
+        }
+        Err(_) => shared.conn.note_idle(),
     }
     // What the client has on its way would reset the connection, and take with it what it has not
     // read yet.
@@ -244,15 +340,16 @@ async fn requests(
     mut connection: Connection<Io, Bytes>,
 ) {
     let worker = &shared.conn.worker;
-    let mut served = 0;
+    let mut served: u64 = 0;
     loop {
         let event = poll_fn(|cx| {
             shared.waker.replace(Some(cx.waker().clone()));
-            if shared.is_flooded.take() {
-                return Poll::Ready(Event::Flood);
+            let accepted = io.poll_turn(cx, |cx| connection.poll_accept(cx));
+            shared.look(io, accepted.is_pending().then_some(served));
+            if let Some(flood) = shared.flood.take() {
+                return Poll::Ready(Event::Flood(flood));
             }
-            let accepted = ready!(io.poll_turn(cx, |cx| connection.poll_accept(cx)));
-            Poll::Ready(match accepted {
+            Poll::Ready(match ready!(accepted) {
                 Ok(Some(Ok((request, respond)))) => Event::Request(request, respond),
                 Ok(Some(Err(error))) => Event::Fault(error),
                 Ok(None) | Err(_) => Event::Closed,
@@ -261,7 +358,7 @@ async fn requests(
         match shared.conn.timer.within(event).await {
             Ok(Event::Request(request, mut respond)) => {
                 served += 1;
-                if served == limits.requests_per_connection
+                if served == u64::from(limits.requests_per_connection)
                     || worker.is_stopping()
                     || !is_configured(&shared.conn)
                 {
@@ -269,28 +366,41 @@ async fn requests(
                 }
                 // No work is begun for one who does not want it any more.
                 let mut now = Context::from_waker(Waker::noop());
-                if respond.poll_reset(&mut now).is_ready() {
-                    shared.note_reset();
+                if let Poll::Ready(reset) = respond.poll_reset(&mut now) {
+                    shared.note_reset(reset.unwrap_or(Reason::CANCEL));
                     continue;
                 }
                 spawn_local(answer(Open::new(shared), request, respond));
             }
-            Ok(Event::Flood) => {
-                shared.refuse(Refusal::H2Resets);
-                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                let timer = &shared.conn.timer;
-                timer.set(Worker::now().saturating_add(ENDING));
-                let closed = poll_fn(|cx| io.poll_turn(cx, |cx| connection.poll_closed(cx)));
-                let _ = timer.within(closed).await;
-                return;
-            }
-            Ok(Event::Fault(error)) => return shared.fault(&error),
+            Ok(Event::Flood(refusal)) => return break_off(shared, io, connection, refusal).await,
+            Ok(Event::Fault(error)) => return shared.fault(io, &error),
             Ok(Event::Closed) => return,
+            Err(_) if shared.is_head_late() => {
+                return break_off(shared, io, connection, Refusal::HeadTimeout).await;
+            }
             // Told so, and had its time.
             Err(_) if shared.is_ending.get() && shared.streams.get() == 0 => return,
-            Err(_) => end(shared, &mut connection),
+            Err(_) => {
+                shared.conn.note_idle();
+                end(shared, &mut connection);
+            }
         }
     }
+}
+
+/// Ends a connection, with all of its streams, for what the client did.
+async fn break_off(
+    shared: &Shared,
+    io: &Io,
+    mut connection: Connection<Io, Bytes>,
+    refusal: Refusal,
+) {
+    shared.refuse(refusal);
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    let timer = &shared.conn.timer;
+    timer.set(Worker::now().saturating_add(ENDING));
+    let closed = poll_fn(|cx| io.poll_turn(cx, |cx| connection.poll_closed(cx)));
+    let _ = timer.within(closed).await;
 }
 
 /// Tells the client to open no more streams; those that are open end as they would.
@@ -329,10 +439,10 @@ async fn answer(open: Open, request: Request<RecvStream>, respond: SendResponse<
         }
     }
     worker.give_scratch(scratch);
-    let (was_reset, memory) = front.close();
+    let (reset, memory) = front.close();
     worker.give_out(memory);
-    if was_reset {
-        shared.note_reset();
+    if let Some(reason) = reset {
+        shared.note_reset(reason);
     }
 }
 

@@ -242,8 +242,11 @@ impl Listener {
         all.copied().any(|prefix| prefix.contains(address))
     }
 
-    /// A place for one more connection from a source, if there is one.
-    pub(super) fn admit(listener: &Arc<Self>, source: IpAddr) -> Option<Place> {
+    /// A place for one more connection from a source.
+    ///
+    /// # Errors
+    /// Which limit there is none for.
+    pub(super) fn admit(listener: &Arc<Self>, source: IpAddr) -> Result<Place, Refusal> {
         let limits = &listener.config.limits;
         let open = &listener.open;
         let (before, most) = (open.all.fetch_add(1, Relaxed), limits.connections);
@@ -252,19 +255,19 @@ impl Listener {
             source: None,
         };
         if before >= most {
-            return None;
+            return Err(Refusal::Connections);
         }
         if limits.connections_per_source > 0 && !listener.trusts(source) {
             let key = source_key(source);
             let mut sources = open.sources.lock().unwrap_or_else(PoisonError::into_inner);
             let count = sources.entry(key).or_default();
             if *count >= limits.connections_per_source {
-                return None;
+                return Err(Refusal::SourceConnections);
             }
             *count += 1;
             place.source = Some(key);
         }
-        Some(place)
+        Ok(place)
     }
 }
 

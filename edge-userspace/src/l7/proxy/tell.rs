@@ -92,6 +92,7 @@ fn listener(of: &Listener) -> ListenerStatus {
         accepted: c.sum(|c| c.accepted.get()),
         refused: c.sum(|c| c.refused.get()),
         tls_failed: c.sum(|c| c.tls_failed.get()),
+        idle_timeouts: c.sum(|c| c.idle.get()),
         requests: requests(&of.requests),
         refusals: Refusal::all()
             .map(|refusal| {

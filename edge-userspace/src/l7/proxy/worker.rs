@@ -620,10 +620,14 @@ fn waiting(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
 fn greet(worker: &Rc<Worker>, listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr) {
     let connections = listener.connections.of(worker.index);
     connections.accepted.add(1);
-    let Some(place) = Listener::admit(listener, peer.ip()) else {
-        connections.refused.add(1);
-        connections.closed.add(1);
-        return;
+    let place = match Listener::admit(listener, peer.ip()) {
+        Ok(place) => place,
+        Err(refusal) => {
+            listener.refusals.of(worker.index).of(refusal).add(1);
+            connections.refused.add(1);
+            connections.closed.add(1);
+            return;
+        }
     };
     spawn_local(conn::serve(
         worker.clone(),

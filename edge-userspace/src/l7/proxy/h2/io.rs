@@ -5,7 +5,7 @@
 //! when it has nothing more to say for now: [`Io::poll_turn`] is around each of its turns.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
@@ -14,7 +14,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::{stream::Stream, worker::Worker};
+use super::{
+    super::{stream::Stream, worker::Worker},
+    frames::Traffic,
+};
 
 /// Bytes that are gathered: as many as a TLS record has (RFC 8446, section 5.1).
 const GATHER: usize = 16 << 10;
@@ -34,6 +37,10 @@ struct Shared {
     /// Bytes that came in this turn.
     came: Cell<usize>,
     out: RefCell<Out>,
+    /// Whether the crate has something to write that was not taken from it.
+    is_full: Cell<bool>,
+    /// What goes by, where anybody wants to know.
+    traffic: Option<RefCell<Traffic>>,
     /// Has the memory for what waits.
     worker: Rc<Worker>,
 }
@@ -46,12 +53,14 @@ struct Out {
 }
 
 impl Io {
-    pub(super) fn new(stream: Stream, worker: Rc<Worker>) -> Self {
+    pub(super) fn new(stream: Stream, worker: Rc<Worker>, traffic: Option<Traffic>) -> Self {
         Self(Rc::new(Shared {
             stream: RefCell::new(stream),
             heard: Cell::new(0),
             came: Cell::new(0),
             out: RefCell::default(),
+            is_full: Cell::new(false),
+            traffic: traffic.map(RefCell::new),
             worker,
         }))
     }
@@ -64,6 +73,16 @@ impl Io {
     /// How often something came from the other side.
     pub(super) fn heard(&self) -> u64 {
         self.0.heard.get()
+    }
+
+    /// What goes by, where anybody wants to know.
+    pub(super) fn traffic(&self) -> Option<RefMut<'_, Traffic>> {
+        self.0.traffic.as_ref().map(RefCell::borrow_mut)
+    }
+
+    /// Whether all that the crate wrote was taken from it.
+    pub(super) fn is_taken(&self) -> bool {
+        !self.0.is_full.get()
     }
 
     /// Whether the server is where the connection leads to.
@@ -107,8 +126,25 @@ impl Shared {
         stream.poll_flush(cx)
     }
 
-    /// Takes some of it: what fits is gathered.
+    /// Takes some of it, and notes what is taken.
     fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        (first, second): (&[u8], &[u8]),
+    ) -> Poll<io::Result<usize>> {
+        let taken = self.poll_take(cx, (first, second));
+        self.is_full.set(taken.is_pending());
+        if let (Poll::Ready(Ok(n)), Some(traffic)) = (&taken, &self.traffic) {
+            let traffic = &mut *traffic.borrow_mut();
+            let of_first = first.len().min(*n);
+            traffic.write(first.get(..of_first).unwrap_or_default());
+            traffic.write(second.get(..n - of_first).unwrap_or_default());
+        }
+        taken
+    }
+
+    /// Takes some of it: what fits is gathered.
+    fn poll_take(
         &self,
         cx: &mut Context<'_>,
         (first, second): (&[u8], &[u8]),
@@ -157,6 +193,10 @@ impl AsyncRead for Io {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let shared = &self.0;
+        let mut traffic = shared.traffic.as_ref().map(RefCell::borrow_mut);
+        if let Some(traffic) = &mut traffic {
+            traffic.ask();
+        }
         let came = shared.came.replace(0);
         if came >= TURN {
             cx.waker().wake_by_ref();
@@ -167,6 +207,9 @@ impl AsyncRead for Io {
         let n = ready!(shared.stream.borrow_mut().poll_read(cx, room))?;
         shared.heard.set(shared.heard.get().wrapping_add(1));
         shared.came.set(came + n);
+        if let Some(traffic) = &mut traffic {
+            traffic.read(room.get(..n).unwrap_or_default(), Worker::now);
+        }
         into.advance(n);
         Poll::Ready(Ok(()))
     }
@@ -223,7 +266,11 @@ mod tests {
         let near = TcpStream::from_std(near).unwrap();
         near.writable().await.unwrap();
         (
-            Io::new(Stream::Plain(Socket::Tcp(near)), Rc::new(Worker::new(0, 1))),
+            Io::new(
+                Stream::Plain(Socket::Tcp(near)),
+                Rc::new(Worker::new(0, 1)),
+                None,
+            ),
             far,
         )
     }

@@ -150,20 +150,23 @@ impl RequestStream {
         Ok(())
     }
 
-    /// Ends the stream, whether or not its answer is whole. Tells whether it was reset for
-    /// something that the client did, and gives the memory back.
-    pub(super) fn close(mut self) -> (bool, Vec<u8>) {
+    /// Ends the stream, whether or not its answer is whole. Tells the error with which it was reset,
+    /// by the client or for something that the client did, and gives the memory back.
+    pub(super) fn close(mut self) -> (Option<Reason>, Vec<u8>) {
         let mut now = Context::from_waker(Waker::noop());
         let is_over = self.going == Going::Done && !self.is_broken;
-        let was_reset = !is_over && matches!(self.poll_reset(&mut now), Poll::Ready(Ok(_)));
+        let reset = match self.poll_reset(&mut now) {
+            Poll::Ready(Ok(reason)) if !is_over => Some(reason),
+            _ => None,
+        };
         // What is left of a request whose answer is whole, the crate resets with NO_ERROR.
-        if !is_over && !was_reset {
+        if !is_over && reset.is_none() {
             match &mut self.send {
                 Some(send) => send.send_reset(Reason::INTERNAL_ERROR),
                 None => self.respond.send_reset(Reason::INTERNAL_ERROR),
             }
         }
-        (was_reset, self.head)
+        (reset, self.head)
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reason, ::h2::Error>> {

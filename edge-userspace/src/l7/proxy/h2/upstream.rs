@@ -391,7 +391,7 @@ async fn open(worker: &Rc<Worker>, group: &Group, position: usize) -> Result<Ope
     {
         return Err(NoPlace::NoHttp2);
     }
-    let io = Io::new(stream, worker.clone());
+    let io = Io::new(stream, worker.clone(), None);
     let fields = u32::try_from(ANSWERS.fields).unwrap_or(u32::MAX);
     let head = u32::try_from(ANSWERS.head_bytes).unwrap_or(u32::MAX);
     let handshake = Builder::new()
