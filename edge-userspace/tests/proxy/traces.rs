@@ -400,6 +400,42 @@ fn a_collector_behind_tls_hears_the_headers_of_a_file() {
 }
 
 #[test]
+fn ids_and_traces_of_others_go_on_as_far_as_they_are_right() {
+    const UUID: &str = "01234567-89ab-cdef-0123-456789ABCDEF";
+    let server = Server::echo();
+    let trusting = Setup::new(&[&server]).listener("trusted_proxies = ['127.0.0.0/8']");
+    let rig = Rig::new(&trusting);
+    let mut client = rig.client();
+    let line = format!("X-Request-Id: {UUID}\r\n");
+    let head = client.get_with("/uuid", &line);
+    assert_eq!(header(head.text(), "x-request-id"), Some(UUID));
+    assert_eq!(rig.logged("/uuid")["request_id"], UUID);
+    let stranger = Rig::new(&Setup::new(&[&server]));
+    let head = stranger.client().get_with("/uuid", &line);
+    let id = header(head.text(), "x-request-id").unwrap();
+    assert!(id.len() == 32 && id != UUID, "{id}");
+
+    let trace = |client: &mut Peer, lines: &str| {
+        let head = client.get_with("/", &format!("{lines}tracestate: a=1\r\n"));
+        let has_state = header(head.text(), "tracestate").is_some();
+        let parent = header(head.text(), "traceparent").unwrap().to_owned();
+        assert_eq!(parent.contains(TRACE), has_state, "{parent}");
+        parent
+    };
+    // Of flags nobody knows what the others mean.
+    for (sent, goes_on) in [("01", "01"), ("02", "02"), ("ff", "03"), ("f8", "00")] {
+        let parent = trace(
+            &mut client,
+            &SAMPLED.replace("-01\r", &format!("-{sent}\r")),
+        );
+        let is_right = parent.contains(TRACE) && parent.ends_with(&format!("-{goes_on}"));
+        assert!(is_right, "{sent}: {parent}");
+    }
+    let parent = trace(&mut client, &SAMPLED.repeat(2));
+    assert!(!parent.contains(TRACE), "{parent}");
+}
+
+#[test]
 fn chance_and_trusted_proxies_say_what_is_recorded() {
     let ((collector, spans), server) = (collector(), Server::echo());
     let setup = Setup::new(&[&server]).proxy(traces(&collector.address, "0"));

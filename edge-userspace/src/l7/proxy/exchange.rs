@@ -6,6 +6,7 @@ use super::{
     conn::{Conn, arm},
     forward,
     front::{Front, Then},
+    ids::Ids,
     mirror,
     relay::Progress,
     request_head::Head,
@@ -75,36 +76,6 @@ pub(super) struct Try {
     pub(super) outcome: Option<Result<u16, Refusal>>,
     /// When that was over; `None`: it goes on, or ended as the request did.
     pub(super) ended: Option<u64>,
-}
-
-/// The id of a request, and its trace (W3C Trace Context), hexadecimal.
-#[derive(Clone, Copy)]
-pub(super) struct Ids {
-    pub(super) request: [u8; 32],
-    pub(super) trace: [u8; 32],
-    /// Flags of the trace: sampled if it is recorded here, else as it came.
-    pub(super) flags: [u8; 2],
-    /// The span of the request, if it is recorded, and the one before it; else 0.
-    pub(super) span: u64,
-    pub(super) parent: u64,
-    /// The span that the server hears of which is asked first.
-    pub(super) server_span: u64,
-    /// Whether the trace came with the request.
-    pub(super) is_traced: bool,
-}
-
-impl Default for Ids {
-    fn default() -> Self {
-        Self {
-            request: [b'0'; 32],
-            trace: [b'0'; 32],
-            flags: *b"00",
-            span: 0,
-            parent: 0,
-            server_span: 0,
-            is_traced: false,
-        }
-    }
 }
 
 /// The request as the router sees it.
@@ -569,93 +540,6 @@ fn client<F: Front>(conn: &Conn, listener: &Listener, front: &F, request: &Reque
         // Its port is nobody's knowledge.
         SocketAddr::new(address, 0)
     }
-}
-
-impl Ids {
-    /// New ones, or those of a proxy that is trusted; a trace is anybody's.
-    fn new<F: Front>(conn: &Conn, current: &Current, front: &F, request: &Request) -> Self {
-        let bytes = front.bytes();
-        let fresh = || {
-            let mut id = [0; 32];
-            let random = [conn.worker.random(), conn.worker.random()];
-            let nibbles = random
-                .iter()
-                .flat_map(|word| (0..16).map(move |i| (word >> (60 - 4 * i)) as usize & 15));
-            for (to, nibble) in id.iter_mut().zip(nibbles) {
-                *to = b"0123456789abcdef"[nibble];
-            }
-            id
-        };
-        let given = request.known(bytes, Known::XRequestId).next();
-        let is_trusted = conn.is_trusted;
-        let given = given.filter(|_| is_trusted);
-        let request_id = given
-            .and_then(|id| <[u8; 32]>::try_from(id).ok())
-            .filter(|id| id.iter().all(u8::is_ascii_hexdigit));
-        let trace = request.known(bytes, Known::Traceparent).next();
-        let trace = trace.and_then(trace_of);
-        let mut ids = Self {
-            request: request_id.unwrap_or_else(fresh),
-            trace: trace.map_or_else(fresh, |(trace, ..)| trace),
-            flags: trace.map_or(*b"00", |(.., flags)| flags),
-            span: 0,
-            parent: 0,
-            server_span: conn.worker.random() | 1,
-            is_traced: trace.is_some(),
-        };
-        if let Some((_, permille)) = &current.snapshot.traces {
-            // Whoever is trusted says what is recorded of its traces; else chance does.
-            let is_recorded = match trace {
-                Some((.., flags)) if is_trusted => is_sampled(flags),
-                _ => ((u128::from(conn.worker.random()) * 1000) >> 64) < u128::from(*permille),
-            };
-            if is_recorded {
-                ids.span = conn.worker.random() | 1;
-                ids.parent = trace.map_or(0, |(_, parent, _)| parent);
-                ids.flags[1] = with_sampled(ids.flags[1]);
-            }
-        }
-        ids
-    }
-}
-
-/// Whether the flags of a trace say that it is sampled (W3C Trace Context, 3.2.2.5).
-fn is_sampled(flags: [u8; 2]) -> bool {
-    char::from(flags[1])
-        .to_digit(16)
-        .is_some_and(|n| n & 1 == 1)
-}
-
-/// The last digit of flags that say so.
-fn with_sampled(digit: u8) -> u8 {
-    let value = char::from(digit).to_digit(16).unwrap_or(0) | 1;
-    b"0123456789abcdef"[value as usize & 15]
-}
-
-/// The trace of a `traceparent`, the span before, and its flags (W3C Trace Context, 3.2.2).
-fn trace_of(value: &[u8]) -> Option<([u8; 32], u64, [u8; 2])> {
-    let (version, rest) = value.split_first_chunk::<3>()?;
-    let (trace, rest) = rest.split_first_chunk::<32>()?;
-    // A dash, the span before, another dash.
-    let (parent, rest) = rest.split_first_chunk::<18>()?;
-    let (flags, rest) = rest.split_first_chunk::<2>()?;
-    let is_hex = |text: &[u8]| text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let is_right = is_hex(&version[..2])
-        && &version[..2] != b"ff"
-        && version[2] == b'-'
-        && is_hex(trace)
-        && trace.iter().any(|b| *b != b'0')
-        && parent.first() == Some(&b'-')
-        && parent.last() == Some(&b'-')
-        && is_hex(flags)
-        // Later versions may have more.
-        && (rest.is_empty() || (&version[..2] != b"00" && rest.first() == Some(&b'-')));
-    let span = std::str::from_utf8(parent.get(1..17)?).ok()?;
-    // Zero stands for none (W3C Trace Context, 3.2.2.4).
-    let span = u64::from_str_radix(span, 16)
-        .ok()
-        .filter(|span| *span != 0)?;
-    is_right.then_some((*trace, span, *flags))
 }
 
 fn version(request: &Request) -> &'static str {

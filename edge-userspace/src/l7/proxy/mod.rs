@@ -18,6 +18,7 @@ mod forward;
 mod front;
 mod group;
 mod h2;
+mod ids;
 mod link;
 mod listen;
 mod log_writer;

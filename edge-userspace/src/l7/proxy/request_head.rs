@@ -7,9 +7,10 @@ use hyper::{
 };
 
 use super::{
-    exchange::{Exchange, Facts, Ids, Seen, Try},
+    exchange::{Exchange, Facts, Seen, Try},
     group::Group,
     h2,
+    ids::Ids,
     worker::Worker,
 };
 use crate::{
