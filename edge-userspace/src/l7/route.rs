@@ -38,11 +38,14 @@ use self::{
     table::{Hosts, PathTable},
 };
 pub use crate::config::proxy::route::Mirror;
-use crate::config::proxy::{
-    template::{Location, LocationPart, ReplacementPart},
-    upstream::{Concurrency, Retries, Timeouts},
+use crate::{
+    config::proxy::{
+        template::{Location, LocationPart, ReplacementPart},
+        upstream::{Concurrency, Retries, Timeouts},
+    },
+    l7::head::Reject,
+    uri::path::{self, PathError},
 };
-use crate::uri::path::{self, PathError};
 
 /// What of a request chooses its route.
 pub trait View {
@@ -313,11 +316,22 @@ impl Router {
 }
 
 /// Writes where a redirection leads for a request, behind what the buffer holds.
-pub fn write_location(to: &Location, request: &impl View, buffer: &mut Vec<u8>) {
+///
+/// # Errors
+/// [`Reject::HostMissing`] where it leads to the host of a request that has none.
+pub fn write_location(
+    to: &Location,
+    request: &impl View,
+    buffer: &mut Vec<u8>,
+) -> Result<(), Reject> {
+    let start = buffer.len();
     for part in &to.parts {
         match part {
             LocationPart::Text(text) => buffer.extend_from_slice(text.as_bytes()),
+            LocationPart::Host if request.host().is_empty() => return Err(Reject::HostMissing),
             LocationPart::Host => buffer.extend_from_slice(request.host()),
+            // `OPTIONS *` is about the server as a whole.
+            LocationPart::Path if request.path() == b"*" => {}
             LocationPart::Path => buffer.extend_from_slice(request.path()),
             LocationPart::Query if request.query().is_empty() => {}
             LocationPart::Query => {
@@ -326,4 +340,14 @@ pub fn write_location(to: &Location, request: &impl View, buffer: &mut Vec<u8>) 
             }
         }
     }
+    if to.is_path() {
+        // Behind two slashes clients look for a host, which is not for the request to name.
+        let written = buffer.get(start..).unwrap_or_default();
+        let slashes = written.iter().take_while(|b| **b == b'/').count();
+        match slashes {
+            0 => buffer.insert(start, b'/'),
+            n => drop(buffer.drain(start..start + n - 1)),
+        }
+    }
+    Ok(())
 }

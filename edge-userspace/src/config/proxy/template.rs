@@ -116,6 +116,28 @@ impl Location {
         }
         Ok(Self { parts })
     }
+
+    /// Whether it is a path at the host of the request, and names no host.
+    pub fn is_path(&self) -> bool {
+        match self.parts.first() {
+            Some(LocationPart::Text(text)) => text.starts_with('/') && !text.starts_with("//"),
+            first => first == Some(&LocationPart::Path),
+        }
+    }
+
+    /// Whether it is a path, or says behind `http://`, `https://` or `//` at which host.
+    pub fn is_whole(&self) -> bool {
+        let Some(LocationPart::Text(text)) = self.parts.first() else {
+            return self.is_path();
+        };
+        let scheme = ["https:", "http:"];
+        let mut behind = scheme.iter().filter_map(|scheme| text.strip_prefix(scheme));
+        match behind.next().unwrap_or(text).strip_prefix("//") {
+            Some("") => self.parts.get(1) == Some(&LocationPart::Host),
+            Some(authority) => !authority.starts_with(['/', '?', '#']),
+            None => self.is_path(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -328,11 +328,15 @@ impl Exchange<'_> {
             }
             Action::Redirect { status, to } => {
                 let mut location = self.conn.worker.out();
-                route::write_location(to, &seen, &mut location);
-                let fields = [(b"Location".as_slice(), location.as_slice())];
-                let next = self.own(front, scratch, *status, &fields, b"").await;
+                let next = match route::write_location(to, &seen, &mut location) {
+                    Ok(()) => {
+                        let fields = [(b"Location".as_slice(), location.as_slice())];
+                        Ok(self.own(front, scratch, *status, &fields, b"").await)
+                    }
+                    Err(reject) => Err(reject.into()),
+                };
                 self.conn.worker.give_out(location);
-                Ok(next)
+                next
             }
             Action::Respond {
                 status,

@@ -257,7 +257,7 @@ fn outcome(
         }
         Action::Redirect { status, to } => {
             let mut location = Vec::new();
-            route::write_location(to, &seen, &mut location);
+            route::write_location(to, &seen, &mut location)?;
             Outcome::Redirect {
                 status: *status,
                 to: text(&location),

@@ -16,7 +16,7 @@ use crate::config::proxy::{
     template::{Location, Replacement},
     upstream::{Balance, KeepAlive, Protocol, Retries, SendProxy, Timeouts},
 };
-use crate::uri::path::PathError;
+use crate::{l7::head::Reject, uri::path::PathError};
 
 fn listener() -> Listener {
     Listener {
@@ -448,13 +448,33 @@ fn paths_are_rewritten() {
 #[test]
 fn redirections_lead_to_parts_of_the_request() {
     let mut request = get("example.com", "/a");
-    let of = |request: &Request| {
+    let of = |to: &str, request: &Request| {
         let mut buffer = b"location: ".to_vec();
-        let to = Location::new("https://www.{host}{path}{query}").unwrap();
-        write_location(&to, request, &mut buffer);
-        String::from_utf8(buffer).unwrap()
+        let to = Location::new(to).unwrap();
+        write_location(&to, request, &mut buffer)?;
+        Ok(String::from_utf8(buffer).unwrap())
     };
-    assert_eq!(of(&request), "location: https://www.example.com/a");
+    const WHOLE: &str = "https://www.{host}{path}{query}";
+    let told = |text: &str| Ok(format!("location: {text}"));
+    assert_eq!(of(WHOLE, &request), told("https://www.example.com/a"));
     request.query = "b=1".to_owned();
-    assert_eq!(of(&request), "location: https://www.example.com/a?b=1");
+    assert_eq!(of(WHOLE, &request), told("https://www.example.com/a?b=1"));
+    // Who asks does not say at which host a path is, however many slashes it begins with.
+    for (to, path, want) in [
+        ("{path}", "//evil.example/x", "/evil.example/x"),
+        ("{path}/", "///evil.example", "/evil.example/"),
+        ("{path}/more", "/", "/more"),
+        ("/{path}", "/a//b", "/a//b"),
+        ("/{path}", "//evil.example/x", "/evil.example/x"),
+        ("/{host}{path}", "//a", "/example.com//a"),
+        ("//b.example{path}", "//a", "//b.example//a"),
+        ("{path}", "*", "/"),
+        ("https://b.example{path}", "*", "https://b.example"),
+    ] {
+        let asked = get("example.com", path);
+        assert_eq!(of(to, &asked), told(want), "{to}: {path}");
+    }
+    let nowhere = get("", "/a");
+    assert_eq!(of(WHOLE, &nowhere), Err(Reject::HostMissing));
+    assert_eq!(of("{path}", &nowhere), told("/a"));
 }

@@ -575,6 +575,19 @@ fn routes_that_cannot_be_are_refused() {
         ),
         (bare("redirect = { to = '/a b' }"), "no URL; begin with"),
         (
+            bare("redirect = { to = '//{path}' }"),
+            "\"https://\" or \"http://\" and a host, or with",
+        ),
+        (
+            bare("redirect = { to = 'https://{path}' }"),
+            "no URL; begin with",
+        ),
+        (
+            bare("redirect = { to = 'http:///a' }"),
+            "no URL; begin with",
+        ),
+        (bare("redirect = { to = '{host}/' }"), "no URL; begin with"),
+        (
             bare("redirect = { to = '/{port}' }"),
             "there is no {port}; there are {host}, {path} and {query}",
         ),

@@ -18,7 +18,7 @@ use crate::config::{
             Action, MAX_BODY, MAX_PARTS, MAX_TEXT, Mirror, PathMatch, RetriesOverride, Rewrite,
             TimeoutsOverride,
         },
-        template::{Location, LocationPart, Replacement},
+        template::{Location, Replacement},
         upstream::{MAX_WEIGHT, Protocol, Timeouts},
     },
     raw::proxy as raw,
@@ -384,17 +384,10 @@ fn redirect(raw: &raw::Redirect, report: &mut Report<'_>) -> Option<Action> {
             return None;
         }
     };
-    let begins = match to.parts.first() {
-        Some(LocationPart::Text(text)) => ["https://", "http://", "/"]
-            .iter()
-            .any(|b| text.starts_with(b)),
-        Some(LocationPart::Path) => true,
-        _ => false,
-    };
-    if !begins || !value.bytes().all(|b| b.is_ascii_graphic()) {
+    if !to.is_whole() || !value.bytes().all(|b| b.is_ascii_graphic()) {
         report.problem(
             place,
-            "no URL; begin with \"https://\", \"http://\" or \"/\", and write blanks and what is not ASCII with %",
+            "no URL; begin with \"https://\" or \"http://\" and a host, or with \"/\" or {path}, and write blanks and what is not ASCII with %",
         );
         return None;
     }
