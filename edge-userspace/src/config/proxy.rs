@@ -13,6 +13,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use listener::Listener;
 pub use route::Route;
+use upstream::Balance;
 pub use upstream::Upstream;
 
 /// The most workers.
@@ -43,6 +44,17 @@ pub struct Proxy {
     pub upstreams: Vec<Upstream>,
     /// In the order of the file; no name twice.
     pub routes: Vec<Route>,
+}
+
+impl Proxy {
+    /// Whether any upstream chooses servers by a hash, or signs session cookies.
+    pub fn has_keys(&self) -> bool {
+        self.upstreams.iter().any(|upstream| {
+            let balance = &upstream.balance;
+            upstream.sticky.is_some()
+                || matches!(balance, Balance::IpHash | Balance::ConsistentHash(_))
+        })
+    }
 }
 
 impl Default for Proxy {

@@ -70,12 +70,19 @@ impl InForce {
     }
 
     /// That all rings change, where another secret chooses.
-    fn reseeds(&self, next: &Model) -> Option<String> {
-        let [was, is] = [&self.model, next].map(|m| (&m.balancing.seed_file, m.has_balanced()));
-        (was.0 != is.0 && was.1 && is.1).then(|| {
-            "balance.seed_file is another: new flows of all balanced services are spread anew"
-                .to_owned()
-        })
+    fn reseeds(&self, next: &Model) -> impl Iterator<Item = String> {
+        let both = [&self.model, next];
+        let [was, is] = both.map(|m| &m.balancing.seed_file);
+        let is_another = was != is;
+        let flows = "new flows of all balanced services are spread anew";
+        let requests = "requests of the proxy are hashed anew, and its session cookies begin anew";
+        [
+            (both.iter().all(|m| m.has_balanced()), flows),
+            (both.iter().all(|m| m.proxy.has_keys()), requests),
+        ]
+        .into_iter()
+        .filter(move |(has_any, _)| is_another && *has_any)
+        .map(|(_, what)| format!("balance.seed_file is another: {what}"))
     }
 
     /// What changes of balanced services.

@@ -20,7 +20,10 @@ use tracing::{error, info, warn};
 
 use super::{
     backoff::Backoff,
-    balance::{self, seed::SeedError},
+    balance::{
+        self,
+        seed::{Secret, SeedError},
+    },
     compare::InForce,
     defence::{
         Defence, FillError, Unmet,
@@ -44,7 +47,7 @@ use crate::{
     datapath::{Datapath, DatapathError, EventRing},
     entry::{List, Origin, Source},
     health::runner::{Changes as HealthChanges, Runner},
-    l7::proxy::{Ban, Tier, TierError},
+    l7::proxy::{Ban, Keys, Tier, TierError},
     policy::{ClockJump, EntryView, Policy, PolicyError, SystemEntries, Terms},
     tables::{Capacity, Geometry, Regions},
 };
@@ -73,6 +76,8 @@ pub(super) struct Engine {
     pub(super) defence: Handle,
     pub(super) balancer: balance::follow::Handle,
     pub(super) proxy: Tier,
+    /// Of which the keys of the proxy are made where no fleet shares one.
+    pub(super) session_secret: [u8; 32],
     /// What the balancer's thread starts with.
     pub(super) checks: Option<(Runner, HealthChanges)>,
     pub(super) shared: Arc<Shared>,
@@ -492,6 +497,9 @@ impl Engine {
         model: Model,
         defence: &mut Defence,
     ) -> Result<Vec<String>, ForceError> {
+        let fleet = fleet_secret(&model)?;
+        self.proxy
+            .set_keys(proxy_keys(fleet.as_ref(), &self.session_secret));
         let proxy = self.proxy.prepare(&model.proxy)?;
         let told = defence.prepare(&model)?;
         let Plan {
@@ -503,7 +511,7 @@ impl Engine {
             self.seed,
             coarse_tick_ns(),
             told,
-            fleet_seed(&model)?,
+            fleet.map(|secret| secret.seed()),
             &self.profiles,
         )?;
         let balance_seed = settings.program.config.balance_seed;
@@ -620,10 +628,18 @@ impl Engine {
 ///
 /// # Errors
 /// When its file cannot be read, or holds none.
-pub(super) fn fleet_seed(model: &Model) -> Result<Option<Seed>, SeedError> {
+pub(super) fn fleet_secret(model: &Model) -> Result<Option<Secret>, SeedError> {
     let file = model.balancing.seed_file.as_deref();
-    let file = file.filter(|_| model.has_balanced());
+    let file = file.filter(|_| model.has_balanced() || model.proxy.has_keys());
     file.map(balance::seed::read).transpose()
+}
+
+/// The keys of the proxy: of the fleet, or else of this installation.
+pub(super) fn proxy_keys(fleet: Option<&Secret>, own: &[u8; 32]) -> Keys {
+    match fleet {
+        Some(fleet) => Keys::of(&fleet.bytes()),
+        None => Keys::of(own),
+    }
 }
 
 /// What two files say together; of two limits for a prefix, the new one.

@@ -16,7 +16,7 @@ use super::{
     backoff::Backoff,
     balance::{self, Balancer},
     defence::{Defence, follow::Handle},
-    engine::{Engine, LIMITS_SETTING, fleet_seed},
+    engine::{Engine, LIMITS_SETTING, fleet_secret, proxy_keys},
     facts::Shared,
     inbox::Inbox,
     limits::Changes,
@@ -28,7 +28,7 @@ use crate::{
     config::{self, Model},
     datapath::{Datapath, EventRing, InterfaceState},
     health::runner::{CONCURRENT, runner},
-    l7::proxy::{Given, Said, Tier},
+    l7::proxy::{Given, Keys, Said, Tier},
     policy::Policy,
     status::AttachMode,
     store::Store,
@@ -38,7 +38,7 @@ use crate::{
 /// Key of the seed among the store's settings.
 const SEED_SETTING: &str = "seed";
 
-/// Key of the secret that signs session cookies.
+/// Key of the secret of which the keys of the proxy are made.
 const SESSION_SETTING: &str = "session_secret";
 
 /// Reads the configuration and says what it means.
@@ -97,9 +97,12 @@ pub(super) fn engine(
     let mut datapath = Datapath::open(&file.bpffs_dir)?;
     let seed = seed(&store)?;
     let (changes, model) = limits(&store, &file);
+    let fleet = fleet_secret(&model)?;
+    let session_secret = session_secret(&store)?;
     let mut listening = None;
     if before.proxy.is_none() {
-        let mut proxy = proxy(&store, seed, &shared)?;
+        let keys = proxy_keys(fleet.as_ref(), &session_secret);
+        let mut proxy = proxy(&keys, &shared);
         proxy.take(take(&mut before.given), take(&mut before.said));
         listening = Some(proxy.prepare(&model.proxy)?);
         before.proxy = Some(proxy);
@@ -115,7 +118,7 @@ pub(super) fn engine(
         seed,
         coarse_tick_ns(),
         told,
-        fleet_seed(&model)?,
+        fleet.map(|secret| secret.seed()),
         &none,
     )?;
     let balance_seed = settings.program.config.balance_seed;
@@ -182,6 +185,7 @@ pub(super) fn engine(
         defence,
         balancer,
         proxy,
+        session_secret,
         checks: Some((asks, changed)),
         shared,
         inbox,
@@ -287,26 +291,27 @@ fn seed(store: &Store) -> Result<Seed> {
     Ok(Seed::new(seed))
 }
 
-/// The proxy, without anything to do yet.
-fn proxy(store: &Store, seed: Seed, shared: &Arc<Shared>) -> Result<Tier> {
-    let mut secret = [0; 32];
-    match store.setting(SESSION_SETTING)? {
-        Some(bytes) => {
-            let had = bytes.len();
-            secret = bytes.try_into().map_err(|_| {
-                anyhow!("the store holds a secret of {had} bytes for session cookies, not 32")
-            })?;
-        }
-        None => {
-            fill_random(&mut secret).context("no random numbers for session cookies")?;
-            store.set_setting(SESSION_SETTING, &secret)?;
-        }
+/// The secret of this installation of which the keys of the proxy are made.
+fn session_secret(store: &Store) -> Result<[u8; 32]> {
+    if let Some(bytes) = store.setting(SESSION_SETTING)? {
+        let had = bytes.len();
+        return bytes.try_into().map_err(|_| {
+            anyhow!("the store holds a secret of {had} bytes for session cookies, not 32")
+        });
     }
+    let mut secret = [0; 32];
+    fill_random(&mut secret).context("no random numbers for session cookies")?;
+    store.set_setting(SESSION_SETTING, &secret)?;
+    Ok(secret)
+}
+
+/// The proxy, without anything to do yet.
+fn proxy(keys: &Keys, shared: &Arc<Shared>) -> Tier {
     let ban = shared.clone();
-    let tier = Tier::new(seed, secret, move |who| ban.ban(who));
+    let tier = Tier::new(keys.seed, keys.cookies, move |who| ban.ban(who));
     // There is one engine in a daemon.
     let _ = shared.proxy.set(tier.view());
-    Ok(tier)
+    tier
 }
 
 fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
@@ -345,5 +350,42 @@ fn limits(store: &Store, file: &Model) -> (Changes, Model) {
             warn!("limits that were set at run time are NOT in force, only those of the file: {e}");
             (Changes::default(), file.clone())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::config::test::model_of;
+
+    #[test]
+    fn a_fleet_shares_the_keys_of_the_proxy() {
+        const UPSTREAM: &str = "[[upstream]]\nname = 'app'\n[[upstream.server]]\naddress = '10.0.0.1:80'\n[upstream.sticky]\ncookie = 'edge'\n";
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("fleet.seed");
+        fs::write(&file, "0123456789abcdef".repeat(4)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let shared = format!("balance.seed_file = '{}'\n", file.display());
+        let keys = |state: &str, text: &str| {
+            let store = Store::open(&directory.path().join(state)).unwrap();
+            let fleet = fleet_secret(&model_of(text)).unwrap();
+            let own = session_secret(&store).unwrap();
+            let keys = proxy_keys(fleet.as_ref(), &own);
+            (keys.seed, keys.cookies)
+        };
+        let fleet = shared.clone() + UPSTREAM;
+        assert_eq!(keys("a", &fleet), keys("b", &fleet));
+        let own = keys("a", UPSTREAM);
+        assert_eq!(own, keys("a", UPSTREAM));
+        assert_ne!(own.0, keys("b", UPSTREAM).0);
+        assert_ne!(own.1, keys("b", UPSTREAM).1);
+        assert_ne!(own.1, keys("a", &fleet).1);
+        // Who needs no key needs no file.
+        fs::remove_file(&file).unwrap();
+        assert!(fleet_secret(&model_of(&fleet)).is_err());
+        let none = shared + &UPSTREAM.replace("[upstream.sticky]\ncookie = 'edge'\n", "");
+        assert!(fleet_secret(&model_of(&none)).unwrap().is_none());
     }
 }

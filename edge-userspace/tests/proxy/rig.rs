@@ -13,7 +13,7 @@ use std::{
 use edge_common::hash::Seed;
 use edge_userspace::{
     config::{self, proxy::Proxy},
-    l7::proxy::{Ban, Tier},
+    l7::proxy::{Ban, Keys, Tier},
     status::proxy::UpstreamStatus,
 };
 use serde_json::Value;
@@ -498,6 +498,17 @@ impl Rig {
     /// With another text.
     #[track_caller]
     pub(crate) fn with(text: impl FnOnce(SocketAddr, &Path) -> String) -> Self {
+        Self::of(text, None)
+    }
+
+    /// With keys of its own.
+    #[track_caller]
+    pub(crate) fn keyed(setup: &Setup, keys: Keys) -> Self {
+        Self::of(|at, log| setup.text(at, log), Some(keys))
+    }
+
+    #[track_caller]
+    fn of(text: impl FnOnce(SocketAddr, &Path) -> String, keys: Option<Keys>) -> Self {
         let (port, directory) = (Port::new(), tempfile::tempdir().unwrap());
         let proxy = proxy_of(&text(port.at, &directory.path().join("access.log")));
         let bans: Arc<Mutex<Vec<Ban>>> = Arc::default();
@@ -511,6 +522,9 @@ impl Rig {
         let mut tier = Tier::new(seed, [7; 32], move |ban| {
             lock(&told).push(ban);
         });
+        if let Some(keys) = keys {
+            tier.set_keys(keys);
+        }
         let prepared = tier.prepare(&proxy).unwrap();
         tier.commit(prepared);
         Self {

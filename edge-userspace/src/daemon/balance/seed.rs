@@ -1,4 +1,4 @@
-//! The seed that a fleet shares, from its file.
+//! The secret that a fleet shares, from its file.
 
 use std::{
     fs::File,
@@ -43,11 +43,31 @@ pub(in crate::daemon) enum SeedError {
     },
 }
 
-/// Reads a seed.
+/// What is in the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::daemon) struct Secret([u64; 4]);
+
+impl Secret {
+    /// The seed of the rings of services.
+    pub(in crate::daemon) fn seed(&self) -> Seed {
+        Seed::new(self.0)
+    }
+
+    /// All of it, for what other keys follow from.
+    pub(in crate::daemon) fn bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *to = word.to_be_bytes();
+        }
+        bytes
+    }
+}
+
+/// Reads a secret.
 ///
 /// # Errors
 /// When the file cannot be read, others may read it, or it holds no seed.
-pub(in crate::daemon) fn read(path: &Path) -> Result<Seed, SeedError> {
+pub(in crate::daemon) fn read(path: &Path) -> Result<Secret, SeedError> {
     let failed = |error| SeedError::Io {
         path: path.into(),
         error,
@@ -64,7 +84,7 @@ pub(in crate::daemon) fn read(path: &Path) -> Result<Seed, SeedError> {
     parse(text.trim_end()).ok_or_else(|| SeedError::Digits { path: path.into() })
 }
 
-fn parse(text: &str) -> Option<Seed> {
+fn parse(text: &str) -> Option<Secret> {
     if text.len() != DIGITS || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
@@ -72,7 +92,7 @@ fn parse(text: &str) -> Option<Seed> {
     for (word, digits) in words.iter_mut().zip(text.as_bytes().chunks(16)) {
         *word = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     }
-    Some(Seed::new(words))
+    Some(Secret(words))
 }
 
 #[cfg(test)]
@@ -91,8 +111,11 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             read(&path)
         };
-        let seed = try_with(&format!("{digits}\n"), 0o600).unwrap();
-        assert_eq!(seed, Seed::new([1, 3, 5, 0xf7]));
+        let secret = try_with(&format!("{digits}\n"), 0o600).unwrap();
+        assert_eq!(secret.seed(), Seed::new([1, 3, 5, 0xf7]));
+        let bytes = secret.bytes();
+        let written: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(written, digits);
         assert!(matches!(
             try_with(digits, 0o640),
             Err(SeedError::Open { .. })

@@ -11,6 +11,7 @@ use edge_common::hash::Seed;
 use tokio::sync::Notify;
 
 use super::{
+    keys::Keys,
     stream::Lease,
     tls::{TlsError, Towards},
     view::{NewWeight, Said},
@@ -219,9 +220,7 @@ impl Counted {
 /// What outlives configurations: what is known of servers, and the numbers of their pools.
 #[derive(Clone)]
 pub(super) struct Memory {
-    seed: Seed,
-    /// Signs session cookies.
-    secret: [u8; 32],
+    keys: Keys,
     /// By upstream and address.
     known: HashMap<(String, Address), Known>,
     next_number: usize,
@@ -246,13 +245,29 @@ struct Known {
 }
 
 impl Memory {
-    pub(super) fn new(seed: Seed, secret: [u8; 32]) -> Self {
+    pub(super) fn new(keys: Keys) -> Self {
         Self {
-            seed,
-            secret,
+            keys,
             known: HashMap::new(),
             next_number: 0,
         }
+    }
+
+    /// Has servers chosen by other keys from now on, if they are others. Groups that there are
+    /// keep theirs.
+    pub(super) fn set_keys(&mut self, keys: &Keys) {
+        if self.keys.seed == keys.seed && self.keys.cookies == keys.cookies {
+            return;
+        }
+        self.keys = keys.clone();
+        for ((_, address), known) in &mut self.known {
+            known.balance = Arc::new(identified(&self.keys.seed, address, known.balance.weight()));
+        }
+    }
+
+    /// Whether a group's servers are chosen by the keys of this.
+    pub(super) fn has_keys_of(&self, group: &Group) -> bool {
+        self.keys.seed == group.seed
     }
 
     /// The upstream of a configuration, whose servers are spoken to by this TLS.
@@ -275,14 +290,11 @@ impl Memory {
         for server in &config.servers {
             let id = (config.name.clone(), server.address.clone());
             let next = self.next_number;
-            let seed = &self.seed;
+            let seed = &self.keys.seed;
             let entry = self.known.entry(id).or_insert_with(|| Known {
                 number: next,
                 transport: transport.clone(),
-                balance: Arc::new(balance::Server::new(
-                    key(seed, server.address.to_string().as_bytes()),
-                    weight(server),
-                )),
+                balance: Arc::new(identified(seed, &server.address, weight(server))),
                 record: Arc::default(),
                 resolved: Arc::new(RwLock::new(Arc::new([]))),
             });
@@ -313,7 +325,7 @@ impl Memory {
             weight: weight(server),
             backup: server.backup,
         });
-        let pick = balance::Group::new(settings, self.seed, members.collect());
+        let pick = balance::Group::new(settings, self.keys.seed, members.collect());
         let servers = config.servers.iter().zip(&known).map(|(server, known)| {
             let name = server.address.to_string();
             let tls = towards.as_ref().map(|towards| towards.to(&server.address));
@@ -358,13 +370,13 @@ impl Memory {
                 Outliers::new(settings, records.collect())
             }),
             sticky: config.sticky.as_ref().map(|sticky| {
-                let signer = Signer::new(&self.secret, &config.name);
+                let signer = Signer::new(&self.keys.cookies, &config.name);
                 (sticky.cookie.as_bytes().into(), signer)
             }),
             requests: counted.upstreams.get(&config.name),
             stats: counted.upstream_stats.get(&config.name),
             config: config.clone(),
-            seed: self.seed,
+            seed: self.keys.seed,
         })
     }
 
@@ -385,6 +397,11 @@ impl Memory {
 /// The name under which a server's counters are kept.
 pub(super) fn server_key(upstream: &str, server: &str) -> String {
     format!("{upstream} {server}")
+}
+
+/// A server with the identity that its address has.
+fn identified(seed: &Seed, address: &Address, weight: u16) -> balance::Server {
+    balance::Server::new(key(seed, address.to_string().as_bytes()), weight)
 }
 
 fn weight(server: &upstream::Server) -> u16 {

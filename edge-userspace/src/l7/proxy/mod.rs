@@ -19,6 +19,7 @@ mod front;
 mod group;
 mod h2;
 mod ids;
+mod keys;
 mod link;
 mod listen;
 mod log_writer;
@@ -40,6 +41,7 @@ mod waits;
 mod watch;
 mod worker;
 
+pub use keys::Keys;
 pub use listen::Given;
 pub use snapshot::Ban;
 pub use tier::{Prepared, Tier, TierError};

@@ -17,6 +17,7 @@ use super::{
     crew::{Crew, Seat},
     descriptors,
     group::{Counted, Group, Memory, Places, nanoseconds},
+    keys::Keys,
     listen::{Door, Given},
     log_writer::LogWriter,
     snapshot::{Ban, Judge, Listener, Route, Snapshot},
@@ -115,6 +116,8 @@ pub struct Tier {
     proxy: Arc<Proxy>,
     /// What another process was told, for the first configuration.
     said: Vec<Said>,
+    /// By which the next configuration has servers chosen.
+    keys: Keys,
 }
 
 /// What is ready to be put into force.
@@ -131,6 +134,8 @@ pub struct Prepared {
     exporter: Option<Exporter>,
     /// What is known of servers then.
     memory: Memory,
+    /// What was said of servers that are chosen by other keys then.
+    said: Vec<Said>,
     proxy: Arc<Proxy>,
 }
 
@@ -139,8 +144,13 @@ impl Tier {
     /// session cookies; `ban` is told of sources that offend too often, by any worker, and must
     /// not wait.
     pub fn new(seed: Seed, secret: [u8; 32], ban: impl Fn(Ban) + Send + Sync + 'static) -> Self {
+        let keys = Keys {
+            seed,
+            cookies: secret,
+        };
         Self {
-            memory: Memory::new(seed, secret),
+            memory: Memory::new(keys.clone()),
+            keys,
             counted: Counted::default(),
             shared: Arc::default(),
             crew: Crew::default(),
@@ -151,6 +161,12 @@ impl Tier {
             proxy: Arc::default(),
             said: Vec::new(),
         }
+    }
+
+    /// From the next configuration on, servers are chosen and session cookies signed by these keys.
+    /// With others than before, requests that were hashed or have a cookie find other servers.
+    pub fn set_keys(&mut self, keys: Keys) {
+        self.keys = keys;
     }
 
     /// Takes what another process leaves, for the first configuration: sockets that it has opened,
@@ -182,7 +198,11 @@ impl Tier {
         let addresses = self.addresses(proxy, &sockets);
         let before = self.snapshot();
         let mut memory = self.memory.clone();
+        memory.set_keys(&self.keys);
         let groups = self.groups(proxy, before.as_deref(), &mut memory)?;
+        let had = before.iter().flat_map(|before| before.groups.iter());
+        let had = had.filter(|group| !memory.has_keys_of(group));
+        let said = had.flat_map(|group| group.said()).collect();
         let listeners = self.listeners(proxy, before.as_deref())?;
         let log = match &proxy.access_log {
             None => None,
@@ -273,6 +293,7 @@ impl Tier {
             log,
             exporter,
             memory,
+            said,
             proxy: config,
         })
     }
@@ -312,7 +333,7 @@ impl Tier {
                     && held(&group.towards) == held(&towards)
             });
             if let Some(before) = before {
-                if before.config == *upstream {
+                if before.config == *upstream && memory.has_keys_of(before) {
                     groups.push(before.clone());
                     continue;
                 }
@@ -455,8 +476,10 @@ impl Tier {
             log,
             exporter,
             memory,
+            said,
             proxy,
         } = prepared;
+        self.said.extend(said);
         self.memory = memory;
         self.memory.retain(&snapshot.groups);
         self.counted.retain(&proxy);
