@@ -31,6 +31,7 @@ use regex::bytes::{CaptureLocations, Regex};
 use regex_automata::{PatternSet, meta};
 
 pub use compile::CompileError;
+pub use condition::parameter;
 
 use self::{
     condition::Conditions,

@@ -15,6 +15,21 @@ pub const MAX_BODY: usize = 65_536;
 /// The longest host, path, name or value in a route, bytes.
 pub const MAX_TEXT: usize = 1024;
 
+/// Fields that speak of one connection or one hop, which no condition sees. Of `upgrade`, conditions
+/// see what the client may switch to.
+pub const CONNECTION_FIELDS: [&str; 10] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+];
+
 /// A route: conditions, all of which a request must meet, and what becomes of it then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {

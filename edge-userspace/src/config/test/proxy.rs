@@ -373,3 +373,29 @@ fn routes_and_their_checks_come_by_the_thousand() {
     }
     assert!(problem(&text).contains("route[1000].path: more than 1000 regular expressions"));
 }
+
+#[test]
+fn conditions_on_protocols_know_no_case() {
+    let text = route("headers = [{ name = 'Upgrade', value = 'WebSocket' }]");
+    let condition = Condition {
+        name: "upgrade".to_owned(),
+        value: ValueMatch::Exact("websocket".to_owned()),
+    };
+    assert_eq!(proxy(&text).routes[0].headers, [condition]);
+}
+
+#[test]
+fn redirections_lead_to_paths_and_hosts() {
+    for to in [
+        "{path}",
+        "/{path}",
+        "//b.example{path}",
+        "https://{host}{path}",
+        "http://b.example/",
+        "https://www.{host}",
+    ] {
+        let text = bare(&format!("redirect = {{ to = '{to}' }}"));
+        let text = text.replace(ROUTE, &format!("{ROUTE}path = {{ exact = '/a' }}\n"));
+        assert_eq!(proxy(&text).routes.len(), 2, "{to}");
+    }
+}

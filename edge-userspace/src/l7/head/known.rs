@@ -225,6 +225,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::proxy::route::CONNECTION_FIELDS;
 
     #[test]
     fn every_known_name_is_found_in_any_case() {
@@ -232,6 +233,14 @@ mod tests {
             assert_eq!(Known::of(name.as_bytes()), *known);
             assert_eq!(Known::of(name.to_ascii_uppercase().as_bytes()), *known);
             assert_eq!(known.name(), *name);
+        }
+    }
+
+    #[test]
+    fn fields_of_one_connection_are_those_of_the_configuration() {
+        for (name, known) in NAMES {
+            let is_unseen = known.is_hop_by_hop() && *known != Known::Upgrade;
+            assert_eq!(CONNECTION_FIELDS.contains(name), is_unseen, "{name}");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     l7::{
         balance::{self, address_key},
         head::{Known, Request},
+        route,
     },
 };
 
@@ -38,6 +39,11 @@ pub(super) fn hash_key<F: Front>(
             let client: IpAddr = client.ip();
             return Some(address_key(&group.seed, client));
         }
+        // As for conditions, there is one, be it a field or not.
+        upstream::Balance::ConsistentHash(HashKey::Header(name)) if name == "host" => {
+            let authority = request.authority.whole.of(bytes);
+            (!authority.is_empty()).then_some(authority)?
+        }
         upstream::Balance::ConsistentHash(HashKey::Header(name)) => {
             request.values(bytes, name.as_bytes()).next()?
         }
@@ -46,10 +52,11 @@ pub(super) fn hash_key<F: Front>(
         }
         upstream::Balance::ConsistentHash(HashKey::Query(name)) => {
             let query = request.query(bytes)?;
-            query.split(|b| *b == b'&').find_map(|pair| {
-                let rest = pair.strip_prefix(name.as_bytes())?;
-                rest.strip_prefix(b"=")
-            })?
+            let mut buffer = exchange.conn.worker.out();
+            let value = route::parameter(query, name.as_bytes(), &mut buffer);
+            let key = value.map(|value| balance::key(&group.seed, value));
+            exchange.conn.worker.give_out(buffer);
+            return key;
         }
         _ => return None,
     };

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::l7::{
     access_log, forwarded,
-    head::{Framing, Known, Method, Reject, Request, Version},
+    head::{Framing, Known, Method, Reject, Request, Version, check},
     http1::write,
     refusal::{self, Refusal},
     resilience::{Deadlines, Timeouts},
@@ -111,6 +111,24 @@ impl<'a> Seen<'a> {
         })
     }
 
+    /// Whether a test holds for a protocol to which the client wants to switch, in lower case: no
+    /// two of them differ by it (RFC 9110, section 7.8).
+    fn any_protocol(&self, mut test: impl FnMut(&[u8]) -> bool) -> bool {
+        let wanted = self.request.upgrade.map(|span| span.of(self.bytes));
+        check::list(wanted.unwrap_or_default()).any(|protocol| {
+            let mut room = [0; 64];
+            match room.get_mut(..protocol.len()) {
+                Some(lower) => {
+                    lower.copy_from_slice(protocol);
+                    lower.make_ascii_lowercase();
+                    test(lower)
+                }
+                // Nobody's name is as long.
+                None => test(protocol),
+            }
+        })
+    }
+
     /// Writes where the same is found by HTTPS.
     pub(super) fn write_https(&self, location: &mut Vec<u8>) {
         let (bytes, request) = (self.bytes, self.request);
@@ -144,8 +162,19 @@ impl View for Seen<'_> {
         self.request.query(self.bytes).unwrap_or_default()
     }
 
-    fn any_header(&self, name: &str, test: impl FnMut(&[u8]) -> bool) -> bool {
-        // As the server sees them: what ends here, or is said by anybody, counts for nothing.
+    fn any_header(&self, name: &str, mut test: impl FnMut(&[u8]) -> bool) -> bool {
+        match name {
+            // There is one, be it a field or not.
+            "host" => {
+                let authority = self.request.authority.whole.of(self.bytes);
+                return !authority.is_empty() && test(authority);
+            }
+            // It goes on where the client may switch.
+            "upgrade" => return self.any_protocol(test),
+            _ => {}
+        }
+        // What ends here, or is said of the way here by anybody, counts for nothing. Id and trace
+        // are those of the client, of which servers get others.
         let fields = self
             .request
             .fields

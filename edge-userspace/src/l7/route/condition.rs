@@ -51,7 +51,7 @@ impl Test {
 
     /// The same of a value of a query.
     fn holds_decoded(&self, value: &[u8], engines: &Engines) -> bool {
-        if !value.iter().any(|b| matches!(b, b'%' | b'+')) {
+        if !is_encoded(value) {
             return self.holds(value, engines);
         }
         let mut buffer = engines.decoded.borrow_mut();
@@ -59,6 +59,23 @@ impl Test {
         buffer.extend(decoded(value));
         self.holds(&buffer, engines)
     }
+}
+
+/// The value of the first parameter of a name, decoded; it is written into `buffer`, whose content
+/// is lost, where it is not what stands there.
+pub fn parameter<'a>(query: &'a [u8], name: &[u8], buffer: &'a mut Vec<u8>) -> Option<&'a [u8]> {
+    let mut all = parameters(query);
+    let (_, value) = all.find(|(n, _)| decoded(n).eq(name.iter().copied()))?;
+    if !is_encoded(value) {
+        return Some(value);
+    }
+    buffer.clear();
+    buffer.extend(decoded(value));
+    Some(buffer)
+}
+
+fn is_encoded(value: &[u8]) -> bool {
+    value.iter().any(|b| matches!(b, b'%' | b'+'))
 }
 
 /// Names and values of a query, as they are written (WHATWG URL, 5.1).
@@ -104,5 +121,21 @@ mod tests {
             [pair("a", "1"), pair("b", "2=3"), pair("a", "")]
         );
         assert_eq!(of("%61+b=%3d%4&=x"), [pair("a b", "=%4"), pair("", "x")]);
+    }
+
+    #[test]
+    fn a_parameter_is_found_however_it_is_written() {
+        for (query, want) in [
+            ("user=a+b", Some("a b")),
+            ("x=1&us%65r=%61+b&user=2", Some("a b")),
+            ("user=ab", Some("ab")),
+            ("user", Some("")),
+            ("users=1&x=user", None),
+            ("", None),
+        ] {
+            let mut buffer = Vec::new();
+            let found = parameter(query.as_bytes(), b"user", &mut buffer);
+            assert_eq!(found, want.map(str::as_bytes), "{query}");
+        }
     }
 }

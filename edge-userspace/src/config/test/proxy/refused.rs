@@ -561,6 +561,18 @@ fn routes_that_cannot_be_are_refused() {
             "only true is possible",
         ),
         (
+            route("headers = [{ name = 'Keep-Alive', present = true }]"),
+            "route[0].headers[0].name = 'Keep-Alive': belongs to one connection",
+        ),
+        (
+            route("headers = [{ name = 'proxy-authorization', present = true }]"),
+            "belongs to one connection",
+        ),
+        (
+            route("headers = [{ name = 'x_tenant', value = '1' }]"),
+            "no condition sees this header",
+        ),
+        (
             route("query = [{ name = '', value = '1' }]"),
             "no name of a parameter",
         ),

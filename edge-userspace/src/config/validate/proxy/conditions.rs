@@ -7,7 +7,9 @@ use crate::{
     config::{
         proxy::{
             pattern::Pattern,
-            route::{Condition, Host, MAX_PARTS, MAX_TEXT, PathMatch, ValueMatch},
+            route::{
+                CONNECTION_FIELDS, Condition, Host, MAX_PARTS, MAX_TEXT, PathMatch, ValueMatch,
+            },
         },
         raw::proxy as raw,
         report::{At, Place, Report},
@@ -172,6 +174,31 @@ pub(super) fn is_header(name: &str) -> Result<String, &'static str> {
     is_token(name)
         .then(|| name.to_ascii_lowercase())
         .ok_or("no name of a header; write letters, digits and '-'")
+}
+
+/// The same of one that a condition may ask for.
+pub(super) fn is_condition(name: &str) -> Result<String, &'static str> {
+    let name = is_header(name)?;
+    if CONNECTION_FIELDS.contains(&name.as_str()) {
+        return Err(
+            "belongs to one connection, which conditions do not see; only \"upgrade\" can be asked for, such as { name = \"upgrade\", value = \"websocket\" }",
+        );
+    }
+    if name.contains('_') {
+        return Err(
+            "no condition sees this header, for those with '_' in the name do not go on; have it sent with '-', and write that",
+        );
+    }
+    Ok(name)
+}
+
+/// Protocols are compared in lower case.
+pub(super) fn lower_protocols(headers: &mut [Condition]) {
+    for condition in headers.iter_mut().filter(|c| c.name == "upgrade") {
+        if let ValueMatch::Exact(text) | ValueMatch::Prefix(text) = &mut condition.value {
+            text.make_ascii_lowercase();
+        }
+    }
 }
 
 pub(super) fn is_parameter(name: &str) -> Result<String, &'static str> {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     conditions::{
-        conditions, hosts, is_header, is_parameter, methods, one_of, path, path_match, pattern,
-        too_long, too_many,
+        conditions, hosts, is_condition, is_parameter, lower_protocols, methods, one_of, path,
+        path_match, pattern, too_long, too_many,
     },
     headers::{fields, rules},
     is_within, name, required, shadow, share,
@@ -87,7 +87,8 @@ impl Known<'_> {
             None => Some(PathMatch::Any),
         };
         let methods = methods(raw, report);
-        let headers = conditions(raw.headers.as_deref(), is_header, report);
+        let mut headers = conditions(raw.headers.as_deref(), is_condition, report);
+        lower_protocols(&mut headers);
         let query = conditions(raw.query.as_deref(), is_parameter, report);
         let action = self.action(raw, report)?;
         let is_forward = matches!(action, Action::Forward(_));
