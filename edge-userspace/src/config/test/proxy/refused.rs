@@ -719,6 +719,10 @@ fn routes_that_cannot_be_are_refused() {
             second("", "").replace("'b'", "'a'"),
             "route[1].name = 'a': the name of another route",
         ),
+        (
+            alike(257),
+            "edge.toml:1294: route[257]: more than 256 routes with the same host and path",
+        ),
         // Routes that get nothing.
         (
             second("", ""),
@@ -751,4 +755,20 @@ fn routes_that_cannot_be_are_refused() {
         let got = problem(&text);
         assert!(got.contains(want), "{want}: {got}");
     }
+}
+
+#[test]
+fn as_many_routes_may_be_alike_as_are_tried_one_by_one() {
+    let text = alike(256);
+    assert_eq!(crate::config::test::model_of(&text).proxy.routes.len(), 257);
+}
+
+/// Routes that only a header tells apart, and the one that takes what is left.
+fn alike(n: usize) -> String {
+    let one = |i| {
+        format!(
+            "[[route]]\nname = 't{i}'\nupstream = 'app'\nheaders = [{{ name = 'x-tenant', value = '{i}' }}]\npath = {{ exact = '/' }}\n"
+        )
+    };
+    route("") + &(0..n).map(one).collect::<String>()
 }

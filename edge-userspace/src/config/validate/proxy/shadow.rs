@@ -14,6 +14,9 @@ use crate::config::{
 /// matched at once, in memory that a few hundred fill.
 const MAX_PATTERNS: usize = 1000;
 
+/// The most routes with one path that one host of a listener may have: they are tried one by one.
+const MAX_ALIKE: usize = 256;
+
 /// Refuses routes that never get a request, and warns of those that get none of some of their hosts.
 /// `places` are those of the routes.
 pub(super) fn check(
@@ -100,6 +103,8 @@ struct Taken<'a> {
     /// Listeners and hosts all paths of which an unconditional prefix takes.
     everything: HashMap<(usize, Option<&'a Host>), usize>,
     patterns: BTreeMap<(usize, Option<&'a Host>), BTreeSet<&'a str>>,
+    /// How many routes lie where.
+    alike: HashMap<Slot<'a>, usize>,
 }
 
 fn slots(route: &Route) -> impl Iterator<Item = Slot<'_>> {
@@ -188,6 +193,14 @@ impl<'a> Taken<'a> {
                 .entry((slot, conditions.clone()))
                 .or_default()
                 .push(i);
+            let alike = self.alike.entry(slot).or_default();
+            *alike += 1;
+            if *alike == MAX_ALIKE + 1 {
+                report.problem_without_value(
+                    place,
+                    format_args!("more than {MAX_ALIKE} routes with the same host and path, which would be tried one by one; tell some of them apart by host or path, or let an upstream look at the header"),
+                );
+            }
             if slot.path.0 == 2 {
                 let patterns = self.patterns.entry((slot.listener, slot.host)).or_default();
                 if patterns.insert(slot.path.1) && patterns.len() == MAX_PATTERNS + 1 {
