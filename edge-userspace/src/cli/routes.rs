@@ -35,6 +35,7 @@ pub(super) fn execute<W: Write>(
             method,
             headers,
             listener,
+            from,
             config,
         }) => {
             let question = Question {
@@ -42,6 +43,7 @@ pub(super) fn execute<W: Write>(
                 method,
                 headers,
                 listener,
+                from,
             };
             test(question, config, socket, out)
         }
@@ -140,6 +142,9 @@ fn told(answer: &Answer) -> String {
         let _ = writeln!(t, "{what:16}{value}");
     };
     line("listener", &answer.listener);
+    if answer.trusted {
+        line("from", "a trusted proxy");
+    }
     if !answer.method.is_empty() {
         let request = format!("{} {}{}", answer.method, answer.host, answer.path);
         line("request", &request);
@@ -257,6 +262,7 @@ mod tests {
     fn an_answer_says_all_that_holds() {
         let answer = Answer {
             listener: "web".to_owned(),
+            trusted: true,
             method: "GET".to_owned(),
             host: "example.com".to_owned(),
             path: "/api/a".to_owned(),
@@ -300,6 +306,7 @@ mod tests {
             told(&answer),
             "\
 listener        web
+from            a trusted proxy
 request         GET example.com/api/a
 route           api
 server sees     /a?b=1

@@ -1,5 +1,7 @@
 //! Routes of the proxy, and what a request would get from them.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::proxy::RequestCounts;
@@ -28,6 +30,9 @@ pub struct Question {
     pub headers: Vec<(String, String)>,
     /// The listener it comes to; without it, those that the URL leads to.
     pub listener: Option<String>,
+    /// Who connects; without it, somebody who is no trusted proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
 }
 
 /// What a request would get at a listener.
@@ -35,6 +40,9 @@ pub struct Question {
 pub struct Answer {
     /// The listener.
     pub listener: String,
+    /// Whether who connects is a trusted proxy of it, whose word about the client is taken.
+    #[serde(default)]
+    pub trusted: bool,
     /// The method.
     pub method: String,
     /// The host in the form that routes are compared with.

@@ -161,6 +161,28 @@ fn a_file_is_asked_without_a_daemon() {
     let answers = json(nowhere, &test);
     assert_eq!(answers[0]["route"], "api");
     assert_eq!(answers[0]["outcome"]["forward"]["target"], "/");
+    // The word of who connects counts where the file says so.
+    let proto = ROUTES
+        .replace(
+            "['127.0.0.1:80']\n",
+            "['127.0.0.1:80']\ntrusted_proxies = ['10.0.0.0/8']\n",
+        )
+        .replace(
+            "methods",
+            "headers = [{ name = 'x-forwarded-proto', value = 'https' }]\nmethods",
+        );
+    std::fs::write(&file, proto).unwrap();
+    let ask = format!("{test} --header X-Forwarded-Proto:https");
+    let (code, out, _) = run(nowhere, &ask);
+    assert!(code == 1 && out.contains("no_route"), "{out}");
+    let answers = json(nowhere, &format!("{ask} --from 10.0.0.1"));
+    assert_eq!(answers[0]["route"], "api");
+    assert_eq!(answers[0]["trusted"], true);
+    let (_, out, _) = run(nowhere, &format!("{ask} --from 10.0.0.1"));
+    assert!(out.contains("from            a trusted proxy\n"), "{out}");
+    let (code, out, _) = run(nowhere, &format!("{ask} --from 192.0.2.1"));
+    assert_eq!(code, 1, "{out}");
+    std::fs::write(&file, ROUTES).unwrap();
     let (code, _, err) = run(nowhere, &format!("{test} --listener other"));
     assert_eq!(code, 2);
     assert!(err.contains("there are: web"), "{err}");

@@ -1,6 +1,6 @@
 //! The arguments that speak of the proxy.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -66,6 +66,7 @@ Examples:
   edge routes test https://example.com/api/users?id=7
   edge routes test https://example.com/ --method POST --header 'x-beta: 1'
   edge routes test /health --header 'Host: 10.0.0.1' --listener internal
+  edge routes test http://example.com/ --from 10.0.0.1 --header 'X-Forwarded-Proto: https'
   edge routes test -c next.toml https://example.com/
 
 Nothing is sent. Without --listener the request comes to each listener that fits the
@@ -87,6 +88,10 @@ pub(in crate::cli) struct TestArgs {
     /// The listener that it comes to.
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) listener: Option<String>,
+    /// Who connects: a trusted proxy is believed what its fields say of the way of the request
+    /// [default: somebody who is none].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(in crate::cli) from: Option<IpAddr>,
     /// Ask this configuration instead of the daemon, which need not run.
     #[arg(short, long, value_name = "FILE")]
     pub(in crate::cli) config: Option<PathBuf>,

@@ -1,6 +1,10 @@
 //! Where clients connect, and what they may do there.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use edge_common::addr::Prefix;
 
@@ -34,6 +38,15 @@ pub struct Listener {
     pub half_close: bool,
     /// What clients may do.
     pub limits: Limits,
+}
+
+impl Listener {
+    /// Whether an address is a trusted proxy's.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = Prefix::host(address.to_canonical());
+        let mut all = self.trusted_proxies.iter();
+        all.any(|prefix| prefix.contains(address))
+    }
 }
 
 /// TLS towards clients.

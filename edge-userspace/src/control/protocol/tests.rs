@@ -157,6 +157,7 @@ fn client_messages() -> Vec<(ClientMessage, &'static str)> {
                 method: "GET".to_owned(),
                 headers: vec![("host".to_owned(), "a".to_owned())],
                 listener: None,
+                from: None,
             })),
             r#"{"call":{"route_test":{"url":"/","method":"GET","headers":[["host","a"]],"listener":null}}}"#,
         ),
@@ -226,6 +227,7 @@ fn server_messages_survive_a_round_trip() {
         ServerMessage::Result(Response::Routes(vec![RouteEntry::default()])),
         ServerMessage::Result(Response::RouteTest(vec![Answer {
             listener: "web".to_owned(),
+            trusted: false,
             method: "GET".to_owned(),
             host: "a".to_owned(),
             path: "/".to_owned(),

@@ -3,7 +3,7 @@
 //! The question becomes the bytes that a client would send, and is read, routed and rewritten by
 //! what reads, routes and rewrites requests: the answer is the proxy's own.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::{exchange::Seen, snapshot::head_limits};
 use crate::{
@@ -82,7 +82,9 @@ pub(super) fn answer(
     let head = head(question, &url)?;
     let at = listeners(proxy, question, &url)?;
     let all = at.into_iter();
-    Ok(all.map(|i| at_listener(proxy, router, i, &head)).collect())
+    Ok(all
+        .map(|i| at_listener(proxy, router, i, question.from, &head))
+        .collect())
 }
 
 /// The parts of a URL, as they are written.
@@ -202,10 +204,17 @@ fn listeners(
     Ok(all)
 }
 
-fn at_listener(proxy: &Proxy, router: &Router, listener: usize, head: &[u8]) -> Answer {
+fn at_listener(
+    proxy: &Proxy,
+    router: &Router,
+    listener: usize,
+    from: Option<IpAddr>,
+    head: &[u8],
+) -> Answer {
     let config = &proxy.listeners[listener];
     let mut answer = Answer {
         listener: config.name.clone(),
+        trusted: from.is_some_and(|from| config.trusts(from)),
         method: String::new(),
         host: String::new(),
         path: String::new(),
@@ -231,7 +240,8 @@ fn outcome(
     let mut request = Request::default();
     http1::parse_request(head, &head_limits(&config.limits), &mut request)?;
     let (mut host, mut path, mut rewritten) = (Vec::new(), Vec::new(), Vec::new());
-    let seen = Seen::new((&request, None), head, &mut host, &mut path)?;
+    let believed = answer.trusted.then_some(config.client_header);
+    let seen = Seen::new((&request, believed), head, &mut host, &mut path)?;
     answer.method = text(seen.method());
     answer.host = text(seen.host());
     answer.path = text(seen.path());
@@ -361,6 +371,7 @@ mod tests {
             [[listener]]
             name = 'inside'
             addresses = ['127.0.0.1:8080']
+            trusted_proxies = ['10.0.0.0/8']
             [[listener]]
             name = 'moved'
             addresses = ['127.0.0.1:8081']
@@ -394,6 +405,10 @@ mod tests {
             headers = [{ name = 'x-beta', value = '1' }]
             redirect = { to = 'https://{host}{path}{query}', status = 302 }
             [[route]]
+            name = 'secure'
+            headers = [{ name = 'x-forwarded-proto', value = 'https' }]
+            respond = { status = 204 }
+            [[route]]
             name = 'health'
             path = { exact = '/health' }
             respond = { status = 200, body = 'ok', headers = { x-c = '2' } }
@@ -408,6 +423,7 @@ mod tests {
             method: "GET".to_owned(),
             headers: Vec::new(),
             listener: None,
+            from: None,
         }
     }
 
@@ -461,6 +477,26 @@ mod tests {
         post.method = "POST".to_owned();
         refused(&only(&post), "no_route");
         refused(&only(&question("http://example.com/%zz")), "path");
+    }
+
+    #[test]
+    fn the_word_of_who_connects_counts_where_it_is_trusted() {
+        let mut asked = question("http://a:8080/x");
+        asked.headers = vec![("X-Forwarded-Proto".to_owned(), "https".to_owned())];
+        for (from, route) in [
+            (None, None),
+            (Some("192.0.2.1"), None),
+            (Some("10.1.2.3"), Some("secure")),
+            (Some("::ffff:10.1.2.3"), Some("secure")),
+        ] {
+            asked.from = from.map(|from| from.parse().unwrap());
+            let answer = only(&asked);
+            assert_eq!(answer.route.as_deref(), route, "{from:?}");
+            assert_eq!(answer.trusted, route.is_some());
+        }
+        // Another listener trusts nobody.
+        asked.url = "http://a/x".to_owned();
+        assert!(!only(&asked).trusted);
     }
 
     #[test]

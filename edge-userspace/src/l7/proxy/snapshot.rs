@@ -237,9 +237,7 @@ impl Listener {
 
     /// Whether an address is a trusted proxy's.
     pub(super) fn trusts(&self, address: IpAddr) -> bool {
-        let address = Prefix::host(address.to_canonical());
-        let all = self.config.trusted_proxies.iter();
-        all.copied().any(|prefix| prefix.contains(address))
+        self.config.trusts(address)
     }
 
     /// A place for one more connection from a source.
