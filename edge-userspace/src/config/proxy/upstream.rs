@@ -349,6 +349,23 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl Address {
+    /// Reads `address:port`, `[address]:port`, `name:port` or `unix:path`; whether anybody can have
+    /// that name, path or port is another question. Nothing where it is none of them.
+    pub fn read(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Some(Self::Unix(path.into()));
+        }
+        if let Ok(address) = text.parse() {
+            return Some(Self::Ip(address));
+        }
+        let (name, port) = text.rsplit_once(':')?;
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        Some(Self::Name(name, port.parse().ok().filter(|_| digits)?))
+    }
+}
+
 /// As it is written in the configuration.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -23,6 +23,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    config::proxy::upstream::Address,
     l7::route::Router,
     status::{
         proxy::{ProxyStatus, UpstreamStatus},
@@ -225,7 +226,10 @@ impl View {
         let group = groups.next().ok_or_else(|| NoServer::Upstream {
             name: upstream.to_owned(),
         })?;
-        let position = group.servers.iter().position(|s| *s.name == *server);
+        // An address may be written in several ways.
+        let wanted = Address::read(server);
+        let mut servers = group.servers.iter();
+        let position = servers.position(|s| Some(&s.address) == wanted.as_ref());
         let position = position.ok_or_else(|| NoServer::Server {
             upstream: upstream.to_owned(),
             name: server.to_owned(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     time::Duration,
 };
 
@@ -163,19 +163,17 @@ fn address(at: &At<String>, report: &mut Report<'_>) -> Option<Address> {
         );
         return Some(Address::Unix(path));
     }
-    let parsed = match value.parse::<SocketAddr>() {
-        Ok(address) => Some((address.port(), Address::Ip(address))),
-        Err(_) => value.rsplit_once(':').and_then(|(name, port)| {
-            let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-            let digits = port.bytes().all(|b| b.is_ascii_digit());
-            let port: u16 = port.parse().ok().filter(|_| digits)?;
+    let parsed = match Address::read(value) {
+        Some(Address::Ip(address)) => Some((address.port(), Address::Ip(address))),
+        Some(Address::Name(name, port)) => {
             // What looks like an address and is none is no name either.
             let number = name
                 .rsplit('.')
                 .next()
                 .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
             (is_host(&name) && !number).then_some((port, Address::Name(name, port)))
-        }),
+        }
+        _ => None,
     };
     match parsed {
         None => report.problem(place, format_args!("no address; {ADDRESSES}")),
