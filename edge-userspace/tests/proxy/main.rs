@@ -13,6 +13,7 @@ mod mirror;
 mod resilience;
 mod rig;
 mod routes;
+mod routing;
 mod secured;
 mod strict;
 mod timeouts;

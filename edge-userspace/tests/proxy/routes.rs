@@ -135,7 +135,16 @@ fn paths_and_headers_are_rewritten() {
 
 #[test]
 fn rules_and_conditions_see_what_servers_see() {
-    let server = Server::echo();
+    // Like the one that says what came, but that it repeats the id, as many servers do.
+    let server = Server::start(|mut peer| {
+        while let Some((head, _)) = peer.request() {
+            let length = head.len();
+            let id = "X-Request-Id: the server's\r\nX-Kept: 1";
+            peer.send(format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{id}\r\n\r\n{head}"
+            ));
+        }
+    });
     let rig = Rig::new(&Setup::new(&[&server]).routes(
         "[[route]]\nname = 'inside'\nheaders = [{ name = 'x-forwarded-for', prefix = '10.' }]\n\
          respond = { status = 200, body = 'inside' }\n\
@@ -154,6 +163,7 @@ fn rules_and_conditions_see_what_servers_see() {
         assert!(!text.contains(gone), "{gone}: {text}");
     }
     assert_eq!(answer.header("x-request-id"), None);
+    assert_eq!(answer.header("x-kept"), Some("1"));
 }
 
 /// Who answered each of these requests.
