@@ -29,8 +29,9 @@ pub struct Upstream {
     pub health: Option<HealthCheck>,
     /// When what they answer speaks against them; `None`: never.
     pub passive: Option<Passive>,
-    /// Of a thousand parts of the weight, so many must be healthy: below that all servers are
-    /// used as if they were (it fails open). 0: never.
+    /// Of a thousand servers that are no backups, so many must be healthy: below that healthy
+    /// backups are used as well, and where there are none all servers as if they were healthy (it
+    /// fails open). 0: never.
     pub panic_permille: u32,
     /// Requests at one time; `None`: any number.
     pub concurrency: Option<Concurrency>,
@@ -42,7 +43,8 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     /// Whether connections begin with a header of the PROXY protocol.
     pub proxy_protocol: SendProxy,
-    /// How long the weight of a server that has come up rises to its whole; zero for at once.
+    /// How long the weight of a server that is new or has come up rises to its whole; zero for
+    /// at once.
     pub slow_start: Duration,
     /// In the order of the file: 1 to [`MAX_SERVERS`], no address twice; among those that are no
     /// backups, one at least has a weight.
@@ -175,7 +177,8 @@ pub struct Passive {
     pub errors: Option<ErrorRate>,
     /// How long it is left alone, the first time.
     pub eject: Duration,
-    /// Of a thousand parts of the group, at most so many are left alone at one time.
+    /// Of a thousand parts of the group, at most so many are left alone at one time; of several
+    /// servers one may be, unless this is 0.
     pub max_ejected_permille: u32,
 }
 

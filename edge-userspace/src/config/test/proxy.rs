@@ -22,6 +22,7 @@ use crate::tables::Geometry;
 
 const LISTENER: &str = "[[listener]]\nname = 'web'\naddresses = ['192.0.2.10:80']\n";
 const SERVER: &str = "[[upstream.server]]\naddress = '10.0.0.1:80'\n";
+const OTHER: &str = "[[upstream.server]]\naddress = '10.0.0.2:80'\n";
 const ROUTE: &str = "[[route]]\nname = 'r'\nupstream = 'app'\n";
 
 fn upstream(keys: &str) -> String {
@@ -326,6 +327,20 @@ fn what_is_there_for_nothing_is_warned_of() {
             "upstream[0].balance: weights have no effect with \"round-robin\"",
         ),
         (
+            with_upstream("passive = {}"),
+            "edge.toml:6: upstream[0].passive: without effect, for the only server",
+        ),
+        (
+            with_upstream("passive = { max_ejected = 0 }"),
+            "upstream[0].passive.max_ejected: with 0 no server is ever left alone",
+        ),
+        (
+            with_upstream(&format!(
+                "timeouts = {{ first_byte = '2s' }}\npassive = {{ error_rate = 0.5, latency = '2s' }}\n{OTHER}"
+            )),
+            "upstream[0].passive.latency = '2s': no shorter than timeouts.first_byte (2s)",
+        ),
+        (
             with_upstream("tls = { verify = false }"),
             "whoever answers at the servers' addresses is believed",
         ),
@@ -353,6 +368,27 @@ fn what_is_there_for_nothing_is_warned_of() {
             "{want}: {got:?}"
         );
     }
+}
+
+#[test]
+fn passive_that_can_take_a_server_out_is_not_warned_of() {
+    for (passive, route) in [
+        ("", ""),
+        (
+            "error_rate = 0.5, latency = '14s'",
+            "timeouts = { first_byte = '1s' }\n",
+        ),
+        // The route gives more time.
+        (
+            "error_rate = 0.5, latency = '20s'",
+            "timeouts = { first_byte = '30s' }\n",
+        ),
+    ] {
+        let text = with_upstream(&format!("passive = {{ {passive} }}\n{OTHER}")) + route;
+        assert_eq!(warnings(&text), Vec::<String>::new(), "{passive} {route}");
+    }
+    let alone = with_upstream("passive = { max_ejected = 1 }");
+    assert_eq!(warnings(&alone), Vec::<String>::new());
 }
 
 #[test]

@@ -29,7 +29,8 @@ pub struct OutlierSettings {
     /// the most, and each time that passes without one, as long as the last one was, takes one
     /// doubling back.
     pub eject: u64,
-    /// The largest share (0 to 1) of the servers that may be ejected at one time.
+    /// The largest share (0 to 1) of the servers that may be ejected at one time; if it is
+    /// not 0, and there is another server, one may.
     pub max_ejected: f64,
 }
 
@@ -111,7 +112,14 @@ impl Outliers {
             } else {
                 0
             },
-            most: (settings.max_ejected.clamp(0.0, 1.0) * records.len() as f64 + 1e-9) as usize,
+            most: match settings.max_ejected {
+                share if share > 0.0 => {
+                    let most = share.min(1.0) * records.len() as f64 + 1e-9;
+                    // One of one is nobody left.
+                    (most as usize).max(usize::from(records.len() > 1))
+                }
+                _ => 0,
+            },
             records: records.into_boxed_slice(),
             settings,
             ejecting: AtomicBool::new(false),

@@ -3,6 +3,7 @@
 mod conditions;
 mod headers;
 mod listeners;
+mod passive;
 mod routes;
 mod shadow;
 mod upstreams;
@@ -37,7 +38,8 @@ pub(super) fn proxy(
     let none = raw::proxy::Proxy::default();
     let shared = raw.proxy.as_ref().unwrap_or(&none);
     let listeners = listeners::listeners(raw.listeners.as_deref().unwrap_or(&[]), metrics, report);
-    let upstreams = upstreams::upstreams(raw.upstreams.as_deref().unwrap_or(&[]), report);
+    let raw_upstreams = raw.upstreams.as_deref().unwrap_or(&[]);
+    let upstreams = upstreams::upstreams(raw_upstreams, report);
     let places = raw.listeners.iter().flatten().map(|l| l.place.clone());
     let places: Vec<Place> = places.collect();
     let routes = routes::routes(
@@ -46,7 +48,8 @@ pub(super) fn proxy(
         &upstreams,
         report,
     );
-    let places = raw.upstreams.iter().flatten().map(|u| &u.place);
+    passive::idle(raw_upstreams, &upstreams, &routes, report);
+    let places = raw_upstreams.iter().map(|u| &u.place);
     shadow::unused(&upstreams, &places.collect::<Vec<_>>(), &routes, report);
     if raw.listeners.as_ref().is_none_or(Vec::is_empty) {
         let first = (raw.proxy.as_ref().map(|p| &p.place))

@@ -6,16 +6,15 @@ use std::{
     time::Duration,
 };
 
-use super::{file, is_token, is_within, listeners::ca, missing, name, required, share};
+use super::{file, is_token, is_within, listeners::ca, missing, name, passive, required, share};
 use crate::config::{
     balance::{Forward, HealthCheck, Probe},
     proxy::{
         MAX_UPSTREAMS, Upstream,
         listener::Certificate,
         upstream::{
-            Address, Balance, Breaker, Concurrency, ErrorRate, HashKey, KeepAlive, MAX_SERVERS,
-            MAX_WEIGHT, MAX_WINDOW, Passive, Protocol, Retries, SendProxy, Server, Sticky,
-            Timeouts, Tls,
+            Address, Balance, Breaker, Concurrency, HashKey, KeepAlive, MAX_SERVERS, MAX_WEIGHT,
+            MAX_WINDOW, Protocol, Retries, SendProxy, Server, Sticky, Timeouts, Tls,
         },
     },
     quantity::{Count, Share, spelt},
@@ -33,7 +32,8 @@ use crate::config::{
 pub(super) const TIMEOUT: (Duration, Duration) =
     (Duration::from_millis(1), Duration::from_secs(24 * 3600));
 /// How long something stays as it is: a connection, an ejection.
-const HOLD: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+pub(super) const HOLD: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(3600));
 /// How long a cookie holds.
 const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(365 * 24 * 3600));
 /// The longest that a weight rises.
@@ -76,7 +76,7 @@ pub(super) fn upstreams(list: &[raw::Upstream], report: &mut Report<'_>) -> Vec<
                 let check = health_of(h, &servers, report)?;
                 Some(as_requests(check, protocol, raw.tls.is_some()))
             }),
-            passive: raw.passive.as_ref().map(|p| passive(p, report)),
+            passive: raw.passive.as_ref().map(|p| passive::passive(p, report)),
             panic_permille: share(raw.panic_threshold.as_ref(), PANIC_PERMILLE, 0, report),
             concurrency: (raw.concurrency.as_ref())
                 .map(|c| concurrency(c, timeouts.request, report)),
@@ -448,55 +448,6 @@ fn as_requests(mut check: HealthCheck, protocol: Protocol, has_tls: bool) -> Hea
         }
     }
     check
-}
-
-fn passive(raw: &raw::Passive, report: &mut Report<'_>) -> Passive {
-    let default = Passive::default();
-    Passive {
-        consecutive_errors: number(
-            raw.consecutive_errors.as_ref(),
-            default.consecutive_errors,
-            1,
-            1000,
-            report,
-        ),
-        errors: error_rate(raw, report),
-        eject: span(raw.eject.as_ref(), default.eject, HOLD, report),
-        max_ejected_permille: share(
-            raw.max_ejected.as_ref(),
-            default.max_ejected_permille,
-            0,
-            report,
-        ),
-    }
-}
-
-fn error_rate(raw: &raw::Passive, report: &mut Report<'_>) -> Option<ErrorRate> {
-    let Some(rate) = &raw.error_rate else {
-        let alone = [
-            raw.window.as_ref().map(|at| &at.place),
-            raw.latency.as_ref().map(|at| &at.place),
-        ];
-        for place in alone.into_iter().flatten() {
-            report.problem_without_value(
-                place,
-                "without effect, for it belongs to error_rate; add that, such as error_rate = 0.5, or remove this key",
-            );
-        }
-        return None;
-    };
-    Some(ErrorRate {
-        permille: share(Some(rate), 500, 1, report),
-        window: number(
-            raw.window.as_ref(),
-            ErrorRate::WINDOW,
-            1,
-            MAX_WINDOW,
-            report,
-        ),
-        latency: (raw.latency.as_ref())
-            .map(|at| span(Some(at), Duration::from_secs(1), TIMEOUT, report)),
-    })
 }
 
 fn breaker(raw: &raw::Breaker, report: &mut Report<'_>) -> Breaker {

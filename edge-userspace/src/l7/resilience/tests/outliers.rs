@@ -118,6 +118,9 @@ fn no_schedule_ejects_more_than_the_share() {
             ..SETTINGS
         };
         let outliers = outliers(settings, servers);
+        // One of several may be ejected where the share allows any at all.
+        let least = usize::from(max_ejected > 0.0 && servers > 1);
+        let most = ((max_ejected * servers as f64) as usize).max(least);
         let mut now = SECOND;
         let mut reached = 0;
         for _ in 0..3000 {
@@ -133,10 +136,10 @@ fn no_schedule_ejects_more_than_the_share() {
             let out = records
                 .filter(|record| record.ejected_until() > now)
                 .count();
-            assert!(out as f64 <= max_ejected * servers as f64, "seed {seed}");
+            assert!(out <= most, "seed {seed}");
             reached = reached.max(out);
         }
-        assert_eq!(reached, (max_ejected * servers as f64) as usize);
+        assert_eq!(reached, most);
     }
 }
 
