@@ -264,7 +264,7 @@ metrics! {
     HTTP_UPSTREAM_ACTIVE = Gauge, "edge_http_upstream_active_requests", [UPSTREAM],
         "Requests under way at the servers of the upstream.";
     HTTP_UPSTREAM_WAITING = Gauge, "edge_http_upstream_waiting_requests", [UPSTREAM],
-        "Requests that wait for their turn.";
+        "Requests that wait for a place of the upstream.";
     HTTP_UPSTREAM_QUEUED = Counter, "edge_http_upstream_queued_requests", [UPSTREAM],
         "Requests that had to wait for their turn.";
     HTTP_UPSTREAM_OVERFLOWS = Counter, "edge_http_upstream_overflows", [UPSTREAM],

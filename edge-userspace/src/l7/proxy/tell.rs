@@ -127,7 +127,7 @@ pub(super) fn upstream(of: &Group, checks: Option<&Checks>) -> UpstreamStatus {
         queued: stats.sum(|s| s.queued.get()),
         overflows: stats.sum(|s| s.overflows.get()),
         breaker: of.breaker.as_ref().map(|breaker| {
-            let word = match breaker.state() {
+            let word = match breaker.state(Worker::now()) {
                 BreakerState::Closed { .. } => "closed",
                 BreakerState::Open { .. } => "open",
                 BreakerState::HalfOpen { .. } => "half_open",

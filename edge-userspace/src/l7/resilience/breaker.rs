@@ -179,12 +179,17 @@ impl CircuitBreaker {
         })
     }
 
-    /// What it does now.
-    pub fn state(&self) -> BreakerState {
+    /// What it does at a time.
+    pub fn state(&self, now: u64) -> BreakerState {
         match Word::of(self.word.load(Relaxed)).phase {
             Phase::Closed(window) => BreakerState::Closed {
                 failures: window.bad(),
                 results: window.results(),
+            },
+            // Nobody has asked since.
+            Phase::Open(until) if until * 1000 <= now => BreakerState::HalfOpen {
+                probing: 0,
+                succeeded: 0,
             },
             Phase::Open(until) => BreakerState::Open {
                 until: until * 1000,
