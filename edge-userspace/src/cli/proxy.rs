@@ -11,6 +11,7 @@ use super::{
     unexpected,
 };
 use crate::{
+    config::proxy::upstream::Balance,
     control::protocol::{Request, Response, ServerChange},
     status::proxy::{ProxyStatus, RequestCounts, ServerStatus, UpstreamStatus},
 };
@@ -55,10 +56,15 @@ fn sentence(upstream: &UpstreamStatus, server: &str) -> String {
         return String::new();
     };
     let active = count(s.active.into());
-    match s.draining || s.weight == 0 {
+    let mut told = match s.draining || s.weight == 0 {
         true => format!("{name} {server}: gets no new requests; {active} are under way\n"),
         false => format!("{name} {server}: weight {}, {}\n", s.weight, state(s)),
+    };
+    // As `edge check` says of the file.
+    if s.weight > 1 && upstream.balance == Balance::RoundRobin.name() {
+        told += "weights have no effect with balance = \"round-robin\"; choose \"weighted-round-robin\"\n";
     }
+    told
 }
 
 fn list<W: Write>(name: Option<&str>, socket: &Path, out: &mut Out<W>) -> Result<(), Error> {
@@ -338,5 +344,20 @@ proxy: 2 workers, 0 lines of the access log lost, 8 sources banned
             sentence(upstream, "10.0.0.2:8080"),
             "app 10.0.0.2:8080: gets no new requests; 2 are under way\n"
         );
+    }
+
+    #[test]
+    fn a_weight_without_effect_is_told_to_be_that() {
+        let mut upstream = proxy().upstreams.remove(0);
+        let weighted = |upstream: &mut UpstreamStatus, weight| {
+            upstream.servers[0].weight = weight;
+            sentence(upstream, "10.0.0.1:8080")
+        };
+        let none = "weights have no effect with balance = \"round-robin\"";
+        assert!(weighted(&mut upstream, 7).contains(none));
+        assert!(!weighted(&mut upstream, 1).contains(none));
+        assert!(!weighted(&mut upstream, 0).contains(none));
+        upstream.balance = "weighted-round-robin".to_owned();
+        assert!(!weighted(&mut upstream, 7).contains(none));
     }
 }
