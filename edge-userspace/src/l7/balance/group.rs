@@ -39,10 +39,11 @@ pub enum Algorithm {
 pub struct Settings {
     /// How a server is chosen.
     pub algorithm: Algorithm,
-    /// When a smaller share (0 to 1) of the primaries is usable, all are used; with 0
-    /// never.
+    /// When a smaller share (0 to 1) of the primaries is usable, counted by servers, backups
+    /// are used as well, and without usable backups all primaries; with 0 backups are used when
+    /// no primary is usable, and nobody who is not.
     pub panic_threshold: f64,
-    /// How long a server that comes back takes until it has its whole share,
+    /// How long a server that is new or comes back takes until it has its whole share,
     /// nanoseconds; 0: it has it at once.
     pub slow_start: u64,
 }
@@ -58,7 +59,7 @@ pub struct Server {
     weight: AtomicU32,
     up: AtomicBool,
     draining: AtomicBool,
-    /// When it came back, 0 for never.
+    /// When it came, or came back; 0 if it was there from the beginning.
     since: AtomicU64,
     ejected_until: AtomicU64,
 }
@@ -168,11 +169,16 @@ pub struct Group {
     servers: Box<[Arc<Server>]>,
     /// Positions of primaries and of backups.
     pub(super) tiers: [Box<[u32]>; 2],
-    /// Who has which slot, as positions in `tiers`; empty unless the algorithm is by hash.
-    pub(super) rings: [Ring; 2],
+    /// The positions of all, where primaries and backups may be used together; else none.
+    pub(super) both: Box<[u32]>,
+    /// Who has which slot, as positions in `tiers` and in `both`; empty unless the algorithm is
+    /// by hash.
+    pub(super) rings: [Ring; 3],
     /// Identities in order, with positions.
     by_id: Box<[(u64, u32)]>,
-    changes: AtomicU64,
+    /// Of all groups that follow each other: whoever still has the last one changes servers of
+    /// this one.
+    changes: Arc<AtomicU64>,
 }
 
 impl Group {
@@ -186,14 +192,22 @@ impl Group {
                 .collect()
         };
         let tiers = [tier(false), tier(true)];
-        let rings = match settings.algorithm {
-            Algorithm::Hash => [0, 1].map(|at: usize| {
-                let all = tiers.get(at).into_iter().flatten();
+        let has_both = tiers.iter().all(|tier| !tier.is_empty());
+        let both: Box<[u32]> = if has_both && settings.panic_threshold > 0.0 {
+            (0..).zip(&members).map(|(position, _)| position).collect()
+        } else {
+            Box::default()
+        };
+        let ring = |all: &[u32]| match settings.algorithm {
+            Algorithm::Hash => {
+                let all = all.iter();
                 let all = all.filter_map(|&position| members.get(position as usize));
                 Ring::new(&seed, all.map(|member| (member.server.id, member.weight)))
-            }),
-            _ => [Ring::default(), Ring::default()],
+            }
+            _ => Ring::default(),
         };
+        let [primaries, backups] = &tiers;
+        let rings = [ring(primaries), ring(backups), ring(&both)];
         let servers: Box<[Arc<Server>]> = members.into_iter().map(|m| m.server).collect();
         let mut by_id: Box<[(u64, u32)]> =
             servers.iter().map(|server| server.id).zip(0..).collect();
@@ -203,10 +217,19 @@ impl Group {
             seed,
             servers,
             tiers,
+            both,
             rings,
             by_id,
-            changes: AtomicU64::new(0),
+            changes: Arc::default(),
         }
+    }
+
+    /// This group in the place of another one, with which it has servers in common: what is
+    /// changed there, by requests that began before, is seen here.
+    #[must_use]
+    pub fn following(mut self, before: &Self) -> Self {
+        self.changes.clone_from(&before.changes);
+        self
     }
 
     /// All servers.
@@ -224,6 +247,17 @@ impl Group {
         let at = self.by_id.partition_point(|&(other, _)| other < id);
         let &(found, position) = self.by_id.get(at)?;
         (found == id).then_some(position as usize)
+    }
+
+    /// Whether the server at a position is a backup.
+    pub(super) fn is_backup(&self, position: usize) -> bool {
+        let [_, backups] = &self.tiers;
+        backups.binary_search(&(position as u32)).is_ok()
+    }
+
+    /// Lets a server that was not there before begin its slow start.
+    pub fn begin(&self, position: usize, now: u64) {
+        self.change(position, |server| server.since.store(now, Relaxed));
     }
 
     /// Says what checks find of a server. One that comes back begins its slow start.
@@ -249,10 +283,13 @@ impl Group {
 
     /// Gives a server another weight. With [`Algorithm::Hash`] only its own keys move if it
     /// gets less. If it gets more than when the group was made, some keys move between the
-    /// others as well, which a new group of the same servers would avoid.
-    pub fn set_weight(&self, position: usize, weight: u16) {
+    /// others as well, which a new group of the same servers would avoid. One that had none
+    /// begins its slow start, with `now` 0 it does not.
+    pub fn set_weight(&self, position: usize, weight: u16, now: u64) {
         self.change(position, |server| {
-            server.weight.store(u32::from(weight), Relaxed);
+            if server.weight.swap(u32::from(weight), Relaxed) == 0 && weight > 0 {
+                server.since.store(now, Relaxed);
+            }
         });
     }
 

@@ -9,11 +9,15 @@
 //! Who is asked, in this order:
 //!
 //! 1. the primaries that are usable: up, not ejected, not draining, with a weight;
-//! 2. if none of them is, the backups that are usable;
-//! 3. all primaries that nobody drained, whatever is known of their health, when fewer of
-//!    them are usable than the panic threshold says (1. with too few left, or neither 1. nor
-//!    2.): where most seem to have failed, it is more likely that the checks did, and the
-//!    few that are left would fail under the load of all.
+//! 2. if none of them is, or fewer of them than the panic threshold says, counted by servers,
+//!    the backups that are usable as well: the few that are left would fail under the load of
+//!    all;
+//! 3. where too few primaries are usable and no backup is, all primaries that nobody drained,
+//!    whatever is known of their health: where most seem to have failed, it is more likely that
+//!    the checks did.
+//!
+//! A session stays with its server, also with one that is draining or has no weight, as long as
+//! that is up and not ejected; with a backup only as long as backups are used.
 //!
 //! A request that was tried elsewhere before goes to a server where it was not, if need be
 //! to a usable backup, and only if there is no such server to the same one again.

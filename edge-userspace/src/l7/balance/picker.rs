@@ -28,7 +28,9 @@ enum Use {
     Primaries,
     /// The usable backups, as no primary is usable.
     Backups,
-    /// All primaries, as too few of them are usable.
+    /// The usable primaries and backups, as too few primaries are usable.
+    Both,
+    /// All primaries, as too few of them are usable, and no backup.
     Panic,
 }
 
@@ -38,6 +40,7 @@ pub struct Picker {
     group: Arc<Group>,
     primaries: Tier,
     backups: Tier,
+    both: Tier,
     used: Use,
     /// The changes of the group that this knows.
     seen: u64,
@@ -53,6 +56,7 @@ impl Picker {
         Self {
             primaries: Tier::new(primaries, random),
             backups: Tier::new(backups, random),
+            both: Tier::new(&group.both, random),
             used: Use::Primaries,
             seen: 0,
             stale_at: 0,
@@ -73,12 +77,14 @@ impl Picker {
             group,
             primaries,
             backups,
+            both,
             used,
             ..
         } = self;
-        let [ring, backup_ring] = &group.rings;
+        let [ring, backup_ring, both_ring] = &group.rings;
         let first = match used {
             Use::Backups => backups.pick(group, backup_ring, ask, ask.tried),
+            Use::Both => both.pick(group, both_ring, ask, ask.tried),
             Use::Primaries | Use::Panic => primaries.pick(group, ring, ask, ask.tried),
         };
         if first.is_some() || ask.tried.is_empty() {
@@ -86,6 +92,7 @@ impl Picker {
         }
         match used {
             Use::Backups => backups.pick(group, backup_ring, ask, &[]),
+            Use::Both => both.pick(group, both_ring, ask, &[]),
             Use::Primaries | Use::Panic => backups
                 .pick(group, backup_ring, ask, ask.tried)
                 .or_else(|| primaries.pick(group, ring, ask, &[])),
@@ -93,17 +100,23 @@ impl Picker {
     }
 
     /// The position of the server to which a session belongs, if it may go on there: also
-    /// on one that is draining, but not on one that is down or ejected, unless all are used,
-    /// nor on one at which this request was tried before.
+    /// on one that is draining or has no weight, but not on one that is down or ejected, unless
+    /// all are used, nor on a backup while none is used, nor on one at which this request was
+    /// tried before.
     pub fn resume(&mut self, id: u64, ask: &Ask<'_>) -> Option<usize> {
         self.look(ask.now);
         let position = self.group.position(id)?;
         let state = self.group.server(position)?.state();
-        let well = (state.up && state.ejected_until <= ask.now) || self.used == Use::Panic;
-        (well && !ask.tried.contains(&position)).then_some(position)
+        let well = state.up && state.ejected_until <= ask.now;
+        let may = match self.used {
+            Use::Primaries => well && !self.group.is_backup(position),
+            Use::Panic => !self.group.is_backup(position),
+            Use::Backups | Use::Both => well,
+        };
+        (may && !ask.tried.contains(&position)).then_some(position)
     }
 
-    /// Whether all primaries are used, as too few of them are usable.
+    /// Whether all primaries are used, as too few of them are usable, and no backup.
     #[cfg(test)]
     pub(super) fn is_panic(&mut self, now: u64) -> bool {
         self.look(now);
@@ -118,7 +131,7 @@ impl Picker {
         }
         self.seen = changes;
         let group = &*self.group;
-        let [ring, backup_ring] = &group.rings;
+        let [ring, backup_ring, both_ring] = &group.rings;
         let mut reading = Reading {
             group,
             now,
@@ -129,8 +142,12 @@ impl Picker {
         self.backups.read(backup_ring, &mut reading);
         let (usable, wanted) = (self.primaries.usable(), self.primaries.wanted());
         let too_few = (usable as f64) < group.settings.panic_threshold * wanted as f64;
-        self.used = if usable == 0 && self.backups.usable() > 0 {
+        let has_backups = self.backups.usable() > 0;
+        self.used = if usable == 0 && has_backups {
             Use::Backups
+        } else if too_few && has_backups {
+            self.both.read(both_ring, &mut reading);
+            Use::Both
         } else if too_few {
             reading.all = true;
             self.primaries.read(ring, &mut reading);

@@ -37,29 +37,39 @@ const _: () = assert!(upstream::MAX_WINDOW <= resilience::MAX_WINDOW);
 
 /// A bulkhead, and where those wait who are in its queue.
 pub(super) struct Places {
-    pub(super) bulkhead: Bulkhead,
+    /// The same as long as the upstream or the route has one at all.
+    pub(super) bulkhead: Arc<Bulkhead>,
     pub(super) free: Arc<Notify>,
     pub(super) patience: Duration,
     of: upstream::Concurrency,
 }
 
 impl Places {
-    pub(super) fn new(concurrency: &upstream::Concurrency) -> Self {
-        let free = Arc::new(Notify::new());
-        let wake = free.clone();
+    /// The places that a configuration wants. Who is under way at those of `before` counts on;
+    /// how many there may be changes by [`resize`](Self::resize).
+    pub(super) fn new(concurrency: &upstream::Concurrency, before: Option<&Self>) -> Self {
+        let (bulkhead, free) = match before {
+            Some(before) => (before.bulkhead.clone(), before.free.clone()),
+            None => {
+                let free = Arc::new(Notify::new());
+                let wake = free.clone();
+                let wake = move || wake.notify_one();
+                let bulkhead = Bulkhead::new(concurrency.requests, concurrency.queue, wake);
+                (Arc::new(bulkhead), free)
+            }
+        };
         Self {
-            bulkhead: Bulkhead::new(concurrency.requests, concurrency.queue, move || {
-                wake.notify_one();
-            }),
+            bulkhead,
             free,
             patience: concurrency.queue_timeout,
             of: *concurrency,
         }
     }
 
-    /// Whether these are the places that a configuration wants.
-    pub(super) fn is_of(&self, concurrency: &upstream::Concurrency) -> bool {
-        self.of == *concurrency
+    /// Lets as many be under way and wait as the configuration says. Places are shared with those
+    /// of the configuration before, so this waits until that one is no longer in force.
+    pub(super) fn resize(&self) {
+        self.bulkhead.resize(self.of.requests, self.of.queue);
     }
 }
 
@@ -119,8 +129,8 @@ pub(super) struct Group {
     pub(super) pick: Arc<balance::Group>,
     pub(super) servers: Box<[Server]>,
     pub(super) places: Option<Places>,
-    pub(super) breaker: Option<CircuitBreaker>,
-    pub(super) budget: RetryBudget,
+    pub(super) breaker: Option<Arc<CircuitBreaker>>,
+    pub(super) budget: Arc<RetryBudget>,
     pub(super) outliers: Option<Outliers>,
     pub(super) sticky: Option<(Box<[u8]>, Signer)>,
     pub(super) requests: Arc<Shards<Requests>>,
@@ -130,11 +140,22 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Gives its servers the weights of its configuration. Servers are shared with the group of
-    /// the configuration before, so this waits until that one is no longer in force.
-    pub(super) fn take_weights(&self) {
+    /// Gives what it shares with the group of the configuration before, if there was one, what its
+    /// own configuration says: weights of servers, and how many requests may be under way. So this
+    /// waits until the one before is no longer in force.
+    pub(super) fn take_over(&self, before: Option<&Self>, now: u64) {
         for (position, server) in self.config.servers.iter().enumerate() {
-            self.pick.set_weight(position, weight(server));
+            self.pick.set_weight(position, weight(server), now);
+        }
+        if let Some(places) = &self.places {
+            places.resize();
+        }
+        let Some(before) = before else { return };
+        for (position, server) in self.pick.servers().iter().enumerate() {
+            let was_there = before.pick.position(server.id()).is_some();
+            if !was_there {
+                self.pick.begin(position, now);
+            }
         }
     }
 
@@ -167,7 +188,8 @@ impl Group {
         }
         let config = self.config.servers.get(position).map(weight);
         if let Some(weight) = said.weight.filter(|weight| config == Some(weight.of)) {
-            self.pick.set_weight(position, weight.now);
+            // It came to its whole share in the other process.
+            self.pick.set_weight(position, weight.now, 0);
         }
     }
 
@@ -270,7 +292,9 @@ impl Memory {
         self.keys.seed == group.seed
     }
 
-    /// The upstream of a configuration, whose servers are spoken to by this TLS.
+    /// The upstream of a configuration, whose servers are spoken to by this TLS. What is known of
+    /// the one of that name `before` goes on: requests under way, and a breaker and a retry budget
+    /// whose own keys are the same.
     ///
     /// # Errors
     /// When no certificate can have the name of a server.
@@ -279,6 +303,7 @@ impl Memory {
         config: &upstream::Upstream,
         counted: &Counted,
         towards: Option<Towards>,
+        before: Option<&Group>,
     ) -> Result<Group, TlsError> {
         let transport = (
             config.tls.clone(),
@@ -325,7 +350,10 @@ impl Memory {
             weight: weight(server),
             backup: server.backup,
         });
-        let pick = balance::Group::new(settings, self.keys.seed, members.collect());
+        let mut pick = balance::Group::new(settings, self.keys.seed, members.collect());
+        if let Some(before) = before {
+            pick = pick.following(&before.pick);
+        }
         let servers = config.servers.iter().zip(&known).map(|(server, known)| {
             let name = server.address.to_string();
             let tls = towards.as_ref().map(|towards| towards.to(&server.address));
@@ -346,16 +374,20 @@ impl Memory {
             towards,
             pick: Arc::new(pick),
             servers: servers?,
-            places: config.concurrency.as_ref().map(Places::new),
-            breaker: config.breaker.map(|breaker| {
-                CircuitBreaker::new(&BreakerSettings {
-                    failure_rate: share(breaker.failure_permille),
-                    window: breaker.window,
-                    open: nanoseconds(breaker.open),
-                    probes: breaker.probes,
-                })
+            places: config.concurrency.as_ref().map(|wanted| {
+                Places::new(wanted, before.and_then(|before| before.places.as_ref()))
             }),
-            budget: RetryBudget::new(share(config.retries.budget_permille)),
+            breaker: config.breaker.map(|wanted| {
+                let had = before.filter(|before| before.config.breaker == Some(wanted));
+                had.and_then(|had| had.breaker.clone())
+                    .unwrap_or_else(|| Arc::new(breaker(wanted)))
+            }),
+            budget: {
+                let wanted = config.retries.budget_permille;
+                let had = before.filter(|had| had.config.retries.budget_permille == wanted);
+                had.map(|had| had.budget.clone())
+                    .unwrap_or_else(|| Arc::new(RetryBudget::new(share(wanted))))
+            },
             outliers: config.passive.map(|passive| {
                 let settings = OutlierSettings {
                     consecutive_errors: passive.consecutive_errors,
@@ -402,6 +434,15 @@ pub(super) fn server_key(upstream: &str, server: &str) -> String {
 /// A server with the identity that its address has.
 fn identified(seed: &Seed, address: &Address, weight: u16) -> balance::Server {
     balance::Server::new(key(seed, address.to_string().as_bytes()), weight)
+}
+
+fn breaker(of: upstream::Breaker) -> CircuitBreaker {
+    CircuitBreaker::new(&BreakerSettings {
+        failure_rate: share(of.failure_permille),
+        window: of.window,
+        open: nanoseconds(of.open),
+        probes: of.probes,
+    })
 }
 
 fn weight(server: &upstream::Server) -> u16 {

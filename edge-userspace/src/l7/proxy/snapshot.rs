@@ -60,6 +60,11 @@ impl Snapshot {
         let mut all = self.listeners.iter().enumerate();
         all.find(|(_, listener)| listener.config.name == name)
     }
+
+    /// The upstream with a name.
+    pub(super) fn group_named(&self, name: &str) -> Option<&Arc<Group>> {
+        self.groups.iter().find(|group| group.config.name == name)
+    }
 }
 
 /// A source that is to be banned.

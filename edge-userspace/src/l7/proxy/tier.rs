@@ -243,10 +243,8 @@ impl Tier {
             places: route.concurrency.as_ref().map(|wanted| {
                 let mut before = before.iter().flat_map(|before| before.routes.iter());
                 let had = before.find(|had| had.name == route.name);
-                let had = had.and_then(|had| had.places.clone());
-                // Who is under way counts on.
-                had.filter(|had| had.is_of(wanted))
-                    .unwrap_or_else(|| Arc::new(Places::new(wanted)))
+                let had = had.and_then(|had| had.places.as_deref());
+                Arc::new(Places::new(wanted, had))
             }),
         });
         let config = Arc::new(proxy.clone());
@@ -325,22 +323,22 @@ impl Tier {
             let towards = upstream.tls.as_ref();
             let towards = towards.map(|tls| Towards::load(tls, upstream.protocol));
             let mut towards = towards.transpose().map_err(of)?;
-            let mut all = before.iter().flat_map(|before| before.groups.iter());
-            let before = all.find(|group| {
-                let had = (&group.config.name, &group.config.tls, group.config.protocol);
-                had == (&upstream.name, &upstream.tls, upstream.protocol)
+            let before = before.and_then(|before| before.group_named(&upstream.name));
+            let same = before.filter(|group| {
+                (&group.config.tls, group.config.protocol) == (&upstream.tls, upstream.protocol)
                     // Files may have changed where their names have not.
                     && held(&group.towards) == held(&towards)
             });
-            if let Some(before) = before {
-                if before.config == *upstream && memory.has_keys_of(before) {
-                    groups.push(before.clone());
+            if let Some(same) = same {
+                if same.config == *upstream && memory.has_keys_of(same) {
+                    groups.push(same.clone());
                     continue;
                 }
                 // Sessions are resumed as before, and checks go on.
-                towards.clone_from(&before.towards);
+                towards.clone_from(&same.towards);
             }
-            let group = memory.group(upstream, &self.counted, towards);
+            let before = before.map(|before| &**before);
+            let group = memory.group(upstream, &self.counted, towards, before);
             groups.push(Arc::new(group.map_err(of)?));
         }
         Ok(groups)
@@ -484,17 +482,21 @@ impl Tier {
         self.memory.retain(&snapshot.groups);
         self.counted.retain(&proxy);
         let before = self.snapshot();
-        let had = |group: &Arc<Group>| {
-            let mut all = before.iter().flat_map(|before| before.groups.iter());
-            all.any(|had| Arc::ptr_eq(had, group))
-        };
-        // Those that stay keep what was changed while they run.
-        for group in snapshot.groups.iter().filter(|group| !had(group)) {
-            group.take_weights();
+        let now = Worker::now();
+        for group in &snapshot.groups {
+            let had = before.as_deref();
+            let had = had.and_then(|before| before.group_named(&group.config.name));
+            // Those that stay keep what was changed while they run.
+            if had.is_none_or(|had| !Arc::ptr_eq(had, group)) {
+                group.take_over(had.map(|had| &**had), now);
+            }
+        }
+        for places in snapshot.routes.iter().flat_map(|route| &route.places) {
+            places.resize();
         }
         for said in std::mem::take(&mut self.said) {
             for group in &snapshot.groups {
-                group.recall(&said, Worker::now());
+                group.recall(&said, now);
             }
         }
         if let Some(watcher) = &self.watcher {

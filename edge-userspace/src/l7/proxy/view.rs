@@ -234,9 +234,10 @@ impl View {
             upstream: upstream.to_owned(),
             name: server.to_owned(),
         })?;
+        let now = Worker::now();
         match change {
-            Change::Drain(drain) => group.pick.set_draining(position, drain, Worker::now()),
-            Change::Weight(weight) => group.pick.set_weight(position, weight),
+            Change::Drain(drain) => group.pick.set_draining(position, drain, now),
+            Change::Weight(weight) => group.pick.set_weight(position, weight, now),
         }
         let checks = lock(&self.0.checks).clone();
         Ok(tell::upstream(group, checks.as_ref()))

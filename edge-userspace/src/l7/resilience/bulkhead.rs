@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed},
+    },
 };
 
 /// Bounds the requests under way, and those that wait to be.
@@ -12,8 +15,8 @@ use std::{
 /// waits. The waiting itself is the caller's, woken by the function given to
 /// [`new`](Self::new).
 pub struct Bulkhead {
-    limit: u32,
-    queue: u32,
+    limit: AtomicU32,
+    queue: AtomicU32,
     counts: AtomicU64,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -44,24 +47,36 @@ impl Bulkhead {
     /// once, as `tokio::sync::Notify::notify_one` does. It may be called from any worker.
     pub fn new(limit: u32, queue: u32, wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
-            limit,
-            queue,
+            limit: AtomicU32::new(limit),
+            queue: AtomicU32::new(queue),
             counts: AtomicU64::new(0),
             wake: Box::new(wake),
         }
+    }
+
+    /// Room for so many from now on. Who is under way or waits stays, also when there are more
+    /// than may be by now.
+    pub fn resize(&self, limit: u32, queue: u32) {
+        self.queue.store(queue, Relaxed);
+        if self.limit.swap(limit, Relaxed) == limit {
+            return;
+        }
+        // Who changes the counts after this sees the limit; who came to wait before is seen here.
+        let counts = self.counts.fetch_add(0, AcqRel);
+        self.tell(Counts::of(counts));
     }
 
     /// Asks for a place. Places that those who wait will take are not given away.
     pub fn enter(&self) -> Entry<'_> {
         let mut queued = false;
         let entered = self.change(|counts| {
-            queued = counts.active.saturating_add(counts.waiting) >= self.limit;
+            queued = counts.active.saturating_add(counts.waiting) >= self.limit.load(Relaxed);
             if !queued {
                 Some(Counts {
                     active: counts.active + 1,
                     ..counts
                 })
-            } else if counts.waiting < self.queue {
+            } else if counts.waiting < self.queue.load(Relaxed) {
                 Some(Counts {
                     waiting: counts.waiting + 1,
                     ..counts
@@ -89,12 +104,14 @@ impl Bulkhead {
 
     /// Changes both numbers at once, and answers what they are then. `None` leaves them.
     fn change(&self, mut change: impl FnMut(Counts) -> Option<Counts>) -> Option<Counts> {
+        let mut next = None;
         self.counts
-            .fetch_update(Relaxed, Relaxed, |word| {
-                change(Counts::of(word)).map(Counts::word)
+            .fetch_update(Acquire, Relaxed, |word| {
+                next = change(Counts::of(word));
+                next.map(Counts::word)
             })
             .ok()
-            .and_then(|before| change(Counts::of(before)))
+            .and(next)
     }
 
     /// Lets one of those who wait know that there is a place, if there is.
@@ -103,7 +120,7 @@ impl Bulkhead {
     /// that it left. As the word changes in one order for all, the last of them sees
     /// whoever waits; who comes to wait later found no place that nobody was told of.
     fn tell(&self, counts: Counts) {
-        if counts.waiting > 0 && counts.active < self.limit {
+        if counts.waiting > 0 && counts.active < self.limit.load(Relaxed) {
             (self.wake)();
         }
     }
@@ -125,8 +142,8 @@ impl Counts {
 impl fmt::Debug for Bulkhead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bulkhead")
-            .field("limit", &self.limit)
-            .field("queue", &self.queue)
+            .field("limit", &self.limit.load(Relaxed))
+            .field("queue", &self.queue.load(Relaxed))
             .field("active", &self.active())
             .field("waiting", &self.waiting())
             .finish_non_exhaustive()
@@ -165,7 +182,7 @@ impl<'a> Ticket<'a> {
     pub fn admit(self) -> Result<Permit<'a>, Self> {
         let bulkhead = self.0;
         let admitted = bulkhead.change(|counts| {
-            (counts.active < bulkhead.limit).then(|| Counts {
+            (counts.active < bulkhead.limit.load(Relaxed)).then(|| Counts {
                 active: counts.active + 1,
                 waiting: counts.waiting.saturating_sub(1),
             })

@@ -136,7 +136,7 @@ fn weights_may_change_at_any_time() {
     let mut chance = Chance(5);
     for weights in [[6, 2, 2, 2], [1, 2, 3, 4], [1, 0, 0, 9], [3, 3, 3, 3]] {
         for (position, weight) in weights.into_iter().enumerate() {
-            group.set_weight(position, weight);
+            group.set_weight(position, weight, 0);
         }
         let sum: u16 = weights.iter().sum();
         let counts = counts(&mut picker, 100 * usize::from(sum), &mut chance, 0);

@@ -108,11 +108,11 @@ fn a_weight_that_changes_moves_only_keys_to_whom_more_is_due() {
     let group = primaries(settings(Algorithm::Hash), &[4, 4, 4, 4]);
     let mut picker = Picker::new(group.clone(), 0);
     let before = places(&mut picker, 0);
-    group.set_weight(1, 1);
+    group.set_weight(1, 1, 0);
     let less = places(&mut picker, 0);
     assert_shares(&shares(&less, 4), &[4, 1, 4, 4], 4.5);
     assert!(moved(&before, &less).all(|(from, _)| from == 1));
-    group.set_weight(1, 12);
+    group.set_weight(1, 12, 0);
     let more = places(&mut picker, 0);
     assert_shares(&shares(&more, 4), &[4, 12, 4, 4], 4.5);
     // A quarter has to move; some more do, until the ring is made anew.
@@ -126,7 +126,7 @@ fn a_weight_that_changes_moves_only_keys_to_whom_more_is_due() {
     let group = primaries(settings(Algorithm::Hash), &[2, 0, 2]);
     let mut picker = Picker::new(group.clone(), 0);
     assert_eq!(shares(&places(&mut picker, 0), 3)[1], 0);
-    group.set_weight(1, 2);
+    group.set_weight(1, 2, 0);
     assert_shares(&shares(&places(&mut picker, 0), 3), &[2, 2, 2], 4.5);
 }
 
@@ -148,7 +148,7 @@ proptest::proptest! {
             let group = Group::new(settings(Algorithm::Hash), SEED, members.collect());
             // As in a reload, what is known of the servers stays, and weights come last.
             for (position, &weight) in weights.iter().enumerate() {
-                group.set_weight(position, weight);
+                group.set_weight(position, weight, 0);
             }
             Arc::new(group)
         };
@@ -158,7 +158,7 @@ proptest::proptest! {
         for weights in &history {
             let group = group(&had, weights);
             // By hand, until the next reload.
-            group.set_weight(0, odd);
+            group.set_weight(0, odd, 0);
             last = Some((weights, group));
         }
         let (weights, _) = last.unwrap();

@@ -25,6 +25,8 @@ fn allowed(servers: &[Known], threshold: f64, now: u64, tried: &[usize]) -> Vec<
     let too_few = (usable_primaries.len() as f64) < threshold * primaries.len() as f64;
     let (first, second) = if usable_primaries.is_empty() && !backups.is_empty() {
         (backups, Vec::new())
+    } else if too_few && !backups.is_empty() {
+        ([usable_primaries, backups].concat(), Vec::new())
     } else if too_few {
         (primaries, backups)
     } else {
@@ -82,7 +84,7 @@ fn no_schedule_leads_to_a_server_that_must_not_be_picked() {
                     }
                     2 => {
                         known[at].weight = chance.below(4) as u16;
-                        group.set_weight(at, known[at].weight);
+                        group.set_weight(at, known[at].weight, now);
                     }
                     _ => {
                         known[at].ejected_until = now + chance.below(10 * SECOND);
@@ -108,7 +110,8 @@ fn no_schedule_leads_to_a_server_that_must_not_be_picked() {
     }
 }
 
-/// One primary of four is left, and one backup.
+/// Some primaries of four are left, and one backup. It is there for just that: as long as it is
+/// well, nobody is asked who is known to be down.
 #[test]
 fn backups_and_panic_come_in_order() {
     let group = |panic_threshold, backups| {
@@ -133,8 +136,11 @@ fn backups_and_panic_come_in_order() {
     let calm = group(0.5, true);
     assert_eq!(picked(&calm, 4), (vec![0, 1, 2, 3], false));
     assert_eq!(picked(&calm, 2), (vec![0, 1], false));
-    assert_eq!(picked(&calm, 1), (vec![0, 1, 2, 3], true));
+    assert_eq!(picked(&calm, 1), (vec![0, 4], false));
     assert_eq!(picked(&calm, 0), (vec![4], false));
+    calm.set_up(4, false, 0);
+    assert_eq!(picked(&calm, 1), (vec![0, 1, 2, 3], true));
+    assert_eq!(picked(&group(0.5, false), 1), (vec![0, 1, 2, 3], true));
     assert_eq!(picked(&group(0.5, false), 0), (vec![0, 1, 2, 3], true));
     assert_eq!(picked(&group(0.0, false), 0), (vec![], false));
     assert_eq!(picked(&group(0.0, true), 1), (vec![0], false));
@@ -213,6 +219,71 @@ fn sessions_go_on_while_a_server_drains() {
         ),
         None
     );
+}
+
+#[test]
+fn sessions_leave_a_backup_when_primaries_are_back() {
+    let servers = (0..3).map(|number| member(server(number, 1), number == 2));
+    let settings = Settings {
+        panic_threshold: 1.0,
+        ..settings(Algorithm::RoundRobin)
+    };
+    let group = Arc::new(Group::new(settings, SEED, servers.collect()));
+    let mut picker = Picker::new(group.clone(), 0);
+    let ask = Chance(0).ask(SECOND);
+    let [primary, other, backup] = [0, 1, 2].map(|at| group.servers()[at].id());
+    let mut resumed = || [primary, other, backup].map(|id| picker.resume(id, &ask));
+    assert_eq!(resumed(), [Some(0), Some(1), None]);
+    // Both are used.
+    group.set_up(1, false, 0);
+    assert_eq!(resumed(), [Some(0), None, Some(2)]);
+    // Only backups are.
+    group.set_weight(0, 0, 0);
+    assert_eq!(resumed(), [Some(0), None, Some(2)]);
+    // All primaries are, whatever is known of them.
+    group.set_up(2, false, 0);
+    assert_eq!(resumed(), [Some(0), Some(1), None]);
+    group.set_up(2, true, 0);
+    group.set_up(1, true, 0);
+    assert_eq!(resumed(), [Some(0), Some(1), None]);
+}
+
+#[test]
+fn who_had_no_weight_or_was_not_there_starts_slowly() {
+    let slow = Settings {
+        slow_start: 10 * SECOND,
+        ..settings(Algorithm::WeightedRoundRobin)
+    };
+    let group = primaries(slow, &[1, 1, 0]);
+    let mut picker = Picker::new(group.clone(), 0);
+    let mut chance = Chance(7);
+    let mut has = |at: usize, now| counts(&mut picker, 1000, &mut chance, now)[at];
+    assert_eq!(has(2, SECOND), 0);
+    group.set_weight(2, 1, SECOND);
+    assert!(has(2, 2 * SECOND) < 100);
+    assert!(has(2, 11 * SECOND) > 300);
+    // Another weight is no new beginning.
+    group.set_weight(2, 2, 11 * SECOND);
+    assert_eq!(has(2, 11 * SECOND), 500);
+    group.begin(1, 20 * SECOND);
+    assert!(has(1, 21 * SECOND) < 100);
+    assert!(has(1, 30 * SECOND) > 200);
+}
+
+/// Requests that began before a reload tell the group of before.
+#[test]
+fn what_is_changed_by_the_group_of_before_is_acted_on() {
+    let servers: Vec<_> = (0..3).map(|n| member(server(n, 1), false)).collect();
+    let settings = settings(Algorithm::RoundRobin);
+    let last = Group::new(settings, SEED, servers.clone());
+    let next = Arc::new(Group::new(settings, SEED, servers[1..].to_vec()).following(&last));
+    let mut picker = Picker::new(next, 0);
+    assert_eq!(counts(&mut picker, 10, &mut Chance(0), 0), [5, 5]);
+    last.eject(1, SECOND);
+    assert_eq!(counts(&mut picker, 10, &mut Chance(0), 0), [0, 10]);
+    last.set_draining(2, true, 0);
+    assert_eq!(picker.pick(&Chance(0).ask(0)), None);
+    assert_eq!(counts(&mut picker, 10, &mut Chance(0), SECOND), [10, 0]);
 }
 
 /// As in a reload: the next group has some of the servers of the last one.

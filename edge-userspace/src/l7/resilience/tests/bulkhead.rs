@@ -47,6 +47,33 @@ fn places_are_given_in_turn() {
 }
 
 #[test]
+fn another_size_counts_those_who_are_there() {
+    let woken = Arc::new(AtomicU32::new(0));
+    let count = woken.clone();
+    let bulkhead = Bulkhead::new(2, 1, move || {
+        count.fetch_add(1, SeqCst);
+    });
+    let (first, second) = (bulkhead.enter(), bulkhead.enter());
+    let Entry::Queued(third) = bulkhead.enter() else {
+        panic!("{bulkhead:?}");
+    };
+    // Less room: who has a place keeps it, and nobody else gets one until they are fewer.
+    bulkhead.resize(1, 0);
+    assert!(matches!(bulkhead.enter(), Entry::Full));
+    drop(first);
+    assert_eq!(woken.load(SeqCst), 0);
+    let third = third.admit().unwrap_err();
+    // More room: one who waits is told, and newcomers do not go before.
+    bulkhead.resize(2, 1);
+    assert_eq!(woken.load(SeqCst), 1);
+    assert!(matches!(bulkhead.enter(), Entry::Full));
+    let third = third.admit().unwrap();
+    assert_eq!((bulkhead.active(), bulkhead.waiting()), (2, 0));
+    drop((second, third));
+    assert_eq!((bulkhead.active(), bulkhead.waiting()), (0, 0));
+}
+
+#[test]
 fn one_who_gives_up_leaves_the_place_to_the_next() {
     let woken = Arc::new(AtomicU32::new(0));
     let count = woken.clone();
