@@ -1,5 +1,6 @@
 //! The proxy with real sockets: what a client gets, and which bytes reach the servers.
 
+mod balancing;
 mod blame;
 mod bodies;
 mod changes;
@@ -8,6 +9,7 @@ mod changes;
 mod client;
 mod connections;
 mod edges;
+mod health;
 mod hyper_server;
 mod mirror;
 mod resilience;

@@ -1,6 +1,7 @@
 //! A proxy between raw clients and servers that do what a test says, all on the loopback address.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixListener,
@@ -105,7 +106,7 @@ impl Peer {
     }
 
     /// A server's end, which waits as long as there is a test.
-    fn of_server(stream: TcpStream) -> Self {
+    pub(crate) fn of_server(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         let tcp = stream.try_clone().unwrap();
         Self::new(Box::new(stream), Some(tcp))
@@ -413,6 +414,8 @@ pub(crate) struct Setup {
     pub(crate) upstream: String,
     /// Its servers.
     pub(crate) servers: Vec<String>,
+    /// Keys of servers, by their positions.
+    pub(crate) keys: BTreeMap<usize, &'static str>,
     /// Routes; everything goes to `app`.
     pub(crate) routes: String,
 }
@@ -426,6 +429,7 @@ impl Setup {
             listener: String::new(),
             upstream: String::new(),
             servers: servers.iter().map(|s| s.address.clone()).collect(),
+            keys: BTreeMap::new(),
             routes: ALL.to_owned(),
         }
     }
@@ -438,6 +442,12 @@ impl Setup {
     pub(crate) fn upstream(self, upstream: impl Into<String>) -> Self {
         let upstream = upstream.into();
         Self { upstream, ..self }
+    }
+
+    /// With keys of the server at a position.
+    pub(crate) fn server(mut self, at: usize, keys: &'static str) -> Self {
+        self.keys.insert(at, keys);
+        self
     }
 
     pub(crate) fn routes(self, routes: impl Into<String>) -> Self {
@@ -457,11 +467,16 @@ impl Setup {
             listener,
             upstream,
             servers,
+            keys,
             routes,
         } = self;
         let servers: String = servers
             .iter()
-            .map(|server| format!("[[upstream.server]]\naddress = '{server}'\n"))
+            .enumerate()
+            .map(|(at, server)| {
+                let keys = keys.get(&at).copied().unwrap_or_default();
+                format!("[[upstream.server]]\naddress = '{server}'\n{keys}\n")
+            })
             .collect();
         format!(
             "interfaces = ['lo']\n[proxy]\n{proxy}\naccess_log = {{ path = '{}' }}\n\
