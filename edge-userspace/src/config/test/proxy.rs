@@ -328,7 +328,7 @@ fn what_is_there_for_nothing_is_warned_of() {
         ),
         (
             with_upstream("passive = {}"),
-            "edge.toml:6: upstream[0].passive: without effect, for the only server",
+            "edge.toml:8: upstream[0].passive: without effect, for the only server",
         ),
         (
             with_upstream("passive = { max_ejected = 0 }"),
