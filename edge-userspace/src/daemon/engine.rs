@@ -24,6 +24,7 @@ use super::{
         self,
         seed::{Secret, SeedError},
     },
+    bans,
     compare::InForce,
     defence::{
         Defence, FillError, Unmet,
@@ -45,10 +46,9 @@ use crate::{
     },
     control::protocol::{Failure, FailureKind},
     datapath::{Datapath, DatapathError, EventRing},
-    entry::{List, Origin, Source},
     health::runner::{Changes as HealthChanges, Runner},
-    l7::proxy::{Ban, Keys, Tier, TierError},
-    policy::{ClockJump, EntryView, Policy, PolicyError, SystemEntries, Terms},
+    l7::proxy::{Keys, Tier, TierError},
+    policy::{ClockJump, Policy, PolicyError, SystemEntries},
     tables::{Capacity, Geometry, Regions},
 };
 
@@ -91,6 +91,8 @@ pub(super) struct Engine {
     pub(super) replans: Backoff,
     /// Set when the lists have more of the file than is in force.
     pub(super) behind: bool,
+    /// Set when sources may be banned that the configuration spares.
+    pub(super) unpardoned: bool,
     /// Set when a change failed and could not be undone.
     pub(super) broken: bool,
 }
@@ -258,6 +260,7 @@ impl Engine {
                 Err(e) => error!("what was taken out of the file is listed still: {e}"),
             }
         }
+        self.pardon();
         match self.policy.expire(Now::read()) {
             Ok(0) => {}
             Ok(_) => self.publish_counts(),
@@ -319,35 +322,6 @@ impl Engine {
             Err(e) => error!(
                 "the clock was set, and the store has expiries by the former time still: {e}"
             ),
-        }
-    }
-
-    /// Bans a client of the proxy, unless it is one that is never dropped.
-    fn ban(&mut self, ban: &Ban) {
-        let now = Now::read();
-        let is_spared = |entry: &EntryView| entry.list != List::Black;
-        match self.policy.lookup(ban.address, now) {
-            Ok(entries) if entries.iter().any(is_spared) => return,
-            Ok(_) => {}
-            Err(e) => error!("cannot look up {}: {e}", ban.source),
-        }
-        let ttl_ms = u64::try_from(ban.ttl.as_millis()).unwrap_or(u64::MAX);
-        let terms = Terms {
-            source: Source::new(Origin::L7, None),
-            expires_unix_ms: Some(now.unix_ms.saturating_add(ttl_ms)),
-            note: ban.note.as_str().into(),
-        };
-        let mut meanwhile = |_: &Policy, _, _| {};
-        let prefixes = vec![ban.source];
-        match self
-            .policy
-            .add(List::Black, terms, prefixes, now, &mut meanwhile)
-        {
-            Ok(_) => {
-                self.publish_counts();
-                warn!(source = %ban.source, "banned by the proxy: {}", ban.note);
-            }
-            Err(e) => error!("{} is not banned: {e}", ban.source),
         }
     }
 
@@ -482,6 +456,8 @@ impl Engine {
         if forced.is_ok() {
             defence.keep();
             self.balancer.lock().keep();
+            drop(defence);
+            self.pardon();
         } else {
             if let Err(e) = defence.restore() {
                 error!("cannot undo a failed change of services: {e}");
@@ -562,6 +538,7 @@ impl Engine {
             warn!("{note}");
             notes.push(note);
         }
+        self.unpardoned |= bans::spared(&self.model) != bans::spared(&model);
         self.model = model;
         self.geometry = geometry;
         self.system = system;

@@ -191,12 +191,17 @@ impl Shared {
         }
     }
 
-    /// Asks the engine to ban a source. When it has no room now, the source offends again.
-    pub(super) fn ban(&self, ban: Ban) {
+    /// Asks the engine to ban a source; whether it was heard. If not, it had no room.
+    pub(super) fn ban(&self, ban: Ban) -> bool {
         // When there is no engine any more, another process bans.
-        if let Err(TrySendError::Full(_)) = self.commands.try_send(Command::Ban(ban)) {
-            warn!("a client of the proxy is not banned, for the daemon is busy");
+        let is_full = matches!(
+            self.commands.try_send(Command::Ban(ban)),
+            Err(TrySendError::Full(_))
+        );
+        if is_full {
+            warn!("a client of the proxy is banned when it offends again: the daemon is busy");
         }
+        !is_full
     }
 
     /// The engine has come to it, and may be asked again.

@@ -4,7 +4,8 @@
 //! takes long, what only reads is answered in between: it is told what was
 //! before the change. Other changes wait, also small ones: the store writes one
 //! transaction at a time, and a change that fails puts back what it found,
-//! which another one may not have altered meanwhile.
+//! which another one may not have altered meanwhile. Bans of the proxy, which are small and
+//! urgent, take turns with what came before them.
 
 use std::{
     collections::VecDeque,
@@ -21,6 +22,8 @@ pub(super) struct Inbox {
     /// Came while something else was under way, and changes something; at the
     /// most [`QUEUE`].
     held: VecDeque<Command>,
+    /// Whether a ban was the last to overtake others.
+    has_banned: bool,
 }
 
 impl Inbox {
@@ -28,6 +31,7 @@ impl Inbox {
         Self {
             commands,
             held: VecDeque::new(),
+            has_banned: false,
         }
     }
 
@@ -36,7 +40,17 @@ impl Inbox {
     /// # Errors
     /// When none comes, or none can come any more.
     pub(super) fn next(&mut self, patience: Duration) -> Result<Command, RecvTimeoutError> {
-        match self.held.pop_front() {
+        while self.held.len() < QUEUE
+            && let Ok(command) = self.commands.try_recv()
+        {
+            self.held.push_back(command);
+        }
+        // Every other time, so that bans without end hold up nothing.
+        let is_ban = |command: &Command| matches!(command, Command::Ban(_));
+        let ban = self.held.iter().position(is_ban);
+        let ban = ban.filter(|_| !self.has_banned);
+        self.has_banned = ban.is_some();
+        match self.held.remove(ban.unwrap_or(0)) {
             Some(command) => Ok(command),
             None => self.commands.recv_timeout(patience),
         }
@@ -68,8 +82,13 @@ impl Inbox {
 mod tests {
     use std::sync::mpsc::sync_channel;
 
+    use edge_common::addr::Prefix;
+
     use super::*;
-    use crate::control::server::{Pending, Reply};
+    use crate::{
+        control::server::{Pending, Reply},
+        l7::proxy::Ban,
+    };
 
     const SOON: Duration = Duration::from_millis(1);
 
@@ -107,6 +126,46 @@ mod tests {
         assert_eq!(next(&mut inbox), Some(Request::Reload {}));
         assert_eq!(next(&mut inbox), None);
         assert_eq!(next(&mut inbox), Some(Request::Limits {}));
+        assert!(inbox.next(SOON).is_err());
+    }
+
+    #[test]
+    fn bans_overtake_others_and_hold_up_none() {
+        let (sender, commands) = sync_channel(2 * QUEUE);
+        let mut inbox = Inbox::new(commands);
+        let ban = |n: u8| {
+            let address = [192, 0, 2, n].into();
+            let ban = Ban {
+                source: Prefix::host(address),
+                address,
+                ttl: SOON,
+                note: String::new(),
+            };
+            sender.send(Command::Ban(ban)).unwrap();
+        };
+        for _ in 0..2 {
+            sender.send(Command::Replan).unwrap();
+        }
+        (1..4).for_each(ban);
+        sender.send(Command::Stop).unwrap();
+        let next = |inbox: &mut Inbox| match inbox.next(SOON).unwrap() {
+            Command::Ban(ban) => ban.source.to_string(),
+            Command::Replan => "replan".to_owned(),
+            Command::Stop => "stop".to_owned(),
+            _ => "other".to_owned(),
+        };
+        let all: Vec<String> = (0..6).map(|_| next(&mut inbox)).collect();
+        assert_eq!(
+            all,
+            [
+                "192.0.2.1",
+                "replan",
+                "192.0.2.2",
+                "replan",
+                "192.0.2.3",
+                "stop"
+            ]
+        );
         assert!(inbox.next(SOON).is_err());
     }
 

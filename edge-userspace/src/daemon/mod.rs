@@ -8,6 +8,7 @@
 
 mod backoff;
 mod balance;
+mod bans;
 mod compare;
 pub mod decap;
 mod defence;
@@ -53,7 +54,7 @@ use crate::{
     l7::proxy,
     metrics,
 };
-use facts::Shared;
+use facts::{Command, Shared};
 use inbox::Inbox;
 use notify::{News, Notifier};
 use running::{Ground, Running};
@@ -154,7 +155,12 @@ async fn serve(options: &Options, origin: &Origin, mut inherited: Inherited) -> 
         let unwanted = given.into_iter().filter(|address| !used.contains(address));
         let unwanted = unwanted.collect();
         let bans = shared.clone();
-        let follow = move || predecessor.follow(is_former, unwanted, move |ban| bans.ban(ban));
+        let follow = move || {
+            predecessor.follow(is_former, unwanted, move |ban| {
+                // Whoever has ordered it does not order it again: it waits for the engine.
+                bans.command(Command::Ban(ban));
+            });
+        };
         tokio::task::spawn_blocking(follow).await?;
         ground.control.own();
     }

@@ -194,6 +194,7 @@ pub(super) fn engine(
         beat,
         replans: Backoff::default(),
         behind: false,
+        unpardoned: true,
         broken: false,
     };
     let is_new = listening.is_some();
@@ -203,6 +204,7 @@ pub(super) fn engine(
     undo.disarm();
     engine.defence.lock().keep();
     engine.balancer.lock().keep();
+    engine.pardon();
     engine.send_ring();
     if is_new {
         engine.publish_generation(now);

@@ -76,7 +76,8 @@ pub struct Offences {
 }
 
 impl Offences {
-    /// Notes an offence; whether it is one too many. Its source then begins anew.
+    /// Notes an offence; whether it is one too many. So is the next one of the source then, until it
+    /// is forgotten.
     pub fn note(&mut self, rule: Rule, source: Prefix, now: u64) -> bool {
         if self.sources.len() >= SOURCES && !self.sources.contains_key(&source) {
             self.make_room(now);
@@ -85,12 +86,15 @@ impl Offences {
         let share = rule.window / u64::from(rule.offences.max(1));
         let next = (*arrival).max(now).saturating_add(share);
         let is_too_much = next - now > rule.window;
-        if is_too_much {
-            self.sources.remove(&source);
-        } else {
+        if !is_too_much {
             *arrival = next;
         }
         is_too_much
+    }
+
+    /// A source begins anew: something was done about it.
+    pub fn forget(&mut self, source: Prefix) {
+        self.sources.remove(&source);
     }
 
     /// Forgets those that are at rest, or else the older half.
@@ -133,6 +137,9 @@ mod tests {
             assert!(!offences.note(RULE, source(2), 5 * SECOND));
         }
         assert!(offences.note(RULE, source(1), 5 * SECOND));
+        // Until something is done about it.
+        assert!(offences.note(RULE, source(1), 5 * SECOND));
+        offences.forget(source(1));
         // It begins anew: whoever comes back after its ban is not banned for the first mistake.
         assert!(!offences.note(RULE, source(1), 5 * SECOND));
     }

@@ -302,7 +302,7 @@ metrics! {
     HTTP_SPANS = Counter, "edge_http_spans", [RESULT],
         "Spans of requests for a collector, by what became of them.";
     HTTP_BANS = Counter, "edge_http_bans", [],
-        "Sources that were banned for what they sent.";
+        "Bans of sources for what they sent that were put into force.";
     HTTP_PANICS = Counter, "edge_http_panics", [],
         "Connections of HTTP/1, streams of HTTP/2, copies of requests and shared connections to servers that were ended by a panic.";
     HTTP_WORKER_RESTARTS = Counter, "edge_http_worker_restarts", [],

@@ -96,7 +96,7 @@ impl Policy {
         if replaces {
             let is_new = |p| prefixes.binary_search(&p).is_ok();
             let goes = |prefix, c: &Claim| c.source == claim.source && !is_new(prefix);
-            (changes, done.removed) = self.without(list, goes, now, meanwhile)?;
+            (changes, done.removed) = self.without(list, None, goes, now, meanwhile)?;
         }
         changes.reserve_exact(prefixes.len());
         let former = self.store.read()?;
@@ -205,9 +205,38 @@ impl Policy {
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<u64, PolicyError> {
         let goes = |_, claim: &Claim| claim.source.is(origin, feed);
-        let (changes, removed) = self.without(list, goes, now, meanwhile)?;
+        let (changes, removed) = self.without(list, None, goes, now, meanwhile)?;
         self.apply(changes, now, meanwhile)?;
         Ok(removed)
+    }
+
+    /// Removes the entries of a list inside some prefixes that sources of this origin have. Returns
+    /// which they were.
+    ///
+    /// # Errors
+    /// [`PolicyError`]; then nothing has changed.
+    pub fn flush_within(
+        &mut self,
+        list: List,
+        origin: Origin,
+        within: &[Prefix],
+        now: Now,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<Vec<Prefix>, PolicyError> {
+        let goes = |_, claim: &Claim| claim.source.is(Some(origin), None);
+        let mut changes = Vec::new();
+        for &prefix in within {
+            let (found, _) = self.without(list, Some(prefix), goes, now, meanwhile)?;
+            changes.extend(found);
+        }
+        // One may be inside another.
+        changes.sort_unstable_by_key(|change| change.1);
+        changes.dedup_by_key(|change| change.1);
+        let gone: Vec<Prefix> = changes.iter().map(|change| change.1).collect();
+        if !gone.is_empty() {
+            self.apply(changes, now, meanwhile)?;
+        }
+        Ok(gone)
     }
 
     /// Whether a claim has run out, by a clock that can be relied on.
@@ -215,18 +244,19 @@ impl Policy {
         self.clock.is_steady(now) && claim.has_expired(self.store.moment(now))
     }
 
-    /// The changes after which a list is without the claims that `goes` tells,
-    /// in the order of prefixes, and the number of these claims.
+    /// The changes after which a list is, everywhere or within a prefix, without the claims that
+    /// `goes` tells, in the order of prefixes, and the number of these claims.
     fn without(
         &self,
         list: List,
+        within: Option<Prefix>,
         goes: impl Fn(Prefix, &Claim) -> bool,
         now: Now,
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<(Vec<Change>, u64), PolicyError> {
         let entries = self.store.read()?;
         let (mut changes, mut gone) = (Vec::new(), 0);
-        for (item, number) in entries.range(list, None, None)?.zip(1u64..) {
+        for (item, number) in entries.range(list, None, within)?.zip(1u64..) {
             if number % REPORT_EVERY == 0 {
                 meanwhile(self, 0, 0);
             }

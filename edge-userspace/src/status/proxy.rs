@@ -17,7 +17,7 @@ pub struct ProxyStatus {
     pub log_lost: u64,
     /// Spans of requests that are recorded (`proxy.traces`).
     pub spans: SpanCounts,
-    /// Sources that were banned for what they sent.
+    /// Bans of sources for what they sent that were put into force.
     pub bans: u64,
     /// Connections and streams that were ended by a panic, and other things of theirs.
     pub panics: u64,

@@ -76,6 +76,7 @@ impl Rig {
             let noted = bans.clone();
             let mut tier = Tier::new(Seed::new([1, 2, 3, 4]), [7; 32], move |ban| {
                 noted.lock().unwrap().push(ban);
+                true
             });
             let Ok(prepared) = tier.prepare(&proxy) else {
                 continue;

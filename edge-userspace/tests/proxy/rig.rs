@@ -536,6 +536,7 @@ impl Rig {
         ]);
         let mut tier = Tier::new(seed, [7; 32], move |ban| {
             lock(&told).push(ban);
+            true
         });
         if let Some(keys) = keys {
             tier.set_keys(keys);

@@ -83,22 +83,28 @@ pub struct Ban {
 /// Counts offences, and tells who is to be banned.
 pub(super) struct Judge {
     offences: Mutex<Offences>,
-    told: AtomicU64,
-    tell: Box<dyn Fn(Ban) + Send + Sync>,
+    banned: AtomicU64,
+    tell: Box<dyn Fn(Ban) -> bool + Send + Sync>,
 }
 
 impl Judge {
-    pub(super) fn new(tell: impl Fn(Ban) + Send + Sync + 'static) -> Self {
+    /// `tell` says whether it took the ban; if not, it is told again with the next offence.
+    pub(super) fn new(tell: impl Fn(Ban) -> bool + Send + Sync + 'static) -> Self {
         Self {
             offences: Mutex::default(),
-            told: AtomicU64::new(0),
+            banned: AtomicU64::new(0),
             tell: Box::new(tell),
         }
     }
 
-    /// How many were told.
-    pub(super) fn told(&self) -> u64 {
-        self.told.load(Relaxed)
+    /// A ban is in force.
+    pub(super) fn count(&self) {
+        self.banned.fetch_add(1, Relaxed);
+    }
+
+    /// How many bans were put into force.
+    pub(super) fn banned(&self) -> u64 {
+        self.banned.load(Relaxed)
     }
 }
 
@@ -126,22 +132,28 @@ impl Snapshot {
             .offences
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let is_too_much = offences.note(*rule, source, now);
-        drop(offences);
-        if is_too_much {
-            judge.told.fetch_add(1, Relaxed);
-            (judge.tell)(Ban {
-                source,
-                address,
-                ttl: *ttl,
-                note: format!(
-                    "{}, more than {} in {} s; request {}",
-                    refusal.name(),
-                    rule.offences,
-                    rule.window / 1_000_000_000,
-                    String::from_utf8_lossy(request_id)
-                ),
-            });
+        if !offences.note(*rule, source, now) {
+            return;
+        }
+        let mut note = format!(
+            "{}, more than {} in {} s",
+            refusal.name(),
+            rule.offences,
+            rule.window / 1_000_000_000,
+        );
+        // What a connection does is no request, and all digits of its id are zeros.
+        if request_id.iter().any(|byte| *byte != b'0') {
+            note.push_str("; request ");
+            note.push_str(&String::from_utf8_lossy(request_id));
+        }
+        let ban = Ban {
+            source,
+            address,
+            ttl: *ttl,
+            note,
+        };
+        if (judge.tell)(ban) {
+            offences.forget(source);
         }
     }
 }

@@ -59,7 +59,10 @@ pub(super) fn status(
             dropped: spans.dropped.load(Relaxed),
             failed: spans.failed.load(Relaxed),
         },
-        bans: snapshot.bans.as_ref().map_or(0, |(judge, ..)| judge.told()),
+        bans: snapshot
+            .bans
+            .as_ref()
+            .map_or(0, |(judge, ..)| judge.banned()),
         panics: panics.ended(),
         worker_restarts: panics.restarts(),
     }

@@ -142,8 +142,12 @@ pub struct Prepared {
 impl Tier {
     /// Without workers, until a configuration with listeners is put into force. `secret` signs
     /// session cookies; `ban` is told of sources that offend too often, by any worker, and must
-    /// not wait.
-    pub fn new(seed: Seed, secret: [u8; 32], ban: impl Fn(Ban) + Send + Sync + 'static) -> Self {
+    /// not wait; when it says no, it is told again with the next offence.
+    pub fn new(
+        seed: Seed,
+        secret: [u8; 32],
+        ban: impl Fn(Ban) -> bool + Send + Sync + 'static,
+    ) -> Self {
         let keys = Keys {
             seed,
             cookies: secret,
@@ -167,6 +171,11 @@ impl Tier {
     /// With others than before, requests that were hashed or have a cookie find other servers.
     pub fn set_keys(&mut self, keys: Keys) {
         self.keys = keys;
+    }
+
+    /// Counts a ban that was put into force, whichever process has ordered it.
+    pub fn count_ban(&self) {
+        self.judge.count();
     }
 
     /// Takes what another process leaves, for the first configuration: sockets that it has opened,

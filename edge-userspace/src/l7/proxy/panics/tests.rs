@@ -235,7 +235,7 @@ impl Rig {
             Ok(checked) => checked.model.proxy,
             Err(e) => panic!("{e}\n{text}"),
         };
-        let tier = Tier::new(Seed::new([1, 2, 3, 4]), [7; 32], |_| {});
+        let tier = Tier::new(Seed::new([1, 2, 3, 4]), [7; 32], |_| true);
         let mut rig = Self {
             tier,
             at,
