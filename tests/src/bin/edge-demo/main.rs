@@ -70,14 +70,20 @@ fn main() -> ExitCode {
     remove_on_signal(directory.path().to_owned());
     protect();
     balance::show();
-    proxy::show();
+    let kept = proxy::show();
     println!(
         "\nSent is what the sender's interface took; what a full receive queue lost after that is in\n\
          neither of the rows below it. All senders and servers share this machine's {} CPUs.\n\
          Nothing is left behind: namespaces, programs and files go with this process.",
         thread::available_parallelism().map_or(1, usize::from)
     );
-    ExitCode::SUCCESS
+    match kept {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(broken) => {
+            eprintln!("edge-demo: the proxy did not do what it promises: {broken}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Ctrl-C removes the files and ends the process; namespaces and children go with it.

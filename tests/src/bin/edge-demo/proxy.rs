@@ -18,13 +18,23 @@ const NAME: &str = "shop.example";
 /// How long requests go on in each part.
 const PART: Duration = Duration::from_secs(3);
 
+/// Requests on one connection.
+const REQUESTS: usize = 50;
+
+/// The servers, by what they answer.
+const SERVERS: [&str; 2] = ["app-1", "app-2"];
+
 /// The proxy.
-pub(super) fn show() {
+///
+/// # Errors
+/// What it promises and did not do: it answers every request, whichever server is there, and from
+/// all that are.
+pub(super) fn show() -> Result<(), String> {
     let lab = Lab::new(3);
     let client = lab.link();
     let mut servers: Vec<Nginx> = Vec::new();
-    for n in 1..=2 {
-        servers.push(Nginx::saying(&lab.links[n].outside, &format!("app-{n}")));
+    for (link, name) in lab.links.iter().skip(1).zip(SERVERS) {
+        servers.push(Nginx::saying(&link.outside, name));
     }
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
@@ -39,6 +49,7 @@ pub(super) fn show() {
          tls = {{ certificates = [{{ cert = {at_cert:?}, key = {at_key:?} }}] }}\n\
          [[upstream]]\n\
          name = \"app\"\n\
+         retries = {{ tries = 3, budget = 1.0 }}\n\
          health = {{ kind = \"http\", interval = \"200ms\", timeout = \"100ms\", fall = 2 }}\n\
          server = [{{ address = \"{}:80\" }}, {{ address = \"{}:80\" }}]\n\
          [[route]]\n\
@@ -69,31 +80,62 @@ pub(super) fn show() {
         requests.join().expect("the requests end")
     });
     let parts = [("two", before), ("app-2 is killed", during)];
-    answers::print(&parts, &["app-1", "app-2"]);
+    answers::print(&parts, &SERVERS);
     println!("\n$ edge status\n{}", edge.ok(&["status"]));
+    let [(_, before), (_, during)] = &parts;
+    kept(before, &SERVERS)?;
+    kept(during, &SERVERS[..1])
 }
 
-/// Requests one after the other, with curl, each on a session of its own that verifies the
-/// certificate.
+/// Whether all requests of a part were answered, and some by each of these servers.
+fn kept(part: &Part, servers: &[&str]) -> Result<(), String> {
+    if part.failed > 0 {
+        return Err(format!("{} requests failed", part.failed));
+    }
+    let silent = |name: &&&str| !part.answers.contains_key(**name);
+    match servers.iter().find(silent) {
+        Some(name) => Err(format!("{name} has answered nothing")),
+        None => Ok(()),
+    }
+}
+
+/// Requests one after the other, with curl, as browsers ask: over HTTP/2, many on a session, which
+/// begins with a look at the certificate.
 fn requests(client: &Link, trusted: &str) -> Part {
     let (started, mut part) = (Instant::now(), Part::default());
-    let url = format!("https://{NAME}/");
+    let url = format!("https://{NAME}/?[1-{REQUESTS}]");
+    // Behind each answer, which ends its line: the status, connections that were made, milliseconds.
+    let told = "= %{http_code} %{http_version} %{num_connects} %{time_total}\n";
     let resolve = format!("{NAME}:443:{}", client.v4(1));
     while started.elapsed() < PART {
-        let begun = Instant::now();
         let mut curl = client.outside.command("curl");
-        curl.args(["--silent", "--fail", "--max-time", "5"]);
-        curl.args(["--cacert", trusted, "--resolve", &resolve, &url]);
+        curl.args(["--silent", "--fail", "--http2", "--write-out", told]);
+        curl.args(["--max-time", "5", "--cacert", trusted]);
+        curl.args(["--resolve", &resolve, &url]);
         let output = curl.stdin(Stdio::null()).output();
-        match output {
-            Ok(output) if output.status.success() => {
-                let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-                *part.answers.entry(name).or_default() += 1;
-                let ms = begun.elapsed().as_secs_f64() * 1000.0;
-                part.longest_ms = part.longest_ms.max(ms);
-            }
-            Ok(_) | Err(_) => part.failed += 1,
-        }
+        let output = output.map_or_else(|_| Vec::new(), |output| output.stdout);
+        part.failed += REQUESTS as u64 - answered(&mut part, &String::from_utf8_lossy(&output));
     }
     part
+}
+
+/// Takes what curl tells of the requests on a connection: how many were answered on it.
+fn answered(part: &mut Part, told: &str) -> u64 {
+    let (mut name, mut answered) = ("", 0);
+    for line in told.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["=", status, version, connects, seconds] = words[..] else {
+            name = line;
+            continue;
+        };
+        // One that had to connect again has lost the connection.
+        let is_kept = connects == if answered == 0 { "1" } else { "0" };
+        if (status, version) == ("200", "2") && is_kept {
+            answered += 1;
+            *part.answers.entry(name.to_owned()).or_default() += 1;
+            let ms = seconds.parse().unwrap_or(0.0) * 1000.0;
+            part.longest_ms = part.longest_ms.max(ms);
+        }
+    }
+    answered
 }
