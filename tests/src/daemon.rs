@@ -382,6 +382,25 @@ impl<'a> Installation<'a> {
         self.try_start_by(command, &[], wait::PATIENCE, None)
     }
 
+    /// Starts the daemon with no more than these capabilities, which setpriv(1) knows by these names,
+    /// and waits until it is ready or has ended, which is the error.
+    ///
+    /// # Errors
+    /// When it ended.
+    ///
+    /// # Panics
+    /// When it does neither in time.
+    #[track_caller]
+    pub fn try_start_with_capabilities(&self, names: &[String]) -> Result<Daemon, Outcome> {
+        let set = format!("-all,+{}", names.join(",+"));
+        let mut command = self.host.command("setpriv");
+        command
+            .args(["--bounding-set", &set, "--inh-caps", &set])
+            .arg(binary());
+        let command = self.command(command, &["run", "-c"]);
+        self.try_start_by(command, &[], wait::PATIENCE, None)
+    }
+
     /// The processes that run the daemon of this installation.
     #[must_use]
     pub fn daemons(&self) -> Vec<u32> {

@@ -19,15 +19,26 @@ fn tls() -> PathBuf {
     there.canonicalize().expect("the directory")
 }
 
+/// A certificate, as a listener has it.
+fn certificate() -> String {
+    let (cert, key) = (tls().join("v3.pem"), tls().join("key.pem"));
+    format!("{{ cert = {cert:?}, key = {key:?} }}")
+}
+
+/// [`settings`] with another certificate.
+pub(crate) fn with_certificate(settings: &str, other: &str) -> String {
+    settings.replace(&certificate(), other)
+}
+
 /// Where the proxy listens, on every link of the host.
 pub(crate) const HTTP: u16 = 8080;
-const HTTPS: u16 = 8443;
+pub(crate) const HTTPS: u16 = 8443;
 
 /// A proxy on the host of a lab, before the servers behind its second and third link. Clients are
 /// behind the first, where the firewall is. `root` is what stands before all tables, `listener`
 /// are keys of the listener, `routes` go before the one that takes everything.
 pub(crate) fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> String {
-    let (cert, key) = (tls().join("v3.pem"), tls().join("key.pem"));
+    let certificate = certificate();
     let servers: String = (1..3)
         .map(|n| {
             format!(
@@ -41,7 +52,7 @@ pub(crate) fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> S
         "{root}\n\
          [[listener]]\nname = \"web\"\naddresses = [\"{at}:{HTTP}\"]\n{listener}\n\
          [[listener]]\nname = \"tls\"\naddresses = [\"{at}:{HTTPS}\"]\n\
-         tls = {{ certificates = [{{ cert = {cert:?}, key = {key:?} }}] }}\n\
+         tls = {{ certificates = [{certificate}] }}\n\
          [[upstream]]\nname = \"app\"\nretries = {{ tries = 3, base = \"1ms\", budget = 1.0 }}\n\
          {servers}{routes}\n[[route]]\nname = \"all\"\nupstream = \"app\"\n"
     )

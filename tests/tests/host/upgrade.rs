@@ -23,6 +23,22 @@ const ECHO: u16 = 81;
 /// More than all buffers on the way hold.
 const DOWNLOAD: usize = 48 << 20;
 
+/// A directory with the file `large`, and what is in that.
+pub(crate) fn downloads() -> (tempfile::TempDir, Vec<u8>) {
+    let files = tempfile::tempdir().unwrap();
+    fs::set_permissions(files.path(), Permissions::from_mode(0o755)).unwrap();
+    let content: Vec<u8> = (0..DOWNLOAD / 4)
+        .flat_map(|n| {
+            u32::try_from(n)
+                .unwrap()
+                .wrapping_mul(0x9e37_79b1)
+                .to_le_bytes()
+        })
+        .collect();
+    fs::write(files.path().join("large"), &content).unwrap();
+    (files, content)
+}
+
 /// Ends the processes that have taken over, which are nobody's children.
 pub(crate) struct Heirs<'a>(pub(crate) &'a Installation<'a>);
 
@@ -145,17 +161,7 @@ pub(crate) fn serves(link: &Link) -> bool {
 fn upgrades_under_load_lose_nothing() {
     let lab = Lab::new(3);
     let link = lab.link();
-    let files = tempfile::tempdir().unwrap();
-    fs::set_permissions(files.path(), Permissions::from_mode(0o755)).unwrap();
-    let content: Vec<u8> = (0..DOWNLOAD / 4)
-        .flat_map(|n| {
-            u32::try_from(n)
-                .unwrap()
-                .wrapping_mul(0x9e37_79b1)
-                .to_le_bytes()
-        })
-        .collect();
-    fs::write(files.path().join("large"), &content).unwrap();
+    let (files, content) = downloads();
     let _servers = [1, 2].map(|n| Nginx::serving(&lab.links[n].outside, files.path()));
     echo(&lab.links[2].outside);
     let settings = settings(&lab, "", "", &routes(&lab));
