@@ -14,12 +14,11 @@ use crate::{
 };
 
 /// The sources of which a configuration says that no ban of the proxy holds: its trusted proxies,
-/// the networks of IPv6 that they are banned by, the allowlist and management addresses. Sorted,
-/// none twice.
-pub(super) fn spared(model: &Model) -> Vec<Prefix> {
+/// the networks of IPv6 that they are banned by, the allowlist and management addresses.
+fn sparing(model: &Model) -> impl Iterator<Item = Prefix> {
     let listeners = model.proxy.listeners.iter();
     let trusted = listeners.flat_map(|listener| &listener.trusted_proxies);
-    let mut all: Vec<Prefix> = trusted
+    trusted
         .map(|&prefix| {
             let counted_by = l7::bans::prefix(prefix.addr());
             if prefix.family() == Family::V6 && counted_by.contains(prefix) {
@@ -30,7 +29,11 @@ pub(super) fn spared(model: &Model) -> Vec<Prefix> {
         })
         .chain(model.allow.iter().copied())
         .chain(model.management.iter().copied())
-        .collect();
+}
+
+/// The same, sorted, none twice.
+pub(super) fn spared(model: &Model) -> Vec<Prefix> {
+    let mut all: Vec<Prefix> = sparing(model).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -56,6 +59,8 @@ impl Engine {
             .policy
             .add(List::Black, terms, prefixes, now, &mut meanwhile)
         {
+            // One of two orders, of which the other has come before.
+            Ok(done) if done.added == 0 => {}
             Ok(_) => {
                 self.proxy.count_ban();
                 self.publish_counts();
@@ -72,7 +77,7 @@ impl Engine {
         }
         let host = Prefix::host(ban.address);
         let covers = |prefix: &Prefix| prefix.contains(ban.source) || prefix.contains(host);
-        if spared(&self.model).iter().any(covers) {
+        if sparing(&self.model).any(|prefix| covers(&prefix)) {
             return Some("for the configuration spares it");
         }
         let is_spared = |entry: &EntryView| entry.list != List::Black;
@@ -105,7 +110,7 @@ impl Engine {
             Ok(lifted) => {
                 self.unpardoned = false;
                 for source in &lifted {
-                    info!(%source, "no longer banned, for the configuration spares it");
+                    info!(%source, "no longer banned by the proxy, for the configuration spares it");
                 }
                 if !lifted.is_empty() {
                     self.publish_counts();

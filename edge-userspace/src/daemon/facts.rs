@@ -66,6 +66,8 @@ pub(super) struct Shared {
     is_upgrading: AtomicBool,
     /// Whether a [`Command::Replan`] waits for the engine.
     replan_waits: AtomicBool,
+    /// Whether it was told that the engine has no room for bans.
+    is_busy_told: AtomicBool,
     pub(super) hub: Arc<Hub>,
     pub(super) stats: Arc<Stats>,
     pub(super) attacks: Journal,
@@ -107,6 +109,7 @@ impl Shared {
             upgrades,
             is_upgrading: AtomicBool::new(false),
             replan_waits: AtomicBool::new(false),
+            is_busy_told: AtomicBool::new(false),
             hub: Arc::default(),
             stats: Arc::default(),
             attacks: Journal::default(),
@@ -198,8 +201,9 @@ impl Shared {
             self.commands.try_send(Command::Ban(ban)),
             Err(TrySendError::Full(_))
         );
-        if is_full {
-            warn!("a client of the proxy is banned when it offends again: the daemon is busy");
+        // Once each time: those who offend would fill the log.
+        if self.is_busy_told.swap(is_full, Ordering::Relaxed) != is_full && is_full {
+            warn!("clients of the proxy are banned when they offend again: the daemon is busy");
         }
         !is_full
     }

@@ -14,11 +14,13 @@ fn clients_that_take_all_the_time_open_no_breaker() {
     let rig = Rig::new(&Setup::new(&[&server]).upstream(
         "retries = { tries = 1 }\nbreaker = { window = 2 }\n\
          passive = { consecutive_errors = 1, max_ejected = 1.0 }\n\
-         timeouts = { connect = '100ms', first_byte = '300ms', between_bytes = '300ms', request = '300ms' }",
+         timeouts = { connect = '1s', first_byte = '2s', between_bytes = '2s', request = '2s' }",
     ));
-    for _ in 0..4 {
-        let mut client = rig.client();
+    let mut clients: Vec<Peer> = (0..4).map(|_| rig.client()).collect();
+    for client in &mut clients {
         client.send("POST /slow HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4\r\n\r\nha");
+    }
+    for client in &mut clients {
         assert_eq!(client.answer().status, 504);
     }
     assert_eq!(rig.logged("/slow")["reason"], "request_timeout");
@@ -35,7 +37,7 @@ fn a_server_that_takes_all_the_time_is_left_alone() {
     let well = Server::saying("well");
     // What `edge` makes of it, when only the whole is said: no part has more time than it.
     let rig = Rig::new(&Setup::new(&[&silent, &well]).upstream(
-        "retries = { tries = 1 }\ntimeouts = { request = '300ms' }\n\
+        "retries = { tries = 1 }\ntimeouts = { request = '2s' }\n\
          passive = { consecutive_errors = 1, eject = '60s' }",
     ));
     let statuses: Vec<u16> = (0..8).map(|_| rig.get("/x").status).collect();
@@ -67,6 +69,28 @@ fn a_server_whose_answers_break_is_left_alone() {
         assert_eq!(breaking.requests(), 2, "{broken}");
         assert_eq!(rig.refusals("answer_broke"), 2);
     }
+}
+
+#[test]
+fn a_client_that_keeps_back_its_body_is_no_fault_of_the_server() {
+    // It answers before all of the body is there, and ends with it.
+    let server = Server::start(|mut peer| {
+        peer.head();
+        peer.take(2);
+        peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nha\r\n");
+        peer.rest();
+    });
+    let rig = Rig::new(&Setup::new(&[&server]).upstream(
+        "retries = { tries = 1 }\n\
+         passive = { consecutive_errors = 1, max_ejected = 1.0, eject = '60s' }\n\
+         timeouts = { connect = '200ms', first_byte = '60s', between_bytes = '300ms', request = '60s' }",
+    ));
+    let mut client = rig.client();
+    client.send("POST /owed HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4\r\n\r\nha");
+    let answer = String::from_utf8(client.rest()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(rig.logged("/owed")["reason"], "answer_timeout");
+    assert_eq!(rig.app().servers[0].ejected_ms, 0);
 }
 
 #[test]

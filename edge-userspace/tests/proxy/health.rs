@@ -214,7 +214,7 @@ fn who_waits_for_a_place_is_nothing_to_the_breaker() {
     let (server, had, go) = held();
     let rig = Rig::new(&Setup::new(&[&server]).upstream(format!(
         "{ONE_TRY}\nconcurrency = {{ requests = 2, queue = 4, queue_timeout = '50s' }}\n\
-         breaker = {{ failure_rate = 1.0, window = 1, open = '1s', probes = 1 }}"
+         breaker = {{ failure_rate = 1.0, window = 1, open = '5s', probes = 1 }}"
     )));
     let mut clients = Vec::new();
     let mut send = |request: &str| {

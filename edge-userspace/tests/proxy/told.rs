@@ -166,7 +166,7 @@ fn a_disk_that_takes_nothing_keeps_no_request_waiting() {
     });
     // What was not lost is there, in whole lines.
     let mut reader = reader.take().unwrap();
-    let (send, lines) = mpsc::channel();
+    let (send, lines) = mpsc::sync_channel(1024);
     thread::spawn(move || {
         let mut text = Vec::new();
         let mut room = vec![0; 1 << 16];

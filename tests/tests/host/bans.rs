@@ -200,7 +200,8 @@ fn a_ban_ends_by_itself() {
     for _ in 0..3 {
         offend(link, bad);
     }
-    wait::until("the ban", || !link.passes_from(bad));
+    // By the count, which does not go by again.
+    wait::until("the ban", || counted(&edge) == (1, 1));
     wait::until("its end", || link.passes_from(bad));
     wait::until("an empty list", || entries(&edge).is_empty());
     // It begins anew.
@@ -348,12 +349,16 @@ fn a_ban_that_finds_no_room_comes_with_the_next_offence() {
     for source in sources.clone() {
         (0..2).for_each(|_| offend(link, source));
     }
-    let unheard = daemon.log().matches("the daemon is busy").count();
-    let heard = usize::from(SOURCES) - unheard;
-    println!("{heard} were heard, {unheard} not");
-    assert!(heard > 0 && unheard > 0);
+    assert_eq!(daemon.log().matches("the daemon is busy").count(), 1);
     drop(held);
-    wait::until("those who were heard", || entries(&edge).len() == heard);
+    // Those who were heard: as many as may wait, give or take what else does.
+    let (mut last, mut alike) = (0, 0);
+    wait::until("no more come", || {
+        let before = std::mem::replace(&mut last, entries(&edge).len());
+        alike = if before == last { alike + 1 } else { 0 };
+        last >= 100 && alike >= 10
+    });
+    assert!(last < usize::from(SOURCES), "all were heard");
     let banned = listed(&edge);
     for source in sources.filter(|source| !banned.contains(&l7(&source.to_string()))) {
         offend(link, source);

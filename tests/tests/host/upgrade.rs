@@ -66,8 +66,7 @@ pub(crate) fn echo(namespace: &Namespace) {
                     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
                       Upgrade: websocket\r\n\r\n",
                 )?;
-                let mut from = stream.try_clone()?;
-                io::copy(&mut from, &mut stream).map(drop)
+                io::copy(&mut &stream, &mut &stream).map(drop)
             });
         }
     });

@@ -60,7 +60,7 @@ fn a_local_address_of_a_service_leads_to_the_listener_on_it() {
     };
     // Each handshake is one of the defence's.
     get(3);
-    assert_eq!(requests(), 6);
+    wait::until("the count of requests", || requests() == 6);
     wait::until("the count of handshakes", || {
         counter(&edge, "vip", "cookies_valid") == 6
     });
@@ -68,7 +68,7 @@ fn a_local_address_of_a_service_leads_to_the_listener_on_it() {
     edge.configure(&["eth0"], &with("off"));
     edge.ok(&["reload"]);
     get(2);
-    assert_eq!(requests(), 10);
+    wait::until("the count of requests", || requests() == 10);
     assert_eq!(counter(&edge, "vip", "cookies_valid"), 6);
     // The firewall is before it.
     edge.ok(&["blacklist", "add", "10.77.0.3"]);

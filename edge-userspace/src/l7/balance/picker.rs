@@ -141,19 +141,20 @@ impl Picker {
         self.primaries.read(ring, &mut reading);
         self.backups.read(backup_ring, &mut reading);
         let (usable, wanted) = (self.primaries.usable(), self.primaries.wanted());
-        let too_few = (usable as f64) < group.settings.panic_threshold * wanted as f64;
-        let has_backups = self.backups.usable() > 0;
-        self.used = if usable == 0 && has_backups {
+        let floor = group.settings.panic_threshold * wanted as f64;
+        let too_few = |usable: usize| (usable as f64) < floor;
+        let spare = self.backups.usable();
+        self.used = if usable == 0 && spare > 0 {
             Use::Backups
-        } else if too_few && has_backups {
+        } else if !too_few(usable) {
+            Use::Primaries
+        } else if spare > 0 && !too_few(usable + spare) {
             self.both.read(both_ring, &mut reading);
             Use::Both
-        } else if too_few {
+        } else {
             reading.all = true;
             self.primaries.read(ring, &mut reading);
             Use::Panic
-        } else {
-            Use::Primaries
         };
         self.stale_at = reading.stale_at;
     }

@@ -194,6 +194,8 @@ async fn tries<F: Front>(
             Head::Http2(_) => exchange.facts.waited,
         };
         exchange.facts.connect += connect;
+        // Nor of the others, to the breaker.
+        exchange.facts.says_nothing |= matches!(&asked, Err(failed) if failed.failure.is_none());
         if let Some(told) = exchange.facts.told.last_mut() {
             told.outcome = Some(match &asked {
                 Ok(answer) => Ok(answer.status),
@@ -309,12 +311,17 @@ async fn tries<F: Front>(
         )
         .await;
         if let Some(mut sample) = sample {
-            let is_broken = matches!(
-                delivered,
+            sample.error = delivered.is_err();
+            match &delivered {
+                Ok(_) => report(group, position, sample),
                 Err(Refusal::AnswerBroke | Refusal::AnswerTimeout)
-            );
-            sample.error = is_broken;
-            report(group, position, sample);
+                    if !exchange.facts.says_nothing =>
+                {
+                    report(group, position, sample);
+                }
+                // It was not seen to its end, for another reason.
+                Err(_) => {}
+            }
         }
         return delivered;
     }
@@ -461,6 +468,8 @@ async fn converse<F: Front>(
     timer.set(end.min(next(0, began)));
     let mut is_flushed = false;
     let mut sent_at = None;
+    // When the last of the body came that the server has taken.
+    let mut moved_at = began;
     let talking = poll_fn(|cx| {
         if !facts.progress.sent {
             let before = facts.progress.up;
@@ -473,7 +482,8 @@ async fn converse<F: Front>(
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending if facts.progress.up > before => {
-                    timer.set(end.min(next(facts.progress.up, Worker::now())));
+                    moved_at = Worker::now();
+                    timer.set(end.min(next(facts.progress.up, moved_at)));
                 }
                 Poll::Pending => {}
             }
@@ -533,7 +543,7 @@ async fn converse<F: Front>(
                 }
                 (true, false) => Failed::of_client(Refusal::BodyTimeout),
                 (false, true) => {
-                    let since = sent_at.unwrap_or(began);
+                    let since = sent_at.unwrap_or(moved_at);
                     Failed::at_the_end(facts.started, since, now, Failure::Silent)
                 }
                 (false, false) => Failed::of_server(Failure::Silent, Refusal::AnswerTimeout),
@@ -624,9 +634,16 @@ async fn deliver<F: Front>(
     let worker = &exchange.conn.worker;
     // Something is there that the client does not take.
     let is_stuck = front.has_out() || !back.data().is_empty();
-    if matches!(ended, Err(Side::Expired)) && !is_stuck {
+    // More of the request is the client's to send: a server may wait for that, or have hung up
+    // on it.
+    let is_owed = !facts.progress.sent && front.data().is_empty();
+    if matches!(ended, Err(Side::Expired)) && !is_stuck && !is_owed {
         back.doubt();
     }
+    facts.says_nothing |= match ended {
+        Err(Side::Server) => !facts.progress.sent || facts.progress.is_refused,
+        _ => is_owed,
+    };
     let is_whole = ended.is_ok() && !is_upgrade;
     let can_stay = is_whole
         && response.keep_alive

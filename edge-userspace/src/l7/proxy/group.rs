@@ -156,6 +156,11 @@ impl Group {
             if !was_there {
                 self.pick.begin(position, now);
             }
+            // One that has another identity now is the same server.
+            let until = (self.outliers.as_ref()).map_or(0, |o| o.ejected_until(position));
+            if until > now && server.ejected_until() < until {
+                self.pick.eject(position, until);
+            }
         }
     }
 

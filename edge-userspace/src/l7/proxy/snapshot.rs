@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -97,6 +97,11 @@ impl Judge {
         }
     }
 
+    /// All workers write here: nothing is waited for with it.
+    fn offences(&self) -> MutexGuard<'_, Offences> {
+        self.offences.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A ban is in force.
     pub(super) fn count(&self) {
         self.banned.fetch_add(1, Relaxed);
@@ -128,11 +133,7 @@ impl Snapshot {
         if self.listeners.iter().any(is_trusted) {
             return;
         }
-        let mut offences = judge
-            .offences
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !offences.note(*rule, source, now) {
+        if !judge.offences().note(*rule, source, now) {
             return;
         }
         let mut note = format!(
@@ -153,7 +154,7 @@ impl Snapshot {
             note,
         };
         if (judge.tell)(ban) {
-            offences.forget(source);
+            judge.offences().forget(source);
         }
     }
 }

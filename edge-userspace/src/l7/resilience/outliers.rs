@@ -205,6 +205,12 @@ impl Outliers {
         self.settings.eject.saturating_mul(1 << doublings)
     }
 
+    /// When the ejection of the server at a position ends or ended, nanoseconds; 0 if there was none.
+    pub fn ejected_until(&self, position: usize) -> u64 {
+        let record = self.records.get(position);
+        record.map_or(0, |record| record.ejected_until())
+    }
+
     fn may_eject(&self, record: &Record, now: u64) -> bool {
         let out = |record: &Record| record.until.load(Relaxed) > now;
         !out(record) && self.records.iter().filter(|other| out(other)).count() < self.most

@@ -121,7 +121,7 @@ fn requests(client: &Link, trusted: &str) -> Part {
 
 /// Takes what curl tells of the requests on a connection: how many were answered on it.
 fn answered(part: &mut Part, told: &str) -> u64 {
-    let (mut name, mut answered) = ("", 0);
+    let (mut name, mut answered, mut is_first) = ("", 0, true);
     for line in told.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let ["=", status, version, connects, seconds] = words[..] else {
@@ -129,7 +129,8 @@ fn answered(part: &mut Part, told: &str) -> u64 {
             continue;
         };
         // One that had to connect again has lost the connection.
-        let is_kept = connects == if answered == 0 { "1" } else { "0" };
+        let is_kept = connects == if is_first { "1" } else { "0" };
+        is_first = false;
         if (status, version) == ("200", "2") && is_kept {
             answered += 1;
             *part.answers.entry(name.to_owned()).or_default() += 1;

@@ -144,6 +144,9 @@ fn backups_and_panic_come_in_order() {
     assert_eq!(picked(&group(0.5, false), 0), (vec![0, 1, 2, 3], true));
     assert_eq!(picked(&group(0.0, false), 0), (vec![], false));
     assert_eq!(picked(&group(0.0, true), 1), (vec![0], false));
+    // A backup that makes not enough of them does not keep the rest from being used.
+    assert_eq!(picked(&group(0.75, true), 1), (vec![0, 1, 2, 3], true));
+    assert_eq!(picked(&group(0.75, true), 0), (vec![4], false));
 }
 
 #[test]
