@@ -22,15 +22,16 @@ fn allowed(servers: &[Known], threshold: f64, now: u64, tried: &[usize]) -> Vec<
     let usable_primaries = those(&|s| usable(s) && !s.backup);
     let primaries = those(&|s| wanted(s) && !s.backup);
     let backups = those(&|s| usable(s) && s.backup);
-    let too_few = (usable_primaries.len() as f64) < threshold * primaries.len() as f64;
+    let too_few = |usable: usize| (usable as f64) < threshold * primaries.len() as f64;
+    let both = [&usable_primaries[..], &backups].concat();
     let (first, second) = if usable_primaries.is_empty() && !backups.is_empty() {
         (backups, Vec::new())
-    } else if too_few && !backups.is_empty() {
-        ([usable_primaries, backups].concat(), Vec::new())
-    } else if too_few {
-        (primaries, backups)
-    } else {
+    } else if !too_few(usable_primaries.len()) {
         (usable_primaries, backups)
+    } else if !backups.is_empty() && !too_few(both.len()) {
+        (both, Vec::new())
+    } else {
+        (primaries, backups)
     };
     let untried = |all: &[usize]| -> Vec<usize> {
         all.iter()
