@@ -154,6 +154,25 @@ pub(crate) fn daemon(workspace: &Workspace, profile: Profile) -> Result<PathBuf>
     binary(workspace, "edge-userspace", "edge", profile)
 }
 
+/// Builds all tests and, with them, the daemon that they start: by itself it would have fewer features
+/// of its dependencies, and the same crates would be built twice. Returns the daemon.
+pub(crate) fn tests(workspace: &Workspace) -> Result<PathBuf> {
+    announce("building the tests and the daemon");
+    let mut command = Command::new(exec::host_cargo());
+    command.current_dir(&workspace.root).args([
+        "test",
+        "--no-run",
+        "--workspace",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let built = build_and_list(&mut command)?;
+    // Its own unit tests have a hash in the names of their files.
+    let mut files = built.into_iter().map(|(_, file)| file);
+    files
+        .find(|file| file.file_name() == Some(OsStr::new("edge")))
+        .context("cargo built no binary `edge`")
+}
+
 /// Builds the daemon with the log and the object that writes to it. Returns the binary.
 pub(crate) fn daemon_debug_log(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     announce("building the daemon with the log of every dropped packet");

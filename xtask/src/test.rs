@@ -46,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         build::daemon_debug_log(workspace, Profile::Debug)?
     } else {
         build::ebpf(workspace, &bpf)?;
-        build::daemon(workspace, Profile::Debug)?
+        build::tests(workspace)?
     };
     let variables = [
         ("PATH", exec::path_with(&workspace.tools_bin())?),
