@@ -48,6 +48,7 @@ pub fn found(facts: Facts<'_>, reason: Reason, would_drop: bool) {
 /// A global function like `edge_sample`: the verifier goes through a call of the
 /// log in 2,205 instructions, and there are many checks.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_debug_log(ctx: *mut xdp_md, frame_len: u32, reason_and_would: u32) -> u32 {
     let Some(text) = TEXTS.get(reason_and_would as usize) else {

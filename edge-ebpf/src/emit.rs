@@ -95,6 +95,7 @@ fn sample(facts: Facts<'_>, reason: Reason, would_drop: bool) -> u64 {
 /// function, which the verifier checks once and not again at every check that
 /// may sample.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_sample(
     ctx: *mut xdp_md,

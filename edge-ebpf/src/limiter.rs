@@ -212,6 +212,7 @@ fn word(slot: *mut LimiterSlot, at: u32) -> *mut u64 {
 /// is the profile's index, shifted by 8, with the limit's. A global function: it
 /// is rare, and the verifier checks it once.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_charge_again(word: *mut u64, which: u32, tat: u64, now: u64, units: u32) -> u32 {
     if word.is_null() {

@@ -94,6 +94,7 @@ fn host4(place: Place, source: u32, now: Stamp) -> Policy {
 /// The longest prefix that matches an IPv4 address (host byte order), as a
 /// [`Policy`] word; `lengths` is its entry of `LENGTHS4`.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_prefix4(addr: u32, lengths: u64, now: Stamp) -> u32 {
     let mut search = Search::new(0, addr as u64, now);
@@ -104,6 +105,7 @@ extern "C" fn edge_prefix4(addr: u32, lengths: u64, now: Stamp) -> u32 {
 /// The longest prefix up to /127 that matches an IPv6 address, as a
 /// [`Policy`] word; `short` is its entry of `LENGTHS6`.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_prefix6(hi: u64, lo: u64, short: u64, now: Stamp) -> u32 {
     let mut search = Search::new(hi, lo, now);
@@ -180,6 +182,7 @@ impl Search {
 
 /// [`likely`] for the lower half of an IPv6 address.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_likely_low(lengths: u64, hi: u64, lo: u64) -> u64 {
     likely(Half::Low, lengths, hi, lo)
@@ -187,6 +190,7 @@ extern "C" fn edge_likely_low(lengths: u64, hi: u64, lo: u64) -> u64 {
 
 /// [`likely`] for the upper half of an IPv6 address.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_likely_high(lengths: u64, hi: u64) -> u64 {
     likely(Half::High, lengths, hi, 0)

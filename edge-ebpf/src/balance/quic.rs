@@ -37,6 +37,7 @@ pub fn named(source: &XdpSource<'_>, packet: Packet, service: u32, balance: u64)
 
 /// The same of the first bytes of a packet. Checked by the verifier by itself.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_quic_backend(service: u32, layout: u32, a: u64, b: u64) -> u64 {
     let Some(id) = server_id(layout, [a, b]) else {

@@ -37,6 +37,7 @@ static LOCAL6: HashMap<V6, u32> = HashMap::with_max_entries(MAX_LOCAL, 0);
 #[map]
 static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::COUNT as u32, 0);
 
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 static GUE_PORT: u16 = tunnel::GUE_PORT.to_be();
 
@@ -180,6 +181,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+// SAFETY: where loaders look for the licence; a static of plain bytes, whose name nothing else has.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -23,6 +23,7 @@ const TAG: u32 = 0x2010;
 /// Judges a packet, as [`super::icmp::edge_defend_icmp`] does messages; one that is
 /// marked as a sample is counted.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 pub extern "C" fn edge_hitters(ctx: *mut xdp_md, now: u64, marks: u64, frame_len: u32) -> u32 {
     let context = XdpContext::new(ctx);

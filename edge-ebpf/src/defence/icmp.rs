@@ -26,6 +26,7 @@ const ERROR_LEN: usize = 8;
 /// Judges a message; the index of the reason that it ends with, or 0 ([`Reason::Pass`])
 /// to let it go on. `marks` as [`Marks`]. A function that the verifier checks once.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 pub extern "C" fn edge_defend_icmp(ctx: *mut xdp_md, now: u64, marks: u64, frame_len: u32) -> u32 {
     let context = XdpContext::new(ctx);

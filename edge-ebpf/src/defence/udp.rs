@@ -17,6 +17,7 @@ use edge_common::{
 
 /// Judges such a packet, as [`super::icmp::edge_defend_icmp`] does messages.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 pub extern "C" fn edge_defend_udp(ctx: *mut xdp_md, now: u64, marks: u64, frame_len: u32) -> u32 {
     let context = XdpContext::new(ctx);

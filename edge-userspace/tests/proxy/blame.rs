@@ -1,12 +1,8 @@
 //! Whom a failure is held against: the server, the client, or nobody.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-    mpsc,
-};
+use std::sync::atomic::Ordering::Relaxed;
 
-use super::rig::*;
+use super::{resilience::held, rig::*};
 
 #[test]
 fn clients_that_take_all_the_time_open_no_breaker() {
@@ -126,18 +122,7 @@ const POST: &str = "POST /post HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\
 
 #[test]
 fn nothing_is_sent_for_a_client_that_went_and_left_its_body() {
-    let (go, wait) = mpsc::sync_channel::<()>(4);
-    let (wait, had) = (std::sync::Mutex::new(wait), Arc::<AtomicUsize>::default());
-    let count = had.clone();
-    let server = Server::start(move |mut peer| {
-        while peer.request().is_some() {
-            count.fetch_add(1, Relaxed);
-            if lock(&wait).recv().is_err() {
-                return;
-            }
-            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-        }
-    });
+    let (server, had, go) = held();
     let rig = Rig::new(
         &Setup::new(&[&server])
             .upstream("concurrency = { requests = 1, queue = 1, queue_timeout = '50s' }"),

@@ -4,15 +4,11 @@ use std::{
     fs::OpenOptions,
     io::Read as _,
     process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-        mpsc,
-    },
+    sync::{atomic::Ordering::Relaxed, mpsc},
     thread,
 };
 
-use super::rig::*;
+use super::{resilience::held, rig::*};
 
 #[test]
 fn error_pages_name_the_request_and_nothing_of_the_inside() {
@@ -94,18 +90,7 @@ fn lines_can_be_logfmt() {
 
 #[test]
 fn lines_tell_where_the_time_went() {
-    let (go, wait) = mpsc::sync_channel::<()>(4);
-    let (wait, had) = (Mutex::new(wait), Arc::<AtomicUsize>::default());
-    let count = had.clone();
-    let server = Server::start(move |mut peer| {
-        while peer.request().is_some() {
-            count.fetch_add(1, Relaxed);
-            if lock(&wait).recv().is_err() {
-                return;
-            }
-            let _ = peer.try_send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-        }
-    });
+    let (server, had, go) = held();
     let rig = Rig::new(
         &Setup::new(&[&server])
             .upstream("concurrency = { requests = 1, queue = 2, queue_timeout = '50s' }"),

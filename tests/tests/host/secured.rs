@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::proxy::{HTTPS, settings, with_certificate};
-use crate::upgrade::{Heirs, copy_of_binary, downloads, pid};
+use crate::upgrade::{Heirs, copy_of_binary, downloads, head, pid};
 
 /// The name in the certificates.
 const NAME: &str = "edge.example";
@@ -97,13 +97,7 @@ pub(crate) fn shake_hands(link: &Link, config: &Arc<ClientConfig>) -> io::Result
 /// Asks for a path by HTTP/1; the head of the answer, in lower case.
 pub(crate) fn begin(stream: &mut impl ReadWrite, path: &str) -> io::Result<String> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {NAME}\r\n\r\n").as_bytes())?;
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    Ok(String::from_utf8_lossy(&head).to_lowercase())
+    head(stream)
 }
 
 /// The same, and the body, whose length the head says.

@@ -1,7 +1,7 @@
 //! A new process in the place of the daemon, and sockets that a service manager opens.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -72,8 +72,8 @@ pub(crate) fn echo(namespace: &Namespace) {
     });
 }
 
-/// Reads up to the end of a head, byte by byte.
-pub(crate) fn head(stream: &mut TcpStream) -> io::Result<String> {
+/// Reads up to the end of a head, byte by byte; in lower case.
+pub(crate) fn head(stream: &mut impl Read) -> io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {

@@ -376,6 +376,7 @@ fn word_of(at: u32, flow: &Flow, ends: u64, flags: u32, now: u32) -> u64 {
 /// left there; without a service (`balance`, 0) it is given none. The rare case: a function of
 /// its own.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_nat_port(now_ns: u64, balance: u64, hash: u64, flags: u32) -> u64 {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {

@@ -180,6 +180,7 @@ fn checksum(facts: Facts<'_>, packet: Packet, v6: bool, proto: u8) -> Option<u16
 /// The sum of so many bytes at an offset, folded; [`UNREAD`] when they are too many. Rare:
 /// a function of its own.
 #[inline(never)]
+// SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
 extern "C" fn edge_nat_sum(ctx: *mut xdp_md, at: u32, len: u32) -> u64 {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
