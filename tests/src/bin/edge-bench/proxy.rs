@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use edge_tests::{
     daemon::{Daemon, Installation},
+    harness::Samples,
     lab::Lab,
     netns::Namespace,
     wait,
@@ -38,8 +39,8 @@ const HAPROXY: u16 = 8102;
 pub(crate) const EDGE: u16 = 8103;
 /// From the port of a proxy to the one that is served with TLS.
 pub(crate) const TLS: u16 = 100;
-/// Each contender is measured so often; the least counts.
-const TURNS: u32 = 5;
+/// Each contender is measured so often; the median counts.
+const TURNS: u32 = 7;
 
 /// How it is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -160,33 +161,50 @@ impl Bench {
     }
 
     fn proxy_row(&mut self, arena: &Arena, all: &[Contender; 3], load: &Load) -> Result<()> {
-        let mut least = [f64::INFINITY; 3];
-        let mut p99 = [f64::INFINITY; 3];
+        let mut turns = Vec::new();
         for _ in 0..TURNS {
-            for (at, contender) in all.iter().enumerate() {
-                let (cost, slow) = arena.measure(contender, load)?;
-                least[at] = least[at].min(cost);
-                p99[at] = p99[at].min(slow);
+            let mut turn = [Measured::default(); 3];
+            for (measured, contender) in turn.iter_mut().zip(all) {
+                *measured = arena.measure(contender, load)?;
             }
+            turns.push(turn);
         }
-        let [nginx, haproxy, edge] = least;
+        let all_of = |of: &dyn Fn(&[Measured; 3]) -> f64| {
+            Samples::new(turns.iter().map(of).collect()).median()
+        };
+        let each = |of: fn(&Measured) -> f64| {
+            [0, 1, 2].map(|at| all_of(&|turn| turn.get(at).map_or(f64::NAN, of)))
+        };
+        let [nginx, haproxy, edge] = each(|m| m.cost);
+        let rates = each(|m| m.rate);
         let (floor, other) = match load.peer {
             Peer::Nginx => (nginx, format!("HAProxy {haproxy:.1}")),
             Peer::Haproxy => (haproxy, format!("nginx {nginx:.1}")),
         };
+        let ratio = |[nginx, haproxy, edge]: &[Measured; 3]| match load.peer {
+            Peer::Nginx => edge.cost / nginx.cost,
+            Peer::Haproxy => edge.cost / haproxy.cost,
+        };
+        let [a, b, c] = rates.map(|rate| (rate / 1000.0).round());
         self.report.add(Row {
             name: row_name(load),
             unit: "µs of the processor a request",
             floor: Some(floor),
             gross: Some(edge),
-            value: edge / floor,
+            // What else the machine does befalls a whole turn.
+            value: all_of(&ratio),
             target: Some(Target::AtMost(load.most)),
-            note: other,
-            more: json!({ "nginx_us": nginx, "haproxy_us": haproxy, "edge_us": edge }),
+            note: format!("{other}; 1000 requests/s: nginx {a}, HAProxy {b}, Edge {c}"),
+            more: json!({
+                "nginx_us": nginx, "haproxy_us": haproxy, "edge_us": edge,
+                "nginx_rps": rates[0], "haproxy_rps": rates[1], "edge_rps": rates[2],
+                "ratios": turns.iter().map(ratio).collect::<Vec<_>>(),
+            }),
         });
         let Some(most) = load.slowest else {
             return Ok(());
         };
+        let p99 = each(|m| m.p99);
         let better = p99[0].min(p99[1]);
         self.report.add(Row {
             name: format!("{}, slowest of 100", row_name(load)),
@@ -200,6 +218,17 @@ impl Bench {
         });
         Ok(())
     }
+}
+
+/// What a load cost a proxy in one turn.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    /// Microseconds of the processor a request.
+    cost: f64,
+    /// Requests a second.
+    rate: f64,
+    /// The duration that one of 100 exceeds, milliseconds.
+    p99: f64,
 }
 
 fn row_name(load: &Load) -> String {
@@ -387,17 +416,20 @@ impl Arena {
         Ok(all)
     }
 
-    /// Microseconds of the processor a request, and the duration that one of 100 exceeds,
-    /// milliseconds.
-    fn measure(&self, contender: &Contender, load: &Load) -> Result<(f64, f64)> {
+    /// Puts a load on a proxy.
+    fn measure(&self, contender: &Contender, load: &Load) -> Result<Measured> {
         let before = cpu_us(contender.pid)?;
-        let slow = self.load(contender, load)?;
+        let (rate, p99) = self.load(contender, load)?;
         let spent = cpu_us(contender.pid)? - before;
-        Ok((spent / f64::from(load.requests), slow))
+        Ok(Measured {
+            cost: spent / f64::from(load.requests),
+            rate,
+            p99,
+        })
     }
 
-    /// Puts a load on a proxy; tells the duration that one of 100 exceeds, milliseconds.
-    fn load(&self, contender: &Contender, load: &Load) -> Result<f64> {
+    /// The same; requests a second, and the duration that one of 100 exceeds, milliseconds.
+    fn load(&self, contender: &Contender, load: &Load) -> Result<(f64, f64)> {
         let log = self.directory.path().join("h2load.log");
         let _ = fs::remove_file(&log);
         let requests = load.requests;
@@ -431,7 +463,13 @@ impl Arena {
         ensure!(!durations.is_empty(), "{}: no durations", log.display());
         durations.sort_by(f64::total_cmp);
         let at = durations.len() * 99 / 100;
-        Ok(durations.get(at).copied().unwrap_or(0.0) / 1000.0)
+        let p99 = durations.get(at).copied().unwrap_or(0.0) / 1000.0;
+        // finished in 1.23s, 45678.90 req/s, 56.78MB/s
+        let rate = text.lines().find_map(|line| {
+            let (before, _) = line.split_once(" req/s")?;
+            before.rsplit(' ').next()?.parse().ok()
+        });
+        Ok((rate.context("h2load tells no rate")?, p99))
     }
 }
 
