@@ -11,7 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+use tokio::{
+    runtime::LocalRuntime,
+    sync::mpsc::{
+        Receiver, Sender, channel,
+        error::{TryRecvError, TrySendError},
+    },
+};
 use tracing::{error, info};
 
 use super::{
@@ -228,7 +234,7 @@ fn sit(
     };
     // There is room for it.
     let _ = told.try_send(ready);
-    let Some(runtime) = runtime else { return };
+    let Some(mut runtime) = runtime else { return };
     // What it is for may never come into force, or not yet.
     if orders.blocking_recv() != Some(Order::Look) {
         return;
@@ -240,7 +246,7 @@ fn sit(
         let random = worker::random();
         let panics = &shared.panics;
         let ended = worker::run(
-            &runtime,
+            runtime,
             number,
             random,
             panics,
@@ -252,10 +258,28 @@ fn sit(
             return;
         }
         pause = next_pause(pause, began.elapsed());
+        runtime = match another_runtime(&mut orders) {
+            Some(runtime) => runtime,
+            None => return,
+        };
         if !pause.is_zero() && runtime.block_on(is_told_to_end(pause, &mut orders)) {
             return;
         }
         panics.restart();
+    }
+}
+
+/// One for who follows a worker that has panicked, as soon as there are descriptors for it: those
+/// of the last one may be somebody else's by now. `None` if it is told to end meanwhile.
+fn another_runtime(orders: &mut Receiver<Order>) -> Option<LocalRuntime> {
+    loop {
+        if let Ok(runtime) = worker::runtime() {
+            return Some(runtime);
+        }
+        match orders.try_recv() {
+            Ok(Order::Look) | Err(TryRecvError::Empty) => thread::park_timeout(PAUSE.1),
+            Ok(Order::Stop | Order::Drain(..)) | Err(TryRecvError::Disconnected) => return None,
+        }
     }
 }
 
