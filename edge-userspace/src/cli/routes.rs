@@ -222,7 +222,11 @@ fn policies(share: &Share) -> Vec<String> {
     let retries = match share.tries {
         1 => "never tried again".to_owned(),
         n => format!(
-            "at most {n} tries, the second after {} at most",
+            "at most {n} tries{}, the second after {} at most",
+            match share.retry_non_idempotent {
+                true => ", whatever the method",
+                false => "",
+            },
             ms(share.retry_base_ms)
         ),
     };
@@ -294,6 +298,7 @@ mod tests {
                     }),
                     breaker: true,
                     tries: 3,
+                    retry_non_idempotent: true,
                     retry_base_ms: 25,
                     connect_ms: 1000,
                     first_byte_ms: 15_000,
@@ -315,7 +320,7 @@ request header  x-a: 1
 request header  also x-b: 2
 upstream        app
                 http1 over TLS, round-robin, clients return by the cookie edge
-                at most 3 tries, the second after 25ms at most
+                at most 3 tries, whatever the method, the second after 25ms at most
                 time for a connection 1s, the first byte 15s, each next 30s, all 1m
                 at most 1,024 at one time, 256 wait up to 1s
                 a circuit breaker

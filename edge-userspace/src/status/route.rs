@@ -159,6 +159,8 @@ pub struct Share {
     pub tries: u32,
     /// The longest wait before the second try, milliseconds.
     pub retry_base_ms: u64,
+    /// Whether it is tried again also where its method is not idempotent and it may have been done.
+    pub retry_non_idempotent: bool,
     /// How long a connection may take, milliseconds.
     pub connect_ms: u64,
     /// How long the first byte of the answer may take, milliseconds.

@@ -103,6 +103,13 @@ fn a_request_is_tried_as_often_as_may_be_and_the_last_answer_stands() {
     client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(client.answer().status, 503);
     assert_eq!(failing.requests(), 4);
+    // But by leave.
+    let by_leave = "retries = { tries = 3, base = '1ms', budget = 1.0, non_idempotent = true }";
+    let rig = Rig::new(&Setup::new(&[&failing]).upstream(by_leave));
+    let mut client = rig.client();
+    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(client.answer().status, 503);
+    assert_eq!(failing.requests(), 7);
     let failing = Server::start(|peer| say(peer, "500 Internal Server Error", "no"));
     let rig = Rig::new(&Setup::new(&[&failing]));
     assert_eq!(rig.get("/").status, 500);

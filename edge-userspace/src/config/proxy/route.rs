@@ -214,6 +214,8 @@ pub struct RetriesOverride {
     pub tries: Option<u32>,
     /// Instead of [`Retries::base`].
     pub base: Option<Duration>,
+    /// Instead of [`Retries::non_idempotent`].
+    pub non_idempotent: Option<bool>,
 }
 
 impl RetriesOverride {
@@ -222,6 +224,7 @@ impl RetriesOverride {
         Retries {
             tries: self.tries.unwrap_or(upstream.tries),
             base: self.base.unwrap_or(upstream.base),
+            non_idempotent: self.non_idempotent.unwrap_or(upstream.non_idempotent),
             ..upstream
         }
     }

@@ -268,6 +268,9 @@ pub struct Retries {
     pub base: Duration,
     /// Of a thousand requests, so many may be tried again.
     pub budget_permille: u32,
+    /// Whether a request is tried again although its method is not idempotent and a server may have
+    /// begun with it.
+    pub non_idempotent: bool,
 }
 
 impl Default for Retries {
@@ -276,6 +279,7 @@ impl Default for Retries {
             tries: 3,
             base: Duration::from_millis(25),
             budget_permille: 200,
+            non_idempotent: false,
         }
     }
 }

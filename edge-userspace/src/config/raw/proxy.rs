@@ -250,6 +250,7 @@ section! {
         tries = "tries": At<Count>,
         base = "base": At<Duration>,
         budget = "budget": At<Share>,
+        non_idempotent = "non_idempotent": bool,
     }
 }
 
@@ -372,6 +373,7 @@ section! {
     RouteRetries {
         tries = "tries": At<Count>,
         base = "base": At<Duration>,
+        non_idempotent = "non_idempotent": bool,
     }
 }
 

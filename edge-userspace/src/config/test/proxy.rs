@@ -11,7 +11,7 @@ use crate::config::{
     proxy::{
         LogFormat, Proxy,
         listener::{ClientAuth, Limits, ProxyProtocol, TlsVersion},
-        route::{Action, Condition, Host, PathMatch, Rewrite, ValueMatch},
+        route::{Action, Condition, Host, PathMatch, RetriesOverride, Rewrite, ValueMatch},
         upstream::{
             Address, Balance, Breaker, Concurrency, ErrorRate, HashKey, KeepAlive, Passive,
             Protocol, Retries, SendProxy, Timeouts,
@@ -145,7 +145,7 @@ fn everything_is_taken_over() {
         [[upstream]]\nname = 'app'\nbalance = 'consistent-hash'\nhash = { header = 'X-User' }\nsticky = { cookie = 'edge', ttl = '1h' }\n\
         protocol = 'http1'\ntls = { ca = '/ca.pem', sni = 'App.internal', cert = '/c.pem', key = '/c.key' }\n\
         keep_alive = { connections = 3, idle = '5s' }\nhealth = { kind = 'http', path = '/healthz' }\npassive = { max_ejected = 0.25, error_rate = 0.3, latency = '2s' }\n\
-        panic_threshold = 0.333\nconcurrency = { requests = 5 }\nbreaker = { failure_rate = 0.75 }\nretries = { tries = 2, budget = 0 }\n\
+        panic_threshold = 0.333\nconcurrency = { requests = 5 }\nbreaker = { failure_rate = 0.75 }\nretries = { tries = 2, budget = 0, non_idempotent = true }\n\
         timeouts = { request = '10s', connect = '100ms' }\nslow_start = '5s'\n\
         [[upstream.server]]\naddress = 'App.internal.:8080'\nweight = 3\n[[upstream.server]]\naddress = 'unix:/run/a.sock'\nbackup = true\n[[upstream.server]]\naddress = '[2001:db8::1]:80'\n";
     // Unix sockets and checks do not go together.
@@ -221,9 +221,10 @@ fn everything_is_taken_over() {
         (
             app.panic_permille,
             app.retries.tries,
-            app.retries.budget_permille
+            app.retries.budget_permille,
+            app.retries.non_idempotent
         ),
-        (333, 2, 0)
+        (333, 2, 0, true)
     );
     // What is not said is no longer than what holds around it.
     let timeouts = app.timeouts;
@@ -255,7 +256,13 @@ fn everything_is_taken_over() {
         route.timeouts.over(app.timeouts).between_bytes,
         Duration::from_secs(5)
     );
-    assert_eq!(route.retries.over(app.retries).tries, 1);
+    let retries = route.retries.over(app.retries);
+    assert_eq!((retries.tries, retries.non_idempotent), (1, true));
+    let without = RetriesOverride {
+        non_idempotent: Some(false),
+        ..route.retries
+    };
+    assert!(!without.over(app.retries).non_idempotent);
     assert_eq!(model_of(&text), model_of(&text));
     let described = {
         let model = model_of(&text);

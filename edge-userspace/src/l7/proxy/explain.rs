@@ -326,6 +326,7 @@ fn share(upstream: &Upstream, target: &Target, share: f64) -> Share {
         breaker: upstream.breaker.is_some(),
         tries: retries.tries,
         retry_base_ms: milliseconds(retries.base),
+        retry_non_idempotent: retries.non_idempotent,
         connect_ms: milliseconds(timeouts.connect),
         first_byte_ms: milliseconds(timeouts.first_byte),
         between_bytes_ms: milliseconds(timeouts.between_bytes),

@@ -146,6 +146,7 @@ async fn tries<F: Front>(
     let policy = RetryPolicy {
         tries: target.retries.tries,
         base: nanoseconds(target.retries.base),
+        non_idempotent: target.retries.non_idempotent,
     };
     let session = session(exchange, front, request, group);
     let key = hash_key(exchange, front, request, group);

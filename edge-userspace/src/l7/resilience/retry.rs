@@ -35,6 +35,9 @@ pub struct RetryPolicy {
     pub tries: u32,
     /// The longest wait before the second try, nanoseconds; it doubles with each further one.
     pub base: u64,
+    /// Whether requests are repeated that may have been done, also where twice is not the same as
+    /// once.
+    pub non_idempotent: bool,
 }
 
 impl Default for RetryPolicy {
@@ -42,6 +45,7 @@ impl Default for RetryPolicy {
         Self {
             tries: 3,
             base: 25_000_000,
+            non_idempotent: false,
         }
     }
 }
@@ -105,7 +109,7 @@ impl RetryPolicy {
             Failure::Broken | Failure::Silent | Failure::Status(502..=504) => true,
             Failure::Status(_) => return Err(NoRetry::Answer),
         };
-        if may_be_done && !request.idempotent {
+        if may_be_done && !request.idempotent && !self.non_idempotent {
             return Err(NoRetry::Method);
         }
         if !request.body {

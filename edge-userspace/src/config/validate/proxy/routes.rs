@@ -488,5 +488,6 @@ fn retries(raw: Option<&raw::RouteRetries>, report: &mut Report<'_>) -> RetriesO
     raw.map_or_else(RetriesOverride::default, |raw| RetriesOverride {
         tries: tries(raw.tries.as_ref(), report),
         base: base(raw.base.as_ref(), report),
+        non_idempotent: raw.non_idempotent,
     })
 }

@@ -508,6 +508,7 @@ fn retries(raw: Option<&raw::Retries>, report: &mut Report<'_>) -> Retries {
         tries: tries(raw.tries.as_ref(), report).unwrap_or(default.tries),
         base: base(raw.base.as_ref(), report).unwrap_or(default.base),
         budget_permille: share(budget, default.budget_permille, 0, report),
+        non_idempotent: raw.non_idempotent.unwrap_or(default.non_idempotent),
     }
 }
 
