@@ -81,18 +81,11 @@ pub struct Effort {
     pub packets: u32,
 }
 
-/// What every round took: nanoseconds a packet, harness included, where nothing else is said.
+/// Nanoseconds a packet, harness included, of every round.
 #[derive(Clone, Debug)]
 pub struct Samples(Vec<f64>);
 
 impl Samples {
-    /// Of rounds in any order.
-    #[must_use]
-    pub fn new(mut rounds: Vec<f64>) -> Self {
-        rounds.sort_by(f64::total_cmp);
-        Self(rounds)
-    }
-
     /// The best round: what the program takes when nobody disturbs it.
     pub fn best(&self) -> f64 {
         self.0.first().copied().unwrap_or(f64::NAN)
@@ -245,7 +238,10 @@ impl Harness {
             }
         }
         self.program(name)?.detach(link)?;
-        Ok(all.into_iter().map(Samples::new).collect())
+        for samples in &mut all {
+            samples.sort_by(f64::total_cmp);
+        }
+        Ok(all.into_iter().map(Samples).collect())
     }
 
     /// Lets packets have these sources from now on, from the first one on.

@@ -63,7 +63,7 @@ impl Nginx {
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
              worker_rlimit_nofile 8192; events {{ worker_connections 4096; }}\n\
              http {{\n\
-               access_log off; default_type text/plain;\n\
+               access_log off; default_type text/plain; client_header_timeout 10m;\n\
                client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
                fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi;\n\
                scgi_temp_path {at}/scgi;\n\

@@ -224,7 +224,7 @@ fn policies(share: &Share) -> Vec<String> {
         n => format!(
             "at most {n} tries{}, the second after {} at most",
             match share.retry_non_idempotent {
-                true => ", whatever the method",
+                true => ", also of what may have been carried out and is not idempotent",
                 false => "",
             },
             ms(share.retry_base_ms)
@@ -320,7 +320,7 @@ request header  x-a: 1
 request header  also x-b: 2
 upstream        app
                 http1 over TLS, round-robin, clients return by the cookie edge
-                at most 3 tries, whatever the method, the second after 25ms at most
+                at most 3 tries, also of what may have been carried out and is not idempotent, the second after 25ms at most
                 time for a connection 1s, the first byte 15s, each next 30s, all 1m
                 at most 1,024 at one time, 256 wait up to 1s
                 a circuit breaker

@@ -159,7 +159,9 @@ pub struct Share {
     pub tries: u32,
     /// The longest wait before the second try, milliseconds.
     pub retry_base_ms: u64,
-    /// Whether it is tried again also where its method is not idempotent and it may have been done.
+    /// Whether it is tried again also where its method is not idempotent and it may have been carried
+    /// out.
+    #[serde(default)]
     pub retry_non_idempotent: bool,
     /// How long a connection may take, milliseconds.
     pub connect_ms: u64,

@@ -110,6 +110,12 @@ fn a_request_is_tried_as_often_as_may_be_and_the_last_answer_stands() {
     client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(client.answer().status, 503);
     assert_eq!(failing.requests(), 7);
+    let breaking = Server::start(|_| ());
+    let rig = Rig::new(&Setup::new(&[&breaking]).upstream(by_leave));
+    let mut client = rig.client();
+    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(client.answer().status, 502);
+    assert_eq!(breaking.requests(), 3);
     let failing = Server::start(|peer| say(peer, "500 Internal Server Error", "no"));
     let rig = Rig::new(&Setup::new(&[&failing]));
     assert_eq!(rig.get("/").status, 500);

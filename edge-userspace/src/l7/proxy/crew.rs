@@ -11,12 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    runtime::LocalRuntime,
-    sync::mpsc::{
-        Receiver, Sender, channel,
-        error::{TryRecvError, TrySendError},
-    },
+use tokio::sync::mpsc::{
+    Receiver, Sender, channel,
+    error::{TryRecvError, TrySendError},
 };
 use tracing::{error, info};
 
@@ -258,10 +255,9 @@ fn sit(
             return;
         }
         pause = next_pause(pause, began.elapsed());
-        runtime = match another_runtime(&mut orders) {
-            Some(runtime) => runtime,
-            None => return,
-        };
+        let another = another_runtime(number, &mut orders, worker::runtime);
+        let Some(another) = another else { return };
+        runtime = another;
         if !pause.is_zero() && runtime.block_on(is_told_to_end(pause, &mut orders)) {
             return;
         }
@@ -269,17 +265,35 @@ fn sit(
     }
 }
 
-/// One for who follows a worker that has panicked, as soon as there are descriptors for it: those
-/// of the last one may be somebody else's by now. `None` if it is told to end meanwhile.
-fn another_runtime(orders: &mut Receiver<Order>) -> Option<LocalRuntime> {
+/// A runtime for who follows a worker that has panicked, as soon as it can be had: some of the last
+/// one's descriptors are held until orders are waited for again, and others may be somebody else's by
+/// now. `None` if it is told to end meanwhile.
+fn another_runtime<T>(
+    number: usize,
+    orders: &mut Receiver<Order>,
+    mut make: impl FnMut() -> io::Result<T>,
+) -> Option<T> {
+    let mut is_told = false;
     loop {
-        if let Ok(runtime) = worker::runtime() {
-            return Some(runtime);
+        match make() {
+            Ok(runtime) => return Some(runtime),
+            Err(e) if !is_told => {
+                error!("worker {number} of the proxy waits until it can start anew: {e}");
+                is_told = true;
+            }
+            Err(_) => {}
         }
-        match orders.try_recv() {
-            Ok(Order::Look) | Err(TryRecvError::Empty) => thread::park_timeout(PAUSE.1),
-            Ok(Order::Stop | Order::Drain(..)) | Err(TryRecvError::Disconnected) => return None,
+        // It looks by itself when it begins.
+        loop {
+            match orders.try_recv() {
+                Ok(Order::Look) => {}
+                Err(TryRecvError::Empty) => break,
+                Ok(Order::Stop | Order::Drain(..)) | Err(TryRecvError::Disconnected) => {
+                    return None;
+                }
+            }
         }
+        thread::park_timeout(worker::NO_DESCRIPTORS);
     }
 }
 
@@ -303,6 +317,29 @@ fn next_pause(before: Duration, lived: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_follows_a_worker_waits_for_descriptors_or_is_told_to_end() {
+        let (told, mut orders) = channel(ORDERS);
+        let mut tries = 0;
+        let third = || {
+            tries += 1;
+            match tries {
+                3 => Ok(()),
+                _ => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            }
+        };
+        assert_eq!(another_runtime(0, &mut orders, third), Some(()));
+        let never = || Err::<(), _>(io::Error::from_raw_os_error(libc::EMFILE));
+        for last in [Order::Stop, Order::Drain(SOON, Arc::default())] {
+            for order in [Order::Look, Order::Look, last] {
+                told.try_send(order).expect("room");
+            }
+            assert_eq!(another_runtime(0, &mut orders, never), None);
+        }
+        drop(told);
+        assert_eq!(another_runtime(0, &mut orders, never), None);
+    }
 
     #[test]
     fn workers_that_panic_soon_are_followed_slower_and_slower() {

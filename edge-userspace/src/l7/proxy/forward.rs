@@ -142,11 +142,10 @@ async fn tries<F: Front>(
     let worker = exchange.conn.worker.clone();
     let request = &scratch.request;
     let framing = request.framing;
-    let idempotent = request.method.is_idempotent();
+    let may_repeat = request.method.is_idempotent() || target.retries.non_idempotent;
     let policy = RetryPolicy {
         tries: target.retries.tries,
         base: nanoseconds(target.retries.base),
-        non_idempotent: target.retries.non_idempotent,
     };
     let session = session(exchange, front, request, group);
     let key = hash_key(exchange, front, request, group);
@@ -188,7 +187,11 @@ async fn tries<F: Front>(
         let active = balanced.enter();
         let connect = std::mem::take(&mut exchange.facts.connect);
         exchange.facts.waited = 0;
-        let asked = ask_server(exchange, front, scratch, group, position, head, deadlines).await;
+        let server_of = (group, position);
+        let asked = ask_server(
+            exchange, front, scratch, server_of, head, may_repeat, deadlines,
+        )
+        .await;
         let took = match head {
             Head::Http1(_) => exchange.facts.connect.saturating_add(exchange.facts.waited),
             // Who waits for a place waits for others.
@@ -223,7 +226,7 @@ async fn tries<F: Front>(
             None => None,
             Some(failure) => {
                 let replay = Replay {
-                    idempotent,
+                    may_repeat,
                     body: front.is_whole(),
                 };
                 let now = Worker::now();
@@ -355,9 +358,9 @@ async fn ask_server<F: Front>(
     exchange: &mut Exchange<'_>,
     front: &mut F,
     scratch: &mut Scratch,
-    group: &Arc<Group>,
-    position: usize,
+    (group, position): (&Arc<Group>, usize),
     head: &Head,
+    may_repeat: bool,
     deadlines: &mut Deadlines,
 ) -> Result<Answer, Failed> {
     let worker = exchange.conn.worker.clone();
@@ -416,7 +419,7 @@ async fn ask_server<F: Front>(
                 let request = &scratch.request;
                 let is_stale = is_lost
                     && match failed.failure {
-                        Some(Failure::Broken) => is_reused && request.method.is_idempotent(),
+                        Some(Failure::Broken) => is_reused && may_repeat,
                         // Of a connection that is shared, the server has said so.
                         failure => {
                             failure == Some(Failure::Unprocessed) && (is_reused || is_shared)

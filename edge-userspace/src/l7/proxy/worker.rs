@@ -46,17 +46,16 @@ const TICK: Duration = Duration::from_millis(200);
 const LOG_BATCH: usize = 32 * 1024;
 /// How long nobody is accepted when there are no descriptors left, and until what could not be had
 /// is tried again.
-const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
+pub(super) const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 /// How long a connection without a request waits for one at the end: a client that has just
 /// connected, or is about to send one, gets its answer, and is told that the connection ends.
 const GRACE: Duration = Duration::from_secs(1);
-/// Memory that is kept for later, at the most: of requests, and for what is written, of which each
-/// takes three. What does not go round is allocated anew, and grows step by step: a fifteenth of
-/// what a request costs.
+/// Memory for requests that is kept for later, at the most, and for what is written, of which each
+/// takes three. What does not go round is allocated anew, and grows step by step.
 const KEPT: usize = 1024;
 const OUTS_KEPT: usize = 3 * KEPT;
-/// Bytes of what is kept for what is written; more is rare.
-const OUT_MAX: usize = 32 * 1024;
+/// What has room for more bytes is not kept: few requests need it.
+const KEPT_BYTES: usize = 16 * 1024;
 
 /// What a worker is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,8 +235,15 @@ impl Worker {
 
     /// Gives it back.
     pub(super) fn give_scratch(&self, scratch: Scratch) {
+        let Scratch {
+            host,
+            path,
+            rewritten,
+            ..
+        } = &scratch;
+        let bytes = host.capacity() + path.capacity() + rewritten.capacity();
         let mut kept = self.scratch.borrow_mut();
-        if kept.len() < KEPT {
+        if kept.len() < KEPT && bytes <= KEPT_BYTES {
             kept.push(scratch);
         }
     }
@@ -250,7 +256,7 @@ impl Worker {
     /// Gives it back.
     pub(super) fn give_out(&self, mut out: Vec<u8>) {
         let mut kept = self.outs.borrow_mut();
-        if kept.len() < OUTS_KEPT && out.capacity() <= OUT_MAX {
+        if kept.len() < OUTS_KEPT && out.capacity() <= KEPT_BYTES {
             out.clear();
             kept.push(out);
         }
@@ -303,11 +309,11 @@ fn wall() -> u64 {
     now.unix_ms.saturating_sub(now.mono_ns / 1_000_000)
 }
 
-/// What a worker runs in. Unlike a `LocalSet`, it needs no system call to have the tasks run
-/// whose sockets are ready.
+/// What a worker runs in. Tasks that stay on its thread are this scheduler's own; a `LocalSet` would
+/// be a second one within it, through which each task that is woken has to go.
 ///
 /// # Errors
-/// When there are no descriptors left.
+/// When the kernel has no descriptors or no memory for it.
 pub(super) fn runtime() -> io::Result<LocalRuntime> {
     Builder::new_current_thread()
         .enable_all()
@@ -316,7 +322,7 @@ pub(super) fn runtime() -> io::Result<LocalRuntime> {
 
 /// Runs a worker until it is told to stop and its connections have ended, or were ended by
 /// `patience`. Panics of what it runs end a connection; one of its own, whichever of its tasks it is
-/// in, ends it, and is told. With the runtime ends all that it had.
+/// in, ends it, and is told. With the runtime end its tasks.
 pub(super) fn run(
     runtime: LocalRuntime,
     index: usize,

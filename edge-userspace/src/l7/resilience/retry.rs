@@ -21,8 +21,9 @@ pub enum Failure {
 /// What a request allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replay {
-    /// Whether doing it twice does the same as once (RFC 9110, section 9.2.2).
-    pub idempotent: bool,
+    /// Whether it may be done twice: that does the same as once (RFC 9110, section 9.2.2), or the
+    /// configuration gives leave.
+    pub may_repeat: bool,
     /// Whether all of its body can be sent again: it has none, or it is kept, or nothing of
     /// it was sent.
     pub body: bool,
@@ -35,9 +36,6 @@ pub struct RetryPolicy {
     pub tries: u32,
     /// The longest wait before the second try, nanoseconds; it doubles with each further one.
     pub base: u64,
-    /// Whether requests are repeated that may have been done, also where twice is not the same as
-    /// once.
-    pub non_idempotent: bool,
 }
 
 impl Default for RetryPolicy {
@@ -45,7 +43,6 @@ impl Default for RetryPolicy {
         Self {
             tries: 3,
             base: 25_000_000,
-            non_idempotent: false,
         }
     }
 }
@@ -57,7 +54,7 @@ pub enum NoRetry {
     #[error("such an answer is not asked for again")]
     Answer,
     /// The server may have begun with it, and twice is not the same as once.
-    #[error("the request may have been carried out and is not idempotent")]
+    #[error("the request may have been carried out and must not be twice")]
     Method,
     /// What was sent of the body is gone.
     #[error("the body of the request cannot be sent again")]
@@ -109,7 +106,7 @@ impl RetryPolicy {
             Failure::Broken | Failure::Silent | Failure::Status(502..=504) => true,
             Failure::Status(_) => return Err(NoRetry::Answer),
         };
-        if may_be_done && !request.idempotent && !self.non_idempotent {
+        if may_be_done && !request.may_repeat {
             return Err(NoRetry::Method);
         }
         if !request.body {
