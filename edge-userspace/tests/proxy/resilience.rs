@@ -110,7 +110,7 @@ fn a_request_is_tried_as_often_as_may_be_and_the_last_answer_stands() {
     client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(client.answer().status, 503);
     assert_eq!(failing.requests(), 7);
-    let breaking = Server::start(|_| ());
+    let breaking = Server::start(|mut peer| drop(peer.request()));
     let rig = Rig::new(&Setup::new(&[&breaking]).upstream(by_leave));
     let mut client = rig.client();
     client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
