@@ -59,6 +59,7 @@ impl Nginx {
         });
         let directory = tempfile::tempdir().expect("a temporary directory");
         let at = directory.path().display();
+        // Tests leave heads half sent while other things take their time.
         let configuration = format!(
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
              worker_rlimit_nofile 8192; events {{ worker_connections 4096; }}\n\

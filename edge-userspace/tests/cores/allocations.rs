@@ -1,11 +1,13 @@
 //! Who allocates, and who frees what others have allocated.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
     ops::Sub,
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
+
+use mimalloc::MiMalloc;
 
 /// Kinds of threads.
 const KINDS: usize = 4;
@@ -63,8 +65,8 @@ fn room(layout: Layout) -> Option<(Layout, usize)> {
     Some((Layout::from_size_align(size, before).ok()?, before))
 }
 
-// SAFETY: blocks are those of the system, with a part at their beginning that nobody else sees, and
-// which leaves them aligned.
+// SAFETY: blocks are those of the daemon's allocator, with a part at their beginning that nobody
+// else sees, and which leaves them aligned.
 unsafe impl GlobalAlloc for Noting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some((whole, before)) = room(layout) else {
@@ -72,7 +74,7 @@ unsafe impl GlobalAlloc for Noting {
         };
         let kind = me();
         // SAFETY: the size is not zero.
-        let base = unsafe { System.alloc(whole) };
+        let base = unsafe { MiMalloc.alloc(whole) };
         if base.is_null() {
             return base;
         }
@@ -96,8 +98,8 @@ unsafe impl GlobalAlloc for Noting {
         if let Some(count) = FREED.get(kind).and_then(|by| by.get(me())) {
             count.fetch_add(1, Relaxed);
         }
-        // SAFETY: this is where the block of the system begins, and its layout.
-        unsafe { System.dealloc(block.sub(before), whole) };
+        // SAFETY: this is where that allocator's block begins, and its layout.
+        unsafe { MiMalloc.dealloc(block.sub(before), whole) };
     }
 }
 

@@ -107,8 +107,6 @@ impl Arena {
             .with_no_client_auth();
         let secure = Port::new();
         let limits = "limits = { requests_per_connection = 0 }";
-        // Before other threads, so that the workers' memory is theirs alone: the system's allocator
-        // lets threads share theirs when there are many.
         let rig = Rig::with(|at, log| {
             format!(
                 "interfaces = ['lo']\n[proxy]\nworkers = 2\nbans = {{}}\n\

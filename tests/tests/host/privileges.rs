@@ -121,6 +121,15 @@ fn no_thread_that_serves_has_a_capability() {
 }
 
 #[test]
+fn the_daemon_has_small_pages() {
+    let lab = Lab::new(1);
+    let edge = Installation::new(&lab.host, &["eth0"], "");
+    let daemon = edge.start();
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    assert!(status.contains("\nTHP_enabled:\t0\n"), "{status}");
+}
+
+#[test]
 fn the_capabilities_of_the_unit_are_enough_for_the_proxy() {
     let lab = Lab::new(1);
     let edge = Installation::new(&lab.host, &["eth0"], "");

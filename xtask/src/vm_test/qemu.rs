@@ -26,11 +26,8 @@ const PROCESSOR: &str = "max,erms=off,fsrm=off,la57=off,smap=off";
 
 /// What the kernel is told. A panic ends the machine at once, and with -no-reboot the emulator. A
 /// kernel that counts too few ticks while it starts takes its timer for broken and panics, and so
-/// it would on an emulator that has to wait for a CPU. What keeps a real processor from telling
-/// secrets takes time on an emulated one, which has none to tell; what root's programs are verified for is
-/// the same without it.
-const COMMAND_LINE: &str =
-    "console=ttyS0 quiet panic=-1 rdinit=/init no_timer_check mitigations=off";
+/// it would on an emulator that has to wait for a CPU.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 rdinit=/init no_timer_check";
 
 /// How often it is told how far a guest is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);

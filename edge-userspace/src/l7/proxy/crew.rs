@@ -7,14 +7,12 @@ use std::{
         atomic::Ordering::Relaxed,
         mpsc::{SyncSender, sync_channel},
     },
+    task::{Context, Poll, Waker},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc::{
-    Receiver, Sender, channel,
-    error::{TryRecvError, TrySendError},
-};
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
 use tracing::{error, info};
 
 use super::{
@@ -265,9 +263,8 @@ fn sit(
     }
 }
 
-/// A runtime for who follows a worker that has panicked, as soon as it can be had: some of the last
-/// one's descriptors are held until orders are waited for again, and others may be somebody else's by
-/// now. `None` if it is told to end meanwhile.
+/// A runtime for who follows a worker that has panicked, as soon as it can be had: descriptors of the
+/// last one may be somebody else's by now. `None` if it is told to end meanwhile.
 fn another_runtime<T>(
     number: usize,
     orders: &mut Receiver<Order>,
@@ -275,6 +272,15 @@ fn another_runtime<T>(
 ) -> Option<T> {
     let mut is_told = false;
     loop {
+        // It looks by itself when it begins. The waker of the last one, which this replaces, holds
+        // descriptors.
+        loop {
+            match orders.poll_recv(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Some(Order::Look)) => {}
+                Poll::Pending => break,
+                Poll::Ready(Some(Order::Stop | Order::Drain(..)) | None) => return None,
+            }
+        }
         match make() {
             Ok(runtime) => return Some(runtime),
             Err(e) if !is_told => {
@@ -282,16 +288,6 @@ fn another_runtime<T>(
                 is_told = true;
             }
             Err(_) => {}
-        }
-        // It looks by itself when it begins.
-        loop {
-            match orders.try_recv() {
-                Ok(Order::Look) => {}
-                Err(TryRecvError::Empty) => break,
-                Ok(Order::Stop | Order::Drain(..)) | Err(TryRecvError::Disconnected) => {
-                    return None;
-                }
-            }
         }
         thread::park_timeout(worker::NO_DESCRIPTORS);
     }

@@ -187,11 +187,7 @@ async fn tries<F: Front>(
         let active = balanced.enter();
         let connect = std::mem::take(&mut exchange.facts.connect);
         exchange.facts.waited = 0;
-        let server_of = (group, position);
-        let asked = ask_server(
-            exchange, front, scratch, server_of, head, may_repeat, deadlines,
-        )
-        .await;
+        let asked = ask_server(exchange, front, scratch, group, position, head, deadlines).await;
         let took = match head {
             Head::Http1(_) => exchange.facts.connect.saturating_add(exchange.facts.waited),
             // Who waits for a place waits for others.
@@ -358,9 +354,9 @@ async fn ask_server<F: Front>(
     exchange: &mut Exchange<'_>,
     front: &mut F,
     scratch: &mut Scratch,
-    (group, position): (&Arc<Group>, usize),
+    group: &Arc<Group>,
+    position: usize,
     head: &Head,
-    may_repeat: bool,
     deadlines: &mut Deadlines,
 ) -> Result<Answer, Failed> {
     let worker = exchange.conn.worker.clone();
@@ -419,7 +415,7 @@ async fn ask_server<F: Front>(
                 let request = &scratch.request;
                 let is_stale = is_lost
                     && match failed.failure {
-                        Some(Failure::Broken) => is_reused && may_repeat,
+                        Some(Failure::Broken) => is_reused && request.method.is_idempotent(),
                         // Of a connection that is shared, the server has said so.
                         failure => {
                             failure == Some(Failure::Unprocessed) && (is_reused || is_shared)

@@ -54,8 +54,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// takes three. What does not go round is allocated anew, and grows step by step.
 const KEPT: usize = 1024;
 const OUTS_KEPT: usize = 3 * KEPT;
-/// What has room for more bytes is not kept: few requests need it.
-const KEPT_BYTES: usize = 16 * 1024;
+/// What has room for more bytes is not kept: of what is written, a link gathers half as much.
+const KEPT_BYTES: usize = 32 * 1024;
 
 /// What a worker is told.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -53,8 +53,8 @@ pub enum NoRetry {
     /// The answer stands.
     #[error("such an answer is not asked for again")]
     Answer,
-    /// The server may have begun with it, and twice is not the same as once.
-    #[error("the request may have been carried out and must not be twice")]
+    /// The server may have begun with it, twice is not the same as once, and there is no leave.
+    #[error("the request may have been carried out, and must not be twice")]
     Method,
     /// What was sent of the body is gone.
     #[error("the body of the request cannot be sent again")]
