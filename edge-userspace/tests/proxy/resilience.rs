@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
@@ -79,7 +79,7 @@ fn another_server_is_tried() {
     let rig = Rig::new(&setup);
     let mut client = rig.client();
     for _ in 0..4 {
-        client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+        client.send(POST);
         assert_eq!(client.answer().text(), "well");
     }
     let app = rig.app();
@@ -100,22 +100,9 @@ fn a_request_is_tried_as_often_as_may_be_and_the_last_answer_stands() {
     assert_eq!(rig.logged("/x")["tries"], 3);
     // Not what is no failure of the server, and not what changes something.
     let mut client = rig.client();
-    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
+    client.send(POST);
     assert_eq!(client.answer().status, 503);
     assert_eq!(failing.requests(), 4);
-    // But by leave.
-    let by_leave = "retries = { tries = 3, base = '1ms', budget = 1.0, non_idempotent = true }";
-    let rig = Rig::new(&Setup::new(&[&failing]).upstream(by_leave));
-    let mut client = rig.client();
-    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
-    assert_eq!(client.answer().status, 503);
-    assert_eq!(failing.requests(), 7);
-    let breaking = Server::start(|mut peer| drop(peer.request()));
-    let rig = Rig::new(&Setup::new(&[&breaking]).upstream(by_leave));
-    let mut client = rig.client();
-    client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi");
-    assert_eq!(client.answer().status, 502);
-    assert_eq!(breaking.requests(), 3);
     let failing = Server::start(|peer| say(peer, "500 Internal Server Error", "no"));
     let rig = Rig::new(&Setup::new(&[&failing]));
     assert_eq!(rig.get("/").status, 500);
@@ -127,6 +114,63 @@ fn a_request_is_tried_as_often_as_may_be_and_the_last_answer_stands() {
     let answer = rig.get("/y");
     assert_eq!(answer.status, 502);
     assert_eq!(rig.logged("/y")["reason"], "connect_failed");
+}
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi";
+
+#[test]
+fn what_may_have_been_done_is_repeated_by_leave() {
+    let failing: fn(Peer) = |peer| say(peer, "503 Service Unavailable", "no");
+    let breaking: fn(Peer) = |mut peer| drop(peer.request());
+    let keys = "retries = { tries = 3, base = '1ms', budget = 1.0";
+    let leave = format!("{keys}, non_idempotent = true }}");
+    let keys = format!("{keys} }}");
+    // What the route says goes before what the upstream does.
+    let by_route = |leave: bool| format!("{ALL}retries = {{ non_idempotent = {leave} }}\n");
+    for (upstream, routes, tries) in [
+        (&keys, ALL.to_owned(), 1),
+        (&leave, ALL.to_owned(), 3),
+        (&keys, by_route(true), 3),
+        (&leave, by_route(false), 1),
+    ] {
+        for (serve, status) in [(failing, 503), (breaking, 502)] {
+            let server = Server::start(serve);
+            let setup = Setup::new(&[&server]).upstream(upstream).routes(&routes);
+            let rig = Rig::new(&setup);
+            let mut client = rig.client();
+            client.send(POST);
+            assert_eq!(client.answer().status, status);
+            assert_eq!(server.requests(), tries, "{upstream}, {routes}");
+        }
+    }
+}
+
+#[test]
+fn kept_connections_are_no_more_tries_of_what_is_repeated_by_leave() {
+    // All are under way at one time, so each has a connection, which is kept.
+    const KEPT: usize = 5;
+    let all = Arc::new(Barrier::new(KEPT));
+    let server = Server::start(move |mut peer| {
+        // Upon a POST it hangs up.
+        while let Some((head, _)) = peer.request()
+            && head.starts_with("GET ")
+        {
+            all.wait();
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let leave = "retries = { tries = 2, base = '1ms', budget = 1.0, non_idempotent = true }";
+    let rig = Rig::new(&Setup::new(&[&server]).upstream(leave));
+    let mut clients: Vec<_> = (0..KEPT).map(|_| rig.client()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer().text(), "ok");
+    }
+    clients[0].send(POST);
+    assert_eq!(clients[0].answer().status, 502);
+    assert_eq!(server.seen().concat().matches("POST ").count(), 2);
 }
 
 /// A server whose answers wait until it is let go, and how many requests it has that waited. Those

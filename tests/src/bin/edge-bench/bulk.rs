@@ -34,7 +34,7 @@ use crate::{
     edge::{CHECKS, Edge, capacity, family_name},
     machine,
     packets::{BOTH, Bench},
-    report::{Report, Row, Target},
+    report::{Report, Row, Target, median},
     service::{HOST_CPU, HOST_DEVICE, OUTSIDE_CPU, OUTSIDE_DEVICE, receive_on},
     syn::INCOMPLETE,
 };
@@ -243,7 +243,6 @@ impl Bench {
             rates.sort_by(|a, b| f64::total_cmp(b, a));
         }
         let best = |rates: &[f64]| rates.first().copied().unwrap_or(f64::NAN);
-        let median = |rates: &[f64]| rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN);
         let [unguarded, normal, cookie] = &rates;
         let rows = [
             (normal, Some(TARGET), "Gbit/s; both through Edge, defended"),

@@ -31,7 +31,7 @@ use serde_json::json;
 use crate::{
     lists,
     packets::{Bench, HOSTS},
-    report::{Report, Row, Target},
+    report::{Report, Row, Target, median},
     rig,
 };
 
@@ -69,7 +69,7 @@ impl Times {
     }
 
     fn median(&self) -> f64 {
-        self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
+        median(&self.0)
     }
 
     fn worst(&self) -> f64 {

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use crate::{
     packets::Bench,
-    report::{Report, Row, Target},
+    report::{Report, Row, Target, median},
 };
 
 /// The processor of the proxy that is measured, and that of everything else.
@@ -168,7 +168,11 @@ impl Bench {
             }
             turns.push(turn);
         }
-        let all_of = |of: &dyn Fn(&[Measured; 3]) -> f64| median(turns.iter().map(of).collect());
+        let all_of = |of: &dyn Fn(&[Measured; 3]) -> f64| {
+            let mut values: Vec<f64> = turns.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            median(&values)
+        };
         let each = |of: fn(&Measured) -> f64| {
             [0, 1, 2].map(|at| all_of(&|turn| turn.get(at).map_or(f64::NAN, of)))
         };
@@ -216,12 +220,6 @@ impl Bench {
         });
         Ok(())
     }
-}
-
-/// The value in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// What a load cost a proxy in one turn.

@@ -26,7 +26,7 @@ use crate::{
     lists,
     packets::{Bench, HOSTS},
     pair::{FAR, Pair, call, received},
-    report::{Report, Row, Target},
+    report::{Report, Row, Target, median},
 };
 
 /// Frames of one flood: a few milliseconds, so that some floods are left alone by
@@ -163,7 +163,6 @@ impl Bench {
             rates.sort_by(|a, b| f64::total_cmp(b, a));
         }
         let best = |rates: &[f64]| rates.first().copied().unwrap_or(f64::NAN);
-        let median = |rates: &[f64]| rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN);
         let [floor, others @ ..] = rates.as_slice() else {
             return Ok(());
         };

@@ -133,6 +133,11 @@ fn row_json(row: &Row) -> Value {
     })
 }
 
+/// The value in the middle of some that are sorted, whichever way.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// A value to the precision that its limit is printed with.
 fn rounded(value: f64, limit: f64) -> f64 {
     let unit = if limit < 10.0 { 100.0 } else { 10.0 };

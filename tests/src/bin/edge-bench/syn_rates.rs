@@ -29,7 +29,7 @@ use crate::{
     frame, lists,
     packets::{BOTH, Bench},
     pair::{FAR, NEAR, Pair, call, received},
-    report::{Report, Row, Target},
+    report::{Report, Row, Target, median},
     syn::INCOMPLETE,
 };
 
@@ -143,7 +143,6 @@ impl Bench {
             rates.sort_by(|a, b| f64::total_cmp(b, a));
         }
         let best = |rates: &[f64]| rates.first().copied().unwrap_or(f64::NAN);
-        let median = |rates: &[f64]| rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN);
         let [floor, answered @ ..] = rates.as_slice() else {
             return Ok(());
         };
