@@ -10,8 +10,8 @@ use std::{
 /// `BPF_PROG_TEST_RUN` of `enum bpf_cmd`.
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 
-/// Room for what comes back: the largest frame that a test run takes.
-const MAX_FRAME: usize = 1 << 16;
+/// Room for what a program puts before a frame, or makes of a short one.
+const ROOM: usize = 4096;
 
 /// The part of `union bpf_attr` for test runs (linux/bpf.h).
 #[repr(C)]
@@ -71,12 +71,12 @@ pub struct Run {
 /// # Errors
 /// What the kernel says: `EINVAL` for a frame below 14 bytes.
 pub fn run(program: BorrowedFd<'_>, frame: &[u8], times: u32) -> io::Result<Run> {
-    let mut output = vec![0; MAX_FRAME];
+    let mut output = vec![0; frame.len() + ROOM];
     let number = |n: usize| u32::try_from(n).map_err(io::Error::other);
     let mut attributes = Attributes {
         prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
         data_size_in: number(frame.len())?,
-        data_size_out: number(MAX_FRAME)?,
+        data_size_out: number(output.len())?,
         data_in: frame.as_ptr().addr() as u64,
         data_out: output.as_mut_ptr().addr() as u64,
         repeat: times,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     packet::{ACK, Ip, SYN, ip, proto},
-    program::Settings,
+    program::{Rigs, Settings},
 };
 
 /// The reasons that the packets here end with, and no row of a table does.
@@ -28,7 +28,7 @@ pub const REASONS: [Reason; 4] = [
 ];
 
 /// Runs everything.
-pub(super) fn reports() -> Vec<TableReport> {
+pub(super) fn run(rigs: &mut Rigs, tell: &mut impl FnMut(TableReport)) {
     let limit = |rate, burst| Limit::per_second(rate, burst).expect("a limit");
     let icmp = |c: &mut Config, mode: Mode| {
         c.icmp_floods = mode as u32;
@@ -38,15 +38,24 @@ pub(super) fn reports() -> Vec<TableReport> {
         c.hitters_mode = mode as u32;
         c.hitters[kind as usize] = limit(1000, 160);
     };
-    let mut all = vec![
-        report("ICMP by kind", |c| icmp(c, Mode::Enforce), icmp_by_kind),
-        report("ICMP in dry run", |c| icmp(c, Mode::DryRun), icmp_dry_run),
-        report(
-            "reflectors",
-            |c| c.reflection = Mode::Enforce as u32,
-            reflectors,
-        ),
-    ];
+    tell(report(
+        rigs,
+        "ICMP by kind",
+        |c| icmp(c, Mode::Enforce),
+        icmp_by_kind,
+    ));
+    tell(report(
+        rigs,
+        "ICMP in dry run",
+        |c| icmp(c, Mode::DryRun),
+        icmp_dry_run,
+    ));
+    tell(report(
+        rigs,
+        "reflectors",
+        |c| c.reflection = Mode::Enforce as u32,
+        reflectors,
+    ));
     let tests: [(Hitter, Test); 4] = [
         (Hitter::SourceNarrow, source_narrow),
         (Hitter::SourceWide, source_wide),
@@ -55,15 +64,21 @@ pub(super) fn reports() -> Vec<TableReport> {
     ];
     for (kind, test) in tests {
         let name = format!("heavy hitters: {}", kind.name());
-        all.push(report(&name, |c| hitters(c, Mode::Enforce, kind), test));
+        let change = |c: &mut Config| hitters(c, Mode::Enforce, kind);
+        tell(report(rigs, &name, change, test));
     }
-    all.push(report("with everything else", everything, friends_and_foes));
-    all.push(report(
+    tell(report(
+        rigs,
+        "with everything else",
+        everything,
+        friends_and_foes,
+    ));
+    tell(report(
+        rigs,
         "heavy hitters in dry run",
         |c| hitters(c, Mode::DryRun, Hitter::Dest),
         hitters_dry_run,
     ));
-    all
 }
 
 /// Every check and every limit on: what the verifier has to go through at most.

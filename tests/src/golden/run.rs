@@ -7,10 +7,9 @@ use edge_common::{
     abi::{Event, SAMPLE_BYTES},
     reason::{Reason, Verdict},
 };
-use edge_userspace::{datapath::InterfaceCounters, tables::TableError};
 
 use super::{Row, Table, table::START};
-use crate::program::{Moved, Rig, Settings};
+use crate::program::{Moved, Rig, Rigs};
 
 /// `XDP_DROP`.
 const XDP_DROP: u32 = 1;
@@ -80,62 +79,38 @@ impl fmt::Display for Report {
 /// being run is its failure.
 pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
     let mut tables = super::tables();
-    // Those that may share a load stand side by side: on a slow machine the
-    // verifier takes nearly all of the time.
-    tables.sort_by_key(|table| (table.leaves_times(), format!("{:?}", table.settings)));
+    // Those that may share a load stand side by side.
+    tables.sort_by_cached_key(|table| format!("{:?}", table.settings));
     let mut rigs = Rigs::default();
-    let mut report = Report::default();
+    let mut reports = Vec::new();
+    let mut tell = |of_table: TableReport| {
+        done(&of_table);
+        reports.push(of_table);
+    };
     for table in &tables {
-        let of_table = rigs.report(table);
-        done(&of_table);
-        report.tables.push(of_table);
+        tell(report(&mut rigs, table));
     }
-    report.loads = rigs.loads;
-    for of_table in super::defence::reports()
-        .into_iter()
-        .chain(super::floods::reports())
-        .chain(super::balance::reports())
-        .chain(super::decap::reports())
-    {
-        done(&of_table);
-        report.tables.push(of_table);
-        report.loads += 1;
+    super::defence::run(&mut rigs, &mut tell);
+    super::floods::run(&mut rigs, &mut tell);
+    super::balance::run(&mut rigs, &mut tell);
+    super::decap::run(&mut tell);
+    Report {
+        tables: reports,
+        loads: rigs.loads() + super::decap::LOADS,
     }
-    report
 }
 
-/// The program that the next table may go on with.
-#[derive(Default)]
-struct Rigs {
-    clean: Option<(Settings, Rig)>,
-    loads: usize,
-}
-
-impl Rigs {
-    fn report(&mut self, table: &Table) -> TableReport {
-        let failures = self
-            .run(table)
-            .unwrap_or_else(|error| vec![format!("{error:#}")]);
-        TableReport {
-            name: table.name.clone(),
-            rows: table.rows.len(),
-            failures,
-        }
-    }
-
-    fn run(&mut self, table: &Table) -> Result<Vec<String>> {
-        let mut rig = match self.clean.take() {
-            Some((settings, rig)) if settings == table.settings => rig,
-            _ => {
-                self.loads += 1;
-                Rig::load(&table.settings)?
-            }
-        };
+fn report(rigs: &mut Rigs, table: &Table) -> TableReport {
+    let mut run = || {
+        let mut rig = rigs.take(&table.settings)?;
         let failures = run_rows(&mut rig, table)?;
-        if !table.leaves_times() {
-            self.clean = Some((table.settings.clone(), rig));
-        }
+        rigs.give_back(rig);
         Ok(failures)
+    };
+    TableReport {
+        name: table.name.clone(),
+        rows: table.rows.len(),
+        failures: run().unwrap_or_else(|error: anyhow::Error| vec![format!("{error:#}")]),
     }
 }
 
@@ -148,40 +123,26 @@ fn run_rows(rig: &mut Rig, table: &Table) -> Result<Vec<String>> {
             .with_context(|| format!("cannot enter {prefix}"))?;
     }
     let mut now = START;
-    let mut counters = rig.counters()?;
     let mut failures = Vec::new();
     for row in &table.rows {
         now += row.wait;
         rig.set_time(now)?;
-        let (after, wrong) = run_row(rig, row, now, &counters)?;
-        counters = after;
+        let wrong = run_row(rig, row, now)?;
         failures.extend(wrong.map(|wrong| format!("{}: {wrong}", row.what)));
-    }
-    // The next table may go on in the same load, and finds it as this one did.
-    rig.bind_arp(&[])?;
-    if !table.entries.is_empty() {
-        tables.refill::<TableError>([])?;
     }
     Ok(failures)
 }
 
-/// Runs a row; gives the counters afterwards, and what went wrong.
-fn run_row(
-    rig: &mut Rig,
-    row: &Row,
-    now: u64,
-    before: &InterfaceCounters,
-) -> Result<(InterfaceCounters, Option<String>)> {
-    let run = rig.run(&row.frame, row.times)?;
-    let after = rig.counters()?;
+/// Runs a row; gives what went wrong.
+fn run_row(rig: &mut Rig, row: &Row, now: u64) -> Result<Option<String>> {
+    let (run, moved) = rig.run_and_count(&row.frame, row.times)?;
     let samples = rig.samples()?;
-    let moved = Moved::between(before, &after);
     let action = match row.ends.verdict() {
         Verdict::Drop => XDP_DROP,
         Verdict::Pass => XDP_PASS,
         Verdict::Reply | Verdict::Forward => XDP_TX,
     };
-    let wrong = if moved != expected(row) {
+    Ok(if moved != expected(row) {
         Some(format!("{moved} instead of {}", expected(row)))
     } else if run.action != action {
         Some(format!("action {} instead of {action}", run.action))
@@ -194,8 +155,7 @@ fn run_row(
         samples
             .iter()
             .find_map(|sample| wrong_sample(sample, row, now))
-    };
-    Ok((after, wrong))
+    })
 }
 
 /// What the counters must say of a row.

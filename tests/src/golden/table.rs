@@ -205,13 +205,6 @@ impl Table {
         self
     }
 
-    /// Whether its packets leave in the program when limits and samples may go
-    /// on. What it enters in lists and bindings can be taken out again.
-    pub(super) fn leaves_times(&self) -> bool {
-        let config = &self.settings.config;
-        config.sample.is_some() || config.limits_on != 0
-    }
-
     fn entry(mut self, prefix: &str, change: impl FnOnce(&mut Listing)) -> Self {
         let prefix: Prefix = prefix.parse().unwrap();
         let at = self.entries.iter().position(|(p, _)| *p == prefix);

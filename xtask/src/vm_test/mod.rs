@@ -34,16 +34,22 @@ mod report;
 
 use image::{Step, Tools};
 use kernels::{Kernel, TRACKS, Track};
-use qemu::Qemu;
+use qemu::{Machine, Qemu};
 use report::{Outcome, Row, Said};
 
 /// Lines of each serial port that are shown when a guest failed.
 const SHOWN_LINES: usize = 100;
 
-/// Mebibytes of a guest.
-const MEMORY: u32 = 1536;
-/// The same for 100,000 connections, both ends of each.
-const IDLE_MEMORY: u32 = 4096;
+/// What a guest has.
+const MACHINE: Machine = Machine {
+    cpus: 1,
+    memory: 1536,
+};
+/// The same for 100,000 connections, both ends of each, and a proxy with more than one worker.
+const IDLE_MACHINE: Machine = Machine {
+    cpus: 2,
+    memory: 4096,
+};
 
 /// Arguments of `cargo xtask vm-test`.
 #[derive(clap::Args)]
@@ -105,8 +111,7 @@ struct Rig {
     qemu: Qemu,
     tools: Tools,
     steps: Vec<Step>,
-    /// Mebibytes of each guest.
-    memory: u32,
+    machine: Machine,
     /// Whether what a guest tells is for people, also when all is well.
     is_told: bool,
     /// Where images and serial ports go.
@@ -141,7 +146,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
                 qemu,
                 tools,
                 steps,
-                memory: if args.idle { IDLE_MEMORY } else { MEMORY },
+                machine: if args.idle { IDLE_MACHINE } else { MACHINE },
                 is_told: args.idle,
                 dir: workspace.target.join("vm-test"),
                 time: args
@@ -320,7 +325,7 @@ fn boot(workspace: &Workspace, rig: &Rig, name: &str, kernel: &Kernel) -> Result
     };
     let ended = rig
         .qemu
-        .run(&kernel.image, &initramfs, rig.memory, rig.time, tell);
+        .run(&kernel.image, &initramfs, &rig.machine, rig.time, tell);
     fs::remove_file(&initramfs)
         .with_context(|| format!("cannot remove {}", initramfs.display()))?;
     let ended = ended?;

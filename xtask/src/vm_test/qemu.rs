@@ -38,6 +38,15 @@ const MAX_LAST: usize = 160;
 /// What a serial port may carry: a guest in a loop must not fill the machine's memory.
 const MAX_OUTPUT: usize = 4 << 20;
 
+/// What a guest has.
+pub(crate) struct Machine {
+    /// Two have to agree on every access to memory that may be shared, which makes each a fifth
+    /// slower.
+    pub(crate) cpus: u32,
+    /// Mebibytes, in which its file system lies too.
+    pub(crate) memory: u32,
+}
+
 /// A way to start the emulator.
 pub(crate) struct Qemu {
     program: PathBuf,
@@ -81,20 +90,21 @@ pub(crate) fn find(workspace: &Workspace) -> Result<Qemu> {
 }
 
 impl Qemu {
-    /// Boots `image` with `initramfs` and so many mebibytes, in which its file system lies too, and
-    /// waits for the guest's end, at most for `time`. Tells now and then what its last line was.
+    /// Boots `image` with `initramfs` on such a machine, and waits for the guest's end, at most for
+    /// `time`. Tells now and then what its last line was.
     pub(crate) fn run(
         &self,
         image: &Path,
         initramfs: &Path,
-        memory: u32,
+        machine: &Machine,
         time: Duration,
         told: impl FnMut(&str),
     ) -> Result<Ended> {
         let mut command = Command::new(&self.program);
         // Emulation, because nested virtualisation is often advertised and then does not work.
-        command.args(["-machine", "q35,accel=tcg", "-cpu", PROCESSOR, "-smp", "2"]);
-        command.arg("-m").arg(memory.to_string());
+        command.args(["-machine", "q35,accel=tcg", "-cpu", PROCESSOR]);
+        command.arg("-smp").arg(machine.cpus.to_string());
+        command.arg("-m").arg(machine.memory.to_string());
         command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-display", "none"]);
         for dir in &self.firmware {

@@ -16,6 +16,7 @@ use edge_common::{
 };
 
 use super::TableReport;
+use crate::program::Rigs;
 use world::*;
 
 /// The reasons that the packets here end with, and no row of a table does.
@@ -59,7 +60,7 @@ const UP: BackendWord = BackendWord {
 };
 
 /// Runs everything.
-pub(super) fn reports() -> Vec<TableReport> {
+pub(super) fn run(rigs: &mut Rigs, tell: &mut impl FnMut(TableReport)) {
     let all: [(&str, Test); 11] = [
         ("by the client's address", ways::by_source),
         ("every way to a backend", ways::every_way),
@@ -73,21 +74,23 @@ pub(super) fn reports() -> Vec<TableReport> {
         ("errors about flows", icmp::errors),
         ("pings", icmp::pings),
     ];
-    let mut reports: Vec<_> = all
-        .into_iter()
-        .map(|(name, test)| report(name, |_| {}, test))
-        .collect();
-    reports.push(report(
+    for (name, test) in all {
+        tell(report(rigs, name, |_| {}, test));
+    }
+    tell(report(
+        rigs,
         "fragments are dropped",
         |c| c.drop_fragments = 1,
         ways::no_fragments,
     ));
-    reports.push(report(
+    tell(report(
+        rigs,
         "numbers of twenty bits",
         |c| c.backends = 1 << NUMBER_BITS,
         flows::wide_numbers,
     ));
-    reports.push(report(
+    tell(report(
+        rigs,
         "flows are evicted by their own time",
         |c| c.flow_buckets = 1,
         flows::own_time,
@@ -101,7 +104,8 @@ pub(super) fn reports() -> Vec<TableReport> {
     ];
     for (name, test) in quic {
         let name = format!("QUIC, {name}");
-        reports.push(report(&name, |c: &mut Config| c.server_ids = 64, test));
+        let change = |c: &mut Config| c.server_ids = 64;
+        tell(report(rigs, &name, change, test));
     }
     let nat: [(&str, Test); 13] = [
         ("there and back", nat::both_ways::every_way),
@@ -121,22 +125,24 @@ pub(super) fn reports() -> Vec<TableReport> {
     for (name, test) in nat {
         let name = format!("NAT, {name}");
         let two = |c: &mut Config| (c.snat, c.client_mtu) = (2, u32::from(MTU));
-        reports.push(report(&name, two, test));
+        tell(report(rigs, &name, two, test));
     }
-    reports
 }
 
 /// Runs one test.
-fn report(name: &str, change: impl FnOnce(&mut Config), test: Test) -> TableReport {
-    let run = || -> Result<World> {
-        let mut world = World::new(change)?;
+fn report(
+    rigs: &mut Rigs,
+    name: &str,
+    change: impl FnOnce(&mut Config),
+    test: Test,
+) -> TableReport {
+    let run = || -> Result<_> {
+        let mut world = World::new(rigs, change)?;
         test(&mut world);
-        Ok(world)
+        rigs.give_back(world.rig);
+        Ok((world.rows, world.failures))
     };
-    let (rows, failures) = match run() {
-        Ok(world) => (world.rows, world.failures),
-        Err(e) => (0, vec![format!("{e:#}")]),
-    };
+    let (rows, failures) = run().unwrap_or_else(|e| (0, vec![format!("{e:#}")]));
     TableReport {
         name: format!("balancer: {name}"),
         rows,

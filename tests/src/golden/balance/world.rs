@@ -19,7 +19,7 @@ use edge_userspace::datapath::{BalanceTables, ServiceTables};
 use super::super::table::START;
 use crate::{
     packet::proto,
-    program::{Moved, Rig, SEED, Settings},
+    program::{Moved, Rig, Rigs, SEED, Settings},
     test_run::Run,
 };
 
@@ -69,7 +69,7 @@ pub(super) struct Out {
 }
 
 impl World {
-    pub(super) fn new(change: impl FnOnce(&mut Config)) -> Result<Self> {
+    pub(super) fn new(rigs: &mut Rigs, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let settings = Settings::checks(Mode::Off).with(|c| {
             c.services = 8;
             c.rings = 8;
@@ -87,7 +87,7 @@ impl World {
             targets: 64,
             ..settings
         };
-        let mut rig = Rig::load(&settings)?;
+        let mut rig = rigs.take(&settings)?;
         rig.set_time(START)?;
         let (services, tables) = (rig.services()?, rig.balance()?);
         Ok(Self {
@@ -244,9 +244,7 @@ impl World {
 
     pub(super) fn send(&mut self, frame: &[u8]) -> Out {
         self.rows += 1;
-        let before = self.rig.counters().expect("the counters");
-        let run = self.rig.run(frame, 1).expect("a test run");
-        let moved = Moved::between(&before, &self.rig.counters().expect("the counters"));
+        let (run, moved) = self.rig.run_and_count(frame, 1).expect("a test run");
         Out { run, moved }
     }
 

@@ -16,6 +16,7 @@ use anyhow::Result;
 use edge_common::{abi::Config, reason::Reason};
 
 use super::TableReport;
+use crate::program::Rigs;
 
 pub(super) use segment::{FAMILIES, to};
 pub(super) use world::World;
@@ -68,7 +69,7 @@ pub(super) const SECOND: u64 = 1_000 * MS;
 const VERIFIED_STEPS: u32 = 10;
 
 /// Runs everything.
-pub(super) fn reports() -> Vec<TableReport> {
+pub(super) fn run(rigs: &mut Rigs, tell: &mut impl FnMut(TableReport)) {
     let all: [(&str, Test); 11] = [
         ("cookies for every offer", every_offer),
         ("options that are malformed", malformed_options),
@@ -82,10 +83,9 @@ pub(super) fn reports() -> Vec<TableReport> {
         ("handshakes that complete", crowd),
         ("dry run", dry_run),
     ];
-    let mut reports: Vec<_> = all
-        .into_iter()
-        .map(|(name, test)| report(name, |_| {}, test))
-        .collect();
+    for (name, test) in all {
+        tell(report(rigs, name, |_| {}, test));
+    }
     // And where nothing is always defended, which is another way through the gate.
     let sometimes: [(&str, Test); 4] = [
         ("an attack comes and goes, else quiet", auto),
@@ -94,7 +94,8 @@ pub(super) fn reports() -> Vec<TableReport> {
         ("the challenge after a flood", challenge_after_flood),
     ];
     for (name, test) in sometimes {
-        reports.push(report(
+        tell(report(
+            rigs,
             name,
             |c| {
                 c.always_defended = 0;
@@ -103,36 +104,42 @@ pub(super) fn reports() -> Vec<TableReport> {
             test,
         ));
     }
-    reports.push(report(
+    tell(report(
+        rigs,
         "cookies without timestamps",
         |c| c.tcp_features = 0,
         without_timestamps,
     ));
-    reports
 }
 
-/// What becomes of cookies as they age. It takes a minute or two, so it is no part of
-/// [`reports`].
+/// What becomes of cookies as they age. It takes a minute or two, so it is no part of [`run`].
 pub(super) fn age_report() -> TableReport {
-    report("cookies that are too old", |_| {}, cookies_age)
+    report(
+        &mut Rigs::default(),
+        "cookies that are too old",
+        |_| {},
+        cookies_age,
+    )
 }
 
 /// Runs one test on a thread and in a network namespace of its own.
 pub(super) fn report(
+    rigs: &mut Rigs,
     name: &str,
     change: impl FnOnce(&mut Config) + Send,
     test: fn(&mut World),
 ) -> TableReport {
     let outcome = thread::scope(|scope| {
-        let run = move || -> Result<World> {
-            let mut world = World::new(change)?;
+        let run = move || -> Result<_> {
+            let mut world = World::new(rigs, change)?;
             test(&mut world);
-            Ok(world)
+            rigs.give_back(world.rig);
+            Ok((world.rows, world.failures))
         };
         scope.spawn(run).join()
     });
     let (rows, failures) = match outcome {
-        Ok(Ok(world)) => (world.rows, world.failures),
+        Ok(Ok(ran)) => ran,
         Ok(Err(e)) => (0, vec![format!("{e:#}")]),
         Err(_) => (0, vec!["it panicked".to_owned()]),
     };

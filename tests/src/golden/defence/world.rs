@@ -19,14 +19,14 @@ use edge_common::{
     table::Meta,
 };
 use edge_userspace::{
-    datapath::{InterfaceCounters, ServiceTables, counter},
+    datapath::{ServiceTables, counter},
     tables::{Listing, Tables},
 };
 
 use super::super::{V4_DEST, V6_DEST, table::START};
 use crate::{
     packet::proto,
-    program::{Moved, Rig, SEED, Settings},
+    program::{Moved, Rig, Rigs, SEED, Settings},
     test_run::Run,
 };
 
@@ -59,7 +59,10 @@ impl Out {
 }
 
 impl World {
-    pub(in crate::golden) fn new(change: impl FnOnce(&mut Config)) -> Result<Self> {
+    pub(in crate::golden) fn new(
+        rigs: &mut Rigs,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         enter_namespace()?;
         for (name, value) in [("tcp_syncookies", "2"), ("tcp_timestamps", "2")] {
             sysctl(name, value)?;
@@ -80,7 +83,7 @@ impl World {
             change(c);
         });
         settings.targets = 64;
-        let mut rig = Rig::load(&settings)?;
+        let mut rig = rigs.take(&settings)?;
         rig.set_time(START)?;
         let mut services = rig.services()?;
         let tables = rig.tables()?;
@@ -191,14 +194,8 @@ impl World {
 
     pub(in crate::golden) fn send(&mut self, frame: &[u8]) -> Out {
         self.rows += 1;
-        let before = self.counters();
-        let run = self.rig.run(frame, 1).expect("a test run");
-        let moved = Moved::between(&before, &self.counters());
+        let (run, moved) = self.rig.run_and_count(frame, 1).expect("a test run");
         Out { run, moved }
-    }
-
-    pub(in crate::golden) fn counters(&self) -> InterfaceCounters {
-        self.rig.counters().expect("the counters")
     }
 
     /// Sends segments, each another one, in as many slices of the time as it takes for their
