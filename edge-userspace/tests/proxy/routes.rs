@@ -166,6 +166,36 @@ fn rules_and_conditions_see_what_servers_see() {
     assert_eq!(answer.header("x-kept"), Some("1"));
 }
 
+#[test]
+fn requests_come_as_far_as_their_client_lets_them() {
+    let server = Server::echo();
+    let rig = Rig::new(&Setup::new(&[&server]));
+    let mut client = rig.client();
+    let mut ask = |method: &str, value: &str| {
+        client.send(format!(
+            "{method} /far HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: {value}\r\n\r\n"
+        ));
+        let answer = client.answer();
+        (answer.status, answer.text().to_owned())
+    };
+    // What is no number, and what is said of other methods, is for whoever understands it.
+    for (method, value, told) in [
+        ("OPTIONS", "7", "6"),
+        ("OPTIONS", "1", "0"),
+        ("TRACE", "007", "6"),
+        ("OPTIONS", "-1", "-1"),
+        ("OPTIONS", "99999999999999999999", "99999999999999999999"),
+        ("GET", "0", "0"),
+    ] {
+        let (status, text) = ask(method, value);
+        assert_eq!((status, header(&text, "max-forwards")), (200, Some(told)));
+    }
+    let asked = server.requests();
+    assert_eq!(ask("OPTIONS", "0"), (200, String::new()));
+    assert_eq!(ask("TRACE", "00").0, 501);
+    assert_eq!(server.requests(), asked);
+}
+
 /// Who answered each of these requests.
 fn answers(client: &mut Peer, lines: &str, n: usize) -> Vec<String> {
     (0..n)

@@ -164,6 +164,12 @@ impl Method {
         }
     }
 
+    /// Whether `Max-Forwards` bounds how often such a request is passed on.
+    #[must_use]
+    pub const fn is_counted(self) -> bool {
+        matches!(self, Self::Options | Self::Trace)
+    }
+
     /// Whether two such requests do the same as one (RFC 9110, section 9.2.2). Of an unknown
     /// method nobody knows.
     #[must_use]
@@ -215,6 +221,18 @@ pub struct Authority {
     pub host: Span,
     /// The port, if it was named.
     pub port: Option<u16>,
+}
+
+/// The field that bounds how often OPTIONS and TRACE are passed on.
+pub const MAX_FORWARDS: &[u8] = b"max-forwards";
+
+/// What it says, if that is a number.
+#[must_use]
+pub fn hops(value: &[u8]) -> Option<u64> {
+    if !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The head of a request.
@@ -295,6 +313,16 @@ impl Request {
     /// The values of the fields called `name`, in any case of letters.
     pub fn values<'a>(&'a self, buf: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         values(&self.fields, buf, name)
+    }
+
+    /// How often the request may still be passed on, where that is counted: with OPTIONS and TRACE,
+    /// when `Max-Forwards` is a number (RFC 9110, section 7.6.2).
+    #[must_use]
+    pub fn hops(&self, buf: &[u8]) -> Option<u64> {
+        if !self.method.is_counted() {
+            return None;
+        }
+        self.values(buf, MAX_FORWARDS).filter_map(hops).min()
     }
 
     /// The values of the fields with a known name.

@@ -334,6 +334,11 @@ impl Exchange<'_> {
         let route = router.find(listener, &seen).ok_or(Refusal::NoRoute)?;
         self.facts.route = Some(route.index);
         match &route.action {
+            // It was to come as far as this.
+            Action::Forward(_) if request.hops(bytes) == Some(0) => match request.method {
+                Method::Trace => Err(Refusal::Trace),
+                _ => Ok(self.own(front, scratch, 200, &[], b"").await),
+            },
             Action::Forward(split) => {
                 let target = split.pick(self.conn.worker.random());
                 let path = router

@@ -17,7 +17,7 @@ use crate::{
     config::proxy::{listener::ClientHeader, upstream::Protocol},
     l7::{
         forwarded,
-        head::{Framing, Known},
+        head::{self, Framing, Known, decimal},
         http1::write,
         refusal::Refusal,
         route::Route,
@@ -288,8 +288,17 @@ pub(super) fn write_head(
             && (facts.ids.is_traced || field.known != Known::Tracestate)
             && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
     });
+    let is_counted = request.method.is_counted();
     for field in kept {
-        out.field(field.name.of(bytes), field.value.of(bytes));
+        let (name, value) = (field.name.of(bytes), field.value.of(bytes));
+        if is_counted
+            && name.eq_ignore_ascii_case(head::MAX_FORWARDS)
+            && let Some(left) = head::hops(value)
+        {
+            out.compose(name, |out| decimal::write(out, left.saturating_sub(1)));
+        } else {
+            out.field(name, value);
+        }
     }
     let peer = conn.peer.ip();
     let chain = |known| {
