@@ -68,7 +68,7 @@ pub(crate) struct Args {
     /// Fail where a kernel or the emulator cannot be had, instead of reporting it as skipped
     #[arg(long)]
     require: bool,
-    /// How long each guest may take; two to ten minutes are usual on two CPUs, and ten with
+    /// How long each guest may take; two to five minutes are usual on two CPUs, and ten with
     /// --idle [default: 900, with --idle 2700]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
