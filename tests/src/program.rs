@@ -124,6 +124,10 @@ impl Settings {
     }
 }
 
+/// Runs that the kernel repeats by itself. Before and after that it patches itself and waits for a
+/// grace period, which takes longer than so few calls.
+const MANY: u32 = 64;
+
 /// A loaded program.
 pub struct Rig {
     edge: Unattached,
@@ -250,19 +254,24 @@ impl Rig {
         Ok(self.edge.set_arp_bindings(bindings)?)
     }
 
-    /// Runs the program over copies of a frame; see [`test_run::run`] for those beyond 64.
+    /// Runs the program over copies of a frame, or, when they are [`MANY`], as [`test_run::run`]
+    /// does.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn run(&self, frame: &[u8], times: u32) -> Result<Run> {
         self.counted.set(None);
-        // Before and after it repeats, the kernel patches itself and waits for a grace period.
-        let (calls, times) = if times <= 64 { (times, 1) } else { (1, times) };
-        for _ in 1..calls {
-            test_run::run(self.program(), frame, times)?;
+        let once = |times| {
+            test_run::run(self.program(), frame, times)
+                .with_context(|| format!("test run over {} bytes", frame.len()))
+        };
+        if times > MANY {
+            return once(times);
         }
-        test_run::run(self.program(), frame, times)
-            .with_context(|| format!("test run over {} bytes", frame.len()))
+        for _ in 1..times {
+            once(1)?;
+        }
+        once(1)
     }
 
     /// The same, and what it moved in the counters, which nothing but the rig's own runs may

@@ -50,8 +50,8 @@ refusals! {
     HeadTimeout 408 "head_timeout" "Its head did not come in time.",
     BodyTimeout 408 "body_timeout" "Its body did not come in time.",
     BodyRate 408 "body_rate" "Its body came more slowly than it may.",
-    Trace 501 "trace" "It was to end here and be told back to the client, which is done for nobody.",
     ClientGone 499 "client_gone" "The client went away before the answer was whole.",
+    Trace 501 "trace" "TRACE was to be answered by the proxy itself, which says nobody what came.",
     // What the client did to its connection; the status is nobody's.
     ProxyHeader 400 "proxy_header" "Its connection did not begin with the header of the PROXY protocol that it needs, or with one that is malformed.",
     Connections 400 "connections" "The listener had as many connections as it may.",

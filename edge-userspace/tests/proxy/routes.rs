@@ -171,9 +171,10 @@ fn requests_come_as_far_as_their_client_lets_them() {
     let server = Server::echo();
     let rig = Rig::new(&Setup::new(&[&server]));
     let mut client = rig.client();
-    let mut ask = |method: &str, value: &str| {
+    let mut ask = |asked: &str, value: &str| {
+        let (method, path) = asked.split_once(' ').unwrap_or((asked, "/far"));
         client.send(format!(
-            "{method} /far HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: {value}\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: {value}\r\n\r\n"
         ));
         let answer = client.answer();
         (answer.status, answer.text().to_owned())
@@ -184,7 +185,12 @@ fn requests_come_as_far_as_their_client_lets_them() {
         ("OPTIONS", "1", "0"),
         ("TRACE", "007", "6"),
         ("OPTIONS", "-1", "-1"),
-        ("OPTIONS", "99999999999999999999", "99999999999999999999"),
+        ("OPTIONS", "7, 0", "7, 0"),
+        ("OPTIONS", "7\r\nMax-Forwards: 5", "6"),
+        ("OPTIONS", "", ""),
+        ("OPTIONS *", "2", "1"),
+        // What is too large for anybody's number is as large as one may be.
+        ("OPTIONS", "99999999999999999999", "18446744073709551614"),
         ("GET", "0", "0"),
     ] {
         let (status, text) = ask(method, value);
@@ -192,7 +198,10 @@ fn requests_come_as_far_as_their_client_lets_them() {
     }
     let asked = server.requests();
     assert_eq!(ask("OPTIONS", "0"), (200, String::new()));
+    assert_eq!(ask("OPTIONS *", "0"), (200, String::new()));
+    assert_eq!(ask("OPTIONS", "3\r\nmax-forwards: 0").0, 200);
     assert_eq!(ask("TRACE", "00").0, 501);
+    assert_eq!(rig.refusals("trace"), 1);
     assert_eq!(server.requests(), asked);
 }
 

@@ -9,6 +9,8 @@ use edge_common::{
 };
 
 use super::{Row, Table, table::START};
+use edge_userspace::tables::TableError;
+
 use crate::program::{Moved, Rig, Rigs};
 
 /// `XDP_DROP`.
@@ -93,10 +95,10 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
     super::defence::run(&mut rigs, &mut tell);
     super::floods::run(&mut rigs, &mut tell);
     super::balance::run(&mut rigs, &mut tell);
-    super::decap::run(&mut tell);
+    let loads = rigs.loads() + super::decap::run(&mut tell);
     Report {
         tables: reports,
-        loads: rigs.loads() + super::decap::LOADS,
+        loads,
     }
 }
 
@@ -104,7 +106,7 @@ fn report(rigs: &mut Rigs, table: &Table) -> TableReport {
     let mut run = || {
         let mut rig = rigs.take(&table.settings)?;
         let failures = run_rows(&mut rig, table)?;
-        rigs.give_back(rig);
+        rigs.give_back(rig)?;
         Ok(failures)
     };
     TableReport {
@@ -130,6 +132,8 @@ fn run_rows(rig: &mut Rig, table: &Table) -> Result<Vec<String>> {
         let wrong = run_row(rig, row, now)?;
         failures.extend(wrong.map(|wrong| format!("{}: {wrong}", row.what)));
     }
+    rig.bind_arp(&[])?;
+    tables.refill::<TableError>([])?;
     Ok(failures)
 }
 

@@ -38,6 +38,8 @@ struct Attributes {
     flags: u64,
 }
 
+const _: () = assert!(size_of::<Attributes>() == 56);
+
 /// Reads the counters of the first interface, which is that of test runs.
 pub(super) struct Counters {
     map: MapData,
@@ -58,16 +60,17 @@ impl Counters {
         let mut values = vec![0u64; CELLS * self.cpus * WORDS];
         let mut next = 0u32;
         let mut attributes = Attributes {
-            out_batch: (&raw mut next).addr() as u64,
-            keys: keys.as_mut_ptr().addr() as u64,
-            values: values.as_mut_ptr().addr() as u64,
+            out_batch: (&raw mut next).expose_provenance() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: values.as_mut_ptr().expose_provenance() as u64,
             count: CELLS as u32,
             map_fd: u32::try_from(self.map.fd().as_fd().as_raw_fd())?,
             ..Attributes::default()
         };
-        // SAFETY: the attributes are of the size given and of the command's layout. The kernel
-        // writes one key to `next`, and at most `count` keys of 4 bytes and values of a cell a
-        // possible CPU to the buffers, which are as long and live until it returns.
+        // SAFETY: the attributes are of the size given and of the command's layout, and may be
+        // written to, as the kernel does with `count`. It writes one key to `next`, and at most
+        // `count` keys of 4 bytes and values of a cell a possible CPU to the buffers, which are as
+        // long and live until it returns.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

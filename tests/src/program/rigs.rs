@@ -1,7 +1,7 @@
 //! Loads that tests share. The verifier takes most of the time of most tests, and nearly all of it
 //! on an emulated machine.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
@@ -12,9 +12,22 @@ use edge_common::{
     nat::Signals,
     quic::IdKey,
 };
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Rig, Settings, counters::CELLS};
+
+/// The tables of the lists, which the daemon's own writer empties.
+const LISTS: &[&str] = &[
+    maps::HOSTS4,
+    maps::HOSTS4_FILTER,
+    maps::WIDE,
+    maps::HOSTS6_FILTER,
+    maps::PREFIX_FILTER,
+    maps::BITMAP24,
+    maps::LENGTHS4,
+    maps::LENGTHS6,
+    maps::LENGTHS6_LONG,
+];
 
 /// Gives programs to tests, and takes them back for the next.
 #[derive(Default)]
@@ -30,21 +43,32 @@ impl Rigs {
     /// # Errors
     /// When the kernel refuses it.
     pub fn take(&mut self, settings: &Settings) -> Result<Rig> {
-        match self.spare.take() {
-            Some(mut rig) if rig.settings == *settings => {
-                rig.wipe().context("cannot wipe the tables")?;
-                Ok(rig)
-            }
-            _ => {
-                self.loads += 1;
-                Rig::load(settings)
-            }
+        // Another one is gone before there is a second set of tables.
+        if let Some(mut rig) = self.spare.take().filter(|r| r.settings == *settings) {
+            rig.wipe().context("cannot wipe the tables")?;
+            return Ok(rig);
         }
+        self.loads += 1;
+        Rig::load(settings)
     }
 
-    /// Keeps a program for the next test. Nobody may use its tables any more.
-    pub fn give_back(&mut self, rig: Rig) {
+    /// Keeps a program for the next test. Nobody may use its tables any more, and those of the
+    /// lists were emptied by whoever filled them.
+    ///
+    /// # Errors
+    /// When they were not, or the daemon reads other counters than the tests.
+    pub fn give_back(&mut self, rig: Rig) -> Result<()> {
+        ensure!(
+            rig.counters()? == rig.counters.read()?,
+            "the daemon reads other counters"
+        );
+        for &name in LISTS {
+            let region = rig.edge.region(name)?;
+            let left = region.u32s().iter().position(|w| w.load(Relaxed) != 0);
+            ensure!(left.is_none(), "{name} was not emptied: word {left:?}");
+        }
         self.spare = Some(rig);
+        Ok(())
     }
 
     /// How often a program was loaded.
@@ -54,7 +78,8 @@ impl Rigs {
 }
 
 impl Rig {
-    /// Makes the clock and all tables what they were after the load.
+    /// Makes the clock and all tables but those of the lists what they were after the load. What
+    /// the program hands from one stage to the next is left, as it is by any packet.
     fn wipe(&mut self) -> Result<()> {
         self.counted.set(None);
         for &name in maps::ALL {
@@ -76,9 +101,11 @@ impl Rig {
                 maps::SERVICE_COUNTERS => zero::<{ size_of::<ServiceCounters>() }>(map, u32::MAX)?,
                 maps::BACKEND_COUNTERS => zero::<{ size_of::<Counter>() }>(map, u32::MAX)?,
                 maps::BACKEND_SIGNALS => zero::<{ size_of::<Signals>() }>(map, u32::MAX)?,
+                _ if LISTS.contains(&name) => {}
                 _ => {
+                    // Nobody else reads or writes now, so that the width is nobody's matter.
                     for word in self.edge.region(name)?.u64s() {
-                        word.store(0, Ordering::Relaxed);
+                        word.store(0, Relaxed);
                     }
                 }
             }

@@ -34,6 +34,9 @@ const SECURITY: &str = "http://deb.debian.org/debian-security";
 pub(crate) struct Track {
     /// What a person calls it.
     pub(crate) name: &'static str,
+    /// Processors of its guest. Several see what one does not, and the slowest of the guests is
+    /// that of the newest kernel in any case: the others wait for each other.
+    pub(crate) cpus: u32,
     /// The numbers its versions start with; empty for any.
     series: &'static [u32],
     /// Mirror and suite of each source.
@@ -44,16 +47,19 @@ pub(crate) struct Track {
 pub(crate) static TRACKS: [Track; 3] = [
     Track {
         name: "6.1",
+        cpus: 1,
         series: &[6, 1],
         suites: &[(ARCHIVE, "bookworm"), (SECURITY, "bookworm-security")],
     },
     Track {
         name: "6.12",
+        cpus: 1,
         series: &[6, 12],
         suites: &[(ARCHIVE, "trixie"), (SECURITY, "trixie-security")],
     },
     Track {
         name: "newest",
+        cpus: 2,
         series: &[],
         suites: &[(ARCHIVE, "sid"), (ARCHIVE, "experimental")],
     },

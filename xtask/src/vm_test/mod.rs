@@ -40,16 +40,10 @@ use report::{Outcome, Row, Said};
 /// Lines of each serial port that are shown when a guest failed.
 const SHOWN_LINES: usize = 100;
 
-/// What a guest has.
-const MACHINE: Machine = Machine {
-    cpus: 1,
-    memory: 1536,
-};
-/// The same for 100,000 connections, both ends of each, and a proxy with more than one worker.
-const IDLE_MACHINE: Machine = Machine {
-    cpus: 2,
-    memory: 4096,
-};
+/// Mebibytes of a guest.
+const MEMORY: u32 = 1536;
+/// The same for 100,000 connections, both ends of each.
+const IDLE_MEMORY: u32 = 4096;
 
 /// Arguments of `cargo xtask vm-test`.
 #[derive(clap::Args)]
@@ -104,6 +98,13 @@ impl Choice {
             Self::Path(path) => path.display().to_string(),
         }
     }
+
+    fn cpus(&self) -> u32 {
+        match self {
+            Self::Track(track) => track.cpus,
+            Self::Path(_) => 1,
+        }
+    }
 }
 
 /// What all guests need beside their kernels.
@@ -111,7 +112,8 @@ struct Rig {
     qemu: Qemu,
     tools: Tools,
     steps: Vec<Step>,
-    machine: Machine,
+    /// Mebibytes of each guest.
+    memory: u32,
     /// Whether what a guest tells is for people, also when all is well.
     is_told: bool,
     /// Where images and serial ports go.
@@ -146,7 +148,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
                 qemu,
                 tools,
                 steps,
-                machine: if args.idle { IDLE_MACHINE } else { MACHINE },
+                memory: if args.idle { IDLE_MEMORY } else { MEMORY },
                 is_told: args.idle,
                 dir: workspace.target.join("vm-test"),
                 time: args
@@ -299,7 +301,7 @@ fn test(workspace: &Workspace, rig: &Rig, choice: &Choice, kernel: Result<Kernel
     announce(&format!("booting {}", workspace.display(&kernel.image)));
     let asked = choice.name();
     let start = Instant::now();
-    let (said, outcome) = boot(workspace, rig, &asked, &kernel)?;
+    let (said, outcome) = boot(workspace, rig, (&asked, choice.cpus()), &kernel)?;
     Ok(Row {
         asked,
         outcome,
@@ -308,7 +310,12 @@ fn test(workspace: &Workspace, rig: &Rig, choice: &Choice, kernel: Result<Kernel
     })
 }
 
-fn boot(workspace: &Workspace, rig: &Rig, name: &str, kernel: &Kernel) -> Result<(Said, Outcome)> {
+fn boot(
+    workspace: &Workspace,
+    rig: &Rig,
+    (name, cpus): (&str, u32),
+    kernel: &Kernel,
+) -> Result<(Said, Outcome)> {
     fs::create_dir_all(&rig.dir).with_context(|| format!("cannot make {}", rig.dir.display()))?;
     // Two runs in one tree must not write over each other's files.
     let stem = format!("{}-{}", name.replace('/', "_"), std::process::id());
@@ -323,9 +330,13 @@ fn boot(workspace: &Workspace, rig: &Rig, name: &str, kernel: &Kernel) -> Result
             start.elapsed().as_secs()
         ));
     };
+    let machine = Machine {
+        cpus,
+        memory: rig.memory,
+    };
     let ended = rig
         .qemu
-        .run(&kernel.image, &initramfs, &rig.machine, rig.time, tell);
+        .run(&kernel.image, &initramfs, &machine, rig.time, tell);
     fs::remove_file(&initramfs)
         .with_context(|| format!("cannot remove {}", initramfs.display()))?;
     let ended = ended?;

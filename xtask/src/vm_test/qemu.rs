@@ -40,8 +40,8 @@ const MAX_OUTPUT: usize = 4 << 20;
 
 /// What a guest has.
 pub(crate) struct Machine {
-    /// Two have to agree on every access to memory that may be shared, which makes each a fifth
-    /// slower.
+    /// Processors. Two have to agree on every access to memory that may be shared, which makes each
+    /// a fifth slower.
     pub(crate) cpus: u32,
     /// Mebibytes, in which its file system lies too.
     pub(crate) memory: u32,

@@ -164,9 +164,10 @@ impl Method {
         }
     }
 
-    /// Whether `Max-Forwards` bounds how often such a request is passed on.
+    /// Whether `Max-Forwards` bounds how often such a request is passed on (RFC 9110,
+    /// section 7.6.2).
     #[must_use]
-    pub const fn is_counted(self) -> bool {
+    pub const fn has_max_forwards(self) -> bool {
         matches!(self, Self::Options | Self::Trace)
     }
 
@@ -226,13 +227,14 @@ pub struct Authority {
 /// The field that bounds how often OPTIONS and TRACE are passed on.
 pub const MAX_FORWARDS: &[u8] = b"max-forwards";
 
-/// What it says, if that is a number.
+/// The number in a field `Max-Forwards`, if it is one; the largest there is for what is larger.
 #[must_use]
-pub fn hops(value: &[u8]) -> Option<u64> {
-    if !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    str::from_utf8(value).ok()?.parse().ok()
+pub fn parse_max_forwards(value: &[u8]) -> Option<u64> {
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let first = digit(value.first()?)?;
+    value.iter().skip(1).try_fold(first, |number, byte| {
+        Some(number.saturating_mul(10).saturating_add(digit(byte)?))
+    })
 }
 
 /// The head of a request.
@@ -315,14 +317,15 @@ impl Request {
         values(&self.fields, buf, name)
     }
 
-    /// How often the request may still be passed on, where that is counted: with OPTIONS and TRACE,
-    /// when `Max-Forwards` is a number (RFC 9110, section 7.6.2).
+    /// How often the request may still be passed on, where `Max-Forwards` bounds that: the least of
+    /// its numbers.
     #[must_use]
-    pub fn hops(&self, buf: &[u8]) -> Option<u64> {
-        if !self.method.is_counted() {
+    pub fn max_forwards(&self, buf: &[u8]) -> Option<u64> {
+        if !self.method.has_max_forwards() {
             return None;
         }
-        self.values(buf, MAX_FORWARDS).filter_map(hops).min()
+        let numbers = self.values(buf, MAX_FORWARDS);
+        numbers.filter_map(parse_max_forwards).min()
     }
 
     /// The values of the fields with a known name.

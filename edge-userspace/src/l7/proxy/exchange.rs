@@ -129,6 +129,18 @@ impl<'a> Seen<'a> {
         })
     }
 
+    /// Whether the request was to come as far as this, and gets an empty answer instead of a
+    /// server's.
+    ///
+    /// # Errors
+    /// [`Refusal::Trace`] when that answer would have to say what came.
+    pub(super) fn ends_here(&self) -> Result<bool, Refusal> {
+        match self.request.max_forwards(self.bytes) {
+            Some(0) if self.request.method == Method::Trace => Err(Refusal::Trace),
+            left => Ok(left == Some(0)),
+        }
+    }
+
     /// Writes where the same is found by HTTPS.
     pub(super) fn write_https(&self, location: &mut Vec<u8>) {
         let (bytes, request) = (self.bytes, self.request);
@@ -334,11 +346,9 @@ impl Exchange<'_> {
         let route = router.find(listener, &seen).ok_or(Refusal::NoRoute)?;
         self.facts.route = Some(route.index);
         match &route.action {
-            // It was to come as far as this.
-            Action::Forward(_) if request.hops(bytes) == Some(0) => match request.method {
-                Method::Trace => Err(Refusal::Trace),
-                _ => Ok(self.own(front, scratch, 200, &[], b"").await),
-            },
+            Action::Forward(_) if seen.ends_here()? => {
+                Ok(self.own(front, scratch, 200, &[], b"").await)
+            }
             Action::Forward(split) => {
                 let target = split.pick(self.conn.worker.random());
                 let path = router

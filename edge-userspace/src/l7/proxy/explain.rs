@@ -256,6 +256,11 @@ fn outcome(
     let route = router.find(listener, &seen).ok_or(Refusal::NoRoute)?;
     answer.route = Some(route.name.to_string());
     Ok(match &route.action {
+        Action::Forward(_) if seen.ends_here()? => Outcome::Respond {
+            status: 200,
+            headers: Vec::new(),
+            body_bytes: 0,
+        },
         Action::Forward(split) => {
             let path = router.rewrite(route, seen.path(), &mut rewritten);
             let mut target = text(path.map_err(|_| Refusal::Path)?);
@@ -395,7 +400,7 @@ mod tests {
             listeners = ['web']
             hosts = ['example.com']
             path = { prefix = '/api/' }
-            methods = ['GET']
+            methods = ['GET', 'OPTIONS', 'TRACE']
             split = [{ upstream = 'app', weight = 3 }, { upstream = 'canary', weight = 1 }]
             rewrite = { prefix = '/' }
             request_headers = { set = { x-a = '1' }, remove = ['x-b'] }
@@ -478,6 +483,18 @@ mod tests {
         post.method = "POST".to_owned();
         refused(&only(&post), "no_route");
         refused(&only(&question("http://example.com/%zz")), "path");
+        // What is to come no further does not.
+        let mut last = question("http://example.com/api/a");
+        last.headers = vec![("Max-Forwards".to_owned(), "0".to_owned())];
+        last.method = "TRACE".to_owned();
+        refused(&only(&last), "trace");
+        last.method = "OPTIONS".to_owned();
+        let empty = Outcome::Respond {
+            status: 200,
+            headers: Vec::new(),
+            body_bytes: 0,
+        };
+        assert_eq!(only(&last).outcome, empty);
     }
 
     #[test]

@@ -288,12 +288,12 @@ pub(super) fn write_head(
             && (facts.ids.is_traced || field.known != Known::Tracestate)
             && (rules.is_empty() || !rules.drops(field.name.of(bytes)))
     });
-    let is_counted = request.method.is_counted();
+    let has_max_forwards = request.method.has_max_forwards();
     for field in kept {
         let (name, value) = (field.name.of(bytes), field.value.of(bytes));
-        if is_counted
+        if has_max_forwards
             && name.eq_ignore_ascii_case(head::MAX_FORWARDS)
-            && let Some(left) = head::hops(value)
+            && let Some(left) = head::parse_max_forwards(value)
         {
             out.compose(name, |out| decimal::write(out, left.saturating_sub(1)));
         } else {

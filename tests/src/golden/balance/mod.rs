@@ -139,7 +139,7 @@ fn report(
     let run = || -> Result<_> {
         let mut world = World::new(rigs, change)?;
         test(&mut world);
-        rigs.give_back(world.rig);
+        rigs.give_back(world.rig)?;
         Ok((world.rows, world.failures))
     };
     let (rows, failures) = run().unwrap_or_else(|e| (0, vec![format!("{e:#}")]));

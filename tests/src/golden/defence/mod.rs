@@ -14,6 +14,7 @@ use std::thread;
 
 use anyhow::Result;
 use edge_common::{abi::Config, reason::Reason};
+use edge_userspace::tables::TableError;
 
 use super::TableReport;
 use crate::program::Rigs;
@@ -133,7 +134,8 @@ pub(super) fn report(
         let run = move || -> Result<_> {
             let mut world = World::new(rigs, change)?;
             test(&mut world);
-            rigs.give_back(world.rig);
+            world.tables.refill::<TableError>([])?;
+            rigs.give_back(world.rig)?;
             Ok((world.rows, world.failures))
         };
         scope.spawn(run).join()
