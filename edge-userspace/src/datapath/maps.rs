@@ -77,8 +77,9 @@ impl Spec {
     }
 }
 
-/// The tables that the writer fills; a look-up goes through several of them.
-const POLICY: [&str; 9] = [
+/// The tables of the lists, which [`crate::tables::Tables`] fills; a look-up goes through several of
+/// them.
+pub const POLICY: [&str; 9] = [
     maps::HOSTS4,
     maps::HOSTS4_FILTER,
     maps::WIDE,

@@ -56,7 +56,7 @@ pub use balance::{BalanceTables, FlowCount, PortCount};
 pub use decap::Decap;
 pub use error::DatapathError;
 pub use events::{EventRing, Events};
-pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS};
+pub use maps::{InterfaceCounters, MAX_ARP_BINDINGS, POLICY};
 pub use program::Program;
 pub use services::{ServiceState, ServiceTables};
 pub use unattached::{Run, Unattached};

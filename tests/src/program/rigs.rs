@@ -12,22 +12,10 @@ use edge_common::{
     nat::Signals,
     quic::IdKey,
 };
+use edge_userspace::datapath::POLICY;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Rig, Settings, counters::CELLS};
-
-/// The tables of the lists, which the daemon's own writer empties.
-const LISTS: &[&str] = &[
-    maps::HOSTS4,
-    maps::HOSTS4_FILTER,
-    maps::WIDE,
-    maps::HOSTS6_FILTER,
-    maps::PREFIX_FILTER,
-    maps::BITMAP24,
-    maps::LENGTHS4,
-    maps::LENGTHS6,
-    maps::LENGTHS6_LONG,
-];
 
 /// Gives programs to tests, and takes them back for the next.
 #[derive(Default)]
@@ -62,7 +50,7 @@ impl Rigs {
             rig.counters()? == rig.counters.read()?,
             "the daemon reads other counters"
         );
-        for &name in LISTS {
+        for name in POLICY {
             let region = rig.edge.region(name)?;
             let left = region.u32s().iter().position(|w| w.load(Relaxed) != 0);
             ensure!(left.is_none(), "{name} was not emptied: word {left:?}");
@@ -101,7 +89,8 @@ impl Rig {
                 maps::SERVICE_COUNTERS => zero::<{ size_of::<ServiceCounters>() }>(map, u32::MAX)?,
                 maps::BACKEND_COUNTERS => zero::<{ size_of::<Counter>() }>(map, u32::MAX)?,
                 maps::BACKEND_SIGNALS => zero::<{ size_of::<Signals>() }>(map, u32::MAX)?,
-                _ if LISTS.contains(&name) => {}
+                // The daemon's own writer empties them.
+                _ if POLICY.contains(&name) => {}
                 _ => {
                     // Nobody else reads or writes now, so that the width is nobody's matter.
                     for word in self.edge.region(name)?.u64s() {
