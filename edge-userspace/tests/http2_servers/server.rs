@@ -259,6 +259,7 @@ async fn answer(
         "/interim" => {
             let mut early = ok();
             *early.status_mut() = 103.try_into().unwrap();
+            early.headers_mut().insert("link", "</a>".parse().unwrap());
             respond.send_informational(early)?;
             whole(&mut respond, ok(), b"at last")?;
         }

@@ -120,7 +120,8 @@ fn clients_of_http1_are_answered() {
     assert_eq!(head.status, 200);
     assert_ne!(head.header("content-length"), None);
     assert_eq!(client.get("/none").status, 204);
-    assert_eq!(client.get("/interim").text(), "at last");
+    assert_eq!(client.get("/interim").status, 103);
+    assert_eq!(client.answer().text(), "at last");
     let empty = client.get("/trailers-only");
     assert_eq!(empty.header("content-length"), Some("0"));
     // Without a length, in chunks, and trailers behind them.
@@ -144,6 +145,24 @@ fn clients_of_http1_are_answered() {
     client.send("ok");
     assert_eq!(client.answer().text(), "ok");
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn interim_answers_go_on() {
+    let server = Server::start();
+    let rig = Rig::new(&setup(&server));
+    let client = connect(rig.port.at).await;
+    for _ in 0..2 {
+        let (mut response, _) = send(&client, ask(Method::GET, "/interim"), true).await;
+        let interim = poll_fn(|cx| response.poll_informational(cx)).await;
+        let interim = interim.expect("an interim answer").unwrap();
+        assert_eq!(interim.status(), 103);
+        assert_eq!(interim.headers()["link"], "</a>");
+        let (head, body, _) = whole(response).await.unwrap();
+        assert_eq!(head.status(), 200);
+        assert!(!head.headers().contains_key("link"));
+        assert_eq!(body, b"at last");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -150,16 +150,73 @@ fn answers_without_a_body_have_none() {
 }
 
 #[test]
-fn interim_answers_are_no_answers() {
-    let server = answering(
-        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
-         HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-        false,
+fn interim_answers_go_on_before_the_answer() {
+    let (go, wait) = mpsc::channel();
+    let wait = Mutex::new(wait);
+    let server = Server::start(move |mut peer| {
+        while peer.request().is_some() {
+            // Unasked for; two at once; one in pieces.
+            peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 \r\nLink: </a>\r\n");
+            peer.send("Secret: 1\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n");
+            lock(&wait).recv().unwrap();
+            peer.send("HTTP/1.1 102 Still at it\r\n\r\nHTTP/1.1 200 OK\r\n");
+            peer.send("Content-Length: 2\r\n\r\nok");
+        }
+    });
+    let route = "[[route]]\nname = 'r'\nupstream = 'app'\n\
+                 response_headers = { remove = ['secret'], add = { X-Added = '1' } }\n";
+    let rig = Rig::new(&Setup::new(&[&server]).routes(route));
+    let mut client = rig.client();
+    for _ in 0..2 {
+        client.send("GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n");
+        assert_eq!(client.head().unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+        assert_eq!(client.head().unwrap(), hints);
+        go.send(()).unwrap();
+        assert_eq!(client.head().unwrap(), "HTTP/1.1 102 Still at it\r\n\r\n");
+        let answer = client.answer();
+        assert_eq!(answer.text(), "ok");
+        assert_eq!(answer.header("x-added"), Some("1"));
+    }
+    assert_eq!(rig.logged("/x")["status"], 200);
+    // Whoever waits for leave has got it from here.
+    client.send(
+        "POST / HTTP/1.1\r\nHost: a.example\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
     );
+    assert_eq!(client.answer().status, 100);
+    client.send("hi");
+    assert_eq!(client.answer().status, 103);
+    go.send(()).unwrap();
+    assert_eq!([client.answer().status, client.answer().status], [102, 200]);
+    // HTTP/1.0 knows none of them.
+    go.send(()).unwrap();
+    let answer = rig.ask("GET / HTTP/1.0\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(!answer.contains("Link:"), "{answer}");
+}
+
+#[test]
+fn of_interim_answers_without_end_only_so_many_go_on() {
+    const ALL: usize = 5_000;
+    let server = Server::start(|mut peer| {
+        while peer.request().is_some() {
+            peer.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(ALL));
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
     let rig = Rig::new(&Setup::new(&[&server]));
     let mut client = rig.client();
     for _ in 0..2 {
-        assert_eq!(client.get("/").text(), "ok");
+        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+        let mut interim = 0;
+        let answer = loop {
+            match client.answer() {
+                answer if answer.status == 102 => interim += 1,
+                answer => break answer,
+            }
+        };
+        assert_eq!(answer.text(), "ok");
+        assert!((100..1_000).contains(&interim), "{interim}");
     }
 }
 

@@ -68,7 +68,8 @@ impl Back {
         each!(self, back => back.bytes())
     }
 
-    /// Waits for the head of the answer, behind interim ones, and says how many bytes it has.
+    /// Waits for the head of an answer, and says how many bytes it has. Behind an interim one
+    /// another follows, once it is [passed over](Self::pass_over).
     ///
     /// # Errors
     /// Why there is none.
@@ -81,6 +82,14 @@ impl Back {
         match self {
             Self::Http1(link) => poll_head(link, cx, asked, response),
             Self::Http2(stream) => stream.poll_head(cx, response),
+        }
+    }
+
+    /// Is done with an interim answer, whose head has so many bytes.
+    pub(super) fn pass_over(&mut self, head: usize) {
+        match self {
+            Self::Http1(link) => link.skip(head),
+            Self::Http2(stream) => stream.pass_over(),
         }
     }
 
@@ -225,32 +234,24 @@ fn poll_head(
     response: &mut Response,
 ) -> Poll<Result<usize, NoAnswer>> {
     loop {
+        // Behind an interim answer the next may lie already.
+        if !link.bytes().is_empty() {
+            match parse_response(link.bytes(), &ANSWERS, asked, response) {
+                Ok(Some(head)) => {
+                    if !response.is_interim() {
+                        link.begin(head, response.framing, Chunked::response());
+                        link.let_go();
+                    }
+                    return Poll::Ready(Ok(head));
+                }
+                Ok(None) if link.has_room() => {}
+                _ => return Poll::Ready(Err(NoAnswer::broken(Refusal::BadAnswer))),
+            }
+        }
         match link.poll_fill(cx) {
             Poll::Ready(Ok(n)) if n > 0 => {}
             Poll::Ready(_) => return Poll::Ready(Err(NoAnswer::broken(Refusal::ServerBroke))),
             Poll::Pending => return Poll::Pending,
-        }
-        loop {
-            match parse_response(link.bytes(), &ANSWERS, asked, response) {
-                Ok(Some(head)) if response.is_interim() => {
-                    // The client has got its 100 already; of others it needs none.
-                    link.skip(head);
-                    response.reset();
-                    if link.bytes().is_empty() {
-                        break;
-                    }
-                }
-                Ok(Some(head)) => {
-                    link.begin(head, response.framing, Chunked::response());
-                    link.let_go();
-                    return Poll::Ready(Ok(head));
-                }
-                Ok(None) => break,
-                Err(_) => return Poll::Ready(Err(NoAnswer::broken(Refusal::BadAnswer))),
-            }
-        }
-        if !link.has_room() {
-            return Poll::Ready(Err(NoAnswer::broken(Refusal::BadAnswer)));
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     config::proxy::upstream,
     l7::{
         balance::Ask,
-        head::{Framing, Known, Response, Version, decimal},
+        head::{Framing, Known, Request, Response, Version, decimal},
         http1::{Asked, write},
         refusal::Refusal,
         resilience::{
@@ -34,6 +34,12 @@ use crate::{
 const TRIED: usize = 8;
 /// Slowest bodies are not looked at before so many nanoseconds.
 const RATE_GRACE: u64 = 5_000_000_000;
+
+/// Of interim answers a client gets as many as have so many bytes together for each try, each of
+/// them with as many more as its first line and what it takes to send it may have. Nobody says how
+/// many there may be, and a client that reads none has them lie here.
+const INTERIM_BYTES: usize = 64 << 10;
+const INTERIM: usize = 64;
 
 /// Has the request answered by a server of an upstream. `head` is its head as the server gets it.
 pub(super) async fn run<F: Front>(
@@ -451,6 +457,8 @@ async fn converse<F: Front>(
     let limits = &exchange.listener.config.limits;
     let (patience, rate) = (nanoseconds(limits.body_timeout), limits.min_rate);
     let (timer, facts) = (&exchange.conn.timer, &mut *exchange.facts);
+    let router = &exchange.current.router;
+    let mut interim_left = INTERIM_BYTES;
     // Whoever sends its body without waiting needs no leave.
     let mut may_wait = request.expect_continue;
     let began = Worker::now();
@@ -491,11 +499,6 @@ async fn converse<F: Front>(
         if std::mem::take(&mut may_wait) && !facts.progress.sent && facts.progress.up == 0 {
             front.go_on();
         }
-        if front.has_out()
-            && let Poll::Ready(Err(_)) = front.poll_drain(cx)
-        {
-            return Poll::Ready(Err(gone()));
-        }
         if facts.progress.sent && !is_flushed {
             // Its failure shows when the answer is read.
             is_flushed = back.poll_drain(cx).is_ready();
@@ -506,8 +509,25 @@ async fn converse<F: Front>(
                 arm(timer, deadlines);
             }
         }
-        if let Poll::Ready(head) = back.poll_head(cx, asked, response) {
-            return Poll::Ready(Ok(head));
+        while let Poll::Ready(head) = back.poll_head(cx, asked, response) {
+            let head = match head {
+                Ok(head) if response.is_interim() => head,
+                head => return Poll::Ready(Ok(head)),
+            };
+            let left = interim_left.checked_sub(INTERIM + head);
+            if let Some(left) = left.filter(|_| takes_interim(request, response.status)) {
+                interim_left = left;
+                let route = facts.route.map(|at| router.route(at));
+                begin_head(front, response, back.bytes(), route);
+                front.end_interim();
+            }
+            back.pass_over(head);
+            response.reset();
+        }
+        if front.has_out()
+            && let Poll::Ready(Err(_)) = front.poll_drain(cx)
+        {
+            return Poll::Ready(Err(gone()));
         }
         if is_flushed && front.has_ended() && front.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(gone()));
@@ -552,6 +572,39 @@ async fn converse<F: Front>(
     }
 }
 
+/// Whether the client gets an interim answer: one of HTTP/1.0 knows none (RFC 9110, section 15.2),
+/// and whoever waits for 100 has got it from here.
+fn takes_interim(request: &Request, status: u16) -> bool {
+    request.version != Version::Http10 && !(status == 100 && request.expect_continue)
+}
+
+/// Begins an answer to the client with what the server's has, but for what the route drops. Tells
+/// whether the server has dated it.
+fn begin_head<F: Front>(
+    front: &mut F,
+    response: &Response,
+    bytes: &[u8],
+    route: Option<&Route>,
+) -> bool {
+    let reason = match response.reason.of(bytes) {
+        b"" => write::reason(response.status).as_bytes(),
+        reason => reason,
+    };
+    front.begin(response.status, reason);
+    let rules = route.map(|route| &route.response_headers);
+    let rules = rules.filter(|rules| !rules.is_empty());
+    let mut is_dated = false;
+    for field in &response.fields {
+        let name = field.name.of(bytes);
+        is_dated |= field.known == Known::Date;
+        let is_dropped = || rules.is_some_and(|rules| rules.drops(name));
+        if field.kept && !field.known.is_framing() && !is_dropped() {
+            front.field(name, field.value.of(bytes));
+        }
+    }
+    is_dated
+}
+
 /// Brings an answer to the client.
 #[expect(clippy::too_many_arguments, reason = "all of a request meets here")]
 async fn deliver<F: Front>(
@@ -583,22 +636,9 @@ async fn deliver<F: Front>(
         && front.has_ended();
     let bytes = back.bytes();
     let bytes = bytes.get(..head).unwrap_or(bytes);
-    let rules = &route.response_headers;
     exchange.facts.status = response.status;
-    let reason = match response.reason.of(bytes) {
-        b"" => write::reason(response.status).as_bytes(),
-        reason => reason,
-    };
-    front.begin(response.status, reason);
-    let mut is_dated = is_upgrade;
-    for field in &response.fields {
-        let name = field.name.of(bytes);
-        is_dated |= field.known == Known::Date;
-        if field.kept && !field.known.is_framing() && (rules.is_empty() || !rules.drops(name)) {
-            front.field(name, field.value.of(bytes));
-        }
-    }
-    for (name, value) in rules.added() {
+    let is_dated = begin_head(front, response, bytes, Some(route)) || is_upgrade;
+    for (name, value) in route.response_headers.added() {
         front.field(name, value);
     }
     if let Some(cookie) = cookie {

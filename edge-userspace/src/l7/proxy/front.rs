@@ -56,6 +56,8 @@ pub(super) trait Front {
     /// Ends it. `body` says how what follows is framed, `told` which framing is told: an answer to
     /// HEAD tells the length of a body that does not follow.
     fn end(&mut self, body: Framing, told: Framing, then: Then<'_>);
+    /// The same for an interim answer, which another one follows.
+    fn end_interim(&mut self);
     /// Takes some bytes of the answer's body.
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
     /// Ends the answer.
@@ -116,6 +118,10 @@ impl Front for Link {
 
     fn go_on(&mut self) {
         self.out().extend_from_slice(write::CONTINUE);
+    }
+
+    fn end_interim(&mut self) {
+        write::end(self.out());
     }
 
     fn begin(&mut self, status: u16, reason: &[u8]) {

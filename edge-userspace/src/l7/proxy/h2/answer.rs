@@ -8,7 +8,7 @@ use std::{
 };
 
 use ::h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
-use hyper::{HeaderMap, Request, body::Bytes};
+use hyper::{HeaderMap, Request, body::Bytes, http::response::Parts};
 
 use super::{
     super::{
@@ -19,13 +19,10 @@ use super::{
     upstream::{NotSent, Place},
 };
 use crate::l7::{
-    head::{Field, Framing, Method, Of, Response, h2},
+    head::{Field, Framing, Method, Of, Reject, Response, h2},
     refusal::Refusal,
     resilience::Failure,
 };
-
-/// Switching Protocols, which HTTP/2 has not (RFC 9113, section 8.6).
-const SWITCH: u16 = 101;
 
 /// A stream.
 struct Live {
@@ -116,8 +113,7 @@ impl AnswerStream {
         self.is_echo
     }
 
-    /// Waits for the head of the answer, and says how many bytes it has. Interim answers are passed
-    /// over.
+    /// Waits for the head of an answer, be it an interim one, and says how many bytes it has.
     ///
     /// # Errors
     /// Why there is none.
@@ -133,15 +129,15 @@ impl AnswerStream {
         let Some(live) = &mut self.live else {
             return Poll::Ready(Err(BAD));
         };
-        loop {
-            match live.response.poll_informational(cx) {
-                Poll::Ready(Some(Ok(interim))) if interim.status() == SWITCH => {
-                    return Poll::Ready(Err(BAD));
-                }
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.no_answer(&e))),
-                Poll::Ready(None) | Poll::Pending => break,
+        match live.response.poll_informational(cx) {
+            Poll::Ready(Some(Ok(interim))) => {
+                live.place.hear();
+                let (head, ()) = interim.into_parts();
+                let read = self.read_head(&head, false, response);
+                return Poll::Ready(read.map_err(|_| BAD));
             }
+            Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.no_answer(&e))),
+            Poll::Ready(None) | Poll::Pending => {}
         }
         let answer = match ready!(Pin::new(&mut live.response).poll(cx)) {
             Ok(answer) => answer,
@@ -151,7 +147,23 @@ impl AnswerStream {
         let (head, body) = answer.into_parts();
         let has_ended = body.is_end_stream();
         live.body = Some(body);
-        let read = h2::response(
+        let read = self.read_head(&head, has_ended, response);
+        self.framing = response.framing;
+        if has_ended {
+            self.ended = Some(Ok(()));
+            self.free();
+        }
+        Poll::Ready(read.map_err(|_| BAD))
+    }
+
+    /// Reads a head, and says how many bytes it has.
+    fn read_head(
+        &mut self,
+        head: &Parts,
+        has_ended: bool,
+        response: &mut Response,
+    ) -> Result<usize, Reject> {
+        h2::response(
             head.status.as_u16(),
             pairs(&head.headers),
             has_ended,
@@ -159,13 +171,13 @@ impl AnswerStream {
             &ANSWERS,
             &mut self.head,
             response,
-        );
-        self.framing = response.framing;
-        if has_ended {
-            self.ended = Some(Ok(()));
-            self.free();
-        }
-        Poll::Ready(read.map(|()| self.head.len()).map_err(|_| BAD))
+        )?;
+        Ok(self.head.len())
+    }
+
+    /// Is done with an interim answer.
+    pub(in super::super) fn pass_over(&mut self) {
+        self.head.clear();
     }
 
     fn no_answer(&mut self, error: &::h2::Error) -> NoAnswer {

@@ -367,6 +367,12 @@ impl Front for RequestStream {
         }
     }
 
+    fn end_interim(&mut self) {
+        let answer = std::mem::replace(&mut self.answer, Response::new(()));
+        // A stream that is no more shows when its answer is sent.
+        let _ = self.respond.send_informational(answer);
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let Some(send) = self.send.as_mut().filter(|_| !self.is_broken) else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
