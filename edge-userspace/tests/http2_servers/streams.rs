@@ -166,6 +166,30 @@ async fn interim_answers_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn requests_come_as_far_as_their_client_lets_them() {
+    let server = Server::start();
+    let rig = Rig::new(&setup(&server));
+    let client = connect(rig.port.at).await;
+    for (method, left, told) in [
+        (Method::OPTIONS, "7", Some("\nmax-forwards: 6\n")),
+        (Method::TRACE, "1", Some("\nmax-forwards: 0\n")),
+        (Method::GET, "0", Some("\nmax-forwards: 0\n")),
+        (Method::OPTIONS, "0", None),
+    ] {
+        let mut request = ask(method, "/seen");
+        let fields = request.headers_mut();
+        fields.insert("max-forwards", left.parse().unwrap());
+        let (head, body, _) = answer(&client, request).await;
+        let seen = String::from_utf8(body).unwrap();
+        assert_eq!(head.status(), 200);
+        match told {
+            Some(told) => assert!(seen.contains(told), "{seen}"),
+            None => assert_eq!(seen, ""),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn large_bodies_pass_whole() {
     let server = Server::start();
     let rig = Rig::new(&setup(&server));
