@@ -151,14 +151,14 @@ fn answers_without_a_body_have_none() {
 
 #[test]
 fn interim_answers_go_on_before_the_answer() {
-    let (go, wait) = mpsc::channel();
+    let (go, wait) = mpsc::sync_channel(1);
     let wait = Mutex::new(wait);
     let server = Server::start(move |mut peer| {
         while peer.request().is_some() {
             // Unasked for; two at once; one in pieces.
             peer.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 \r\nLink: </a>\r\n");
             peer.send("Secret: 1\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n");
-            lock(&wait).recv().unwrap();
+            lock(&wait).recv_timeout(PATIENCE).unwrap();
             peer.send("HTTP/1.1 102 Still at it\r\n\r\nHTTP/1.1 200 OK\r\n");
             peer.send("Content-Length: 2\r\n\r\nok");
         }
@@ -196,18 +196,28 @@ fn interim_answers_go_on_before_the_answer() {
 }
 
 #[test]
-fn of_interim_answers_without_end_only_so_many_go_on() {
-    const ALL: usize = 5_000;
+fn of_many_interim_answers_only_some_go_on_and_of_too_many_none_is_waited_for() {
     let server = Server::start(|mut peer| {
-        while peer.request().is_some() {
-            peer.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(ALL));
-            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        while let Some((head, _)) = peer.request() {
+            let n: usize = header(&head, "x-n").unwrap().parse().unwrap();
+            let interim = "HTTP/1.1 102 Processing\r\n\r\n".repeat(n);
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            if peer.try_send(interim + answer).is_err() {
+                return;
+            }
         }
     });
-    let rig = Rig::new(&Setup::new(&[&server]));
+    let rig = Rig::new(&Setup::new(&[&server]).upstream("retries = { tries = 1 }"));
     let mut client = rig.client();
-    for _ in 0..2 {
-        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    for (n, told, status) in [
+        (700, 700, 200),
+        (5_000, 720, 200),
+        (20_000, 720, 502),
+        (1, 1, 200),
+    ] {
+        client.send(format!(
+            "GET / HTTP/1.1\r\nHost: a.example\r\nX-N: {n}\r\n\r\n"
+        ));
         let mut interim = 0;
         let answer = loop {
             match client.answer() {
@@ -215,9 +225,28 @@ fn of_interim_answers_without_end_only_so_many_go_on() {
                 answer => break answer,
             }
         };
-        assert_eq!(answer.text(), "ok");
-        assert!((100..1_000).contains(&interim), "{interim}");
+        assert_eq!((interim, answer.status), (told, status), "{n}");
     }
+    assert_eq!(rig.refusals("bad_answer"), 1);
+}
+
+#[test]
+fn a_connection_that_ends_behind_an_interim_answer_was_not_idle() {
+    let server = Server::start(|mut peer| {
+        while let Some((head, _)) = peer.request() {
+            if head.starts_with("GET /hints") {
+                peer.send("HTTP/1.1 103 Early Hints\r\n\r\n");
+                return;
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let rig = Rig::new(&Setup::new(&[&server]).upstream("retries = { tries = 1 }"));
+    let mut client = rig.client();
+    assert_eq!(client.get("/").text(), "ok");
+    assert_eq!(client.get("/hints").status, 103);
+    assert_eq!(client.answer().status, 502);
+    assert_eq!(server.requests(), 2);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) struct NoAnswer {
 }
 
 impl NoAnswer {
-    const fn broken(refusal: Refusal) -> Self {
+    pub(super) const fn broken(refusal: Refusal) -> Self {
         Self {
             failure: Failure::Broken,
             refusal,
@@ -94,7 +94,7 @@ impl Back {
     }
 
     /// Whether the connection ended, or took no requests any more, before anything of an answer
-    /// came.
+    /// came but interim ones that were passed over.
     pub(super) fn is_lost(&self) -> bool {
         match self {
             Self::Http1(link) => link.bytes().is_empty(),

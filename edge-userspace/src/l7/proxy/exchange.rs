@@ -44,6 +44,8 @@ pub(super) struct Facts {
     pub(super) queued: u64,
     pub(super) connect: u64,
     pub(super) first_byte: u64,
+    /// What the interim answers take, bytes.
+    pub(super) interim: usize,
     /// How long the server of the last try had the whole request before the head of its answer
     /// came.
     pub(super) waited: u64,

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use super::{
-    back::Back,
+    back::{Back, NoAnswer},
     choice::{hash_key, session},
     conn::arm,
     exchange::{Exchange, Next},
@@ -35,11 +35,13 @@ const TRIED: usize = 8;
 /// Slowest bodies are not looked at before so many nanoseconds.
 const RATE_GRACE: u64 = 5_000_000_000;
 
-/// Of interim answers a client gets as many as have so many bytes together for each try, each of
-/// them with as many more as its first line and what it takes to send it may have. Nobody says how
-/// many there may be, and a client that reads none has them lie here.
-const INTERIM_BYTES: usize = 64 << 10;
-const INTERIM: usize = 64;
+/// Of the interim answers to a request as many go on as take so many bytes together: a client that
+/// reads none has them lie here.
+const INTERIM_KEPT: usize = 64 << 10;
+/// Beyond so many bytes of them, nobody waits for the answer behind them.
+const INTERIM_MOST: usize = 1 << 20;
+/// Bytes that an interim answer and each of its fields take beside their own.
+const INTERIM_EACH: usize = 64;
 
 /// Has the request answered by a server of an upstream. `head` is its head as the server gets it.
 pub(super) async fn run<F: Front>(
@@ -402,6 +404,7 @@ async fn ask_server<F: Front>(
                 }
             }
         };
+        let interim = exchange.facts.interim;
         match converse(exchange, front, scratch, &mut back, deadlines).await {
             Ok(head) => {
                 return Ok(Answer {
@@ -410,10 +413,15 @@ async fn ask_server<F: Front>(
                     back,
                 });
             }
-            Err(failed) => {
+            Err(mut failed) => {
+                // Whoever sends an interim answer has begun with the request.
+                let has_begun = exchange.facts.interim > interim;
+                if has_begun && failed.failure == Some(Failure::Unprocessed) {
+                    failed.failure = Some(Failure::Broken);
+                }
                 // Once: of connections that are shared there are always some that had others.
                 let is_shared = matches!(back, Back::Http2(_));
-                let is_lost = back.is_lost() && !(is_again && is_shared);
+                let is_lost = back.is_lost() && !has_begun && !(is_again && is_shared);
                 exchange.facts.says_nothing |= back.is_echo();
                 let (_, out) = back.into_parts();
                 worker.give_out(out);
@@ -458,7 +466,6 @@ async fn converse<F: Front>(
     let (patience, rate) = (nanoseconds(limits.body_timeout), limits.min_rate);
     let (timer, facts) = (&exchange.conn.timer, &mut *exchange.facts);
     let router = &exchange.current.router;
-    let mut interim_left = INTERIM_BYTES;
     // Whoever sends its body without waiting needs no leave.
     let mut may_wait = request.expect_continue;
     let began = Worker::now();
@@ -509,25 +516,28 @@ async fn converse<F: Front>(
                 arm(timer, deadlines);
             }
         }
-        while let Poll::Ready(head) = back.poll_head(cx, asked, response) {
-            let head = match head {
-                Ok(head) if response.is_interim() => head,
-                head => return Poll::Ready(Ok(head)),
+        loop {
+            if front.has_out()
+                && let Poll::Ready(Err(_)) = front.poll_drain(cx)
+            {
+                return Poll::Ready(Err(gone()));
+            }
+            let head = match back.poll_head(cx, asked, response) {
+                Poll::Ready(Ok(head)) if response.is_interim() => head,
+                Poll::Ready(head) => return Poll::Ready(Ok(head)),
+                Poll::Pending => break,
             };
-            let left = interim_left.checked_sub(INTERIM + head);
-            if let Some(left) = left.filter(|_| takes_interim(request, response.status)) {
-                interim_left = left;
+            facts.interim += head + INTERIM_EACH * (1 + response.fields.len());
+            if facts.interim > INTERIM_MOST {
+                return Poll::Ready(Ok(Err(NoAnswer::broken(Refusal::BadAnswer))));
+            }
+            if facts.interim <= INTERIM_KEPT && takes_interim(request, response.status) {
                 let route = facts.route.map(|at| router.route(at));
                 begin_head(front, response, back.bytes(), route);
                 front.end_interim();
             }
             back.pass_over(head);
             response.reset();
-        }
-        if front.has_out()
-            && let Poll::Ready(Err(_)) = front.poll_drain(cx)
-        {
-            return Poll::Ready(Err(gone()));
         }
         if is_flushed && front.has_ended() && front.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(gone()));

@@ -103,7 +103,7 @@ impl AnswerStream {
     }
 
     /// Whether the connection ended, or the server sent the request away with it, before anything
-    /// of an answer came.
+    /// of an answer came but interim ones.
     pub(in super::super) const fn is_lost(&self) -> bool {
         self.is_lost
     }
