@@ -345,12 +345,30 @@ pub fn arp<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Arp, R
     })
 }
 
-/// Parses IPv4 and what it carries.
+/// An IPv4 header, before what it carries is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Head {
+    /// Source address.
+    pub source: V4,
+    /// Destination address.
+    pub dest: V4,
+    /// Where the packet ends in the frame; padding may follow.
+    pub end: usize,
+    /// Bytes of the header.
+    header: usize,
+    /// Bytes behind it.
+    payload: usize,
+    /// Flags and fragment offset.
+    fragment: u32,
+    proto: u8,
+}
+
+/// Parses the header of IPv4, whose addresses may then be asked for before the rest.
 ///
 /// # Errors
-/// The reason why a header is malformed.
+/// The reason why it is malformed.
 #[inline(always)]
-pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4>, Reason> {
+pub fn ipv4_head<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ipv4Head, Reason> {
     let [w0, w1, w2, src, dst] = source.words::<5>(offset).ok_or(Reason::Ipv4Truncated)?;
     let (w0, w1, w2) = (u32::from_be(w0), u32::from_be(w1), u32::from_be(w2));
     if w0 >> 28 != 4 {
@@ -364,16 +382,134 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
     if !source.holds(offset + total) {
         return Err(Reason::Ipv4BadLength);
     }
-    let payload = total - header;
-    let more = w1 & 0x2000 != 0;
-    let start = ((w1 & 0x1fff) << 3) as u16;
-    let fragment = fragment(start, more, payload, header, MAX_REASSEMBLED)?;
-    let proto = (w2 >> 16) as u8;
-    let transport = transport(source, offset + header, payload, proto, fragment)?;
-    Ok(Ip {
+    Ok(Ipv4Head {
         source: src,
         dest: dst,
         end: offset + total,
+        header,
+        payload: total - header,
+        fragment: w1,
+        proto: (w2 >> 16) as u8,
+    })
+}
+
+/// Parses what an IPv4 header at this offset carries.
+///
+/// # Errors
+/// The reason why a header is malformed.
+#[inline(always)]
+pub fn ipv4_rest<S: PacketSource + ?Sized>(
+    source: &S,
+    offset: usize,
+    head: Ipv4Head,
+) -> Result<Ip<V4>, Reason> {
+    let Ipv4Head {
+        header,
+        payload,
+        proto,
+        ..
+    } = head;
+    let more = head.fragment & 0x2000 != 0;
+    let start = ((head.fragment & 0x1fff) << 3) as u16;
+    let fragment = fragment(start, more, payload, header, MAX_REASSEMBLED)?;
+    let transport = transport(source, offset + header, payload, proto, fragment)?;
+    Ok(Ip {
+        source: head.source,
+        dest: head.dest,
+        end: head.end,
+        proto,
+        fragment,
+        transport,
+    })
+}
+
+/// Parses IPv4 and what it carries.
+///
+/// # Errors
+/// The reason why a header is malformed.
+#[inline(always)]
+pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4>, Reason> {
+    let head = ipv4_head(source, offset)?;
+    ipv4_rest(source, offset, head)
+}
+
+/// An IPv6 header, before what it carries is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Head {
+    /// Source address.
+    pub source: V6,
+    /// Destination address.
+    pub dest: V6,
+    /// Where the packet ends in the frame; padding may follow.
+    pub end: usize,
+    /// The first 8 bytes.
+    head: u64,
+}
+
+/// Parses the header of IPv6, whose addresses may then be asked for before the rest.
+///
+/// # Errors
+/// The reason why it is malformed; [`ipv6_rest`] looks at the version of a packet that is whole.
+#[inline(always)]
+pub fn ipv6_head<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ipv6Head, Reason> {
+    let [head, s0, s1, d0, d1] = source.doubles::<5>(offset).ok_or(Reason::Ipv6Truncated)?;
+    let head = u64::from_be(head);
+    let end = offset + IPV6_LEN + (head >> 16 & 0xffff) as usize;
+    if !source.holds(end) {
+        return Err(if head >> 60 == 6 {
+            Reason::Ipv6BadLength
+        } else {
+            Reason::Ipv6BadVersion
+        });
+    }
+    Ok(Ipv6Head {
+        source: [s0, s1],
+        dest: [d0, d1],
+        end,
+        head,
+    })
+}
+
+/// Parses what an IPv6 header at this offset carries, extension headers first.
+///
+/// # Errors
+/// The reason why a header is malformed.
+#[inline(always)]
+pub fn ipv6_rest<S: PacketSource + ?Sized>(
+    source: &S,
+    offset: usize,
+    head: Ipv6Head,
+) -> Result<Ip<V6>, Reason> {
+    let word = head.head;
+    let payload = (word >> 16 & 0xffff) as usize;
+    let start = offset + IPV6_LEN;
+    let usual = |proto| {
+        let transport = header::<S, false>(source, start, payload, proto)?;
+        Ok((proto, Fragment::Whole, transport))
+    };
+    // Version and next header of the usual packets in one look: to tell an extension
+    // takes a dozen steps.
+    let (proto, fragment, transport) = match word & VERSION_AND_NEXT {
+        IPV6_TCP => usual(proto::TCP)?,
+        IPV6_UDP => usual(proto::UDP)?,
+        _ => {
+            if word >> 60 != 6 {
+                return Err(Reason::Ipv6BadVersion);
+            }
+            let Extensions {
+                proto,
+                taken,
+                fragment,
+            } = extensions(source, start, payload, (word >> 8) as u8)?;
+            let (at, left) = (start + taken, payload - taken);
+            let transport = transport(source, at, left, proto, fragment)?;
+            (proto, fragment, transport)
+        }
+    };
+    Ok(Ip {
+        source: head.source,
+        dest: head.dest,
+        end: head.end,
         proto,
         fragment,
         transport,
@@ -386,47 +522,8 @@ pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4
 /// The reason why a header is malformed.
 #[inline(always)]
 pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6>, Reason> {
-    let [head, s0, s1, d0, d1] = source.doubles::<5>(offset).ok_or(Reason::Ipv6Truncated)?;
-    let head = u64::from_be(head);
-    let payload = (head >> 16 & 0xffff) as usize;
-    let start = offset + IPV6_LEN;
-    let whole = || {
-        let is_whole = source.holds(start + payload);
-        is_whole.then_some(()).ok_or(Reason::Ipv6BadLength)
-    };
-    let usual = |proto| {
-        whole()?;
-        let transport = header::<S, false>(source, start, payload, proto)?;
-        Ok((proto, Fragment::Whole, transport))
-    };
-    // Version and next header of the usual packets in one look: to tell an extension
-    // takes a dozen steps.
-    let (proto, fragment, transport) = match head & VERSION_AND_NEXT {
-        IPV6_TCP => usual(proto::TCP)?,
-        IPV6_UDP => usual(proto::UDP)?,
-        _ => {
-            if head >> 60 != 6 {
-                return Err(Reason::Ipv6BadVersion);
-            }
-            whole()?;
-            let Extensions {
-                proto,
-                taken,
-                fragment,
-            } = extensions(source, start, payload, (head >> 8) as u8)?;
-            let (at, left) = (start + taken, payload - taken);
-            let transport = transport(source, at, left, proto, fragment)?;
-            (proto, fragment, transport)
-        }
-    };
-    Ok(Ip {
-        source: [s0, s1],
-        dest: [d0, d1],
-        end: start + payload,
-        proto,
-        fragment,
-        transport,
-    })
+    let head = ipv6_head(source, offset)?;
+    ipv6_rest(source, offset, head)
 }
 
 /// What the extension headers of a packet say, and what is behind them.

@@ -15,7 +15,7 @@ use edge_common::{
     decide::{self, Policy, Standing},
     defence::v4_halves,
     hash::{hash, hash64},
-    parse::{self, Arp, Fragment, Ip, Kind, Network, V4, V6, tcp},
+    parse::{self, Arp, Fragment, Ip, Kind, Network, tcp},
     reason::Reason,
     table::stamp,
 };
@@ -51,14 +51,8 @@ fn stages(source: &XdpSource<'_>, facts: &mut Facts<'_>) -> Result<Reason, Reaso
         Err(reason) => return malformed(*facts, reason),
     };
     match link.network {
-        Network::Ipv4 => match parse::ipv4(source, link.offset) {
-            Ok(ip) => v4(facts, &ip, link.offset),
-            Err(reason) => malformed(*facts, reason),
-        },
-        Network::Ipv6 => match parse::ipv6(source, link.offset) {
-            Ok(ip) => v6(facts, &ip, link.offset),
-            Err(reason) => malformed(*facts, reason),
-        },
+        Network::Ipv4 => v4(facts, source, link.offset),
+        Network::Ipv6 => v6(facts, source, link.offset),
         Network::Arp => match parse::arp(source, link.offset) {
             Ok(arp) => guard_arp(*facts, &arp),
             Err(reason) => malformed(*facts, reason),
@@ -109,8 +103,6 @@ fn same_mac(bound: &MacAddr, mac: [u8; 6]) -> bool {
 /// What the stages behind the parser ask of a packet: numbers of which the
 /// verifier does not know how the parser came to them.
 struct Packet {
-    /// Where it ends in the frame.
-    end: u32,
     /// 0: whole; 1: the first fragment; else the offset of a later one.
     fragment: u32,
     /// The lower half of [`Marks`].
@@ -136,7 +128,6 @@ impl Packet {
             | (if offset < far { offset } else { far }) << (Marks::TRANSPORT - 32)
             | (!matches!(ip.fragment, Fragment::Whole) as u32) << (Marks::FRAGMENT - 32);
         Self {
-            end: unknown.number(ip.end as u32),
             fragment: unknown.number(match ip.fragment {
                 Fragment::Whole => 0,
                 Fragment::First => 1,
@@ -258,11 +249,19 @@ fn to_balancer(candidate: Candidate<'_>, wanted: u32) {
 }
 
 #[inline(always)]
-fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reason> {
-    let packet = Packet::new(ip, network, false, facts.now);
-    let facts = whole_frame(facts, packet.end);
-    let host = hash64(maps::seed(), ip.source as u64);
-    let policy = policy::v4(ip.source, host, stamp(facts.now));
+fn v4(facts: &mut Facts<'_>, source: &XdpSource<'_>, offset: usize) -> Result<Reason, Reason> {
+    let head = match parse::ipv4_head(source, offset) {
+        Ok(head) => head,
+        Err(reason) => return malformed(*facts, reason),
+    };
+    let facts = whole_frame(facts, Unknown::new(facts.now).number(head.end as u32));
+    let host = hash64(maps::seed(), head.source as u64);
+    let policy = listed(facts, policy::v4(head.source, host, stamp(facts.now)))?;
+    let ip = match parse::ipv4_rest(source, offset, head) {
+        Ok(ip) => ip,
+        Err(reason) => return malformed(facts, reason),
+    };
+    let packet = Packet::new(&ip, offset, false, facts.now);
     if let Some(pass) = standing(facts, policy, false, &packet)? {
         packet.balance(facts, v4_halves(ip.dest));
         return Ok(pass);
@@ -283,16 +282,24 @@ fn v4(facts: &mut Facts<'_>, ip: &Ip<V4>, network: usize) -> Result<Reason, Reas
 }
 
 #[inline(always)]
-fn v6(facts: &mut Facts<'_>, ip: &Ip<V6>, network: usize) -> Result<Reason, Reason> {
-    let packet = Packet::new(ip, network, true, facts.now);
+fn v6(facts: &mut Facts<'_>, source: &XdpSource<'_>, offset: usize) -> Result<Reason, Reason> {
+    let head = match parse::ipv6_head(source, offset) {
+        Ok(head) => head,
+        Err(reason) => return malformed(*facts, reason),
+    };
+    let facts = whole_frame(facts, Unknown::new(facts.now).number(head.end as u32));
+    let [hi, lo] = head.source.map(u64::from_be);
+    let policy = listed(facts, policy::v6(maps::seed(), hi, lo, stamp(facts.now)))?;
+    let ip = match parse::ipv6_rest(source, offset, head) {
+        Ok(ip) => ip,
+        Err(reason) => return malformed(facts, reason),
+    };
+    let packet = Packet::new(&ip, offset, true, facts.now);
     // Put together here and not where they are asked for: one word to keep until then.
     let packet = Packet {
         marks: hide(packet.marks as u64) as u32,
         ..packet
     };
-    let facts = whole_frame(facts, packet.end);
-    let [hi, lo] = ip.source.map(u64::from_be);
-    let policy = policy::v6(maps::seed(), hi, lo, stamp(facts.now));
     if let Some(pass) = standing(facts, policy, hi | lo == 0, &packet)? {
         packet.balance(facts, ip.dest);
         return Ok(pass);
@@ -322,7 +329,18 @@ fn whole_frame<'a>(facts: &mut Facts<'a>, end: u32) -> Facts<'a> {
     *facts
 }
 
-/// Management guard, allowlist, blacklist and bogons: `Some` passes at once.
+/// The blacklist, before the rest of the packet is looked at: a flood from listed sources
+/// costs least. Gives the policy, of which the verifier has forgotten how it was come to.
+#[inline(always)]
+fn listed(facts: Facts<'_>, policy: Policy) -> Result<Policy, Reason> {
+    if policy.is_only_blacklisted() {
+        found(facts, config!(blacklist), Reason::Blacklisted)?;
+    }
+    let word = maps::forget(facts.now, policy.word() as u64);
+    Ok(Policy::from_word(word as u32))
+}
+
+/// Management guard, allowlist and bogons: `Some` passes at once.
 /// `unspecified` tells that the source is `::`.
 #[inline(always)]
 fn standing(
@@ -335,15 +353,11 @@ fn standing(
     if policy == Policy::NONE {
         return Ok(None);
     }
-    if policy.is_only_blacklisted() {
-        found(facts, config!(blacklist), Reason::Blacklisted)?;
-    } else {
-        match policy.standing() {
-            Standing::Management => return Ok(Some(Reason::PassManagement)),
-            Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
-            // The first cannot be here.
-            Standing::Blacklisted | Standing::Unlisted => {}
-        }
+    match policy.standing() {
+        Standing::Management => return Ok(Some(Reason::PassManagement)),
+        Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
+        // Of the first it was said before.
+        Standing::Blacklisted | Standing::Unlisted => {}
     }
     if policy.is_bogon() && !decide::may_be_unspecified(unspecified, packet.proto()) {
         found(facts, config!(bogons), Reason::Bogon)?;

@@ -8,8 +8,8 @@ use super::{
 use crate::packet::{ACK, ETH, Edit as _, Extension::HopByHop, FIN, IPV6, Ip, SYN, ip};
 use edge_common::{
     reason::Reason::{
-        self, Blacklisted, Bogon, Ipv4BadIhl, Ipv6BadVersion, Land, Pass, PassAllowlisted,
-        PassManagement,
+        self, Blacklisted, Bogon, FragmentBeyondEnd, Ipv4BadIhl, Ipv6BadLength, Ipv6BadVersion,
+        Land, Pass, PassAllowlisted, PassManagement, TcpTruncated,
     },
     table::STAMP_SHIFT,
 };
@@ -22,6 +22,7 @@ pub(super) fn tables() -> Vec<Table> {
         expiry(),
         precedence(),
         exempt(),
+        before_the_rest(),
         bogons(),
         unspecified(),
     ]
@@ -317,6 +318,67 @@ fn exempt() -> Table {
         .allow("192.0.2.2")
         .management("2001:db8::1")
         .allow("2001:db8::2")
+}
+
+/// The blacklist is asked before what the IP header carries is looked at, and after the
+/// header itself; who is on no list that drops gets to hear of the rest first.
+fn before_the_rest() -> Table {
+    let cut = |source: &str| from(source).payload(6, [0; 19]);
+    let mut rows = Vec::new();
+    for source in [V4, V6] {
+        let mut add = |what: &str, frame: Vec<u8>, ends, also: &[Reason]| {
+            rows.push(row(&format!("from {source}, {what}"), frame, ends).also(also));
+        };
+        let (header, bad) = if source == V4 {
+            (from(source).build().with(ETH, &[0x40]), Ipv4BadIhl)
+        } else {
+            let longer = from(source).build().with(ETH + 4, &[0xff]);
+            (longer, Ipv6BadLength)
+        };
+        add("a bad header", header, bad, &[]);
+        add(
+            "a cut TCP header",
+            cut(source).build(),
+            Blacklisted,
+            &[TcpTruncated],
+        );
+        add(
+            "the same in VLANs",
+            cut(source).vlan(6).vlan(5).build(),
+            Blacklisted,
+            &[TcpTruncated],
+        );
+        add(
+            "a fragment beyond the largest packet",
+            from(source)
+                .fragment(65_528, false)
+                .payload(17, [0; 16])
+                .build(),
+            Blacklisted,
+            &[FragmentBeyondEnd],
+        );
+    }
+    let no_version = from(V6).build().with(ETH, &[0x40]);
+    rows.push(
+        row(
+            "from a listed IPv6 source, no version",
+            no_version,
+            Blacklisted,
+        )
+        .also(&[Ipv6BadVersion]),
+    );
+    for source in ["192.0.2.1", "192.0.2.2", "192.0.2.3", "127.0.0.1"] {
+        let what = format!("from {source}, a cut TCP header");
+        rows.push(row(&what, cut(source), TcpTruncated));
+    }
+    Table::enforced("the blacklist before the rest", rows)
+        .black(V4)
+        .black(V6)
+        .management("192.0.2.1")
+        .black("192.0.2.1")
+        .allow("192.0.2.2")
+        .black("192.0.2.2")
+        .bogon("127.0.0.0/8")
 }
 
 fn bogons() -> Table {
