@@ -16,6 +16,8 @@ pub mod maps {
     pub const SOURCES: &str = "SOURCES";
     /// Program array of one entry: the program under test.
     pub const UNDER_TEST: &str = "UNDER_TEST";
+    /// The same for programs that know no frames of several buffers.
+    pub const UNDER_TEST_LINEAR: &str = "UNDER_TEST_LINEAR";
     /// Kernel hash of IPv4 addresses (as on the wire).
     pub const HASH4: &str = "HASH4";
     /// Kernel hash of IPv6 addresses.

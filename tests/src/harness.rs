@@ -105,6 +105,7 @@ pub struct Harness {
     syn: Region,
     pace: Region,
     under_test: Map,
+    linear_under_test: Map,
 }
 
 /// What a harness program does before the program under test sees a packet.
@@ -112,6 +113,8 @@ pub struct Harness {
 pub enum Putting {
     /// It puts in the next source.
     Source,
+    /// The same for programs that know no frames of several buffers.
+    LinearSource,
     /// It makes the SYN of [`Harness::put_syn`] with the next source.
     Syn,
     /// The same with what else has 20 bytes of options, where the frame began before the
@@ -169,9 +172,12 @@ impl Harness {
         let sources = region(&ebpf, maps::SOURCES, LISTED as usize * 8)?;
         let syn = region(&ebpf, maps::SYN, size_of::<Syn>())?;
         let pace = region(&ebpf, maps::PACE, size_of::<Pace>())?;
-        let under_test = ebpf
-            .take_map(maps::UNDER_TEST)
-            .context("the harness has no program array")?;
+        let mut array = |name| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the harness has no program array {name}"))
+        };
+        let under_test = array(maps::UNDER_TEST)?;
+        let linear_under_test = array(maps::UNDER_TEST_LINEAR)?;
         Ok(Self {
             ebpf,
             drive,
@@ -179,6 +185,7 @@ impl Harness {
             syn,
             pace,
             under_test,
+            linear_under_test,
         })
     }
 
@@ -218,6 +225,8 @@ impl Harness {
         let name = match (putting, family) {
             (Putting::Source, Family::V4) => "harness4",
             (Putting::Source, Family::V6) => "harness6",
+            (Putting::LinearSource, Family::V4) => "harness_linear4",
+            (Putting::LinearSource, Family::V6) => "harness_linear6",
             (Putting::Syn, Family::V4) => "harness_syn4",
             (Putting::Syn, Family::V6) => "harness_syn6",
             (Putting::Moved, Family::V4) => "harness_moved4",
@@ -230,7 +239,11 @@ impl Harness {
         let mut all = vec![Vec::new(); contenders.len()];
         for _ in 0..effort.rounds {
             for (fd, samples) in contenders.iter().zip(&mut all) {
-                set_program(&self.under_test, *fd)?;
+                let array = match putting {
+                    Putting::LinearSource => &self.linear_under_test,
+                    _ => &self.under_test,
+                };
+                set_program(array, *fd)?;
                 let program = self.program(name)?;
                 run(program, frame, WARM_UP)?;
                 let took = run(program, frame, effort.packets)?;

@@ -100,15 +100,24 @@ impl Namespace {
     /// # Panics
     /// When `work` does.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let outcome = thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    enter(self.net.as_raw_fd(), libc::CLONE_NEWNET).expect("setns");
-                    work()
-                })
-                .join()
-        });
-        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        on_thread(|| {
+            enter(self.net.as_raw_fd(), libc::CLONE_NEWNET).expect("setns");
+            work()
+        })
+    }
+
+    /// Runs `work` on a thread of its own inside the mount namespace, where `/sys/fs/bpf` is this
+    /// one's: what is pinned there is gone with it.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub fn among_mounts<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        on_thread(|| {
+            // SAFETY: no pointers; the kernel wants a thread with a directory of its own.
+            check(unsafe { libc::unshare(libc::CLONE_FS) }).expect("unshare");
+            enter(self.mounts.as_raw_fd(), libc::CLONE_NEWNS).expect("setns");
+            work()
+        })
     }
 
     /// Index of an interface.
@@ -132,6 +141,11 @@ impl Default for Namespace {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let outcome = thread::scope(|scope| scope.spawn(work).join());
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Runs on a thread that ends afterwards: what it unshares is its own.

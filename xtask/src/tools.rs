@@ -20,7 +20,7 @@ pub(crate) struct Tool {
 }
 
 /// All of them.
-pub(crate) const TOOLS: [Tool; 10] = [
+pub(crate) const TOOLS: [Tool; 11] = [
     Tool {
         command: "ip",
         package: "iproute2",
@@ -45,6 +45,11 @@ pub(crate) const TOOLS: [Tool; 10] = [
         command: "nft",
         package: "nftables",
         purpose: "the firewall the bench compares with",
+    },
+    Tool {
+        command: "xdp-filter",
+        package: "xdp-tools",
+        purpose: "the blacklist the bench compares with",
     },
     Tool {
         command: "promtool",

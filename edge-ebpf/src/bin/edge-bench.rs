@@ -39,6 +39,9 @@ static DRIVE: Array<Drive> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static SOURCES: Array<u64> = Array::with_max_entries(LISTED, BPF_F_MMAPABLE);
 #[map]
 static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// The kernel has one array for programs of one kind.
+#[map]
+static UNDER_TEST_LINEAR: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 static HASH4: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
@@ -68,6 +71,30 @@ pub fn harness6(ctx: XdpContext) -> u32 {
         Some(()) => under_test(&ctx),
         None => xdp_action::XDP_ABORTED,
     }
+}
+
+/// [`harness4`] for programs that know no frames of several buffers.
+#[xdp]
+pub fn harness_linear4(ctx: XdpContext) -> u32 {
+    match put_source4(&ctx) {
+        Some(()) => linear_under_test(&ctx),
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// [`harness6`] likewise.
+#[xdp]
+pub fn harness_linear6(ctx: XdpContext) -> u32 {
+    match put_source6(&ctx) {
+        Some(()) => linear_under_test(&ctx),
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// [`floor_pass`] likewise.
+#[xdp]
+pub fn floor_linear(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 /// Lets everything pass: what the harness itself costs.
@@ -541,6 +568,13 @@ fn next() -> Option<(u64, u64)> {
 fn under_test(ctx: &XdpContext) -> u32 {
     // SAFETY: nothing in this frame needs dropping.
     unsafe { UNDER_TEST.tail_call(ctx, 0) };
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn linear_under_test(ctx: &XdpContext) -> u32 {
+    // SAFETY: nothing in this frame needs dropping.
+    unsafe { UNDER_TEST_LINEAR.tail_call(ctx, 0) };
     xdp_action::XDP_ABORTED
 }
 

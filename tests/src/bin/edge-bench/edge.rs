@@ -109,7 +109,8 @@ impl Edge {
             targets: 1,
         };
         change(&mut program);
-        let program = match object {
+        let local = std::env::var_os("EDGE_BENCH_OBJECT").map(std::path::PathBuf::from);
+        let program = match object.or(local.as_deref()) {
             None => Unattached::load(&program)?,
             Some(path) => {
                 let bytes =

@@ -84,7 +84,12 @@ pub(crate) fn address(family: Family, word: u64, low: u64) -> IpAddr {
 
 /// Hosts to be listed: the first `n` sources.
 pub(crate) fn hosts(family: Family, n: u64) -> impl Iterator<Item = Prefix> {
-    (0..n).map(move |number| Prefix::host(source(family, number)))
+    (0..n).map(move |number| host(family, number))
+}
+
+/// The host with a number.
+pub(crate) fn host(family: Family, number: u64) -> Prefix {
+    Prefix::host(source(family, number))
 }
 
 /// `n` prefixes of mixed lengths. A few of them occur twice.

@@ -28,6 +28,7 @@ mod scale;
 mod service;
 mod syn;
 mod syn_rates;
+mod xdp_filter;
 
 use std::{panic, path::PathBuf, thread};
 

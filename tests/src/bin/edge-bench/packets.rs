@@ -17,6 +17,7 @@ use crate::{
     frame::{self, Payload},
     lists::{self, Near},
     report::{Report, Row, Target},
+    xdp_filter::XdpFilter,
 };
 
 /// Blacklisted hosts of each family in the large tables.
@@ -47,9 +48,18 @@ struct Spec {
     family: Family,
     payload: Payload,
     from: From,
-    /// A program of the harness instead of Edge.
-    plain: Option<&'static str>,
+    under: Under,
     target: Option<f64>,
+}
+
+/// The program of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Under {
+    Edge,
+    /// One of the harness, which only looks the source up in a map of the kernel.
+    Plain(&'static str),
+    /// xdp-filter with the hosts on its blacklist.
+    XdpFilter,
 }
 
 impl Spec {
@@ -59,15 +69,22 @@ impl Spec {
             family,
             payload: Payload::Ack,
             from,
-            plain: None,
+            under: Under::Edge,
             target,
         }
     }
 
     fn plain(name: &str, family: Family, from: From, program: &'static str) -> Self {
         Self {
-            plain: Some(program),
+            under: Under::Plain(program),
             ..Self::edge(name, family, from, None)
+        }
+    }
+
+    fn xdp_filter(family: Family, from: From) -> Self {
+        Self {
+            under: Under::XdpFilter,
+            ..Self::edge("  xdp-filter, the same", family, from, None)
         }
     }
 
@@ -140,7 +157,14 @@ impl Bench {
             }
             edges.push(edge);
         }
-        let plain = rows.iter().any(|row| row.plain.is_some());
+        let plain = rows.iter().any(|row| matches!(row.under, Under::Plain(_)));
+        let mut peer = None;
+        if rows.iter().any(|row| row.under == Under::XdpFilter) {
+            let filter = peer.insert(XdpFilter::load(group.hosts)?);
+            for family in BOTH {
+                filter.blacklist(family, shuffled(family, group.hosts))?;
+            }
+        }
         let object = self.objects.join("edge-bench.o");
         let mut harness = if plain {
             let mut harness = Harness::load(&object, group.hosts, group.prefixes)?;
@@ -155,7 +179,7 @@ impl Bench {
                 Family::V4 => v4,
                 Family::V6 => v6,
             };
-            self.row(&mut harness, &mut edges, list, row)?;
+            self.row(&mut harness, &mut edges, peer.as_ref(), list, row)?;
         }
         Ok(())
     }
@@ -164,6 +188,7 @@ impl Bench {
         &mut self,
         harness: &mut Harness,
         edges: &mut [Edge],
+        peer: Option<&XdpFilter>,
         prefixes: &[Prefix],
         row: Spec,
     ) -> Result<()> {
@@ -185,17 +210,25 @@ impl Bench {
             }
         };
         let before = first.passed_and_dropped()?;
-        let floor = harness.contender("floor_pass")?;
-        let plain = row.plain.map(|name| harness.contender(name)).transpose()?;
-        let fds: Vec<_> = match plain {
-            Some(_) => Vec::new(),
-            None => edges.iter_mut().map(Edge::fd).collect::<Result<_>>()?,
+        let (floor, put) = match row.under {
+            Under::XdpFilter => ("floor_linear", Putting::LinearSource),
+            Under::Edge | Under::Plain(_) => ("floor_pass", Putting::Source),
         };
+        let floor = harness.contender(floor)?;
+        let (plain, fds);
         let mut contenders = vec![floor.as_fd()];
-        contenders.extend(plain.iter().map(AsFd::as_fd));
-        contenders.extend(fds.iter().map(AsFd::as_fd));
+        match row.under {
+            Under::Edge => {
+                fds = edges.iter_mut().map(Edge::fd).collect::<Result<Vec<_>>>()?;
+                contenders.extend(fds.iter().map(AsFd::as_fd));
+            }
+            Under::Plain(name) => {
+                plain = harness.contender(name)?;
+                contenders.push(plain.as_fd());
+            }
+            Under::XdpFilter => contenders.extend(peer.map(XdpFilter::fd)),
+        }
         let frame = frame::build(row.family, row.payload);
-        let put = Putting::Source;
         let samples =
             harness.measure(row.family, put, sources, &frame, &contenders, self.effort)?;
         let after = edges.first().context("no program")?.passed_and_dropped()?;
@@ -205,9 +238,11 @@ impl Bench {
             return Ok(());
         };
         let net = |s: &Samples| s.best() - floor.best();
-        let mut note = match row.plain {
-            Some(_) => String::new(),
-            None => format!("{:.1} % dropped", share * 100.0),
+        let is_edge = row.under == Under::Edge;
+        let mut note = if is_edge {
+            format!("{:.1} % dropped", share * 100.0)
+        } else {
+            String::new()
         };
         for other in others {
             note += &format!("; other object {:.1}", net(other));
@@ -224,7 +259,7 @@ impl Bench {
                 "median_floor": floor.median(),
                 "median_gross": ours.median(),
                 "median_net": ours.median() - floor.median(),
-                "dropped_share": row.plain.is_none().then_some(share),
+                "dropped_share": is_edge.then_some(share),
                 "others_net": others.iter().map(net).collect::<Vec<_>>(),
                 "verified_instructions": edges.iter_mut().map(|e| e.verified_instructions().ok().flatten()).collect::<Vec<_>>(),
                 "rounds": self.effort.rounds,
@@ -247,11 +282,11 @@ fn fill_plain(harness: &mut Harness, hosts: u32, prefixes: &[Vec<Prefix>; 2]) ->
         words
     };
     let mut hash4: HashMap<&mut MapData, u32, u32> = harness.map(maps::HASH4)?.try_into()?;
-    for host in lists::hosts(Family::V4, hosts.into()) {
+    for host in shuffled(Family::V4, hosts) {
         hash4.insert(v4(&host), 1, 0)?;
     }
     let mut hash6: HashMap<&mut MapData, [u32; 4], u32> = harness.map(maps::HASH6)?.try_into()?;
-    for host in lists::hosts(Family::V6, hosts.into()) {
+    for host in shuffled(Family::V6, hosts) {
         hash6.insert(v6(&host), 1, 0)?;
     }
     let [list4, list6] = prefixes;
@@ -264,6 +299,15 @@ fn fill_plain(harness: &mut Harness, hosts: u32, prefixes: &[Vec<Prefix>; 2]) ->
         lpm6.insert(&Key::new(prefix.len().into(), v6(prefix)), 1, 0)?;
     }
     Ok(())
+}
+
+/// The hosts in another order than packets have them: a hash of the kernel keeps its elements
+/// in the order in which they came, and the processor would fetch one after the other ahead.
+fn shuffled(family: Family, hosts: u32) -> impl Iterator<Item = Prefix> {
+    /// A prime, so that each comes once.
+    const STRIDE: u64 = 611_953;
+    let n = u64::from(hosts);
+    (0..n).map(move |i| lists::host(family, i * STRIDE % n))
 }
 
 fn groups() -> Vec<Group> {
@@ -298,6 +342,7 @@ fn groups() -> Vec<Group> {
         all_on
             .rows
             .push(Spec::edge(name, family, From::SameListed, Some(16.0)));
+        all_on.rows.push(Spec::xdp_filter(family, From::SameListed));
     }
     let ack = |name: &'static str| [(name, Payload::Ack)];
     vec![
@@ -386,6 +431,7 @@ fn hosts_rows(family: Family) -> Vec<Spec> {
             From::Fresh,
             Some(90.0),
         ),
+        Spec::xdp_filter(family, From::Fresh),
         Spec::plain("  a kernel hash alone, the same", family, From::Fresh, hash),
         Spec::edge(
             "drop, 1 M hosts, every packet another",
@@ -393,6 +439,7 @@ fn hosts_rows(family: Family) -> Vec<Spec> {
             From::Hosts,
             Some(120.0),
         ),
+        Spec::xdp_filter(family, From::Hosts),
         Spec::plain("  a kernel hash alone, the same", family, From::Hosts, hash),
     ]
 }
