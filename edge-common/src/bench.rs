@@ -30,6 +30,9 @@ pub mod maps {
     pub const SYN: &str = "SYN";
     /// Array of one [`super::Pace`], mappable.
     pub const PACE: &str = "PACE";
+    /// Array of one word, mappable: the index of the interface that is forwarded to without
+    /// looking.
+    pub const TO: &str = "TO";
 }
 
 /// Entries of [`maps::SOURCES`]; a power of two.

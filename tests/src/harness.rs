@@ -104,6 +104,7 @@ pub struct Harness {
     sources: Region,
     syn: Region,
     pace: Region,
+    to: Region,
     under_test: Map,
     linear_under_test: Map,
 }
@@ -172,6 +173,7 @@ impl Harness {
         let sources = region(&ebpf, maps::SOURCES, LISTED as usize * 8)?;
         let syn = region(&ebpf, maps::SYN, size_of::<Syn>())?;
         let pace = region(&ebpf, maps::PACE, size_of::<Pace>())?;
+        let to = region(&ebpf, maps::TO, size_of::<u64>())?;
         let mut array = |name| {
             ebpf.take_map(name)
                 .with_context(|| format!("the harness has no program array {name}"))
@@ -184,6 +186,7 @@ impl Harness {
             sources,
             syn,
             pace,
+            to,
             under_test,
             linear_under_test,
         })
@@ -359,6 +362,13 @@ impl Harness {
         let words = [pace.interval_ns, pace.window, 0, 0, 0, 0, 0];
         for (at, word) in self.pace.u64s().iter().zip(words) {
             at.store(word, Relaxed);
+        }
+    }
+
+    /// Lets `floor_redirect` forward to an interface.
+    pub fn forward_to(&self, ifindex: u32) {
+        for word in self.to.u64s() {
+            word.store(ifindex.into(), Relaxed);
         }
     }
 

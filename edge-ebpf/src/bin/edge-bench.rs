@@ -15,7 +15,7 @@ use aya_ebpf::{
     helpers::{
         bpf_ktime_get_ns,
         generated::{
-            bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_check_syncookie_ipv4,
+            bpf_redirect, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_check_syncookie_ipv4,
             bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
             bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_head,
         },
@@ -54,6 +54,8 @@ static LPM6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREA
 static SYN: Array<Syn> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static PACE: Array<Pace> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static TO: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Gives the packet the next IPv4 source and runs the program under test.
 #[xdp(frags)]
@@ -107,6 +109,16 @@ pub fn floor_pass(_ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn floor_drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
+}
+
+/// Forwards without looking.
+#[xdp(frags)]
+pub fn floor_redirect(_ctx: XdpContext) -> u32 {
+    match TO.get(0) {
+        // SAFETY: a helper that only notes the interface; the flags are those that it wants.
+        Some(to) => unsafe { bpf_redirect(*to as u32, 0) as u32 },
+        None => xdp_action::XDP_ABORTED,
+    }
 }
 
 /// Sends the frame out: makes a flood of a test run with live frames.
