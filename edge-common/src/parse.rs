@@ -262,11 +262,6 @@ const MAX_EXTENSIONS: usize = 6;
 /// Largest packet that fragments may make up.
 const MAX_REASSEMBLED: usize = 65_535;
 
-/// Version and next header in the first 8 bytes of an IPv6 header.
-const VERSION_AND_NEXT: u64 = 0xf000_0000_0000_ff00;
-const IPV6_TCP: u64 = 6 << 60 | (proto::TCP as u64) << 8;
-const IPV6_UDP: u64 = 6 << 60 | (proto::UDP as u64) << 8;
-
 const ARP_TYPE: u16 = EtherType::Arp as u16;
 
 /// Parses a whole frame.
@@ -354,6 +349,8 @@ pub struct Ipv4Head {
     pub dest: V4,
     /// Where the packet ends in the frame; padding may follow.
     pub end: usize,
+    /// Where it begins.
+    offset: usize,
     /// Bytes of the header.
     header: usize,
     /// Bytes behind it.
@@ -386,6 +383,7 @@ pub fn ipv4_head<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<
         source: src,
         dest: dst,
         end: offset + total,
+        offset,
         header,
         payload: total - header,
         fragment: w1,
@@ -393,17 +391,14 @@ pub fn ipv4_head<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<
     })
 }
 
-/// Parses what an IPv4 header at this offset carries.
+/// Parses what an IPv4 header of this source carries.
 ///
 /// # Errors
 /// The reason why a header is malformed.
 #[inline(always)]
-pub fn ipv4_rest<S: PacketSource + ?Sized>(
-    source: &S,
-    offset: usize,
-    head: Ipv4Head,
-) -> Result<Ip<V4>, Reason> {
+pub fn ipv4_rest<S: PacketSource + ?Sized>(source: &S, head: Ipv4Head) -> Result<Ip<V4>, Reason> {
     let Ipv4Head {
+        offset,
         header,
         payload,
         proto,
@@ -430,7 +425,7 @@ pub fn ipv4_rest<S: PacketSource + ?Sized>(
 #[inline(always)]
 pub fn ipv4<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V4>, Reason> {
     let head = ipv4_head(source, offset)?;
-    ipv4_rest(source, offset, head)
+    ipv4_rest(source, head)
 }
 
 /// An IPv6 header, before what it carries is looked at.
@@ -442,65 +437,62 @@ pub struct Ipv6Head {
     pub dest: V6,
     /// Where the packet ends in the frame; padding may follow.
     pub end: usize,
-    /// The first 8 bytes.
-    head: u64,
+    /// Where it begins.
+    offset: usize,
+    /// Bytes behind the header.
+    payload: usize,
+    /// The first next header.
+    next: u8,
 }
 
 /// Parses the header of IPv6, whose addresses may then be asked for before the rest.
 ///
 /// # Errors
-/// The reason why it is malformed; [`ipv6_rest`] looks at the version of a packet that is whole.
+/// The reason why it is malformed.
 #[inline(always)]
 pub fn ipv6_head<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ipv6Head, Reason> {
     let [head, s0, s1, d0, d1] = source.doubles::<5>(offset).ok_or(Reason::Ipv6Truncated)?;
     let head = u64::from_be(head);
-    let end = offset + IPV6_LEN + (head >> 16 & 0xffff) as usize;
+    if head >> 60 != 6 {
+        return Err(Reason::Ipv6BadVersion);
+    }
+    let payload = (head >> 16 & 0xffff) as usize;
+    let end = offset + IPV6_LEN + payload;
     if !source.holds(end) {
-        return Err(if head >> 60 == 6 {
-            Reason::Ipv6BadLength
-        } else {
-            Reason::Ipv6BadVersion
-        });
+        return Err(Reason::Ipv6BadLength);
     }
     Ok(Ipv6Head {
         source: [s0, s1],
         dest: [d0, d1],
         end,
-        head,
+        offset,
+        payload,
+        next: (head >> 8) as u8,
     })
 }
 
-/// Parses what an IPv6 header at this offset carries, extension headers first.
+/// Parses what an IPv6 header of this source carries, extension headers first.
 ///
 /// # Errors
 /// The reason why a header is malformed.
 #[inline(always)]
-pub fn ipv6_rest<S: PacketSource + ?Sized>(
-    source: &S,
-    offset: usize,
-    head: Ipv6Head,
-) -> Result<Ip<V6>, Reason> {
-    let word = head.head;
-    let payload = (word >> 16 & 0xffff) as usize;
-    let start = offset + IPV6_LEN;
+pub fn ipv6_rest<S: PacketSource + ?Sized>(source: &S, head: Ipv6Head) -> Result<Ip<V6>, Reason> {
+    let payload = head.payload;
+    let start = head.offset + IPV6_LEN;
     let usual = |proto| {
         let transport = header::<S, false>(source, start, payload, proto)?;
         Ok((proto, Fragment::Whole, transport))
     };
-    // Version and next header of the usual packets in one look: to tell an extension
-    // takes a dozen steps.
-    let (proto, fragment, transport) = match word & VERSION_AND_NEXT {
-        IPV6_TCP => usual(proto::TCP)?,
-        IPV6_UDP => usual(proto::UDP)?,
-        _ => {
-            if word >> 60 != 6 {
-                return Err(Reason::Ipv6BadVersion);
-            }
+    // The usual packets first: to tell an extension takes a dozen steps.
+    let (proto, fragment, transport) = match head.next {
+        proto::TCP => usual(proto::TCP)?,
+        proto::UDP => usual(proto::UDP)?,
+        next => {
             let Extensions {
                 proto,
                 taken,
                 fragment,
-            } = extensions(source, start, payload, (word >> 8) as u8)?;
+            } = extensions(source, start, payload, next)?;
             let (at, left) = (start + taken, payload - taken);
             let transport = transport(source, at, left, proto, fragment)?;
             (proto, fragment, transport)
@@ -523,7 +515,7 @@ pub fn ipv6_rest<S: PacketSource + ?Sized>(
 #[inline(always)]
 pub fn ipv6<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ip<V6>, Reason> {
     let head = ipv6_head(source, offset)?;
-    ipv6_rest(source, offset, head)
+    ipv6_rest(source, head)
 }
 
 /// What the extension headers of a packet say, and what is behind them.

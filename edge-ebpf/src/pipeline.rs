@@ -256,8 +256,9 @@ fn v4(facts: &mut Facts<'_>, source: &XdpSource<'_>, offset: usize) -> Result<Re
     };
     let facts = whole_frame(facts, Unknown::new(facts.now).number(head.end as u32));
     let host = hash64(maps::seed(), head.source as u64);
-    let policy = listed(facts, policy::v4(head.source, host, stamp(facts.now)))?;
-    let ip = match parse::ipv4_rest(source, offset, head) {
+    let policy = policy::v4(head.source, host, stamp(facts.now));
+    let policy = not_blacklisted(facts, policy)?;
+    let ip = match parse::ipv4_rest(source, head) {
         Ok(ip) => ip,
         Err(reason) => return malformed(facts, reason),
     };
@@ -289,8 +290,9 @@ fn v6(facts: &mut Facts<'_>, source: &XdpSource<'_>, offset: usize) -> Result<Re
     };
     let facts = whole_frame(facts, Unknown::new(facts.now).number(head.end as u32));
     let [hi, lo] = head.source.map(u64::from_be);
-    let policy = listed(facts, policy::v6(maps::seed(), hi, lo, stamp(facts.now)))?;
-    let ip = match parse::ipv6_rest(source, offset, head) {
+    let policy = policy::v6(maps::seed(), hi, lo, stamp(facts.now));
+    let policy = not_blacklisted(facts, policy)?;
+    let ip = match parse::ipv6_rest(source, head) {
         Ok(ip) => ip,
         Err(reason) => return malformed(facts, reason),
     };
@@ -332,7 +334,7 @@ fn whole_frame<'a>(facts: &mut Facts<'a>, end: u32) -> Facts<'a> {
 /// The blacklist, before the rest of the packet is looked at: a flood from listed sources
 /// costs least. Gives the policy, of which the verifier has forgotten how it was come to.
 #[inline(always)]
-fn listed(facts: Facts<'_>, policy: Policy) -> Result<Policy, Reason> {
+fn not_blacklisted(facts: Facts<'_>, policy: Policy) -> Result<Policy, Reason> {
     if policy.is_only_blacklisted() {
         found(facts, config!(blacklist), Reason::Blacklisted)?;
     }
@@ -356,7 +358,7 @@ fn standing(
     match policy.standing() {
         Standing::Management => return Ok(Some(Reason::PassManagement)),
         Standing::Allowlisted => return Ok(Some(Reason::PassAllowlisted)),
-        // Of the first it was said before.
+        // On the blacklist, but that is off or in dry run: see `not_blacklisted`.
         Standing::Blacklisted | Standing::Unlisted => {}
     }
     if policy.is_bogon() && !decide::may_be_unspecified(unspecified, packet.proto()) {

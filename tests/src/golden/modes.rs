@@ -9,7 +9,7 @@ use edge_common::{
     abi::Mode,
     reason::Reason::{
         ArpSpoof, Blacklisted, Bogon, FragmentTiny, Ipv4BadVersion, Land, Pass, PassArp, PassNotIp,
-        PassUnparsed, TcpSynFin,
+        PassUnparsed, TcpSynFin, TcpTruncated,
     },
 };
 
@@ -75,6 +75,7 @@ fn single(mode: Mode) -> Vec<(&'static str, Vec<Row>)> {
     let tiny = || v6().tcp_with(SYN, 0, 100).piece(0..8);
     let spoof = || arp(PROTECTED);
     let listed = || v4().udp(8);
+    let cut_listed = || v4().payload(6, [0; 19]);
     let checks = [
         (
             "malformed",
@@ -103,6 +104,12 @@ fn single(mode: Mode) -> Vec<(&'static str, Vec<Row>)> {
                 })
                 .collect();
             rows.insert(3, find(passes.clone(), *reason));
+            // The blacklist stands between the IP header and the rest.
+            let cut = |ends| row("listed, a cut TCP header", cut_listed(), ends);
+            rows.push(match *check {
+                "blacklist" => find(cut(TcpTruncated), Blacklisted),
+                _ => cut(Blacklisted),
+            });
             (*check, rows)
         })
         .collect()

@@ -7,9 +7,10 @@ use super::{
 };
 use crate::packet::{ACK, ETH, Edit as _, Extension::HopByHop, FIN, IPV6, Ip, SYN, ip};
 use edge_common::{
+    abi::Mode,
     reason::Reason::{
         self, Blacklisted, Bogon, FragmentBeyondEnd, Ipv4BadIhl, Ipv6BadLength, Ipv6BadVersion,
-        Land, Pass, PassAllowlisted, PassManagement, TcpTruncated,
+        Ipv6ExtOrder, Land, Pass, PassAllowlisted, PassManagement, TcpTruncated,
     },
     table::STAMP_SHIFT,
 };
@@ -23,6 +24,8 @@ pub(super) fn tables() -> Vec<Table> {
         precedence(),
         exempt(),
         before_the_rest(),
+        before_the_rest().in_mode(Mode::DryRun),
+        before_the_rest().in_mode(Mode::Off),
         bogons(),
         unspecified(),
     ]
@@ -358,16 +361,33 @@ fn before_the_rest() -> Table {
             &[FragmentBeyondEnd],
         );
     }
-    let no_version = from(V6).build().with(ETH, &[0x40]);
+    rows.push(row(
+        "from a listed IPv6 source, another version",
+        from(V6).build().with(ETH, &[0x40]),
+        Ipv6BadVersion,
+    ));
+    let many = from(V6)
+        .extension(HopByHop(8))
+        .extension(HopByHop(8))
+        .udp(8);
     rows.push(
         row(
-            "from a listed IPv6 source, no version",
-            no_version,
+            "from a listed IPv6 source, headers out of order",
+            many,
             Blacklisted,
         )
-        .also(&[Ipv6BadVersion]),
+        .also(&[Ipv6ExtOrder]),
     );
-    for source in ["192.0.2.1", "192.0.2.2", "192.0.2.3", "127.0.0.1"] {
+    for source in [
+        "192.0.2.1",
+        "192.0.2.2",
+        "192.0.2.3",
+        "127.0.0.1",
+        "2001:db8::1",
+        "2001:db8::2",
+        "2001:db8::3",
+        "100::1",
+    ] {
         let what = format!("from {source}, a cut TCP header");
         rows.push(row(&what, cut(source), TcpTruncated));
     }
@@ -379,6 +399,11 @@ fn before_the_rest() -> Table {
         .allow("192.0.2.2")
         .black("192.0.2.2")
         .bogon("127.0.0.0/8")
+        .management("2001:db8::1")
+        .black("2001:db8::1")
+        .allow("2001:db8::2")
+        .black("2001:db8::2")
+        .bogon("100::/64")
 }
 
 fn bogons() -> Table {

@@ -253,7 +253,9 @@ impl Table {
             };
             row.ends = match row.ends {
                 Reason::ArpSpoof => Reason::PassArp,
-                malformed if malformed.is_malformed() => Reason::PassUnparsed,
+                _ if row.ends.is_malformed() || row.also.iter().any(|also| also.is_malformed()) => {
+                    Reason::PassUnparsed
+                }
                 _ => Reason::Pass,
             };
         }

@@ -109,8 +109,7 @@ impl Edge {
             targets: 1,
         };
         change(&mut program);
-        let local = std::env::var_os("EDGE_BENCH_OBJECT").map(std::path::PathBuf::from);
-        let program = match object.or(local.as_deref()) {
+        let program = match object {
             None => Unattached::load(&program)?,
             Some(path) => {
                 let bytes =

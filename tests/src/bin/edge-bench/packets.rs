@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, LpmTrie, MapData, lpm_trie::Key};
 use edge_common::{
     addr::{Family, Prefix},
@@ -81,10 +81,10 @@ impl Spec {
         }
     }
 
-    fn xdp_filter(family: Family, from: From) -> Self {
+    fn xdp_filter(name: &str, family: Family, from: From) -> Self {
         Self {
             under: Under::XdpFilter,
-            ..Self::edge("  xdp-filter, the same", family, from, None)
+            ..Self::edge(&format!("  xdp-filter, {name}"), family, from, None)
         }
     }
 
@@ -231,6 +231,15 @@ impl Bench {
         let frame = frame::build(row.family, row.payload);
         let samples =
             harness.measure(row.family, put, sources, &frame, &contenders, self.effort)?;
+        if let Some(peer) = peer
+            && row.under == Under::XdpFilter
+            && matches!(row.from, From::SameListed | From::Hosts)
+        {
+            ensure!(
+                peer.has_dropped(row.family, lists::host(row.family, 0))?,
+                "xdp-filter drops nothing"
+            );
+        }
         let after = edges.first().context("no program")?.passed_and_dropped()?;
         let (passed, dropped) = (after.0 - before.0, after.1 - before.1);
         let share = dropped as f64 / (passed + dropped).max(1) as f64;
@@ -342,7 +351,9 @@ fn groups() -> Vec<Group> {
         all_on
             .rows
             .push(Spec::edge(name, family, From::SameListed, Some(16.0)));
-        all_on.rows.push(Spec::xdp_filter(family, From::SameListed));
+        all_on
+            .rows
+            .push(Spec::xdp_filter(name, family, From::SameListed));
     }
     let ack = |name: &'static str| [(name, Payload::Ack)];
     vec![
@@ -431,16 +442,26 @@ fn hosts_rows(family: Family) -> Vec<Spec> {
             From::Fresh,
             Some(90.0),
         ),
-        Spec::xdp_filter(family, From::Fresh),
-        Spec::plain("  a kernel hash alone, the same", family, From::Fresh, hash),
+        Spec::xdp_filter("pass, 1 M hosts", family, From::Fresh),
+        Spec::plain(
+            "  a kernel hash alone, none of 1 M hosts",
+            family,
+            From::Fresh,
+            hash,
+        ),
         Spec::edge(
             "drop, 1 M hosts, every packet another",
             family,
             From::Hosts,
             Some(120.0),
         ),
-        Spec::xdp_filter(family, From::Hosts),
-        Spec::plain("  a kernel hash alone, the same", family, From::Hosts, hash),
+        Spec::xdp_filter("drop, 1 M hosts", family, From::Hosts),
+        Spec::plain(
+            "  a kernel hash alone, 1 M hosts in turn",
+            family,
+            From::Hosts,
+            hash,
+        ),
     ]
 }
 

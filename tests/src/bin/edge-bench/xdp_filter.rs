@@ -1,9 +1,9 @@
 //! The peer of the blacklist: `xdp-filter` of Debian's `xdp-tools`, whose own program is
-//! loaded and has its own map filled. It knows a blacklist of addresses and nothing else.
+//! loaded and has its own maps filled. It knows a blacklist of addresses and nothing else.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result};
@@ -22,6 +22,8 @@ const PROGRAM: &str = "xdpfilt_alw_ip";
 /// Of an entry: packets from the address are dropped (`MAP_FLAG_SRC` of xdp-filter). What
 /// is above the flags counts packets.
 const FROM: u64 = 1;
+/// Bits of flags below that (`COUNTER_SHIFT`).
+const FLAGS: u32 = 6;
 
 /// The loaded program.
 pub(crate) struct XdpFilter {
@@ -86,6 +88,22 @@ impl XdpFilter {
         Ok(())
     }
 
+    /// Whether it has dropped a packet from this host.
+    pub(crate) fn has_dropped(&self, family: Family, host: Prefix) -> Result<bool> {
+        let map = |name| {
+            self.ebpf
+                .map(name)
+                .with_context(|| format!("xdp-filter has no map {name}"))
+        };
+        let values = match family {
+            Family::V4 => PerCpuHashMap::<_, u32, u64>::try_from(map("filter_ipv4")?)?
+                .get(&(host.bits() as u32).to_be(), 0)?,
+            Family::V6 => PerCpuHashMap::<_, [u8; 16], u64>::try_from(map("filter_ipv6")?)?
+                .get(&host.bits().to_be_bytes(), 0)?,
+        };
+        Ok(values.iter().any(|value| value >> FLAGS != 0))
+    }
+
     /// Its program.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -96,31 +114,18 @@ fn error_of(what: &str, error: std::io::Error) -> anyhow::Error {
     anyhow::Error::from(error).context(what.to_owned())
 }
 
-/// The object, as the package has it: of the machine, or unpacked beside the program.
+/// The object, as Debian's `libxdp1` has it, on which `xdp-tools` depends: unpacked beside the
+/// program, or of the machine.
 fn object() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
+    // A program in `GROUP/bin` was unpacked from what is in `GROUP/root`.
+    let unpacked = std::env::split_paths(&path)
         .filter_map(|dir| dir.join("xdp-filter").canonicalize().ok())
-        .flat_map(|program| {
-            // `/usr/sbin/xdp-filter`, or `GROUP/bin/xdp-filter` of what is in `GROUP/root`.
-            let above = program.ancestors().nth(2).map(Path::to_path_buf);
-            above
-                .into_iter()
-                .flat_map(|dir| [dir.join("root/usr/lib"), dir.join("lib")])
-        })
-        .find_map(|lib| {
-            let own = [lib.clone()].into_iter();
-            let of_targets = lib
-                .read_dir()
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|e| e.path());
-            own.chain(of_targets)
-                .map(|dir| dir.join("bpf").join(OBJECT))
-                .find(|file| file.is_file())
-        })
-        .with_context(|| {
-            format!("{OBJECT} of xdp-filter is not there (cargo xtask setup fetches it)")
-        })
+        .filter_map(|program| Some(program.ancestors().nth(2)?.join("root/usr/lib")));
+    unpacked
+        .chain([PathBuf::from("/usr/lib")])
+        .flat_map(|lib| lib.read_dir().into_iter().flatten().flatten())
+        .map(|of_target| of_target.path().join("bpf").join(OBJECT))
+        .find(|file| file.is_file())
+        .with_context(|| format!("no {OBJECT} of Debian's libxdp1 (cargo xtask setup fetches it)"))
 }
