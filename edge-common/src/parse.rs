@@ -453,13 +453,19 @@ pub struct Ipv6Head {
 pub fn ipv6_head<S: PacketSource + ?Sized>(source: &S, offset: usize) -> Result<Ipv6Head, Reason> {
     let [head, s0, s1, d0, d1] = source.doubles::<5>(offset).ok_or(Reason::Ipv6Truncated)?;
     let head = u64::from_be(head);
-    if head >> 60 != 6 {
-        return Err(Reason::Ipv6BadVersion);
-    }
+    // The kernel's verifier has a third less to follow when this decides behind the length.
+    let is_v6 = head >> 60 == 6;
     let payload = (head >> 16 & 0xffff) as usize;
     let end = offset + IPV6_LEN + payload;
     if !source.holds(end) {
-        return Err(Reason::Ipv6BadLength);
+        return Err(if is_v6 {
+            Reason::Ipv6BadLength
+        } else {
+            Reason::Ipv6BadVersion
+        });
+    }
+    if !is_v6 {
+        return Err(Reason::Ipv6BadVersion);
     }
     Ok(Ipv6Head {
         source: [s0, s1],
