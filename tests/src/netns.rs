@@ -110,7 +110,7 @@ impl Namespace {
     /// one's: what is pinned there is gone with it.
     ///
     /// # Panics
-    /// When `work` does.
+    /// When `work` does, or without root.
     pub fn among_mounts<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread(|| {
             // SAFETY: no pointers; the kernel wants a thread with a directory of its own.

@@ -142,7 +142,7 @@ impl Bench {
             for ((forwarder, who), rates) in ALL.iter().zip(&mut rates) {
                 let port = match forwarder {
                     Forwarder::Edge(way) => 80 + *way as u16,
-                    _ => 80,
+                    Forwarder::Kernel | Forwarder::Dnat | Forwarder::Floor => 80,
                 };
                 let mut frame = segment(client, vip, port)?;
                 mac(FAR)?

@@ -16,6 +16,8 @@ use aya::{
 use edge_common::addr::{Family, Prefix};
 use edge_tests::netns::Namespace;
 
+use crate::packets::BOTH;
+
 /// Lets everything pass but what its tables name.
 const OBJECT: &str = "xdpfilt_alw_ip.o";
 const PROGRAM: &str = "xdpfilt_alw_ip";
@@ -36,8 +38,8 @@ impl XdpFilter {
     pub(crate) fn load(hosts: u32) -> Result<Self> {
         let path = object()?;
         let mut loader = EbpfLoader::new();
-        for name in ["filter_ipv4", "filter_ipv6"] {
-            loader.map_max_entries(name, hosts.max(1));
+        for family in BOTH {
+            loader.map_max_entries(table(family), hosts.max(1));
         }
         // It asks for its maps to be pinned by their names, which is of no use here.
         loader.default_map_pin_directory("/sys/fs/bpf");
@@ -63,14 +65,8 @@ impl XdpFilter {
             let cpus = nr_cpus().map_err(|(what, error)| error_of(what, error))?;
             Ok(PerCpuValues::try_from(vec![FROM; cpus])?)
         };
-        let name = match family {
-            Family::V4 => "filter_ipv4",
-            Family::V6 => "filter_ipv6",
-        };
-        let map = self
-            .ebpf
-            .map_mut(name)
-            .with_context(|| format!("xdp-filter has no map {name}"))?;
+        let map = self.ebpf.map_mut(table(family));
+        let map = map.context("xdp-filter has another table")?;
         match family {
             Family::V4 => {
                 let mut map = PerCpuHashMap::<_, u32, u64>::try_from(map)?;
@@ -90,15 +86,12 @@ impl XdpFilter {
 
     /// Whether it has dropped a packet from this host.
     pub(crate) fn has_dropped(&self, family: Family, host: Prefix) -> Result<bool> {
-        let map = |name| {
-            self.ebpf
-                .map(name)
-                .with_context(|| format!("xdp-filter has no map {name}"))
-        };
+        let map = self.ebpf.map(table(family));
+        let map = map.context("xdp-filter has another table")?;
         let values = match family {
-            Family::V4 => PerCpuHashMap::<_, u32, u64>::try_from(map("filter_ipv4")?)?
+            Family::V4 => PerCpuHashMap::<_, u32, u64>::try_from(map)?
                 .get(&(host.bits() as u32).to_be(), 0)?,
-            Family::V6 => PerCpuHashMap::<_, [u8; 16], u64>::try_from(map("filter_ipv6")?)?
+            Family::V6 => PerCpuHashMap::<_, [u8; 16], u64>::try_from(map)?
                 .get(&host.bits().to_be_bytes(), 0)?,
         };
         Ok(values.iter().any(|value| value >> FLAGS != 0))
@@ -107,6 +100,14 @@ impl XdpFilter {
     /// Its program.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// The map of a family's addresses.
+const fn table(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "filter_ipv4",
+        Family::V6 => "filter_ipv6",
     }
 }
 
