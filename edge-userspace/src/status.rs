@@ -10,7 +10,7 @@ pub mod route;
 
 use std::collections::BTreeMap;
 
-use attack::Attack;
+use attack::{Attack, Found};
 use edge_common::{defence::When, reason::Reason};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,9 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The services, in the order of the configuration.
     pub services: Vec<ServiceStatus>,
+    /// What is limited of the host as a whole.
+    #[serde(default)]
+    pub host_floods: Vec<HostFloodStatus>,
     /// Fill of every table that has a capacity.
     pub tables: Vec<TableStatus>,
     /// Entries of the lists.
@@ -192,6 +195,19 @@ impl ServiceStatus {
         let wanted = self.syn != When::Off.name() && !self.dry_run;
         wanted && !self.forwarded && self.targets.ready == 0
     }
+}
+
+/// Floods of a kind, of the host as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostFloodStatus {
+    /// What an attack is found by: one of [`Found::HOST`].
+    pub flood: Found,
+    /// Whether what is over the limit is only counted.
+    pub dry_run: bool,
+    /// The attack that is on; gone with it.
+    pub attack: Option<Box<Attack>>,
+    /// Attacks that began since the daemon started.
+    pub attacks: u64,
 }
 
 /// The addresses and ports of a service, each port of each address.

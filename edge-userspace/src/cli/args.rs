@@ -100,7 +100,7 @@ one below the other elsewhere.")]
               value_parser = clap::value_parser!(u64).range(1..=MAX_WATCH_S))]
         watch: Option<u64>,
     },
-    /// The history of attacks on services.
+    /// The history of attacks on services and on the host as a whole.
     #[command(subcommand)]
     Attacks(AttacksCommand),
     /// Backends of balanced services: how they are, drain, weights.

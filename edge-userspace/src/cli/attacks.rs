@@ -75,13 +75,24 @@ fn table(attacks: &[Attack]) -> String {
             kinds.join(", "),
             scaled(peak, ""),
             a.remedy.name().to_owned(),
-            count(a.clients),
+            match a.knows_clients() {
+                true => count(a.clients),
+                false => "-".to_owned(),
+            },
         ]);
     }
     if table.is_empty() {
         return "no attacks\n".to_owned();
     }
     table.text()
+}
+
+/// How many clients got through, behind what is done, where that is known.
+pub(super) fn got_through(attack: &Attack) -> String {
+    match attack.knows_clients() {
+        true => format!(", {} clients got through", count(attack.clients)),
+        false => String::new(),
+    }
 }
 
 /// How long an attack lasted that is over.
@@ -150,12 +161,7 @@ fn render(a: &Attack, samples: usize) -> String {
         }
         _ => writeln!(t, "goes on"),
     };
-    let _ = writeln!(
-        t,
-        "{}, {} clients got through\n",
-        a.remedy.sentence(),
-        count(a.clients)
-    );
+    let _ = writeln!(t, "{}{}\n", a.remedied(), got_through(a));
     let mut kinds = Table::new([
         Column::Left("KIND"),
         Column::Right("PACKETS"),

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Error, output::Out, text};
+use super::{Error, attacks, output::Out, text};
 use crate::{
     control::{
         client::Client,
@@ -70,24 +70,18 @@ fn line(event: &Event) -> String {
 
 /// An attack on a line: when, where, what became of it.
 fn attack(notice: &Notice) -> String {
-    let Attack {
-        id,
-        service,
-        remedy,
-        clients,
-        ..
-    } = &notice.attack;
+    let Attack { id, service, .. } = &notice.attack;
     let change = match notice.change {
         Change::Began => "attack-began",
         Change::GoesOn => "attack-goes-on",
         Change::Ended => "attack-ended",
     };
     format!(
-        "{} service {service} {change} attack {id}: {}, {}, {} clients got through\n",
+        "{} service {service} {change} attack {id}: {}, {}{}\n",
         text::timestamp(notice.unix_ms),
         notice.attack.floods(),
-        remedy.sentence(),
-        text::count(*clients),
+        notice.attack.remedied(),
+        attacks::got_through(&notice.attack),
     )
 }
 

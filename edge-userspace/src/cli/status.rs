@@ -15,7 +15,7 @@ use edge_common::{
 use serde::Serialize;
 
 use super::{
-    Error, ask,
+    Error, ask, attacks,
     output::Out,
     proxy,
     text::{Column, Table, count, date_time, scaled, span},
@@ -177,21 +177,22 @@ fn render(s: &Status) -> String {
         let since = since.map_or_else(String::new, |at| format!(" since {}", date_time(at)));
         let _ = write!(t, "{}: UNDER ATTACK{since}", x.name);
         let _ = match &x.attack {
-            Some(attack) => writeln!(
-                t,
-                ": {}, {}, {} clients got through (attack {})",
-                floods(attack),
-                if x.lacks_listeners() {
-                    NOT_DEFENDED
-                } else {
-                    attack.remedy.sentence()
-                },
-                count(attack.clients),
-                attack.id
-            ),
+            Some(attack) => {
+                let lacks = x.lacks_listeners();
+                writeln!(t, ": {}", told(attack, lacks.then_some(NOT_DEFENDED)))
+            }
             None if x.lacks_listeners() => writeln!(t, ": {NOT_DEFENDED}"),
             None => writeln!(t),
         };
+    }
+    for attack in s.host_floods.iter().filter_map(|x| x.attack.as_ref()) {
+        let since = date_time(attack.began_unix_ms);
+        let name = &attack.service;
+        let _ = writeln!(
+            t,
+            "{name}: UNDER ATTACK since {since}: {}",
+            told(attack, None)
+        );
     }
     // One that is always defended is so only where something listens.
     let always = |x: &&ServiceStatus| x.syn == When::Always.name() && !x.under_attack;
@@ -281,6 +282,17 @@ fn rates(total: Traffic, at_start: Option<Traffic>, uptime_ms: u64) -> [String; 
         rate(total.packets, at_start.packets, 1.0),
         rate(total.bytes, at_start.bytes, 8.0),
     ]
+}
+
+/// An attack that is on, and what is done about it, or `instead` of that.
+fn told(attack: &Attack, instead: Option<&str>) -> String {
+    let remedy = instead.unwrap_or(attack.remedied());
+    format!(
+        "{}, {remedy}{} (attack {})",
+        floods(attack),
+        attacks::got_through(attack),
+        attack.id
+    )
 }
 
 /// What an attack consists of now.
@@ -496,8 +508,9 @@ mod tests {
     use crate::{
         entry::List,
         status::{
-            ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus, ListCount,
-            ReasonCount, Reloads, ServiceTargets, TableStatus,
+            ConfigStatus, EntryKind, EventsStatus, FamilyName, HostFloodStatus, LimiterStatus,
+            ListCount, ReasonCount, Reloads, ServiceTargets, TableStatus,
+            attack::{Found, Kind, Remedy},
         },
     };
 
@@ -557,6 +570,7 @@ mod tests {
                 },
             ],
             services: vec![],
+            host_floods: vec![],
             tables: vec![TableStatus {
                 table: "hosts_v4".to_owned(),
                 entries: 131,
@@ -685,6 +699,43 @@ events: 12 sampled, 0 lost in the kernel, 1 lost by followers
         ] {
             assert!(text.contains(line), "{line}in\n{text}");
         }
+    }
+
+    #[test]
+    fn an_attack_on_the_host_as_a_whole_is_told_as_one() {
+        let mut status = sample();
+        let attack = |remedy| Attack {
+            service: crate::config::services::HOST.to_owned(),
+            kinds: vec![KindCount {
+                kind: Kind::Icmp,
+                packets: 7000,
+                per_second: 912.0,
+                peak_per_second: 1000.0,
+            }],
+            remedy,
+            ..super::super::attacks::tests::attack()
+        };
+        let flood = |attack| HostFloodStatus {
+            flood: Found::Icmp,
+            dry_run: false,
+            attack,
+            attacks: 1,
+        };
+        status.host_floods = vec![
+            flood(None),
+            flood(Some(Box::new(attack(Remedy::Drops)))),
+            flood(Some(Box::new(attack(Remedy::DryRun)))),
+        ];
+        let text = render(&status);
+        let began = "\nhost: UNDER ATTACK since 2026-11-22 05:31:44 UTC: an ICMP flood of 912/s, ";
+        for how in [
+            "what is over the limit is dropped (attack 7)\n",
+            "NOT DEFENDED (dry run) (attack 7)\n",
+        ] {
+            let line = format!("{began}{how}");
+            assert!(text.contains(&line), "{line}in\n{text}");
+        }
+        assert_eq!(text.matches("UNDER ATTACK").count(), 2);
     }
 
     #[test]

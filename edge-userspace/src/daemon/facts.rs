@@ -31,13 +31,14 @@ use crate::{
         server::{Handler, Reply},
         stats::Stats,
     },
-    datapath::{InterfaceCounters, InterfaceState, View},
+    datapath::{DatapathError, InterfaceCounters, InterfaceState, View},
     entry::List,
     l7::proxy::{self, Ban, explain::QuestionError},
     policy::{Counts, Kind},
     status::{
-        ConfigStatus, EntryKind, EventsStatus, FamilyName, InterfaceStatus, LimiterStatus,
-        ListCount, ReasonCount, Reloads, ServiceStatus, Source, Status, TableStatus, Traffic,
+        ConfigStatus, EntryKind, EventsStatus, FamilyName, HostFloodStatus, InterfaceStatus,
+        LimiterStatus, ListCount, ReasonCount, Reloads, ServiceStatus, Source, Status, TableStatus,
+        Traffic,
         balance::{BalanceStatus, FlowTable},
     },
     tables::Capacity,
@@ -86,6 +87,7 @@ pub(super) struct Facts {
     pub(super) counts: Counts,
     pub(super) capacity: Capacity,
     pub(super) services: Vec<ServiceStatus>,
+    pub(super) host_floods: Vec<HostFloodStatus>,
     /// Addresses and ports of services that there is room for.
     pub(super) service_targets: u64,
     /// Verified sources and the room for them, where any service has some.
@@ -162,19 +164,42 @@ impl Shared {
         facts.at_start = at_start;
     }
 
+    /// Packets of all interfaces that reasons have counted, dropped or in dry run.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub(super) fn packets_of<const N: usize>(
+        &self,
+        reasons: [Reason; N],
+    ) -> Result<[u64; N], DatapathError> {
+        let view = self.facts().view.clone();
+        let mut sum = [0u64; N];
+        if let Some(view) = &view {
+            for state in view.interfaces() {
+                let packets = view.packets_of(state, reasons)?;
+                for (sum, n) in sum.iter_mut().zip(packets) {
+                    *sum = sum.wrapping_add(n);
+                }
+            }
+        }
+        Ok(sum)
+    }
+
     /// Publishes how the services are.
     pub(super) fn publish_services(&self, defence: &mut Defence) {
         let now = Now::read();
         let verified = defence.verified(now);
         let mut statuses = defence.statuses(now);
         let attacks = self.attacks.lock();
-        for status in &mut statuses {
-            status.attack = attacks.current(&status.name).map(Box::new);
-            status.attacks = attacks.begun(&status.name);
+        for (status, found) in &mut statuses {
+            status.attack = attacks.current(&status.name, *found).map(Box::new);
+            status.attacks = attacks.begun(&status.name, *found);
         }
         drop(attacks);
+        let host_floods = defence.host_floods(&self.attacks);
         let mut facts = self.facts();
-        facts.services = statuses;
+        facts.services = statuses.into_iter().map(|(status, _)| status).collect();
+        facts.host_floods = host_floods;
         facts.service_targets = defence.room();
         facts.verified = verified;
     }
@@ -320,6 +345,7 @@ impl Source for Shared {
             interfaces: interfaces(&facts),
             tables: tables(&facts, stat(TableStat::LimiterClaimed)),
             services: facts.services,
+            host_floods: facts.host_floods,
             lists: lists(&facts.counts),
             limiter: LimiterStatus {
                 claimed: stat(TableStat::LimiterClaimed),

@@ -287,6 +287,24 @@ impl InterfaceCounters {
     }
 }
 
+/// One counter of a block, summed over the CPUs.
+fn sum(
+    array: &PerCpuArray<&MapData, CellWords>,
+    block: u32,
+    would_drop: bool,
+    reason: Reason,
+) -> Result<Counter, DatapathError> {
+    let values = array
+        .get(&counter_index(block, would_drop, reason), 0)
+        .map_err(|e| DatapathError::map_access(maps::COUNTERS, e))?;
+    let mut counter = Counter::default();
+    for [packets, bytes, ..] in values.iter() {
+        counter.packets = counter.packets.wrapping_add(*packets);
+        counter.bytes = counter.bytes.wrapping_add(*bytes);
+    }
+    Ok(counter)
+}
+
 fn at(counters: &[Counter; Reason::COUNT], reason: Reason) -> Counter {
     counters
         .get(reason.index() as usize)
@@ -346,24 +364,39 @@ impl Maps {
 
     /// The counters of a block, summed over the CPUs.
     pub(super) fn counters(&self, block: u32) -> Result<InterfaceCounters, DatapathError> {
-        let failed = |e| DatapathError::map_access(maps::COUNTERS, e);
-        let array: PerCpuArray<&MapData, CellWords> =
-            self.map(maps::COUNTERS)?.try_into().map_err(failed)?;
-        let read = |would_drop| -> Result<[Counter; Reason::COUNT], MapError> {
+        let array = self.counter_cells()?;
+        let read = |would_drop| -> Result<[Counter; Reason::COUNT], DatapathError> {
             let mut counters = [Counter::default(); Reason::COUNT];
             for (counter, &reason) in counters.iter_mut().zip(Reason::ALL) {
-                let values = array.get(&counter_index(block, would_drop, reason), 0)?;
-                for [packets, bytes, ..] in values.iter() {
-                    counter.packets = counter.packets.wrapping_add(*packets);
-                    counter.bytes = counter.bytes.wrapping_add(*bytes);
-                }
+                *counter = sum(&array, block, would_drop, reason)?;
             }
             Ok(counters)
         };
         Ok(InterfaceCounters {
-            ended: read(false).map_err(failed)?,
-            would_drop: read(true).map_err(failed)?,
+            ended: read(false)?,
+            would_drop: read(true)?,
         })
+    }
+
+    /// Packets of a block that reasons have counted, dropped or in dry run.
+    pub(super) fn packets_of<const N: usize>(
+        &self,
+        block: u32,
+        reasons: [Reason; N],
+    ) -> Result<[u64; N], DatapathError> {
+        let array = self.counter_cells()?;
+        let mut packets = [0; N];
+        for (packets, reason) in packets.iter_mut().zip(reasons) {
+            let ended = sum(&array, block, false, reason)?;
+            let would_drop = sum(&array, block, true, reason)?;
+            *packets = ended.packets.wrapping_add(would_drop.packets);
+        }
+        Ok(packets)
+    }
+
+    fn counter_cells(&self) -> Result<PerCpuArray<&MapData, CellWords>, DatapathError> {
+        { self.map(maps::COUNTERS)?.try_into() }
+            .map_err(|e| DatapathError::map_access(maps::COUNTERS, e))
     }
 
     /// Sets the counters of a block to zero.

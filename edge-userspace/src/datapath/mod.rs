@@ -112,6 +112,18 @@ impl View {
         self.maps.counters(interface.block)
     }
 
+    /// Packets of an interface that reasons have counted, dropped or in dry run.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the map.
+    pub fn packets_of<const N: usize>(
+        &self,
+        interface: &InterfaceState,
+        reasons: [edge_common::reason::Reason; N],
+    ) -> Result<[u64; N], DatapathError> {
+        self.maps.packets_of(interface.block, reasons)
+    }
+
     /// A statistic of the tables.
     ///
     /// # Errors

@@ -36,6 +36,8 @@ impl Metric {
 
 /// Name of a service.
 pub const SERVICE: &str = "service";
+/// What is limited of the host as a whole, by [`crate::status::attack::Found::name`].
+pub const FLOOD: &str = "flood";
 /// [`edge_common::defence::ServiceCounter::name`].
 pub const EVENT: &str = "event";
 /// Name of an interface.
@@ -139,9 +141,13 @@ metrics! {
     WOULD_DROP_BYTES = Counter, "edge_would_drop_bytes", [INTERFACE, REASON],
         "Bytes of whole frames that a check in dry run would have dropped.";
     SERVICE_UNDER_ATTACK = Gauge, "edge_service_under_attack", [SERVICE],
-        "1 while the program finds the service under attack.";
+        "1 while the service is under attack.";
     ATTACKS = Counter, "edge_attacks", [SERVICE],
         "Attacks on the service that began since the daemon started.";
+    HOST_UNDER_ATTACK = Gauge, "edge_host_under_attack", [FLOOD],
+        "1 while more of a flood than a crowd makes is over a limit of the host as a whole.";
+    HOST_ATTACKS = Counter, "edge_host_attacks", [FLOOD],
+        "Attacks on the host as a whole that began since the daemon started.";
     SERVICE_DEFENDED = Gauge, "edge_service_defended", [SERVICE],
         "1 while the program answers SYNs in the place of the service.";
     SERVICE_PRESSURE = Gauge, "edge_service_pressure_ratio", [SERVICE],

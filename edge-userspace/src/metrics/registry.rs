@@ -16,7 +16,7 @@ use super::{
 };
 use crate::l7::stats::DURATION_BOUNDS_US;
 use crate::status::{
-    InterfaceStatus, ServiceStatus, Status, Traffic,
+    HostFloodStatus, InterfaceStatus, ServiceStatus, Status, Traffic,
     balance::{BackendStatus, BalanceStatus, NatSource},
     decap::{DecapInterface, Totals},
     proxy::RequestCounts,
@@ -316,7 +316,16 @@ impl Facts {
             let all = s.counters.iter();
             all.map(|(event, n)| ([s.name.as_str(), event.as_str()], Value::Int(*n)))
         });
-        w.family(&names::SERVICE_EVENTS, counters)
+        w.family(&names::SERVICE_EVENTS, counters)?;
+        let host = |value: fn(&HostFloodStatus) -> u64| {
+            let floods = self.0.host_floods.iter();
+            floods.map(move |f| ([f.flood.name()], Value::Int(value(f))))
+        };
+        w.family(
+            &names::HOST_UNDER_ATTACK,
+            host(|f| f.attack.is_some().into()),
+        )?;
+        w.family(&names::HOST_ATTACKS, host(|f| f.attacks))
     }
 
     fn balance(&self, w: &mut Writer<'_>) -> Result<(), fmt::Error> {
@@ -448,6 +457,7 @@ pub(super) mod tests {
         status::{
             AttachMode, ConfigStatus, EntryKind, EventsStatus, FamilyName, LimiterStatus,
             ListCount, ReasonCount, Reloads, ServiceTargets, TableStatus,
+            attack::Found,
             balance::{AdminState, BalancedService, FlowTable},
             proxy::ProxyStatus,
         },
@@ -501,6 +511,12 @@ pub(super) mod tests {
                 targets: ServiceTargets { total: 4, ready: 3 },
                 counters: [("cookies_sent".to_owned(), 7)].into(),
                 ..ServiceStatus::default()
+            }],
+            host_floods: vec![HostFloodStatus {
+                flood: Found::Icmp,
+                dry_run: true,
+                attack: None,
+                attacks: 3,
             }],
             tables: vec![TableStatus {
                 table: "hosts_v4".to_owned(),
@@ -676,6 +692,8 @@ pub(super) mod tests {
             ),
             ("edge_limiter_evicted_total", 4.0),
             (r#"edge_service_under_attack{service="web"}"#, 1.0),
+            (r#"edge_host_under_attack{flood="icmp"}"#, 0.0),
+            (r#"edge_host_attacks_total{flood="icmp"}"#, 3.0),
             (r#"edge_service_defended{service="web"}"#, 0.0),
             (r#"edge_service_pressure_ratio{service="web"}"#, 0.25),
             (r#"edge_service_targets{service="web"}"#, 4.0),

@@ -11,14 +11,15 @@ use std::{
 use edge_common::{
     addr::Prefix,
     defence::{Hitter, ServiceCounter},
+    reason::Reason,
 };
 use serde::{Deserialize, Serialize};
 
-use super::watch::{Counters, Rates, Step, of};
+use super::watch::{Counters, HOST_REASONS, Rates, Step, of, of_host};
 use crate::{
-    clock::Now,
+    clock::{Now, STEP_MS},
     control::protocol::Event,
-    status::attack::{Attack, Change, Kind, KindCount, Remedy, Share, Source},
+    status::attack::{Attack, Change, Found, Kind, KindCount, Remedy, Share, Source},
 };
 
 /// Attacks that are remembered.
@@ -46,11 +47,13 @@ pub enum ReadError {
     Version(u32),
 }
 
-/// A service whose attacks are followed.
+/// A service, or the host, whose attacks are followed.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// Its name.
     pub name: &'a str,
+    /// What an attack is found by.
+    pub found: Found,
     /// What is done about an attack.
     pub remedy: Remedy,
 }
@@ -60,8 +63,8 @@ pub struct Subject<'a> {
 pub struct History {
     next_id: u64,
     attacks: VecDeque<Record>,
-    /// Attacks that began under this daemon, by service.
-    begun: BTreeMap<String, u64>,
+    /// Attacks that began under this daemon.
+    begun: BTreeMap<Found, BTreeMap<String, u64>>,
 }
 
 /// An attack.
@@ -69,9 +72,12 @@ pub struct History {
 struct Record {
     id: u64,
     service: String,
+    /// A file of before this was told has attacks of the first kind only.
+    #[serde(default)]
+    found: Found,
     remedy: Remedy,
-    /// The program's word for when it began, nanoseconds of `CLOCK_MONOTONIC`: by
-    /// this it is known again.
+    /// When it began, nanoseconds of `CLOCK_MONOTONIC`, by the program's word where it says
+    /// so: by this it is known again.
     since_ns: u64,
     began_unix_ms: u64,
     ended_unix_ms: Option<u64>,
@@ -152,8 +158,7 @@ impl History {
     pub fn take(&mut self, of: Subject<'_>, step: &Step, now: Now) -> Vec<(Change, Attack)> {
         let mut changes = Vec::new();
         let reading = &step.reading;
-        let is_on = |r: &&mut Record| r.ended_unix_ms.is_none() && r.service == of.name;
-        if let Some(record) = self.attacks.iter_mut().rev().find(is_on) {
+        if let Some(record) = self.on(of.name, of.found) {
             let is_same = record.since_ns == reading.attack_since;
             if is_same {
                 record.remedy = of.remedy;
@@ -179,21 +184,42 @@ impl History {
         changes
     }
 
-    /// Ends the attacks on services that are no longer there.
-    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) -> Vec<(Change, Attack)> {
-        let gone = |r: &&mut Record| r.ended_unix_ms.is_none() && !is_there(&r.service);
+    /// When the attack began that another daemon followed until a moment ago, at most
+    /// `within_ms`; nanoseconds of `CLOCK_MONOTONIC`. None after a boot, which has another
+    /// beginning of time.
+    pub fn inherited(&self, name: &str, found: Found, now: Now, within_ms: u64) -> Option<u64> {
+        let record = self.current_record(name, found)?;
+        let is_fresh = now.unix_ms.abs_diff(record.seen_unix_ms) <= within_ms;
+        let began = now.unix_ms_of(record.since_ns);
+        let is_of_this_boot =
+            record.since_ns <= now.mono_ns && began.abs_diff(record.began_unix_ms) <= STEP_MS;
+        (record.inherited && is_fresh && is_of_this_boot).then_some(record.since_ns)
+    }
+
+    /// Ends the attacks on what is no longer there.
+    pub fn keep(&mut self, is_there: impl Fn(&str, Found) -> bool) -> Vec<(Change, Attack)> {
+        let gone = |r: &&mut Record| r.ended_unix_ms.is_none() && !is_there(&r.service, r.found);
         let ended = self.attacks.iter_mut().filter(gone);
         ended
             .map(|r| (Change::Ended, r.end(r.seen_unix_ms)))
             .collect()
     }
 
-    /// Takes in a sampled packet for a service that may be under attack.
-    pub fn sample(&mut self, service: &str, event: &Event) {
-        let is_on = |r: &&mut Record| r.ended_unix_ms.is_none() && r.service == service;
-        if let Some(record) = self.attacks.iter_mut().rev().find(is_on) {
+    /// Takes in a sampled packet for a service, or the host, that may be under attack.
+    pub fn sample(&mut self, name: &str, found: Found, event: &Event) {
+        if let Some(record) = self.on(name, found) {
             record.sample(event);
         }
+    }
+
+    fn on(&mut self, name: &str, found: Found) -> Option<&mut Record> {
+        let mut attacks = self.attacks.iter_mut().rev();
+        attacks.find(|r| r.is_on(name, found))
+    }
+
+    fn current_record(&self, name: &str, found: Found) -> Option<&Record> {
+        let mut attacks = self.attacks.iter().rev();
+        attacks.find(|r| r.is_on(name, found))
     }
 
     /// Whether any attack is on.
@@ -201,15 +227,15 @@ impl History {
         self.attacks.iter().any(|r| r.ended_unix_ms.is_none())
     }
 
-    /// The attack that is on, on a service.
-    pub fn current(&self, service: &str) -> Option<Attack> {
-        let is_on = |r: &&Record| r.ended_unix_ms.is_none() && r.service == service;
-        self.attacks.iter().rev().find(is_on).map(Record::tell)
+    /// The attack that is on, on a service or the host.
+    pub fn current(&self, name: &str, found: Found) -> Option<Attack> {
+        self.current_record(name, found).map(Record::tell)
     }
 
-    /// How many attacks on a service began under this daemon.
-    pub fn begun(&self, service: &str) -> u64 {
-        self.begun.get(service).copied().unwrap_or_default()
+    /// How many attacks on a service, or the host, began under this daemon.
+    pub fn begun(&self, name: &str, found: Found) -> u64 {
+        let begun = self.begun.get(&found).and_then(|by_name| by_name.get(name));
+        begun.copied().unwrap_or_default()
     }
 
     /// All attacks, the newest first.
@@ -229,6 +255,7 @@ impl History {
         let mut record = Record {
             id: self.next_id.max(1),
             service: of.name.to_owned(),
+            found: of.found,
             remedy: of.remedy,
             since_ns,
             began_unix_ms: now.unix_ms_of(since_ns),
@@ -246,7 +273,8 @@ impl History {
         };
         self.next_id = record.id.saturating_add(1);
         record.count(&step.reading.counters, &step.per_second);
-        *self.begun.entry(record.service.clone()).or_default() += 1;
+        let begun = self.begun.entry(of.found).or_default();
+        *begun.entry(record.service.clone()).or_default() += 1;
         let told = record.tell();
         self.attacks.push_back(record);
         told
@@ -262,6 +290,18 @@ impl History {
 }
 
 impl Record {
+    fn is_on(&self, name: &str, found: Found) -> bool {
+        self.ended_unix_ms.is_none() && self.found == found && self.service == name
+    }
+
+    /// What it may consist of.
+    fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        let found = self.found;
+        Kind::ALL
+            .into_iter()
+            .filter(move |kind| kind.found() == found)
+    }
+
     /// Takes in the counters.
     fn count(&mut self, counters: &Counters, per_second: &Rates) {
         for ((total, last), &now) in self.total.iter_mut().zip(&mut self.last).zip(counters) {
@@ -271,7 +311,7 @@ impl Record {
         }
         // Rates are whole, as no packet is half.
         let per_second = per_second.map(|rate| rate as u64);
-        for kind in Kind::ALL {
+        for kind in self.kinds() {
             let rate = hostile(kind, &per_second) as f64;
             self.per_second.insert(kind, rate);
             let peak = self.peaks.entry(kind).or_default();
@@ -301,18 +341,18 @@ impl Record {
 
     fn tell(&self) -> Attack {
         let packets = |kind| hostile(kind, &self.total);
-        let all = Kind::ALL
-            .map(packets)
-            .into_iter()
-            .fold(0, u64::saturating_add);
+        let all = self.kinds().map(packets).fold(0, u64::saturating_add);
         let of = |from: &BTreeMap<Kind, f64>, kind| from.get(&kind).copied().unwrap_or_default();
         // What it is before anything is counted.
-        let first = match self.remedy {
-            Remedy::Drops => Kind::OutOfState,
-            _ => Kind::Syn,
+        let first = match (self.found, self.remedy) {
+            (Found::Segments, Remedy::Drops) => Kind::OutOfState,
+            (Found::Segments, _) => Kind::Syn,
+            (Found::Reflection, _) => Kind::Reflection,
+            (Found::Icmp, _) => Kind::Icmp,
+            (Found::Prefixes, _) => Kind::Source,
         };
-        let mut kinds: Vec<KindCount> = Kind::ALL
-            .into_iter()
+        let mut kinds: Vec<KindCount> = self
+            .kinds()
             // What is known of an attack before anything was counted: its pressure.
             .filter(|&kind| match all {
                 0 => kind == first,
@@ -334,7 +374,7 @@ impl Record {
             kinds,
             remedy: self.remedy,
             clients: through(&self.total),
-            counters: by_name::map(&self.total),
+            counters: by_name::told(self.found, &self.total),
             sampled: self.sampled,
             sources: self.sources.first(TOLD),
             ports: self.ports.first(TOLD),
@@ -378,6 +418,9 @@ fn hostile(kind: Kind, counters: &Counters) -> u64 {
         Kind::Ack => of(counters, ServiceCounter::CookiesInvalid),
         Kind::OutOfState => of(counters, ServiceCounter::OutOfState),
         Kind::Reflection => of(counters, ServiceCounter::Reflected),
+        Kind::Icmp => of_host(counters, Reason::FloodIcmp),
+        Kind::Source => of_host(counters, Reason::FloodSource),
+        Kind::Destination => of_host(counters, Reason::FloodDest),
     }
 }
 
@@ -470,23 +513,41 @@ mod by_name {
     use edge_common::defence::ServiceCounter;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
-    use super::{Counters, of};
+    use super::{super::watch::host_place, Counters, Found, HOST_REASONS, of, of_host};
 
-    pub(super) fn map(counters: &Counters) -> BTreeMap<String, u64> {
+    /// Those that say something of an attack.
+    pub(super) fn told(found: Found, counters: &Counters) -> BTreeMap<String, u64> {
+        match found {
+            Found::Segments | Found::Reflection => of_service(counters).collect(),
+            Found::Icmp | Found::Prefixes => of_the_host(counters).collect(),
+        }
+    }
+
+    fn of_service(counters: &Counters) -> impl Iterator<Item = (String, u64)> {
         let all = ServiceCounter::ALL.iter();
         all.map(|&c| (c.name().to_owned(), of(counters, c)))
-            .collect()
+    }
+
+    fn of_the_host(counters: &Counters) -> impl Iterator<Item = (String, u64)> {
+        let all = HOST_REASONS.iter();
+        all.map(|&r| (r.name().to_owned(), of_host(counters, r)))
     }
 
     pub(super) fn serialize<S: Serializer>(c: &Counters, s: S) -> Result<S::Ok, S::Error> {
-        map(c).serialize(s)
+        let all: BTreeMap<String, u64> = of_service(c).chain(of_the_host(c)).collect();
+        all.serialize(s)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Counters, D::Error> {
         let map = BTreeMap::<String, u64>::deserialize(d)?;
         let mut counters = Counters::default();
-        for (counter, &c) in counters.iter_mut().zip(ServiceCounter::ALL) {
-            *counter = map.get(c.name()).copied().unwrap_or_default();
+        let services = ServiceCounter::ALL.iter().map(|&c| (c as usize, c.name()));
+        let host = HOST_REASONS.iter();
+        let host = host.filter_map(|&r| Some((host_place(r)?, r.name())));
+        for (place, name) in services.chain(host) {
+            if let Some(counter) = counters.get_mut(place) {
+                *counter = map.get(name).copied().unwrap_or_default();
+            }
         }
         Ok(counters)
     }

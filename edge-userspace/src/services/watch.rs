@@ -1,17 +1,21 @@
-//! What the program says of each service, over time: rates, and whether it is under
-//! attack.
+//! What the program says of each service, and of the host as a whole, over time: rates,
+//! and whether it is under attack.
+//!
+//! Floods of TCP segments are found by the program. The others it only limits and counts:
+//! they are found here, by how much is over the limit.
 
 use std::collections::BTreeMap;
 
 use edge_common::{
     defence::{SERVICE_COUNTERS, ServiceCounter, When},
     gcra::ticks,
+    reason::Reason,
 };
 
 use crate::{
     clock::Now,
-    config::services::Service,
-    status::{ServiceStatus, ServiceTargets},
+    config::services::{Protocol, Service},
+    status::{ServiceStatus, ServiceTargets, attack::Found},
 };
 
 /// What the program wrote of a service, read at one moment.
@@ -23,15 +27,34 @@ pub struct Reading {
     pub attack_until: u64,
     /// When the last attack was found, likewise.
     pub attack_since: u64,
-    /// By [`ServiceCounter`].
+    /// As they stand now.
     pub counters: Counters,
 }
 
-/// By [`ServiceCounter`].
-pub type Counters = [u64; SERVICE_COUNTERS];
+impl Reading {
+    /// What was counted of the host, for each of [`HOST_REASONS`]: the program says nothing
+    /// else of it.
+    pub fn of_host(packets: [u64; HOST_REASONS.len()]) -> Self {
+        let mut reading = Self::default();
+        let behind = reading.counters.iter_mut().skip(SERVICE_COUNTERS);
+        for (counter, n) in behind.zip(packets) {
+            *counter = n;
+        }
+        reading
+    }
+}
 
-/// A second, by [`ServiceCounter`].
-pub type Rates = [f64; SERVICE_COUNTERS];
+/// The reasons that floods of the host are counted by, dropped or in dry run.
+pub const HOST_REASONS: [Reason; 3] = [Reason::FloodIcmp, Reason::FloodSource, Reason::FloodDest];
+
+/// What is counted: so many of a service, and behind them those of the host.
+const COUNTED: usize = SERVICE_COUNTERS + HOST_REASONS.len();
+
+/// By [`ServiceCounter`], then by [`HOST_REASONS`].
+pub type Counters = [u64; COUNTED];
+
+/// A second, likewise.
+pub type Rates = [f64; COUNTED];
 
 /// What a reading says, beside the one before.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,11 +63,24 @@ pub struct Step {
     pub reading: Reading,
     /// The counters of the reading before; of this one when it is the first.
     pub before: Counters,
-    /// How much is counted a second, by [`ServiceCounter`], taken over
-    /// [`RATE_NS`] at least.
+    /// How much is counted a second, taken over [`RATE_NS`] at least.
     pub per_second: Rates,
-    /// Whether the service is under attack.
+    /// Whether the service, or the host, is under attack.
     pub attacked: bool,
+}
+
+/// What is followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Followed<'a> {
+    /// The service; [`crate::config::services::HOST`] for the host as a whole.
+    pub name: &'a str,
+    /// What an attack is found by.
+    pub found: Found,
+    /// How long an attack goes on after there is little over the limit, where the program
+    /// does not say; nanoseconds.
+    pub hold_ns: u64,
+    /// The attack that another daemon followed a moment ago: when it began.
+    pub since_ns: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,35 +91,56 @@ struct Seen {
     attacked: bool,
 }
 
-/// Follows all services, by name.
+/// Follows all services and the host.
 #[derive(Clone, Debug, Default)]
-pub struct Watch(BTreeMap<String, Seen>);
+pub struct Watch(BTreeMap<Found, BTreeMap<String, Seen>>);
 
 /// The least time that a rate is taken over, nanoseconds.
 pub const RATE_NS: u64 = 200_000_000;
 
+/// Packets a second over a limit that make an attack: fewer are a crowd at the limit.
+pub const FLOOD_PER_SECOND: f64 = 100.0;
+
+/// What an attack on a service is found by.
+pub const fn found_by(service: &Service) -> Found {
+    match service.protocol {
+        Protocol::Tcp => Found::Segments,
+        Protocol::Udp => Found::Reflection,
+    }
+}
+
 impl Watch {
-    /// Forgets the services that are no longer there.
-    pub fn keep(&mut self, services: &[Service]) {
-        let names: std::collections::BTreeSet<&str> =
-            services.iter().map(|s| s.name.as_str()).collect();
-        self.0.retain(|name, _| names.contains(name.as_str()));
+    /// Forgets what is no longer there.
+    pub fn keep(&mut self, is_there: impl Fn(&str, Found) -> bool) {
+        for (&found, seen) in &mut self.0 {
+            seen.retain(|name, _| is_there(name, found));
+        }
     }
 
-    /// Whether a service is under attack, as far as was seen.
-    pub fn is_attacked(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|seen| seen.attacked)
+    /// Whether a service, or the host, is under attack, as far as was seen.
+    pub fn is_attacked(&self, name: &str, found: Found) -> bool {
+        self.seen(name, found).is_some_and(|seen| seen.attacked)
+    }
+
+    fn seen(&self, name: &str, found: Found) -> Option<&Seen> {
+        self.0.get(&found)?.get(name)
     }
 
     /// Takes in a reading.
-    pub fn take(&mut self, name: &str, reading: Reading, now_ns: u64) -> Step {
+    pub fn take(&mut self, of: Followed<'_>, reading: Reading, now_ns: u64) -> Step {
         let first = Seen {
-            reading,
+            // By these a flood goes on that is found here.
+            reading: Reading {
+                attack_since: of.since_ns.unwrap_or_default(),
+                attack_until: of.since_ns.map_or(0, |_| now_ns.saturating_add(of.hold_ns)),
+                ..reading
+            },
             read_ns: now_ns,
-            per_second: [0.0; SERVICE_COUNTERS],
+            per_second: [0.0; COUNTED],
             attacked: false,
         };
-        let seen = self.0.entry(name.to_owned()).or_insert(first);
+        let seen = self.0.entry(of.found).or_default();
+        let seen = seen.entry(of.name.to_owned()).or_insert(first);
         let before = seen.reading.counters;
         let passed = now_ns.saturating_sub(seen.read_ns);
         if passed >= RATE_NS {
@@ -93,6 +150,22 @@ impl Watch {
                 let new = now.saturating_sub(then);
                 *rate = new as f64 * 1e9 / passed as f64;
             }
+        }
+        let reading = match of.found {
+            Found::Segments => reading,
+            found => Reading {
+                attack_since: seen.reading.attack_since,
+                attack_until: seen.reading.attack_until,
+                ..reading
+            }
+            .flooded(
+                passed >= RATE_NS && over(found, &seen.per_second) >= FLOOD_PER_SECOND,
+                seen.read_ns,
+                now_ns,
+                of.hold_ns,
+            ),
+        };
+        if passed >= RATE_NS {
             seen.read_ns = now_ns;
             seen.reading = reading;
         } else {
@@ -112,7 +185,7 @@ impl Watch {
 
     /// How a service is.
     pub fn status(&self, service: &Service, targets: ServiceTargets, now: Now) -> ServiceStatus {
-        let seen = self.0.get(&service.name);
+        let seen = self.seen(&service.name, found_by(service));
         let reading = seen.map(|s| s.reading).unwrap_or_default();
         let attacked = seen.is_some_and(|s| s.attacked);
         let limit = service.incomplete.limit();
@@ -148,8 +221,51 @@ impl Watch {
     }
 }
 
+impl Reading {
+    /// With more over the limit than a crowd makes, since `from_ns` at the latest, an attack is
+    /// on until `hold_ns` from now.
+    fn flooded(self, is_flood: bool, from_ns: u64, now_ns: u64, hold_ns: u64) -> Self {
+        if !is_flood {
+            return self;
+        }
+        let goes_on = self.attack_until > from_ns;
+        Self {
+            attack_since: if goes_on { self.attack_since } else { from_ns },
+            attack_until: now_ns.saturating_add(hold_ns),
+            ..self
+        }
+    }
+}
+
+/// What is over the limits a second that attacks are found by.
+fn over(found: Found, per_second: &Rates) -> f64 {
+    let rate = |at: usize| per_second.get(at).copied().unwrap_or_default();
+    let host = |reason| host_place(reason).map_or(0.0, rate);
+    match found {
+        Found::Segments => 0.0,
+        Found::Reflection => rate(ServiceCounter::Reflected as usize),
+        Found::Icmp => host(Reason::FloodIcmp),
+        Found::Prefixes => host(Reason::FloodSource) + host(Reason::FloodDest),
+    }
+}
+
+/// Where a reason stands among the counters.
+pub(super) fn host_place(reason: Reason) -> Option<usize> {
+    let at = HOST_REASONS.iter().position(|&r| r == reason)?;
+    Some(SERVICE_COUNTERS + at)
+}
+
+/// One of the host's counters.
+pub fn of_host(counters: &Counters, reason: Reason) -> u64 {
+    let place = host_place(reason);
+    place
+        .and_then(|at| counters.get(at))
+        .copied()
+        .unwrap_or_default()
+}
+
 /// One of the counters.
-pub fn of(counters: &Counters, which: ServiceCounter) -> u64 {
+pub fn of(counters: &[u64], which: ServiceCounter) -> u64 {
     counters.get(which as usize).copied().unwrap_or_default()
 }
 
@@ -160,9 +276,18 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
+    fn followed(name: &str) -> Followed<'_> {
+        Followed {
+            name,
+            found: Found::Segments,
+            hold_ns: 10 * SECOND,
+            since_ns: None,
+        }
+    }
+
     fn reading(syns: u64, attack: Option<(u64, u64)>) -> Reading {
         let (attack_since, attack_until) = attack.unwrap_or_default();
-        let mut counters = [0; SERVICE_COUNTERS];
+        let mut counters = [0; COUNTED];
         counters[ServiceCounter::Syns as usize] = syns;
         Reading {
             pressure: 0,
@@ -177,7 +302,7 @@ mod tests {
         let mut watch = Watch::default();
         let syns = ServiceCounter::Syns as usize;
         let on = Some((2 * SECOND, 12 * SECOND));
-        let mut at = |ns, syns, attack| watch.take("a", reading(syns, attack), ns);
+        let mut at = |ns, syns, attack| watch.take(followed("a"), reading(syns, attack), ns);
         let first = at(SECOND, 1000, None);
         assert_eq!((first.before[syns], first.attacked), (1000, false));
         let step = at(3 * SECOND, 5000, on);
@@ -195,10 +320,13 @@ mod tests {
     fn an_attack_that_is_on_when_the_daemon_starts_is_seen() {
         let mut watch = Watch::default();
         let on = reading(7, Some((SECOND, 99 * SECOND)));
-        assert!(watch.take("a", on, 50 * SECOND).attacked);
-        assert!(watch.is_attacked("a"));
-        watch.keep(&[]);
-        assert!(!watch.is_attacked("a"));
+        assert!(watch.take(followed("a"), on, 50 * SECOND).attacked);
+        assert!(watch.is_attacked("a", Found::Segments));
+        assert!(!watch.is_attacked("a", Found::Reflection));
+        watch.keep(|name, _| name == "a");
+        assert!(watch.is_attacked("a", Found::Segments));
+        watch.keep(|_, found| found == Found::Reflection);
+        assert!(!watch.is_attacked("a", Found::Segments));
     }
 
     #[test]
@@ -210,7 +338,7 @@ mod tests {
             let mut r = reading(5, attack);
             // Half of the burst of 2000.
             r.pressure = ticks(10 * SECOND) + service.incomplete.limit().tolerance() / 2;
-            watch.take("a", r, 10 * SECOND);
+            watch.take(followed("a"), r, 10 * SECOND);
             let now = Now {
                 mono_ns: 10 * SECOND,
                 boot_ns: 10 * SECOND,
@@ -248,8 +376,8 @@ mod tests {
     #[test]
     fn a_table_that_was_made_anew_is_no_flood() {
         let mut watch = Watch::default();
-        watch.take("a", reading(1_000_000, None), SECOND);
-        watch.take("a", reading(5, None), 2 * SECOND);
+        watch.take(followed("a"), reading(1_000_000, None), SECOND);
+        watch.take(followed("a"), reading(5, None), 2 * SECOND);
         let model = model_of("[[service]]\nname = 'a'\nports = [1]");
         let now = Now {
             mono_ns: 2 * SECOND,
@@ -258,5 +386,106 @@ mod tests {
         };
         let status = watch.status(&model.services[0], ServiceTargets::default(), now);
         assert_eq!(status.syn_per_second, 0.0);
+    }
+
+    /// Looks at packets of the host over a limit of ICMP, prefixes and destinations.
+    fn look(watch: &mut Watch, found: Found, at_s: u64, packets: [u64; 3]) -> Step {
+        let of = Followed {
+            found,
+            ..followed("host")
+        };
+        watch.take(of, Reading::of_host(packets), at_s * SECOND)
+    }
+
+    #[test]
+    fn a_flood_of_the_host_is_found_by_what_is_over_the_limit() {
+        let mut watch = Watch::default();
+        // What was counted before says nothing of now.
+        let mut icmp = |at_s, n| look(&mut watch, Found::Icmp, at_s, [n, 7, 7]);
+        assert!(!icmp(10, 1_000_000).attacked);
+        // A crowd at the limit.
+        assert!(!icmp(11, 1_000_099).attacked);
+        let step = icmp(12, 1_000_199);
+        assert!(step.attacked);
+        let span = |step: &Step| (step.reading.attack_since, step.reading.attack_until);
+        assert_eq!(span(&step), (11 * SECOND, 22 * SECOND));
+        // It goes on, with a lull that is shorter than the hold.
+        assert_eq!(span(&icmp(13, 1_000_199)), (11 * SECOND, 22 * SECOND));
+        let step = icmp(20, 1_007_000);
+        assert_eq!(span(&step), (11 * SECOND, 30 * SECOND));
+        assert!(icmp(29, 1_007_001).attacked);
+        assert!(!icmp(30, 1_007_001).attacked);
+        // The next one is another one, since the look before it was noticed.
+        let step = icmp(40, 1_010_000);
+        assert_eq!(span(&step), (30 * SECOND, 50 * SECOND));
+        // A table that was made anew is no flood.
+        assert_eq!(span(&icmp(41, 0)), (30 * SECOND, 50 * SECOND));
+        assert!(!watch.is_attacked("host", Found::Prefixes));
+    }
+
+    #[test]
+    fn sources_and_destinations_are_found_together_and_apart_from_the_rest() {
+        let mut watch = Watch::default();
+        for found in [Found::Prefixes, Found::Icmp] {
+            look(&mut watch, found, 1, [0; 3]);
+            let step = look(&mut watch, found, 2, [0, 60, 40]);
+            assert_eq!(step.attacked, found == Found::Prefixes);
+        }
+        // Too early for a rate: nothing is found, and nothing is lost of the next.
+        let mut watch = Watch::default();
+        let of = Followed {
+            found: Found::Prefixes,
+            ..followed("host")
+        };
+        let mut at = |ns, n| watch.take(of, Reading::of_host([0, n, 0]), ns);
+        at(SECOND, 0);
+        assert!(!at(SECOND + RATE_NS / 2, 1000).attacked);
+        assert!(at(SECOND + RATE_NS, 1000).attacked);
+    }
+
+    #[test]
+    fn reflection_is_found_by_what_the_service_counts() {
+        let mut watch = Watch::default();
+        let of = Followed {
+            found: Found::Reflection,
+            ..followed("game")
+        };
+        let mut at = |s, n| {
+            let mut reading = Reading::default();
+            reading.counters[ServiceCounter::Reflected as usize] = n;
+            watch.take(of, reading, s * SECOND)
+        };
+        at(1, 50);
+        assert!(at(2, 250).attacked);
+        let model = model_of("[[service]]\nname = 'game'\nports = [1]\nprotocol = 'udp'");
+        let now = Now {
+            mono_ns: 2 * SECOND,
+            boot_ns: 2 * SECOND,
+            unix_ms: 1_000_000,
+        };
+        let status = watch.status(&model.services[0], ServiceTargets::default(), now);
+        assert_eq!(status.attack_since_unix_ms, Some(999_000));
+        // No SYNs are answered.
+        assert!(status.under_attack && !status.defended);
+    }
+
+    #[test]
+    fn a_flood_that_another_daemon_followed_goes_on() {
+        let mut watch = Watch::default();
+        let of = Followed {
+            found: Found::Icmp,
+            since_ns: Some(3 * SECOND),
+            ..followed("host")
+        };
+        let step = watch.take(of, Reading::of_host([9, 0, 0]), 20 * SECOND);
+        assert!(step.attacked);
+        assert_eq!(step.reading.attack_since, 3 * SECOND);
+        // Unless there is nothing any more.
+        let of = Followed {
+            since_ns: None,
+            ..of
+        };
+        let step = watch.take(of, Reading::of_host([9, 0, 0]), 30 * SECOND);
+        assert!(!step.attacked);
     }
 }

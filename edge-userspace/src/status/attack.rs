@@ -1,4 +1,4 @@
-//! An attack on a service, as it is told.
+//! An attack on a service or on the host as a whole, as it is told.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::wire;
 pub struct Attack {
     /// Its number: one more for each attack.
     pub id: u64,
-    /// The service.
+    /// The service; [`crate::config::services::HOST`] for the host as a whole.
     pub service: String,
     /// When it began, Unix milliseconds.
     pub began_unix_ms: u64,
@@ -26,7 +26,8 @@ pub struct Attack {
     /// or without, and sources that answered a challenge.
     pub clients: u64,
     /// What was counted meanwhile, by
-    /// [`edge_common::defence::ServiceCounter::name`].
+    /// [`edge_common::defence::ServiceCounter::name`], or by
+    /// [`edge_common::reason::Reason::name`] for the host as a whole.
     pub counters: BTreeMap<String, u64>,
     /// Packets of it that were sampled; [`Attack::sources`] and [`Attack::ports`] are
     /// of these.
@@ -44,6 +45,51 @@ impl Attack {
         let kinds: Vec<&str> = self.kinds.iter().map(|k| k.kind.flood()).collect();
         kinds.join(" and ")
     }
+
+    /// What is done, for a person.
+    pub fn remedied(&self) -> &'static str {
+        match (self.remedy, self.knows_clients()) {
+            (Remedy::Drops, false) => "what is over the limit is dropped",
+            (Remedy::Nothing, false) => "NOT DEFENDED (mode = \"off\")",
+            (remedy, _) => remedy.sentence(),
+        }
+    }
+
+    /// Whether clients are told from the flood: of TCP, by their handshakes.
+    pub fn knows_clients(&self) -> bool {
+        self.kinds.iter().any(|k| k.kind.found() == Found::Segments)
+    }
+}
+
+/// What an attack is found by. Each is an attack of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    /// Handshakes of a service that are not completed, and segments of no connection: by
+    /// the program.
+    #[default]
+    Segments,
+    /// UDP from ports of reflectors for a service, over its limit.
+    Reflection,
+    /// ICMP of the whole host, over its limits.
+    Icmp,
+    /// Packets from or to prefixes, over their limits.
+    Prefixes,
+}
+
+impl Found {
+    /// Those that befall the host as a whole.
+    pub const HOST: [Self; 2] = [Self::Icmp, Self::Prefixes];
+
+    /// The word for it, also the value of the metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Segments => "segments",
+            Self::Reflection => "reflection",
+            Self::Icmp => "icmp",
+            Self::Prefixes => "prefixes",
+        }
+    }
 }
 
 /// What a flood is made of.
@@ -58,11 +104,25 @@ pub enum Kind {
     OutOfState,
     /// UDP from ports of reflectors.
     Reflection,
+    /// ICMP and ICMPv6.
+    Icmp,
+    /// Packets from prefixes that send more than any may.
+    Source,
+    /// Packets for destinations and prefixes that get more than any may.
+    Destination,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Syn, Self::Ack, Self::OutOfState, Self::Reflection];
+    pub const ALL: [Self; 7] = [
+        Self::Syn,
+        Self::Ack,
+        Self::OutOfState,
+        Self::Reflection,
+        Self::Icmp,
+        Self::Source,
+        Self::Destination,
+    ];
 
     /// The word for it.
     pub const fn name(self) -> &'static str {
@@ -71,6 +131,19 @@ impl Kind {
             Self::Ack => "ack",
             Self::OutOfState => "out_of_state",
             Self::Reflection => "reflection",
+            Self::Icmp => "icmp",
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+
+    /// What it is found by.
+    pub const fn found(self) -> Found {
+        match self {
+            Self::Syn | Self::Ack | Self::OutOfState => Found::Segments,
+            Self::Reflection => Found::Reflection,
+            Self::Icmp => Found::Icmp,
+            Self::Source | Self::Destination => Found::Prefixes,
         }
     }
 
@@ -81,6 +154,9 @@ impl Kind {
             Self::Ack => "a flood of guessed acknowledgements",
             Self::OutOfState => "a flood of segments of no connection",
             Self::Reflection => "a reflection flood",
+            Self::Icmp => "an ICMP flood",
+            Self::Source => "a flood from few prefixes",
+            Self::Destination => "a flood of few destinations",
         }
     }
 }
@@ -106,7 +182,7 @@ pub enum Remedy {
     Cookies,
     /// Sources that are not verified get a challenge.
     Challenges,
-    /// Segments of no connection are dropped.
+    /// It is dropped: segments of no connection, or what is over a limit.
     Drops,
     /// It is only counted what would be done.
     DryRun,
@@ -126,7 +202,7 @@ impl Remedy {
         }
     }
 
-    /// What is done, for a person.
+    /// What is done about a flood of TCP, for a person.
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::Cookies => "answered with SYN cookies",

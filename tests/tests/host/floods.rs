@@ -1,5 +1,6 @@
 //! Floods that are no SYNs on real traffic: what is dropped, and that the rest goes on.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
@@ -7,6 +8,7 @@ use edge_tests::daemon::Installation;
 use edge_tests::frames::{self, Payload};
 use edge_tests::lab::{Lab, Link};
 use edge_tests::wait;
+use serde_json::Value;
 
 use super::services::{connect, counter, listen, service, wait_ready};
 
@@ -165,6 +167,130 @@ fn a_prefix_that_sends_too_much_is_found_and_stopped() {
         edge.packets("flood_source", "ended") > 1000
     });
     assert!(is_in_metrics(&edge, "flood_source"));
+}
+
+/// How a flood of the host as a whole stands, by its name.
+fn host_flood(edge: &Installation<'_>, name: &str) -> Value {
+    let status = edge.status();
+    let floods = status["host_floods"].as_array().expect("a list").clone();
+    { floods.into_iter() }
+        .find(|flood| flood["flood"] == name)
+        .expect("it is limited")
+}
+
+/// Sends frames until there is an attack with samples, and gives it.
+fn attacked(link: &Link, frames: &[Vec<u8>], mut attack: impl FnMut() -> Value) -> Value {
+    wait::until_some("the flood is an attack", || {
+        link.sender.send_all(frames);
+        let attack = attack();
+        (attack["sampled"].as_u64() > Some(0)).then_some(attack)
+    })
+}
+
+#[test]
+fn floods_that_are_no_syns_are_attacks_in_the_history() {
+    let lab = Lab::new(1);
+    let link = lab.link();
+    let settings = "[flood]\nhold = \"1s\"\n\
+                    [flood.icmp]\necho = { rate = 10, burst = 20 }\n\
+                    [flood.prefixes]\nsource = { rate = 100, burst = 100 }\n\
+                    [flood.reflection]\nports = [40000]\nrate = 10\nburst = 20\n\
+                    [[service]]\nname = \"game\"\nports = [27015]\nprotocol = \"udp\"\n";
+    let edge = Installation::new(&lab.host, &["eth0"], settings);
+    let daemon = edge.start();
+    wait_ready(&edge, "game", 2, 2);
+    let text = edge.scrape();
+    for series in [
+        "edge_host_under_attack{flood=\"icmp\"} 0",
+        "edge_host_attacks_total{flood=\"prefixes\"} 0",
+    ] {
+        assert!(text.contains(series), "{series} in\n{text}");
+    }
+
+    let pings = crowd(link, Payload::Echo);
+    let icmp = || host_flood(&edge, "icmp");
+    let attack = attacked(link, &pings, || icmp()["attack"].clone());
+    assert_eq!(
+        (
+            &attack["service"],
+            &attack["remedy"],
+            &attack["kinds"][0]["kind"]
+        ),
+        (&"host".into(), &"drops".into(), &"icmp".into())
+    );
+    assert_eq!(attack["ended_unix_ms"], Value::Null);
+    let id = attack["id"].clone();
+    let mut told = String::new();
+    wait::until("the status tells it", || {
+        link.sender.send_all(&pings);
+        told = edge.ok(&["status"]);
+        told.contains("\nhost: UNDER ATTACK since ")
+    });
+    assert!(told.contains(": an ICMP flood of "), "{told}");
+    assert!(
+        told.contains("what is over the limit is dropped (attack"),
+        "{told}"
+    );
+    wait::until("the metrics tell it", || {
+        link.sender.send_all(&pings);
+        edge.scrape()
+            .contains("edge_host_under_attack{flood=\"icmp\"} 1")
+    });
+
+    // A crash in the middle, once it is on the disk: the attack is the same one.
+    let file = edge.state_dir().join("attacks.json");
+    wait::until("the attack is kept", || {
+        fs::read_to_string(&file).is_ok_and(|text| text.contains("\"icmp\""))
+    });
+    daemon.kill();
+    let daemon = edge.start();
+    wait::until("the attack goes on", || {
+        link.sender.send_all(&pings);
+        daemon.log().contains("still under attack: an ICMP flood") && icmp()["attack"]["id"] == id
+    });
+    wait::until("the attack ends", || icmp()["attack"] == Value::Null);
+    assert!(daemon.log().contains("the attack is over: an ICMP flood"));
+
+    // Of prefixes and of a service, both of which are in dry run unless the file says otherwise.
+    let flood = crowd(link, Payload::Udp(9));
+    let prefixes = || host_flood(&edge, "prefixes");
+    let attack = attacked(link, &flood, || prefixes()["attack"].clone());
+    assert_eq!(
+        (&attack["remedy"], &attack["kinds"][0]["kind"]),
+        (&"dry_run".into(), &"source".into())
+    );
+    let sources: Vec<&str> = { attack["sources"].as_array().unwrap().iter() }
+        .filter_map(|source| source["of"].as_str())
+        .collect();
+    let expected = ["10.88.1.0/24", "fd88::/48"];
+    assert!(sources.iter().all(|s| expected.contains(s)), "{attack}");
+    let flood = crowd(link, Payload::Udp(27_015));
+    let game = || service(&edge, "game");
+    let attack = attacked(link, &flood, || game()["attack"].clone());
+    assert_eq!(
+        (&attack["remedy"], &attack["kinds"][0]["kind"]),
+        (&"dry_run".into(), &"reflection".into())
+    );
+    assert_eq!(attack["ports"][0]["of"], 27_015);
+    wait::until("all is over", || {
+        game()["under_attack"] == false && prefixes()["attack"] == Value::Null
+    });
+    let list = edge.json(&["attacks", "list"]);
+    let kinds: Vec<&str> = { list.iter() }
+        .filter_map(|attack| attack["kinds"][0]["kind"].as_str())
+        .collect();
+    for kind in ["icmp", "source", "reflection"] {
+        assert!(kinds.contains(&kind), "{kinds:?}");
+    }
+    let shown = edge.ok(&["attacks", "show", &id.to_string()]);
+    assert!(shown.contains(" on host: an ICMP flood\n"), "{shown}");
+    assert!(!shown.contains("clients"), "{shown}");
+    // What is no longer limited is no longer told of.
+    edge.configure(&["eth0"], "");
+    edge.ok(&["reload"]);
+    wait::until("nothing is limited", || {
+        edge.status()["host_floods"] == Value::Array(Vec::new())
+    });
 }
 
 #[test]

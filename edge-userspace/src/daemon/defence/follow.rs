@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
-use edge_common::defence::When;
+use edge_common::{abi::Mode, defence::When};
 use tokio::sync::broadcast::error::TryRecvError;
 use tracing::{info, warn};
 
 use super::{
     Defence, Services, Told,
+    floods::{host_flood, over_limit},
     journal::{Journal, Saver},
     troubles::Trouble,
 };
@@ -25,7 +26,10 @@ use crate::{
         protocol::{Event, ServerMessage},
     },
     daemon::facts::Shared,
-    services::{attacks::Subject, watch::Reading},
+    services::{
+        attacks::Subject,
+        watch::{Reading, found_by},
+    },
     status::attack::{Attack, Change, Notice, Remedy},
 };
 
@@ -75,10 +79,9 @@ impl Follower {
                 let over = is_over(&told);
                 let mut changed = false;
                 let mut defence = defence.lock();
-                if defence.follow(&shared, &mut changed, turn.is_multiple_of(SELDOM)) {
-                    defence.sample(&mut events, &shared.attacks);
-                    shared.publish_services(&mut defence);
-                }
+                defence.follow(&shared, &mut changed, turn.is_multiple_of(SELDOM));
+                defence.sample(&mut events, &shared.attacks);
+                shared.publish_services(&mut defence);
                 // The disk keeps nobody waiting.
                 drop(defence);
                 saver.mind(&shared.attacks, changed || over, Now::read());
@@ -125,17 +128,13 @@ impl Drop for Follower {
 }
 
 impl Defence {
-    /// Takes a look; whether there are services at all. `told` is set when an attack
-    /// began or ended.
-    fn follow(&mut self, shared: &Shared, told: &mut bool, seldom: bool) -> bool {
-        let there = |name: &str| {
-            let services = self.model().map_or(&[][..], |m| &m.services);
-            services.iter().any(|s| s.name == name)
-        };
-        let gone = shared.attacks.lock().keep(there);
+    /// Takes a look. `told` is set when an attack began or ended.
+    fn follow(&mut self, shared: &Shared, told: &mut bool, seldom: bool) {
+        let gone = { shared.attacks.lock() }.keep(|name, found| self.is_there(name, found));
         *told |= tell(gone, shared);
+        *told |= self.poll_host(shared, Now::read(), seldom);
         if self.services.is_none() {
-            return false;
+            return;
         }
         if seldom {
             self.mind_sysctls(shared);
@@ -154,7 +153,6 @@ impl Defence {
             self.troubles.mind(Trouble::Targets, written);
         }
         *told |= self.poll(shared, now, seldom);
-        true
     }
 
     /// Sees that the host's TCP is still as it must be; when it grants something
@@ -194,7 +192,9 @@ impl Defence {
         for (service, slot) in s.model.services.iter().zip(&s.slots) {
             let index = slot.index as usize;
             let state = s.tables.state(index);
-            let busy = state.attack_until > now.mono_ns || self.watch.is_attacked(&service.name);
+            let found = found_by(service);
+            let busy =
+                state.attack_until > now.mono_ns || self.watch.is_attacked(&service.name, found);
             if !seldom && !busy {
                 continue;
             }
@@ -205,18 +205,24 @@ impl Defence {
                     continue;
                 }
             };
-            let reading = Reading {
+            let mut reading = Reading {
                 pressure: state.pressure,
                 attack_until: state.attack_until,
                 attack_since: state.attack_since,
-                counters,
+                ..Reading::default()
             };
-            let step = self.watch.take(&service.name, reading, now.mono_ns);
+            for (counter, n) in reading.counters.iter_mut().zip(counters) {
+                *counter = n;
+            }
             let subject = Subject {
                 name: &service.name,
-                remedy: remedy(service),
+                found,
+                remedy: remedy(service, self.limited.reflection),
             };
-            changes.extend(shared.attacks.lock().take(subject, &step, now));
+            let mut journal = shared.attacks.lock();
+            let followed = self.limited.followed(subject, &journal, now);
+            let step = self.watch.take(followed, reading, now.mono_ns);
+            changes.extend(journal.take(subject, &step, now));
         }
         self.troubles.mind(Trouble::Counters, trouble);
         tell(changes, shared)
@@ -228,10 +234,15 @@ impl Defence {
         loop {
             match events.try_recv() {
                 Ok(message) => {
-                    if let ServerMessage::Event(event) = &*message
-                        && let Some(service) = self.service_of(event)
-                    {
-                        journal.lock().sample(&service.name, event);
+                    let ServerMessage::Event(event) = &*message else {
+                        continue;
+                    };
+                    if let Some(found) = host_flood(event.reason) {
+                        journal.lock().sample(HOST, found, event);
+                    } else if let Some(service) = self.service_of(event) {
+                        journal
+                            .lock()
+                            .sample(&service.name, found_by(service), event);
                     }
                 }
                 // There are plenty.
@@ -253,7 +264,13 @@ impl Defence {
 }
 
 /// What is done about an attack on a service.
-fn remedy(service: &Service) -> Remedy {
+fn remedy(service: &Service, reflection: Mode) -> Remedy {
+    if service.protocol == Protocol::Udp {
+        return match service.dry_run {
+            true => Remedy::DryRun,
+            false => over_limit(reflection),
+        };
+    }
     match (service.syn, service.dry_run, service.forwarded) {
         (When::Off, _, _) => Remedy::Nothing,
         (_, true, _) => Remedy::DryRun,
@@ -264,7 +281,7 @@ fn remedy(service: &Service) -> Remedy {
 }
 
 /// Tells the log and those who follow of attacks that began or ended; whether any did.
-fn tell(changes: Vec<(Change, Attack)>, shared: &Shared) -> bool {
+pub(super) fn tell(changes: Vec<(Change, Attack)>, shared: &Shared) -> bool {
     let any = !changes.is_empty();
     for (change, attack) in changes {
         log(change, &attack);
@@ -296,14 +313,22 @@ fn log(change: Change, attack: &Attack) {
             service, remedy, peak_per_second, "under attack: {flood}"
         ),
         Change::GoesOn => warn!(id, service, remedy, "still under attack: {flood}"),
+        Change::Ended if !attack.knows_clients() => info!(
+            id,
+            service,
+            remedy,
+            seconds = seconds(attack),
+            peak_per_second,
+            packets = { attack.kinds.iter() }.map(|k| k.packets).sum::<u64>(),
+            "the attack is over: {flood}"
+        ),
         Change::Ended => {
-            let ended = attack.ended_unix_ms.unwrap_or(attack.began_unix_ms);
             let of = |counter: &str| attack.counters.get(counter).copied().unwrap_or_default();
             info!(
                 id,
                 service,
                 remedy,
-                seconds = ended.saturating_sub(attack.began_unix_ms) / 1000,
+                seconds = seconds(attack),
                 peak_per_second,
                 clients,
                 syns = of("syns"),
@@ -315,6 +340,12 @@ fn log(change: Change, attack: &Attack) {
             );
         }
     }
+}
+
+/// How long an attack lasted that is over.
+fn seconds(attack: &Attack) -> u64 {
+    let ended = attack.ended_unix_ms.unwrap_or(attack.began_unix_ms);
+    ended.saturating_sub(attack.began_unix_ms) / 1000
 }
 
 #[cfg(test)]

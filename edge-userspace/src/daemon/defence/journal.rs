@@ -21,7 +21,7 @@ const FILE: &str = "attacks.json";
 
 /// How often the file is brought up to date while an attack is on, milliseconds. What
 /// a crash loses of it are samples; what was counted is in the kernel.
-const SAVE_EVERY_MS: u64 = 30_000;
+pub(super) const SAVE_EVERY_MS: u64 = 30_000;
 
 /// The history, and its file once there is one.
 #[derive(Debug, Default)]
@@ -138,9 +138,9 @@ mod tests {
     use crate::{
         services::{
             attacks::Subject,
-            watch::{Reading, Watch},
+            watch::{Followed, Reading, Watch},
         },
-        status::attack::Remedy,
+        status::attack::{Found, Remedy},
     };
 
     const NOW: Now = Now {
@@ -156,9 +156,16 @@ mod tests {
             attack_until: 99_000_000_000,
             ..Reading::default()
         };
-        let step = Watch::default().take("web", reading, NOW.mono_ns);
-        let subject = Subject {
+        let of = Followed {
             name: "web",
+            found: Found::Segments,
+            hold_ns: 0,
+            since_ns: None,
+        };
+        let step = Watch::default().take(of, reading, NOW.mono_ns);
+        let subject = Subject {
+            name: of.name,
+            found: of.found,
             remedy: Remedy::Cookies,
         };
         journal.lock().take(subject, &step, NOW);

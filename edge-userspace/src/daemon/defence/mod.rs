@@ -4,6 +4,7 @@
 //! The engine and the follower (`follow`) take turns with it, by a lock: a long
 //! import must not keep an attack from being told.
 
+mod floods;
 pub(super) mod follow;
 pub(super) mod journal;
 mod sight;
@@ -43,10 +44,11 @@ use crate::{
         scales::Scales,
         slots::{self, Slot},
         sources::{self, Pair},
-        watch::Watch,
+        watch::{Watch, found_by},
     },
-    status::{ServiceStatus, ServiceTargets},
+    status::{ServiceStatus, ServiceTargets, attack::Found},
 };
+use floods::Limited;
 use sight::Sight;
 use sysctls::Keeper;
 pub(super) use sysctls::Unmet;
@@ -135,6 +137,9 @@ pub(super) struct Defence {
     dirty: bool,
     scales: Scales,
     watch: Watch,
+    /// What is limited by the configuration in force, and by that which was filled last.
+    limited: Limited,
+    filled: Limited,
     /// What the programs in force, and those that were prepared last, have been told.
     told: Told,
     prepared: Told,
@@ -158,6 +163,8 @@ impl Defence {
             prepared: Told::default(),
             scales: Scales::default(),
             watch: Watch::default(),
+            limited: Limited::default(),
+            filled: Limited::default(),
             troubles: Troubles::default(),
             left_out: 0,
             verified: (0, 0),
@@ -199,6 +206,7 @@ impl Defence {
     ) -> Result<(), FillError> {
         let former = self.services.take();
         self.former = Some(former);
+        self.filled = Limited::new(model);
         if model.services.is_empty() {
             return Ok(());
         }
@@ -242,17 +250,16 @@ impl Defence {
     pub(super) fn keep(&mut self) {
         self.former = None;
         self.told = self.prepared;
+        self.limited = self.filled;
         match self.model().filter(|m| m.needs_cookies()) {
             None => self.keeper.release(),
             // Not before it is in force: a former one may go on.
             Some(model) if model.flood.sysctls == Sysctls::Check => self.keeper.disown(),
             Some(_) => {}
         }
-        let all = self
-            .services
-            .as_ref()
-            .map_or(&[][..], |s| &s.model.services);
-        self.watch.keep(all);
+        let mut watch = std::mem::take(&mut self.watch);
+        watch.keep(|name, found| self.is_there(name, found));
+        self.watch = watch;
         let forwards = || sysctl::read(&root(), "net/ipv4/ip_forward").is_ok_and(|v| v != "0");
         if self.model().is_some_and(Model::has_rest) && forwards() {
             warn!(
@@ -464,8 +471,8 @@ impl Defence {
         Some(self.verified)
     }
 
-    /// How all services are.
-    pub(super) fn statuses(&self, now: Now) -> Vec<ServiceStatus> {
+    /// How all services are, and what attacks on them are found by.
+    pub(super) fn statuses(&self, now: Now) -> Vec<(ServiceStatus, Found)> {
         let Some(s) = &self.services else {
             return Vec::new();
         };
@@ -481,9 +488,11 @@ impl Defence {
             }
         }
         let services = s.model.services.iter().zip(counts);
-        services
-            .map(|(service, targets)| self.watch.status(service, targets, now))
-            .collect()
+        let one = |(service, targets)| {
+            let status = self.watch.status(service, targets, now);
+            (status, found_by(service))
+        };
+        services.map(one).collect()
     }
 }
 

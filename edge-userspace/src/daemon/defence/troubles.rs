@@ -17,8 +17,10 @@ pub(super) enum Trouble {
     Listeners,
     /// The targets cannot be written.
     Targets,
-    /// Counters cannot be read.
+    /// Counters of services cannot be read.
     Counters,
+    /// Those of the host as a whole cannot be read.
+    HostCounters,
 }
 
 /// What each kind was told of last; nothing once it was over.

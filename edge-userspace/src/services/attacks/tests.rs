@@ -1,9 +1,7 @@
-use edge_common::{defence::SERVICE_COUNTERS, reason::Reason};
-
 use super::*;
 use crate::{
     control::protocol::Packet,
-    services::watch::{Reading, Watch},
+    services::watch::{Followed, Reading, Watch},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -18,8 +16,25 @@ fn now(seconds: u64) -> Now {
 
 const WEB: Subject<'_> = Subject {
     name: "web",
+    found: Found::Segments,
     remedy: Remedy::Cookies,
 };
+
+const ICMP: Subject<'_> = Subject {
+    name: "host",
+    found: Found::Icmp,
+    remedy: Remedy::Drops,
+};
+
+/// As the daemon follows a subject.
+fn followed<'a>(of: Subject<'a>, history: &History, now: Now) -> Followed<'a> {
+    Followed {
+        name: of.name,
+        found: of.found,
+        hold_ns: 10 * SECOND,
+        since_ns: history.inherited(of.name, of.found, now, 10_000),
+    }
+}
 
 /// A service as the program counts it, and a daemon that follows it.
 #[derive(Default)]
@@ -51,8 +66,17 @@ impl Rig {
             attack_until: until * SECOND,
             counters: self.counters,
         };
-        let step = self.watch.take("web", reading, seconds * SECOND);
+        let of = followed(WEB, &self.history, now(seconds));
+        let step = self.watch.take(of, reading, seconds * SECOND);
         self.history.take(WEB, &step, now(seconds))
+    }
+
+    /// Looks at the host, of whose ICMP so many packets are over the limit in all.
+    fn look_at_icmp(&mut self, seconds: u64, packets: u64) -> Vec<(Change, Attack)> {
+        let of = followed(ICMP, &self.history, now(seconds));
+        let reading = Reading::of_host([packets, 0, 0]);
+        let step = self.watch.take(of, reading, seconds * SECOND);
+        self.history.take(ICMP, &step, now(seconds))
     }
 
     /// Another daemon, with what this one has written.
@@ -97,7 +121,7 @@ fn an_attack_is_followed_from_its_begin_to_its_end() {
     rig.add(ServiceCounter::OutOfState, 3);
     assert_eq!(rig.look(4), []);
     assert_eq!(rig.look(5), []);
-    let current = rig.history.current("web").unwrap();
+    let current = rig.history.current("web", Found::Segments).unwrap();
     assert_eq!(kinds(&current), [(Kind::Syn, 399_930), (Kind::Ack, 40_000)]);
     assert_eq!(current.kinds[0].per_second, 0.0);
     assert_eq!(current.kinds[0].peak_per_second, 299_930.0);
@@ -108,10 +132,13 @@ fn an_attack_is_followed_from_its_begin_to_its_end() {
     assert_eq!(changes(&ended), [(Change::Ended, 1)]);
     assert_eq!(ended[0].1.ended_unix_ms, Some(1_012_000));
     assert_eq!(rig.look(14), []);
-    assert_eq!(rig.history.current("web"), None);
+    assert_eq!(rig.history.current("web", Found::Segments), None);
     assert_eq!(rig.history.list(), [ended[0].1.clone()]);
     assert_eq!(
-        (rig.history.begun("web"), rig.history.begun("mail")),
+        (
+            rig.history.begun("web", Found::Segments),
+            rig.history.begun("mail", Found::Segments)
+        ),
         (1, 0)
     );
 }
@@ -128,7 +155,7 @@ fn another_attack_has_another_number() {
     // A table that was made anew knows of nothing, and counts from zero.
     rig.add(ServiceCounter::Syns, 50);
     rig.look(11);
-    rig.counters = [0; SERVICE_COUNTERS];
+    rig.counters = Counters::default();
     rig.add(ServiceCounter::Syns, 7);
     rig.look(12);
     rig.attack = None;
@@ -144,12 +171,17 @@ fn an_attack_goes_on_over_a_restart() {
     rig.add(ServiceCounter::Syns, 100);
     rig.attack = Some((2, 30));
     rig.look(3);
-    rig.history.sample("web", &event("192.0.2.7", 443, 1));
+    rig.history
+        .sample("web", Found::Segments, &event("192.0.2.7", 443, 1));
     let mut rig = rig.restarted();
     rig.add(ServiceCounter::Syns, 11);
     assert_eq!(changes(&rig.look(10)), [(Change::GoesOn, 1)]);
     assert_eq!(rig.look(11), []);
-    assert_eq!(rig.history.begun("web"), 0, "it began before");
+    assert_eq!(
+        rig.history.begun("web", Found::Segments),
+        0,
+        "it began before"
+    );
     let (attack, samples) = rig.history.get(1).unwrap();
     assert_eq!((kinds(&attack), samples.len()), (vec![(Kind::Syn, 111)], 1));
     // It ends while nobody looks; what was counted is known, and the end.
@@ -175,8 +207,8 @@ fn an_attack_goes_on_over_a_restart() {
 fn an_attack_ends_with_its_service() {
     let mut rig = Rig::attacked(1, 9);
     rig.look(2);
-    assert_eq!(rig.history.keep(|name| name == "web"), []);
-    let ended = rig.history.keep(|_| false);
+    assert_eq!(rig.history.keep(|name, _| name == "web"), []);
+    let ended = rig.history.keep(|_, _| false);
     assert_eq!(changes(&ended), [(Change::Ended, 1)]);
     assert!(!rig.history.is_any_on());
 }
@@ -190,8 +222,9 @@ fn the_oldest_are_forgotten_but_not_what_is_on() {
             attack_until: until,
             ..Reading::default()
         };
-        let step = Watch::default().take(name, reading, 10 * SECOND);
         let subject = Subject { name, ..WEB };
+        let of = followed(subject, history, now(10));
+        let step = Watch::default().take(of, reading, 10 * SECOND);
         history.take(subject, &step, now(10));
     };
     attack(&mut history, "first", SECOND, 99 * SECOND);
@@ -200,7 +233,7 @@ fn the_oldest_are_forgotten_but_not_what_is_on() {
         attack(&mut history, "web", n + 1, 9 * SECOND);
     }
     assert_eq!(history.list().len(), MAX_ATTACKS);
-    assert!(history.current("first").is_some());
+    assert!(history.current("first", Found::Segments).is_some());
     assert_eq!(history.list()[0].id, 2 * MAX_ATTACKS as u64 + 1);
     assert_eq!(history.get(2), None);
     // And when all are on.
@@ -208,7 +241,7 @@ fn the_oldest_are_forgotten_but_not_what_is_on() {
         attack(&mut history, &n.to_string(), SECOND, 99 * SECOND);
     }
     assert_eq!(history.list().len(), MAX_ATTACKS);
-    assert!(history.current("first").is_none());
+    assert!(history.current("first", Found::Segments).is_none());
 }
 
 fn event(source: &str, port: u16, unix_ms: u64) -> Event {
@@ -232,17 +265,23 @@ fn event(source: &str, port: u16, unix_ms: u64) -> Event {
 #[test]
 fn sources_and_ports_are_counted_by_what_stands_out() {
     let mut rig = Rig::attacked(1, 99);
-    rig.history.sample("web", &event("192.0.2.7", 443, 0));
+    rig.history
+        .sample("web", Found::Segments, &event("192.0.2.7", 443, 0));
     rig.look(2);
     for n in 0..10_000u64 {
         let noise = format!("10.{}.{}.1", n / 250 % 250, n % 250);
-        rig.history.sample("web", &event(&noise, 443, n));
+        rig.history
+            .sample("web", Found::Segments, &event(&noise, 443, n));
         if n % 4 == 0 {
-            rig.history.sample("web", &event("192.0.2.7", 80, n));
-            rig.history.sample("web", &event("192.0.2.200", 443, n));
-            rig.history.sample("web", &event("2001:db8:1:2::3", 443, n));
+            rig.history
+                .sample("web", Found::Segments, &event("192.0.2.7", 80, n));
+            rig.history
+                .sample("web", Found::Segments, &event("192.0.2.200", 443, n));
+            rig.history
+                .sample("web", Found::Segments, &event("2001:db8:1:2::3", 443, n));
         }
-        rig.history.sample("mail", &event("192.0.2.7", 25, n));
+        rig.history
+            .sample("mail", Found::Segments, &event("192.0.2.7", 25, n));
     }
     let (attack, samples) = rig.history.get(1).unwrap();
     assert_eq!(attack.sampled, 17_500);
@@ -280,7 +319,8 @@ fn a_file_that_is_none_is_refused() {
     // Whatever is cut off of one, nothing panics.
     let mut rig = Rig::attacked(1, 9);
     rig.look(2);
-    rig.history.sample("web", &event("192.0.2.7", 443, 0));
+    rig.history
+        .sample("web", Found::Segments, &event("192.0.2.7", 443, 0));
     let whole = rig.history.write().unwrap();
     for end in 0..whole.len() {
         assert!(History::read(&whole[..end]).is_err());
@@ -289,7 +329,8 @@ fn a_file_that_is_none_is_refused() {
     let text = String::from_utf8(whole).unwrap();
     let text = text.replace("\"next_id\":2", "\"next_id\":0");
     let mut history = History::read(text.as_bytes()).unwrap();
-    let step = Watch::default().take("web", Reading::default(), SECOND);
+    let of = followed(WEB, &history, now(1));
+    let step = Watch::default().take(of, Reading::default(), SECOND);
     assert_eq!(
         changes(&history.take(WEB, &step, now(1))),
         [(Change::Ended, 1)]
@@ -297,4 +338,78 @@ fn a_file_that_is_none_is_refused() {
     rig.history = history;
     rig.attack = Some((3, 9));
     assert_eq!(changes(&rig.look(4)), [(Change::Began, 2)]);
+}
+
+#[test]
+fn a_flood_of_the_host_is_an_attack_of_its_own() {
+    let mut rig = Rig::attacked(1, 99);
+    rig.look(2);
+    assert_eq!(rig.look_at_icmp(2, 500), []);
+    let began = rig.look_at_icmp(3, 1500);
+    assert_eq!(changes(&began), [(Change::Began, 2)]);
+    let attack = &began[0].1;
+    assert_eq!(
+        (attack.service.as_str(), attack.began_unix_ms),
+        ("host", now(2).unix_ms)
+    );
+    assert_eq!(kinds(attack), [(Kind::Icmp, 1000)]);
+    assert_eq!(attack.kinds[0].per_second, 1000.0);
+    let counters: Vec<(&str, u64)> = { attack.counters.iter() }
+        .map(|(name, n)| (name.as_str(), *n))
+        .collect();
+    assert_eq!(
+        counters,
+        [("flood_dest", 0), ("flood_icmp", 1000), ("flood_source", 0)]
+    );
+    assert!(!attack.knows_clients());
+    // Samples are of one of them, by what they are found by.
+    rig.history
+        .sample("host", Found::Icmp, &event("192.0.2.7", 0, 1));
+    rig.history
+        .sample("host", Found::Prefixes, &event("192.0.2.7", 0, 1));
+    assert_eq!(rig.history.get(2).unwrap().0.sampled, 1);
+    assert_eq!(rig.history.get(1).unwrap().0.sampled, 0);
+    // It goes on over a restart, if that is soon.
+    let mut rig = rig.restarted();
+    assert_eq!(changes(&rig.look_at_icmp(7, 1600)), [(Change::GoesOn, 2)]);
+    assert_eq!(rig.history.begun("host", Found::Icmp), 0);
+    let mut rig = rig.restarted();
+    let ended = rig.look_at_icmp(20, 1700);
+    assert_eq!(changes(&ended), [(Change::Ended, 2)]);
+    assert_eq!(ended[0].1.ended_unix_ms, Some(now(7).unix_ms));
+    // What was counted while nobody looked may be of another one.
+    assert_eq!(kinds(&ended[0].1), [(Kind::Icmp, 1100)]);
+    // And not over a boot, which has another beginning of time.
+    assert_eq!(changes(&rig.look_at_icmp(21, 9000)), [(Change::Began, 3)]);
+    let written = rig.history.write().unwrap();
+    let history = History::read(&written).unwrap();
+    let of_this_boot = now(22);
+    let since = history.inherited("host", Found::Icmp, of_this_boot, 10_000);
+    assert_eq!(since, Some(20 * SECOND));
+    let after_boot = Now {
+        mono_ns: SECOND,
+        ..of_this_boot
+    };
+    assert_eq!(
+        history.inherited("host", Found::Icmp, after_boot, 10_000),
+        None
+    );
+    assert_eq!(
+        history.inherited("host", Found::Prefixes, of_this_boot, 10_000),
+        None
+    );
+}
+
+#[test]
+fn a_history_of_before_floods_of_the_host_is_read() {
+    let mut rig = Rig::attacked(1, 99);
+    rig.add(ServiceCounter::Syns, 7);
+    rig.look(2);
+    let text = String::from_utf8(rig.history.write().unwrap()).unwrap();
+    let old = text
+        .replace("\"found\":\"segments\",", "")
+        .replace("\"flood_icmp\":0,", "");
+    assert_ne!(old, text);
+    let history = History::read(old.as_bytes()).unwrap();
+    assert!(history.current("web", Found::Segments).is_some());
 }

@@ -1,0 +1,156 @@
+//! Attacks that the program does not find, but only limits and counts: those on the host as
+//! a whole, and what is over a service's limit.
+
+use edge_common::{abi::Mode, reason::Reason};
+
+use super::{
+    Defence,
+    follow::tell,
+    journal::{Journal, SAVE_EVERY_MS},
+    troubles::Trouble,
+};
+use crate::{
+    clock::Now,
+    config::{Model, services::HOST},
+    daemon::facts::Shared,
+    services::{
+        attacks::{History, Subject},
+        watch::{Followed, HOST_REASONS, Reading, found_by},
+    },
+    status::{
+        HostFloodStatus,
+        attack::{Found, Remedy},
+    },
+};
+
+/// What a configuration limits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limited {
+    /// Packets from ports of reflectors.
+    pub(super) reflection: Mode,
+    icmp: Mode,
+    prefixes: Mode,
+    /// How long an attack goes on after there was little over a limit.
+    hold_ns: u64,
+}
+
+impl Default for Limited {
+    /// Nothing.
+    fn default() -> Self {
+        Self {
+            reflection: Mode::Off,
+            icmp: Mode::Off,
+            prefixes: Mode::Off,
+            hold_ns: 0,
+        }
+    }
+}
+
+impl Limited {
+    pub(super) fn new(model: &Model) -> Self {
+        Self {
+            reflection: model.floods.reflection.mode,
+            icmp: model.floods.icmp.mode,
+            prefixes: model.floods.prefixes.effective_mode(),
+            hold_ns: model.flood.hold_s.saturating_mul(1_000_000_000),
+        }
+    }
+
+    /// What is limited of the host as a whole, and how.
+    fn host(&self) -> impl Iterator<Item = (Found, Mode)> + use<> {
+        let all = [(Found::Icmp, self.icmp), (Found::Prefixes, self.prefixes)];
+        all.into_iter().filter(|(_, mode)| *mode != Mode::Off)
+    }
+
+    /// How a subject is followed.
+    pub(super) fn followed<'a>(
+        &self,
+        of: Subject<'a>,
+        history: &History,
+        now: Now,
+    ) -> Followed<'a> {
+        Followed {
+            name: of.name,
+            found: of.found,
+            hold_ns: self.hold_ns,
+            since_ns: history.inherited(
+                of.name,
+                of.found,
+                now,
+                // After a crash the file may be that old.
+                (self.hold_ns / 1_000_000).saturating_add(SAVE_EVERY_MS),
+            ),
+        }
+    }
+}
+
+impl Defence {
+    /// Reads what was counted of the host as a whole, where that is limited, and tells what
+    /// changed; whether anything did. Counters are read seldom as long as all is quiet.
+    pub(super) fn poll_host(&mut self, shared: &Shared, now: Now, seldom: bool) -> bool {
+        let host: Vec<(Found, Mode)> = self.limited.host().collect();
+        let is_attacked = |(found, _): &(Found, Mode)| self.watch.is_attacked(HOST, *found);
+        if host.is_empty() || !seldom && !host.iter().any(is_attacked) {
+            return false;
+        }
+        let counted = shared.packets_of(HOST_REASONS);
+        let Some(packets) = self.troubles.mind(Trouble::HostCounters, counted) else {
+            return false;
+        };
+        let mut changes = Vec::new();
+        let mut history = shared.attacks.lock();
+        for (found, mode) in host {
+            let subject = Subject {
+                name: HOST,
+                found,
+                remedy: over_limit(mode),
+            };
+            let followed = self.limited.followed(subject, &history, now);
+            let reading = Reading::of_host(packets);
+            let step = self.watch.take(followed, reading, now.mono_ns);
+            changes.extend(history.take(subject, &step, now));
+        }
+        drop(history);
+        tell(changes, shared)
+    }
+
+    /// Whether attacks on it are followed.
+    pub(super) fn is_there(&self, name: &str, found: Found) -> bool {
+        if name == HOST && Found::HOST.contains(&found) {
+            return self.limited.host().any(|(flood, _)| flood == found);
+        }
+        let services = self.model().map_or(&[][..], |m| &m.services);
+        let mut services = services.iter();
+        services.any(|s| s.name == name && found_by(s) == found)
+    }
+
+    /// How the host as a whole is.
+    pub(in crate::daemon) fn host_floods(&self, journal: &Journal) -> Vec<HostFloodStatus> {
+        let history = journal.lock();
+        let one = |(found, mode): (Found, Mode)| HostFloodStatus {
+            flood: found,
+            dry_run: mode == Mode::DryRun,
+            attack: history.current(HOST, found).map(Box::new),
+            attacks: history.begun(HOST, found),
+        };
+        self.limited.host().map(one).collect()
+    }
+}
+
+/// The flood of the host that a packet of a reason is of.
+pub(super) const fn host_flood(reason: Reason) -> Option<Found> {
+    match reason {
+        Reason::FloodIcmp => Some(Found::Icmp),
+        Reason::FloodSource | Reason::FloodDest => Some(Found::Prefixes),
+        _ => None,
+    }
+}
+
+/// What is done about what is over a limit.
+pub(super) const fn over_limit(mode: Mode) -> Remedy {
+    match mode {
+        Mode::Enforce => Remedy::Drops,
+        Mode::DryRun => Remedy::DryRun,
+        Mode::Off => Remedy::Nothing,
+    }
+}
