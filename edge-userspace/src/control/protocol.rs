@@ -37,7 +37,7 @@ use crate::{
 /// Version of this protocol. Client and daemon must have the same one, but for an upgrade: both
 /// hellos, [`Request::Upgrade`], [`Response::Upgraded`] and [`ServerMessage::Error`] stay as they
 /// are in all versions.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The longest line a client may send, without its newline.
 pub const MAX_LINE: usize = 1 << 20;

@@ -145,7 +145,7 @@ metrics! {
     ATTACKS = Counter, "edge_attacks", [SERVICE],
         "Attacks on the service that began since the daemon started.";
     HOST_UNDER_ATTACK = Gauge, "edge_host_under_attack", [FLOOD],
-        "1 while more of a flood than a crowd makes is over a limit of the host as a whole.";
+        "1 while 100 packets a second or more of a flood are over the limits of the host as a whole, and flood.hold longer.";
     HOST_ATTACKS = Counter, "edge_host_attacks", [FLOOD],
         "Attacks on the host as a whole that began since the daemon started.";
     SERVICE_DEFENDED = Gauge, "edge_service_defended", [SERVICE],

@@ -4,6 +4,7 @@
 //! and ports that are counted.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::watch::{Counters, HOST_REASONS, Rates, Step, of, of_host};
 use crate::{
-    clock::{Now, STEP_MS},
+    clock::Now,
     control::protocol::Event,
     status::attack::{Attack, Change, Found, Kind, KindCount, Remedy, Share, Source},
 };
@@ -33,8 +34,8 @@ const TOLD: usize = 10;
 /// A kind is named when it makes up one packet in so many.
 const NAMED: u64 = 20;
 
-/// Version of the file.
-const VERSION: u32 = 1;
+/// Version of the file; the first one knew attacks on services only.
+const VERSION: u32 = 2;
 
 /// Why a file is none of a history.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,8 @@ pub struct Subject<'a> {
 /// All attacks that are remembered, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct History {
+    /// Which boot this is.
+    boot: Option<String>,
     next_id: u64,
     attacks: VecDeque<Record>,
     /// Attacks that began under this daemon.
@@ -79,6 +82,9 @@ struct Record {
     /// When it began, nanoseconds of `CLOCK_MONOTONIC`, by the program's word where it says
     /// so: by this it is known again.
     since_ns: u64,
+    /// Until when it lasts at least, likewise.
+    #[serde(default)]
+    until_ns: u64,
     began_unix_ms: u64,
     ended_unix_ms: Option<u64>,
     /// When it was last looked at.
@@ -104,34 +110,49 @@ struct Record {
 
 /// The file.
 #[derive(Serialize, Deserialize)]
-struct File<A> {
+struct File<'a, A> {
     version: u32,
+    /// Which boot its moments are of; `null` where the kernel did not say.
+    #[serde(default)]
+    boot: Option<Cow<'a, str>>,
     next_id: u64,
     attacks: A,
 }
 
 impl History {
-    /// From what [`History::write`] gave.
+    /// Of nothing, in the boot with this name.
+    pub fn new(boot: Option<String>) -> Self {
+        Self {
+            boot,
+            ..Self::default()
+        }
+    }
+
+    /// From what [`History::write`] gave; `boot` names the boot that this is of.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn read(bytes: &[u8]) -> Result<Self, ReadError> {
+    pub fn read(bytes: &[u8], boot: Option<&str>) -> Result<Self, ReadError> {
         #[derive(Deserialize)]
         struct Head {
             version: u32,
         }
         let head: Head = serde_json::from_slice(bytes)?;
-        if head.version != VERSION {
+        if !(1..=VERSION).contains(&head.version) {
             return Err(ReadError::Version(head.version));
         }
-        let file: File<VecDeque<Record>> = serde_json::from_slice(bytes)?;
+        let file: File<'_, VecDeque<Record>> = serde_json::from_slice(bytes)?;
         let mut history = Self {
             next_id: file.next_id,
             attacks: file.attacks,
-            begun: BTreeMap::new(),
+            ..Self::new(boot.map(str::to_owned))
         };
         for record in &mut history.attacks {
             record.inherited = record.ended_unix_ms.is_none();
+            // The program's words are gone after a boot; ours have another beginning of time.
+            if file.boot.as_deref() != boot && record.found != Found::Segments {
+                record.since_ns = u64::MAX;
+            }
             // Whatever somebody has written there.
             record.samples.kept.truncate(MAX_SAMPLES);
             record.sources.0.truncate(COUNTED);
@@ -149,6 +170,7 @@ impl History {
     pub fn write(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(&File {
             version: VERSION,
+            boot: self.boot.as_deref().map(Cow::Borrowed),
             next_id: self.next_id,
             attacks: &self.attacks,
         })
@@ -166,6 +188,7 @@ impl History {
             }
             if is_same && step.attacked {
                 record.seen_unix_ms = now.unix_ms;
+                record.until_ns = reading.attack_until;
                 if std::mem::take(&mut record.inherited) {
                     changes.push((Change::GoesOn, record.tell()));
                 }
@@ -184,16 +207,15 @@ impl History {
         changes
     }
 
-    /// When the attack began that another daemon followed until a moment ago, at most
-    /// `within_ms`; nanoseconds of `CLOCK_MONOTONIC`. None after a boot, which has another
-    /// beginning of time.
-    pub fn inherited(&self, name: &str, found: Found, now: Now, within_ms: u64) -> Option<u64> {
-        let record = self.current_record(name, found)?;
-        let is_fresh = now.unix_ms.abs_diff(record.seen_unix_ms) <= within_ms;
-        let began = now.unix_ms_of(record.since_ns);
-        let is_of_this_boot =
-            record.since_ns <= now.mono_ns && began.abs_diff(record.began_unix_ms) <= STEP_MS;
-        (record.inherited && is_fresh && is_of_this_boot).then_some(record.since_ns)
+    /// From when until when an attack lasts at least that another daemon followed, if that
+    /// was until a moment ago: nanoseconds of `CLOCK_MONOTONIC`. `slack_ns` is how much older
+    /// the file may be than the daemon that wrote it.
+    pub fn inherited(&self, of: Subject<'_>, now_ns: u64, slack_ns: u64) -> Option<(u64, u64)> {
+        let record = self.current_record(of.name, of.found)?;
+        let lasts = record.until_ns.saturating_add(slack_ns) > now_ns;
+        let is_of_this_boot = record.since_ns <= now_ns;
+        let inherits = record.inherited && lasts && is_of_this_boot;
+        inherits.then_some((record.since_ns, record.until_ns))
     }
 
     /// Ends the attacks on what is no longer there.
@@ -258,6 +280,7 @@ impl History {
             found: of.found,
             remedy: of.remedy,
             since_ns,
+            until_ns: step.reading.attack_until,
             began_unix_ms: now.unix_ms_of(since_ns),
             ended_unix_ms: None,
             seen_unix_ms: now.unix_ms,
@@ -304,9 +327,11 @@ impl Record {
 
     /// Takes in the counters.
     fn count(&mut self, counters: &Counters, per_second: &Rates) {
+        let is_host = Found::HOST.contains(&self.found);
         for ((total, last), &now) in self.total.iter_mut().zip(&mut self.last).zip(counters) {
-            // Fewer than before: the table was made anew.
-            *total = total.saturating_add(now.checked_sub(*last).unwrap_or(now));
+            // Fewer than before: the table was made anew, or, of the host, an interface left.
+            let anew = if is_host { 0 } else { now };
+            *total = total.saturating_add(now.checked_sub(*last).unwrap_or(anew));
             *last = now;
         }
         // Rates are whole, as no packet is half.
@@ -369,6 +394,7 @@ impl Record {
         Attack {
             id: self.id,
             service: self.service.clone(),
+            found: self.found,
             began_unix_ms: self.began_unix_ms,
             ended_unix_ms: self.ended_unix_ms,
             kinds,

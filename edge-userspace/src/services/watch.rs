@@ -79,14 +79,17 @@ pub struct Followed<'a> {
     /// How long an attack goes on after there is little over the limit, where the program
     /// does not say; nanoseconds.
     pub hold_ns: u64,
-    /// The attack that another daemon followed a moment ago: when it began.
-    pub since_ns: Option<u64>,
+    /// From when until when an attack lasts at least that another daemon followed a moment
+    /// ago; only asked for what was not followed yet.
+    pub inherited: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
 struct Seen {
     reading: Reading,
     read_ns: u64,
+    /// By what a flood is found: when it was judged last, and what was over the limit then.
+    judged: (u64, u64),
     per_second: Rates,
     attacked: bool,
 }
@@ -99,7 +102,13 @@ pub struct Watch(BTreeMap<Found, BTreeMap<String, Seen>>);
 pub const RATE_NS: u64 = 200_000_000;
 
 /// Packets a second over a limit that make an attack: fewer are a crowd at the limit.
-pub const FLOOD_PER_SECOND: f64 = 100.0;
+const FLOOD_PER_SECOND: f64 = 100.0;
+
+/// The least time that this is taken over, nanoseconds: fewer packets at once are no flood.
+const JUDGED_NS: u64 = 1_000_000_000;
+
+/// An attack that another daemon followed has so long to show itself, nanoseconds.
+const SHOWN_NS: u64 = 3 * JUDGED_NS;
 
 /// What an attack on a service is found by.
 pub const fn found_by(service: &Service) -> Found {
@@ -122,20 +131,30 @@ impl Watch {
         self.seen(name, found).is_some_and(|seen| seen.attacked)
     }
 
+    /// What was counted when it was followed last; `None` for what was not followed yet.
+    pub fn counters(&self, name: &str, found: Found) -> Option<Counters> {
+        self.seen(name, found).map(|seen| seen.reading.counters)
+    }
+
     fn seen(&self, name: &str, found: Found) -> Option<&Seen> {
         self.0.get(&found)?.get(name)
     }
 
     /// Takes in a reading.
     pub fn take(&mut self, of: Followed<'_>, reading: Reading, now_ns: u64) -> Step {
+        let (attack_since, until) = of.inherited.unwrap_or_default();
         let first = Seen {
             // By these a flood goes on that is found here.
             reading: Reading {
-                attack_since: of.since_ns.unwrap_or_default(),
-                attack_until: of.since_ns.map_or(0, |_| now_ns.saturating_add(of.hold_ns)),
+                attack_since,
+                attack_until: match of.inherited {
+                    Some(_) => until.max(now_ns.saturating_add(SHOWN_NS)),
+                    None => 0,
+                },
                 ..reading
             },
             read_ns: now_ns,
+            judged: (now_ns, over(of.found, &reading.counters)),
             per_second: [0.0; COUNTED],
             attacked: false,
         };
@@ -158,9 +177,9 @@ impl Watch {
                 attack_until: seen.reading.attack_until,
                 ..reading
             }
-            .flooded(
-                passed >= RATE_NS && over(found, &seen.per_second) >= FLOOD_PER_SECOND,
-                seen.read_ns,
+            .judged(
+                &mut seen.judged,
+                over(found, &reading.counters),
                 now_ns,
                 of.hold_ns,
             ),
@@ -222,10 +241,18 @@ impl Watch {
 }
 
 impl Reading {
-    /// With more over the limit than a crowd makes, since `from_ns` at the latest, an attack is
-    /// on until `hold_ns` from now.
-    fn flooded(self, is_flood: bool, from_ns: u64, now_ns: u64, hold_ns: u64) -> Self {
-        if !is_flood {
+    /// With so much over the limit in all. Once a second it is judged, by what was `last`: with
+    /// more than a crowd makes, an attack is on until `hold_ns` from now, since then if none was.
+    fn judged(self, last: &mut (u64, u64), over: u64, now_ns: u64, hold_ns: u64) -> Self {
+        let (from_ns, before) = *last;
+        let passed = now_ns.saturating_sub(from_ns);
+        if passed < JUDGED_NS {
+            return self;
+        }
+        *last = (now_ns, over);
+        // Fewer than before: a table was made anew, or an interface left.
+        let more = over.saturating_sub(before) as f64;
+        if more * 1e9 / (passed as f64) < FLOOD_PER_SECOND {
             return self;
         }
         let goes_on = self.attack_until > from_ns;
@@ -237,15 +264,14 @@ impl Reading {
     }
 }
 
-/// What is over the limits a second that attacks are found by.
-fn over(found: Found, per_second: &Rates) -> f64 {
-    let rate = |at: usize| per_second.get(at).copied().unwrap_or_default();
-    let host = |reason| host_place(reason).map_or(0.0, rate);
+/// What is over the limits that attacks are found by.
+fn over(found: Found, counters: &Counters) -> u64 {
     match found {
-        Found::Segments => 0.0,
-        Found::Reflection => rate(ServiceCounter::Reflected as usize),
-        Found::Icmp => host(Reason::FloodIcmp),
-        Found::Prefixes => host(Reason::FloodSource) + host(Reason::FloodDest),
+        Found::Segments => 0,
+        Found::Reflection => of(counters, ServiceCounter::Reflected),
+        Found::Icmp => of_host(counters, Reason::FloodIcmp),
+        Found::Prefixes => of_host(counters, Reason::FloodSource)
+            .saturating_add(of_host(counters, Reason::FloodDest)),
     }
 }
 
@@ -281,7 +307,7 @@ mod tests {
             name,
             found: Found::Segments,
             hold_ns: 10 * SECOND,
-            since_ns: None,
+            inherited: None,
         }
     }
 
@@ -431,7 +457,7 @@ mod tests {
             let step = look(&mut watch, found, 2, [0, 60, 40]);
             assert_eq!(step.attacked, found == Found::Prefixes);
         }
-        // Too early for a rate: nothing is found, and nothing is lost of the next.
+        // Too early to be judged: nothing is found, and nothing is lost of the next.
         let mut watch = Watch::default();
         let of = Followed {
             found: Found::Prefixes,
@@ -439,8 +465,15 @@ mod tests {
         };
         let mut at = |ns, n| watch.take(of, Reading::of_host([0, n, 0]), ns);
         at(SECOND, 0);
-        assert!(!at(SECOND + RATE_NS / 2, 1000).attacked);
-        assert!(at(SECOND + RATE_NS, 1000).attacked);
+        assert!(!at(SECOND + RATE_NS, 1000).attacked);
+        assert!(at(2 * SECOND, 1000).attacked);
+        // A few at once, now and then, are no flood, though one is on: it ends.
+        let mut n = 1000;
+        for quarter in 9..52 {
+            n += if quarter % 8 == 0 { 60 } else { 0 };
+            let step = at(quarter * SECOND / 4, n);
+            assert_eq!(step.attacked, quarter < 48, "{quarter}");
+        }
     }
 
     #[test]
@@ -463,29 +496,37 @@ mod tests {
             boot_ns: 2 * SECOND,
             unix_ms: 1_000_000,
         };
-        let status = watch.status(&model.services[0], ServiceTargets::default(), now);
+        let ready = ServiceTargets { total: 2, ready: 2 };
+        let status = watch.status(&model.services[0], ready, now);
         assert_eq!(status.attack_since_unix_ms, Some(999_000));
         // No SYNs are answered.
         assert!(status.under_attack && !status.defended);
     }
 
     #[test]
-    fn a_flood_that_another_daemon_followed_goes_on() {
-        let mut watch = Watch::default();
-        let of = Followed {
+    fn a_flood_that_another_daemon_followed_goes_on_if_it_shows_itself() {
+        let of = |until: u64| Followed {
             found: Found::Icmp,
-            since_ns: Some(3 * SECOND),
+            inherited: Some((3 * SECOND, until * SECOND)),
             ..followed("host")
         };
-        let step = watch.take(of, Reading::of_host([9, 0, 0]), 20 * SECOND);
-        assert!(step.attacked);
+        for until in [18, 40] {
+            let mut watch = Watch::default();
+            let mut at = |s, n| watch.take(of(until), Reading::of_host([n, 0, 0]), s * SECOND);
+            let step = at(20, 9);
+            assert!(step.attacked);
+            assert_eq!(step.reading.attack_since, 3 * SECOND);
+            assert!(at(22, 10).attacked);
+            // Not a whole hold more without a packet.
+            let end = until.max(23);
+            assert!(at(end - 1, 10).attacked);
+            assert!(!at(end, 10).attacked);
+        }
+        let mut watch = Watch::default();
+        let mut at = |s, n| watch.take(of(18), Reading::of_host([n, 0, 0]), s * SECOND);
+        at(20, 0);
+        let step = at(21, 500);
         assert_eq!(step.reading.attack_since, 3 * SECOND);
-        // Unless there is nothing any more.
-        let of = Followed {
-            since_ns: None,
-            ..of
-        };
-        let step = watch.take(of, Reading::of_host([9, 0, 0]), 30 * SECOND);
-        assert!(!step.attacked);
+        assert_eq!(step.reading.attack_until, 31 * SECOND);
     }
 }

@@ -14,6 +14,9 @@ pub struct Attack {
     pub id: u64,
     /// The service; [`crate::config::services::HOST`] for the host as a whole.
     pub service: String,
+    /// What it is found by.
+    #[serde(default)]
+    pub found: Found,
     /// When it began, Unix milliseconds.
     pub began_unix_ms: u64,
     /// When the defence ended, Unix milliseconds; `null` while the attack is on.
@@ -23,7 +26,8 @@ pub struct Attack {
     /// What is done about it.
     pub remedy: Remedy,
     /// Real clients that got through meanwhile: handshakes completed, with a cookie
-    /// or without, and sources that answered a challenge.
+    /// or without, and sources that answered a challenge. 0 where they are not told from
+    /// the flood ([`Attack::knows_clients`]).
     pub clients: u64,
     /// What was counted meanwhile, by
     /// [`edge_common::defence::ServiceCounter::name`], or by
@@ -50,14 +54,13 @@ impl Attack {
     pub fn remedied(&self) -> &'static str {
         match (self.remedy, self.knows_clients()) {
             (Remedy::Drops, false) => "what is over the limit is dropped",
-            (Remedy::Nothing, false) => "NOT DEFENDED (mode = \"off\")",
             (remedy, _) => remedy.sentence(),
         }
     }
 
     /// Whether clients are told from the flood: of TCP, by their handshakes.
     pub fn knows_clients(&self) -> bool {
-        self.kinds.iter().any(|k| k.kind.found() == Found::Segments)
+        self.found == Found::Segments
     }
 }
 

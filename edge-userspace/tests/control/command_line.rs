@@ -26,7 +26,7 @@ use edge_userspace::{
     },
     status::{
         Source, Status,
-        attack::{Attack, Change, Kind, KindCount, Notice, Remedy},
+        attack::{Attack, Change, Found, Kind, KindCount, Notice, Remedy},
         proxy::ProxyStatus,
     },
 };
@@ -188,6 +188,7 @@ pub(crate) fn attack() -> Attack {
     Attack {
         id: 7,
         service: "web".to_owned(),
+        found: Found::Segments,
         began_unix_ms: 1_795_325_503_000,
         ended_unix_ms: Some(1_795_325_563_000),
         kinds: vec![KindCount {

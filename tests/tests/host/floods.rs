@@ -191,7 +191,7 @@ fn attacked(link: &Link, frames: &[Vec<u8>], mut attack: impl FnMut() -> Value) 
 fn floods_that_are_no_syns_are_attacks_in_the_history() {
     let lab = Lab::new(1);
     let link = lab.link();
-    let settings = "[flood]\nhold = \"1s\"\n\
+    let settings = "[flood]\nhold = \"5s\"\n\
                     [flood.icmp]\necho = { rate = 10, burst = 20 }\n\
                     [flood.prefixes]\nsource = { rate = 100, burst = 100 }\n\
                     [flood.reflection]\nports = [40000]\nrate = 10\nburst = 20\n\
@@ -219,7 +219,6 @@ fn floods_that_are_no_syns_are_attacks_in_the_history() {
         (&"host".into(), &"drops".into(), &"icmp".into())
     );
     assert_eq!(attack["ended_unix_ms"], Value::Null);
-    let id = attack["id"].clone();
     let mut told = String::new();
     wait::until("the status tells it", || {
         link.sender.send_all(&pings);
@@ -242,6 +241,9 @@ fn floods_that_are_no_syns_are_attacks_in_the_history() {
     wait::until("the attack is kept", || {
         fs::read_to_string(&file).is_ok_and(|text| text.contains("\"icmp\""))
     });
+    link.sender.send_all(&pings);
+    let id = icmp()["attack"]["id"].clone();
+    assert_ne!(id, Value::Null);
     daemon.kill();
     let daemon = edge.start();
     wait::until("the attack goes on", || {
@@ -263,7 +265,11 @@ fn floods_that_are_no_syns_are_attacks_in_the_history() {
         .filter_map(|source| source["of"].as_str())
         .collect();
     let expected = ["10.88.1.0/24", "fd88::/48"];
-    assert!(sources.iter().all(|s| expected.contains(s)), "{attack}");
+    let is_expected = |s: &&str| expected.contains(s);
+    assert!(
+        !sources.is_empty() && sources.iter().all(is_expected),
+        "{attack}"
+    );
     let flood = crowd(link, Payload::Udp(27_015));
     let game = || service(&edge, "game");
     let attack = attacked(link, &flood, || game()["attack"].clone());
@@ -285,12 +291,16 @@ fn floods_that_are_no_syns_are_attacks_in_the_history() {
     let shown = edge.ok(&["attacks", "show", &id.to_string()]);
     assert!(shown.contains(" on host: an ICMP flood\n"), "{shown}");
     assert!(!shown.contains("clients"), "{shown}");
-    // What is no longer limited is no longer told of.
+    // What is no longer limited is no longer told of, and under attack no more.
+    let flood = crowd(link, Payload::Udp(9));
+    attacked(link, &flood, || prefixes()["attack"].clone());
     edge.configure(&["eth0"], "");
     edge.ok(&["reload"]);
     wait::until("nothing is limited", || {
         edge.status()["host_floods"] == Value::Array(Vec::new())
     });
+    let list = edge.json(&["attacks", "list"]);
+    assert!(list.iter().all(|a| a["ended_unix_ms"].is_u64()), "{list:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use edge_common::reason::Reason;
 
 use super::*;
-use crate::status::attack::{Kind, KindCount, Remedy, Source};
+use crate::status::attack::{Found, Kind, KindCount, Remedy, Source};
 
 /// An attack that is on.
 pub(in crate::cli) fn attack() -> Attack {
@@ -16,6 +16,7 @@ pub(in crate::cli) fn attack() -> Attack {
     Attack {
         id: 7,
         service: "web".to_owned(),
+        found: Found::Segments,
         began_unix_ms: 1_795_325_504_000,
         ended_unix_ms: None,
         kinds: vec![

@@ -117,10 +117,10 @@ veth1: GENERIC MODE, many times slower than native
 
 INTERFACE  MODE                   PACKETS    BYTES  PACKETS/S  BITS/S
 eth0       native   passed          2,000   200 kB        100  80.0 k
-                dropped     1,234,572  74.1 MB      123 k  59.3 M
-                would drop          7    420 B          -       -
+                    dropped     1,234,572  74.1 MB      123 k  59.3 M
+                    would drop          7    420 B          -       -
 veth1      GENERIC  passed              0      0 B          0       0
-                dropped             0      0 B          0       0
+                    dropped             0      0 B          0       0
 
 DROPPED FOR    PACKETS    BYTES    SHARE
 blacklisted  1,234,567  74.1 MB  100.0 %
@@ -200,6 +200,7 @@ fn an_attack_on_the_host_as_a_whole_is_told_as_one() {
     let mut status = sample();
     let attack = |remedy| Attack {
         service: crate::config::services::HOST.to_owned(),
+        found: Found::Icmp,
         kinds: vec![KindCount {
             kind: Kind::Icmp,
             packets: 7000,

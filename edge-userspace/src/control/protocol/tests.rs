@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     control::check,
     status::{
-        attack::{Change, Kind, KindCount, Remedy, Share, Source},
+        attack::{Change, Found, Kind, KindCount, Remedy, Share, Source},
         balance::HealthNotice,
         route::Outcome as RouteOutcome,
     },
@@ -30,6 +30,7 @@ fn attack() -> Attack {
     Attack {
         id: 7,
         service: "web".to_owned(),
+        found: Found::Segments,
         began_unix_ms: 1,
         ended_unix_ms: None,
         kinds: vec![KindCount {

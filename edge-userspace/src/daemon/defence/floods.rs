@@ -23,6 +23,10 @@ use crate::{
     },
 };
 
+/// How much older the history may be than a daemon that crashed, and a restart takes,
+/// nanoseconds.
+const SLACK_NS: u64 = 2 * SAVE_EVERY_MS * 1_000_000;
+
 /// What a configuration limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limited {
@@ -50,37 +54,20 @@ impl Limited {
     pub(super) fn new(model: &Model) -> Self {
         Self {
             reflection: model.floods.reflection.mode,
-            icmp: model.floods.icmp.mode,
+            icmp: match model.floods.icmp.mode {
+                Mode::Off if model.services.iter().any(|s| s.echo) => Mode::Enforce,
+                mode => mode,
+            },
             prefixes: model.floods.prefixes.effective_mode(),
             hold_ns: model.flood.hold_s.saturating_mul(1_000_000_000),
         }
     }
 
-    /// What is limited of the host as a whole, and how.
+    /// What is limited of the host as a whole, and how. One limit holds without being asked
+    /// for: that of pings of balanced addresses which are answered here.
     fn host(&self) -> impl Iterator<Item = (Found, Mode)> + use<> {
         let all = [(Found::Icmp, self.icmp), (Found::Prefixes, self.prefixes)];
         all.into_iter().filter(|(_, mode)| *mode != Mode::Off)
-    }
-
-    /// How a subject is followed.
-    pub(super) fn followed<'a>(
-        &self,
-        of: Subject<'a>,
-        history: &History,
-        now: Now,
-    ) -> Followed<'a> {
-        Followed {
-            name: of.name,
-            found: of.found,
-            hold_ns: self.hold_ns,
-            since_ns: history.inherited(
-                of.name,
-                of.found,
-                now,
-                // After a crash the file may be that old.
-                (self.hold_ns / 1_000_000).saturating_add(SAVE_EVERY_MS),
-            ),
-        }
     }
 }
 
@@ -94,9 +81,7 @@ impl Defence {
             return false;
         }
         let counted = shared.packets_of(HOST_REASONS);
-        let Some(packets) = self.troubles.mind(Trouble::HostCounters, counted) else {
-            return false;
-        };
+        let counted = self.troubles.mind(Trouble::HostCounters, counted);
         let mut changes = Vec::new();
         let mut history = shared.attacks.lock();
         for (found, mode) in host {
@@ -105,8 +90,22 @@ impl Defence {
                 found,
                 remedy: over_limit(mode),
             };
-            let followed = self.limited.followed(subject, &history, now);
-            let reading = Reading::of_host(packets);
+            let reading = match (&counted, self.watch.counters(HOST, found)) {
+                (Some(counted), _) => Reading::of_host(counted.map(|(ended, would_drop)| {
+                    // The one is dropped whatever is said of the other.
+                    match mode {
+                        Mode::DryRun => would_drop,
+                        Mode::Off | Mode::Enforce => ended,
+                    }
+                })),
+                // It ends even if nothing can be read.
+                (None, Some(counters)) => Reading {
+                    counters,
+                    ..Reading::default()
+                },
+                (None, None) => continue,
+            };
+            let followed = self.followed(subject, &history, now);
             let step = self.watch.take(followed, reading, now.mono_ns);
             changes.extend(history.take(subject, &step, now));
         }
@@ -114,10 +113,32 @@ impl Defence {
         tell(changes, shared)
     }
 
+    /// How a subject is followed.
+    pub(super) fn followed<'a>(
+        &self,
+        of: Subject<'a>,
+        history: &History,
+        now: Now,
+    ) -> Followed<'a> {
+        // What the program finds it knows again itself.
+        let is_new =
+            of.found != Found::Segments && self.watch.counters(of.name, of.found).is_none();
+        let inherited = is_new.then(|| history.inherited(of, now.mono_ns, SLACK_NS));
+        Followed {
+            name: of.name,
+            found: of.found,
+            hold_ns: self.limited.hold_ns,
+            inherited: inherited.flatten(),
+        }
+    }
+
     /// Whether attacks on it are followed.
     pub(super) fn is_there(&self, name: &str, found: Found) -> bool {
         if name == HOST && Found::HOST.contains(&found) {
             return self.limited.host().any(|(flood, _)| flood == found);
+        }
+        if found == Found::Reflection && self.limited.reflection == Mode::Off {
+            return false;
         }
         let services = self.model().map_or(&[][..], |m| &m.services);
         let mut services = services.iter();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use edge_common::{abi::Mode, defence::When};
+use edge_common::{abi::Mode, defence::When, reason::Reason};
 use tokio::sync::broadcast::error::TryRecvError;
 use tracing::{info, warn};
 
@@ -30,7 +30,7 @@ use crate::{
         attacks::Subject,
         watch::{Reading, found_by},
     },
-    status::attack::{Attack, Change, Notice, Remedy},
+    status::attack::{Attack, Change, Found, Notice, Remedy},
 };
 
 /// Between two looks.
@@ -220,7 +220,7 @@ impl Defence {
                 remedy: remedy(service, self.limited.reflection),
             };
             let mut journal = shared.attacks.lock();
-            let followed = self.limited.followed(subject, &journal, now);
+            let followed = self.followed(subject, &journal, now);
             let step = self.watch.take(followed, reading, now.mono_ns);
             changes.extend(journal.take(subject, &step, now));
         }
@@ -240,9 +240,11 @@ impl Defence {
                     if let Some(found) = host_flood(event.reason) {
                         journal.lock().sample(HOST, found, event);
                     } else if let Some(service) = self.service_of(event) {
-                        journal
-                            .lock()
-                            .sample(&service.name, found_by(service), event);
+                        let found = found_by(service);
+                        // Of UDP one reason tells; what else was dropped is no part of it.
+                        if found == Found::Segments || event.reason == Reason::UdpReflection {
+                            journal.lock().sample(&service.name, found, event);
+                        }
                     }
                 }
                 // There are plenty.

@@ -13,6 +13,7 @@ use crate::{
     clock::Now,
     control::protocol::{Failure, FailureKind, Response},
     durable::{self, PRIVATE},
+    host::sysctl,
     services::attacks::History,
 };
 
@@ -20,7 +21,7 @@ use crate::{
 const FILE: &str = "attacks.json";
 
 /// How often the file is brought up to date while an attack is on, milliseconds. What
-/// a crash loses of it are samples; what was counted is in the kernel.
+/// a crash loses of it are samples and peaks; what was counted is in the kernel.
 pub(super) const SAVE_EVERY_MS: u64 = 30_000;
 
 /// The history, and its file once there is one.
@@ -35,8 +36,10 @@ impl Journal {
     /// sense is told of and set aside.
     pub(in crate::daemon) fn open(&self, state_dir: &Path) {
         let path = state_dir.join(FILE);
+        let boot = sysctl::read(Path::new(sysctl::ROOT), "kernel/random/boot_id").ok();
+        *self.lock() = History::new(boot.clone());
         match fs::read(&path) {
-            Ok(bytes) => match History::read(&bytes) {
+            Ok(bytes) => match History::read(&bytes, boot.as_deref()) {
                 Ok(history) => *self.lock() = history,
                 Err(e) => set_aside(&path, &e),
             },
@@ -160,7 +163,7 @@ mod tests {
             name: "web",
             found: Found::Segments,
             hold_ns: 0,
-            since_ns: None,
+            inherited: None,
         };
         let step = Watch::default().take(of, reading, NOW.mono_ns);
         let subject = Subject {

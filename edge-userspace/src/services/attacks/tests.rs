@@ -32,7 +32,7 @@ fn followed<'a>(of: Subject<'a>, history: &History, now: Now) -> Followed<'a> {
         name: of.name,
         found: of.found,
         hold_ns: 10 * SECOND,
-        since_ns: history.inherited(of.name, of.found, now, 10_000),
+        inherited: history.inherited(of, now.mono_ns, 5 * SECOND),
     }
 }
 
@@ -82,7 +82,7 @@ impl Rig {
     /// Another daemon, with what this one has written.
     fn restarted(self) -> Self {
         Self {
-            history: History::read(&self.history.write().unwrap()).unwrap(),
+            history: History::read(&self.history.write().unwrap(), None).unwrap(),
             watch: Watch::default(),
             ..self
         }
@@ -306,14 +306,18 @@ fn sources_and_ports_are_counted_by_what_stands_out() {
 #[test]
 fn a_file_that_is_none_is_refused() {
     let written = History::default().write().unwrap();
-    assert_eq!(written, br#"{"version":1,"next_id":0,"attacks":[]}"#);
+    assert_eq!(
+        written,
+        br#"{"version":2,"boot":null,"next_id":0,"attacks":[]}"#
+    );
     for (bytes, word) in [
         (&b""[..], "damaged"),
         (b"{\"version\":1", "damaged"),
-        (b"{\"version\":2,\"new\":[]}", "version 2"),
+        (b"{\"version\":3,\"new\":[]}", "version 3"),
+        (b"{\"version\":0,\"new\":[]}", "version 0"),
         (b"{\"version\":1,\"next_id\":0,\"attacks\":[7]}", "damaged"),
     ] {
-        let error = History::read(bytes).unwrap_err().to_string();
+        let error = History::read(bytes, None).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     // Whatever is cut off of one, nothing panics.
@@ -323,12 +327,12 @@ fn a_file_that_is_none_is_refused() {
         .sample("web", Found::Segments, &event("192.0.2.7", 443, 0));
     let whole = rig.history.write().unwrap();
     for end in 0..whole.len() {
-        assert!(History::read(&whole[..end]).is_err());
+        assert!(History::read(&whole[..end], None).is_err());
     }
     // Numbers go on behind the largest.
     let text = String::from_utf8(whole).unwrap();
     let text = text.replace("\"next_id\":2", "\"next_id\":0");
-    let mut history = History::read(text.as_bytes()).unwrap();
+    let mut history = History::read(text.as_bytes(), None).unwrap();
     let of = followed(WEB, &history, now(1));
     let step = Watch::default().take(of, Reading::default(), SECOND);
     assert_eq!(
@@ -369,47 +373,86 @@ fn a_flood_of_the_host_is_an_attack_of_its_own() {
         .sample("host", Found::Prefixes, &event("192.0.2.7", 0, 1));
     assert_eq!(rig.history.get(2).unwrap().0.sampled, 1);
     assert_eq!(rig.history.get(1).unwrap().0.sampled, 0);
+    // What is done may change meanwhile.
+    let dry_run = Subject {
+        remedy: Remedy::DryRun,
+        ..ICMP
+    };
+    let of = followed(ICMP, &rig.history, now(4));
+    let step = rig
+        .watch
+        .take(of, Reading::of_host([1500, 0, 0]), 4 * SECOND);
+    assert_eq!(rig.history.take(dry_run, &step, now(4)), []);
+    let current = rig.history.current("host", Found::Icmp).unwrap();
+    assert_eq!(current.remedy, Remedy::DryRun);
     // It goes on over a restart, if that is soon.
     let mut rig = rig.restarted();
     assert_eq!(changes(&rig.look_at_icmp(7, 1600)), [(Change::GoesOn, 2)]);
     assert_eq!(rig.history.begun("host", Found::Icmp), 0);
+    // An interface has left, and what it had counted with it.
+    assert_eq!(rig.look_at_icmp(8, 900), []);
+    assert_eq!(rig.look_at_icmp(9, 1100), []);
+    let until = 19;
     let mut rig = rig.restarted();
-    let ended = rig.look_at_icmp(20, 1700);
+    let ended = rig.look_at_icmp(until + 5, 1700);
     assert_eq!(changes(&ended), [(Change::Ended, 2)]);
-    assert_eq!(ended[0].1.ended_unix_ms, Some(now(7).unix_ms));
+    assert_eq!(ended[0].1.ended_unix_ms, Some(now(9).unix_ms));
     // What was counted while nobody looked may be of another one.
-    assert_eq!(kinds(&ended[0].1), [(Kind::Icmp, 1100)]);
-    // And not over a boot, which has another beginning of time.
-    assert_eq!(changes(&rig.look_at_icmp(21, 9000)), [(Change::Began, 3)]);
-    let written = rig.history.write().unwrap();
-    let history = History::read(&written).unwrap();
-    let of_this_boot = now(22);
-    let since = history.inherited("host", Found::Icmp, of_this_boot, 10_000);
-    assert_eq!(since, Some(20 * SECOND));
-    let after_boot = Now {
-        mono_ns: SECOND,
-        ..of_this_boot
+    assert_eq!(kinds(&ended[0].1), [(Kind::Icmp, 1300)]);
+    assert_eq!(changes(&rig.look_at_icmp(25, 9000)), [(Change::Began, 3)]);
+}
+
+#[test]
+fn only_an_attack_of_this_boot_is_inherited_and_not_for_long() {
+    let mut rig = Rig {
+        history: History::new(Some("a".to_owned())),
+        ..Rig::default()
     };
-    assert_eq!(
-        history.inherited("host", Found::Icmp, after_boot, 10_000),
-        None
-    );
-    assert_eq!(
-        history.inherited("host", Found::Prefixes, of_this_boot, 10_000),
-        None
-    );
+    rig.look_at_icmp(2, 0);
+    rig.look_at_icmp(3, 1000);
+    let written = rig.history.write().unwrap();
+    let inherited = |boot: Option<&str>, of, at_s: u64| {
+        let history = History::read(&written, boot).unwrap();
+        history.inherited(of, at_s * SECOND, 5 * SECOND)
+    };
+    let span = Some((2 * SECOND, 13 * SECOND));
+    assert_eq!(inherited(Some("a"), ICMP, 4), span);
+    assert_eq!(inherited(Some("a"), ICMP, 17), span);
+    assert_eq!(inherited(Some("a"), ICMP, 18), None);
+    for boot in [None, Some("b")] {
+        assert_eq!(inherited(boot, ICMP, 4), None);
+    }
+    let prefixes = Subject {
+        found: Found::Prefixes,
+        ..ICMP
+    };
+    assert_eq!(inherited(Some("a"), prefixes, 4), None);
+    // Who followed it all the time inherits nothing.
+    assert_eq!(rig.history.inherited(ICMP, 4 * SECOND, 0), None);
 }
 
 #[test]
 fn a_history_of_before_floods_of_the_host_is_read() {
     let mut rig = Rig::attacked(1, 99);
+    rig.look(1);
     rig.add(ServiceCounter::Syns, 7);
     rig.look(2);
     let text = String::from_utf8(rig.history.write().unwrap()).unwrap();
-    let old = text
-        .replace("\"found\":\"segments\",", "")
-        .replace("\"flood_icmp\":0,", "");
-    assert_ne!(old, text);
-    let history = History::read(old.as_bytes()).unwrap();
-    assert!(history.current("web", Found::Segments).is_some());
+    let mut old = text.replace("\"version\":2,\"boot\":null", "\"version\":1");
+    for new in [
+        "\"found\":\"segments\",",
+        "\"until_ns\":99000000000,",
+        "\"flood_dest\":0,",
+        "\"flood_icmp\":0,",
+        "\"flood_source\":0,",
+    ] {
+        assert!(old.contains(new), "{new} in {old}");
+        old = old.replace(new, "");
+    }
+    rig.history = History::read(old.as_bytes(), Some("a")).unwrap();
+    rig.watch = Watch::default();
+    rig.add(ServiceCounter::Syns, 3);
+    assert_eq!(changes(&rig.look(3)), [(Change::GoesOn, 1)]);
+    let attack = rig.history.current("web", Found::Segments).unwrap();
+    assert_eq!(kinds(&attack), [(Kind::Syn, 10)]);
 }
