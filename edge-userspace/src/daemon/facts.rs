@@ -164,21 +164,22 @@ impl Shared {
         facts.at_start = at_start;
     }
 
-    /// Packets of all interfaces that ended with reasons, and that would have in dry run.
+    /// Packets of all interfaces that reasons have counted, dropped and in dry run: a change
+    /// of the mode is no jump. A ping of a balanced address may count twice in dry run.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
     pub(super) fn packets_of<const N: usize>(
         &self,
         reasons: [Reason; N],
-    ) -> Result<[(u64, u64); N], DatapathError> {
+    ) -> Result<[u64; N], DatapathError> {
         let view = self.facts().view.clone();
-        let mut sum = [(0u64, 0u64); N];
+        let mut sum = [0u64; N];
         if let Some(view) = &view {
             for state in view.interfaces() {
                 let packets = view.packets_of(state, reasons)?;
-                for (sum, (ended, would_drop)) in sum.iter_mut().zip(packets) {
-                    *sum = (sum.0.wrapping_add(ended), sum.1.wrapping_add(would_drop));
+                for (sum, n) in sum.iter_mut().zip(packets) {
+                    *sum = sum.wrapping_add(n);
                 }
             }
         }

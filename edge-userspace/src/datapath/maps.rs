@@ -378,18 +378,18 @@ impl Maps {
         })
     }
 
-    /// Packets of a block that ended with reasons, and that would have in dry run.
+    /// Packets of a block that reasons have counted, dropped and in dry run.
     pub(super) fn packets_of<const N: usize>(
         &self,
         block: u32,
         reasons: [Reason; N],
-    ) -> Result<[(u64, u64); N], DatapathError> {
+    ) -> Result<[u64; N], DatapathError> {
         let array = self.counter_cells()?;
-        let mut packets = [(0, 0); N];
+        let mut packets = [0; N];
         for (packets, reason) in packets.iter_mut().zip(reasons) {
             let ended = sum(&array, block, false, reason)?;
             let would_drop = sum(&array, block, true, reason)?;
-            *packets = (ended.packets, would_drop.packets);
+            *packets = ended.packets.wrapping_add(would_drop.packets);
         }
         Ok(packets)
     }

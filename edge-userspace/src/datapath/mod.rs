@@ -112,7 +112,7 @@ impl View {
         self.maps.counters(interface.block)
     }
 
-    /// Packets of an interface that ended with reasons, and that would have in dry run.
+    /// Packets of an interface that reasons have counted, dropped and in dry run.
     ///
     /// # Errors
     /// When the kernel refuses to read the map.
@@ -120,7 +120,7 @@ impl View {
         &self,
         interface: &InterfaceState,
         reasons: [edge_common::reason::Reason; N],
-    ) -> Result<[(u64, u64); N], DatapathError> {
+    ) -> Result<[u64; N], DatapathError> {
         self.maps.packets_of(interface.block, reasons)
     }
 

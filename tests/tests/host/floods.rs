@@ -281,6 +281,20 @@ fn floods_that_are_no_syns_are_attacks_in_the_history() {
     wait::until("all is over", || {
         game()["under_attack"] == false && prefixes()["attack"] == Value::Null
     });
+    // Another mode counts elsewhere, which is no flood.
+    for mode in ["enforce", "dry-run"] {
+        let with = format!("[flood.prefixes]\nmode = \"{mode}\"\n");
+        edge.configure(&["eth0"], &settings.replace("[flood.prefixes]\n", &with));
+        edge.ok(&["reload"]);
+        let uptime = || edge.status()["uptime_ms"].as_u64().unwrap();
+        let since = uptime();
+        wait::until("the daemon has looked more than once", || {
+            uptime() > since + 3000
+        });
+        let flood = prefixes();
+        assert_eq!(flood["dry_run"], mode == "dry-run");
+        assert_eq!(flood["attack"], Value::Null, "{mode}");
+    }
     let list = edge.json(&["attacks", "list"]);
     let kinds: Vec<&str> = { list.iter() }
         .filter_map(|attack| attack["kinds"][0]["kind"].as_str())

@@ -91,13 +91,7 @@ impl Defence {
                 remedy: over_limit(mode),
             };
             let reading = match (&counted, self.watch.counters(HOST, found)) {
-                (Some(counted), _) => Reading::of_host(counted.map(|(ended, would_drop)| {
-                    // The one is dropped whatever is said of the other.
-                    match mode {
-                        Mode::DryRun => would_drop,
-                        Mode::Off | Mode::Enforce => ended,
-                    }
-                })),
+                (Some(counted), _) => Reading::of_host(*counted),
                 // It ends even if nothing can be read.
                 (None, Some(counters)) => Reading {
                     counters,
