@@ -181,7 +181,9 @@ impl Stage {
     /// Whether a configuration has anything for it to do.
     pub const fn is_on(self, config: &Config) -> bool {
         match self {
-            Self::Defence => config.services | config.icmp_floods | config.hitters_mode != 0,
+            Self::Defence => {
+                config.defended | config.reflection | config.icmp_floods | config.hitters_mode != 0
+            }
             Self::Balance => config.rings != 0,
             Self::Nat => config.rings != 0 && config.snat != 0,
         }
@@ -385,7 +387,7 @@ pub struct Config {
     pub long_lengths: u32,
     /// Entries of `LIMITER`.
     pub limiter_buckets: u32,
-    /// Entries of `SERVICES`; 0 turns the flood defence off.
+    /// Entries of `SERVICES`.
     pub services: u32,
     /// 1 when some service is defended at all times.
     pub always_defended: u32,
@@ -433,8 +435,9 @@ pub struct Config {
     pub client_mtu: u32,
     /// Entries of `SERVER_IDS`; 0: no service is balanced by connection ids of QUIC.
     pub server_ids: u32,
-    /// Fills the word.
-    pub pad: u32,
+    /// 1 when some service is defended, at all times or during attacks: else nothing is asked
+    /// of TCP.
+    pub defended: u32,
     /// [`ABI_VERSION`].
     pub abi_version: u32,
     /// Secret of the choice of backends, which a fleet may share.
@@ -681,7 +684,7 @@ impl Config {
         snat: 0,
         client_mtu: 1500,
         server_ids: 0,
-        pad: 0,
+        defended: 0,
         abi_version: ABI_VERSION,
         balance_seed: Seed::new([0; 4]),
     };

@@ -40,7 +40,7 @@ const SLICE_SHIFT: u32 = 22;
 /// Whether there is anything to do. Known to the verifier.
 #[inline(always)]
 pub fn is_on() -> bool {
-    config!(services) | config!(icmp_floods) | config!(hitters_mode) != 0
+    config!(defended) | config!(reflection) | config!(icmp_floods) | config!(hitters_mode) != 0
 }
 
 /// The program behind the gate. Does not come back when the balancer goes on with the
@@ -77,10 +77,7 @@ fn judge(facts: Facts<'_>, marks: u64, asks: u32) -> Reason {
     if config!(icmp_floods) != Mode::Off as u32 && asks & Asks::ICMP != 0 {
         return said(icmp::edge_defend_icmp(ctx, now, marks, frame_len));
     }
-    if config!(services) == 0 {
-        return Reason::Pass;
-    }
-    if asks & Asks::TCP != 0 {
+    if config!(defended) != 0 && asks & Asks::TCP != 0 {
         return tcp::defend(facts, marks, asks & Asks::TCP_SAMPLE != 0);
     }
     if config!(reflection) != Mode::Off as u32 && asks & Asks::UDP != 0 {
@@ -101,7 +98,7 @@ pub fn asks(candidate: Candidate<'_>) -> u32 {
     // answered: both are judged below.
     if config!(hitters_mode) != Mode::Off as u32
         && !is_segment
-        && !(is_tcp && config!(services) != 0 && is_port(Ports::Tcp, marks))
+        && !(is_tcp && config!(defended) != 0 && is_port(Ports::Tcp, marks))
     {
         asks = hitters(candidate);
     }
@@ -111,16 +108,14 @@ pub fn asks(candidate: Candidate<'_>) -> u32 {
     if config!(icmp_floods) != Mode::Off as u32 && kind == Kind::Icmp as u64 {
         return asks | Asks::ICMP;
     }
-    if config!(services) == 0 {
-        return asks;
-    }
-    if is_tcp {
+    if config!(defended) != 0 && is_tcp {
         return asks | segment(candidate, is_segment);
     }
+    // By the source port first: what a service gets is seldom from a reflector.
     if config!(reflection) != Mode::Off as u32
         && kind == Kind::Udp as u64
-        && is_port(Ports::Udp, marks)
         && is_reflected(candidate)
+        && is_port(Ports::Udp, marks)
     {
         return asks | Asks::UDP;
     }
@@ -160,20 +155,20 @@ fn is_sample(candidate: Candidate<'_>, n: u64) -> bool {
 /// A TCP packet; `is_segment` when it is no SYN.
 #[inline(always)]
 fn segment(candidate: Candidate<'_>, is_segment: bool) -> u32 {
+    let sampled = is_segment && is_sample(candidate, SEGMENT_SLICES as u64);
+    // While nobody attacks, most segments are done with here, whatever their port.
+    if is_segment
+        && !sampled
+        && config!(always_defended) == 0
+        && !is_until(DefenceWord::WatchUntil, candidate.facts.now)
+    {
+        return 0;
+    }
     let is_rest = is_segment && config!(rest) != 0;
     if !is_rest && !is_port(Ports::Tcp, candidate.marks) {
         return 0;
     }
-    if !is_segment {
-        return Asks::TCP;
-    }
-    if is_sample(candidate, SEGMENT_SLICES as u64) {
-        return Asks::TCP | Asks::TCP_SAMPLE;
-    }
-    if config!(always_defended) == 0 && !is_until(DefenceWord::WatchUntil, candidate.facts.now) {
-        return 0;
-    }
-    Asks::TCP
+    Asks::TCP | if sampled { Asks::TCP_SAMPLE } else { 0 }
 }
 
 /// Counts a packet for its prefixes and its destination, or asks them when some

@@ -72,6 +72,7 @@ impl Model {
             limiter_buckets: geometry.limiter_buckets,
             services: self.service_slots(),
             always_defended: u32::from(self.services.iter().any(|s| s.syn == When::Always)),
+            defended: u32::from(self.services.iter().any(|s| s.syn != When::Off)),
             tcp_features,
             reply_ttl: self.flood.reply_ttl,
             reply_window: self.flood.reply_window,

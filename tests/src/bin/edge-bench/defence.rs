@@ -55,6 +55,7 @@ impl Defence {
         let config = &mut program.config;
         config.services = self.services() as u32;
         config.reflection = self.reflection.unwrap_or(Mode::Off) as u32;
+        config.defended = (self.when != When::Off).into();
         config.always_defended = (self.when == When::Always).into();
         config.tcp_features =
             feature::TIMESTAMPS | feature::SACK | feature::WINDOW_SCALE | feature::ECN;

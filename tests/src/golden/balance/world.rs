@@ -72,6 +72,7 @@ impl World {
     pub(super) fn new(rigs: &mut Rigs, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let settings = Settings::checks(Mode::Off).with(|c| {
             c.services = 8;
+            c.defended = 1;
             c.rings = 8;
             c.slots = SLOTS;
             c.backends = 16;

@@ -74,6 +74,7 @@ impl World {
             .context("cannot listen")?;
         let mut settings = Settings::checks(Mode::Off).with(|c| {
             c.services = 7;
+            c.defended = 1;
             c.always_defended = 1;
             c.tcp_features = feature::ALL;
             c.reply_ttl = u32::from(TTL);
