@@ -10,6 +10,7 @@ use crate::{
     defence::{HITTER_KINDS, ICMP_KINDS},
     gcra::Limit,
     hash::Seed,
+    lease::Lease,
     reason::Reason,
 };
 
@@ -529,8 +530,10 @@ pub struct LimiterSlot {
     pub tag: u64,
     /// TATs by [`LimitKind`], in [`crate::gcra::ticks`].
     pub tat: [u64; LIMIT_KINDS],
+    /// What a CPU has charged ahead.
+    pub lease: Lease,
     /// Fills the cache line.
-    pub pad: [u64; 2],
+    pub pad: u64,
 }
 
 /// Sources that share a bucket of the limiter.

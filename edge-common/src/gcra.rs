@@ -93,6 +93,19 @@ impl Limit {
         tat.saturating_sub(self.cost.wrapping_mul(units as u64) >> COST_SHIFT)
     }
 
+    /// The TAT after `back` units that turned out not to count and `ahead` more that arrive at
+    /// `now` (ticks).
+    #[inline(always)]
+    pub const fn renewed(&self, tat: u64, now: u64, back: u32, ahead: u32) -> u64 {
+        self.arrival(self.refund(tat, back), now, ahead)
+    }
+
+    /// Whether at most half of what the limit tolerates lies between `now` and a TAT, in ticks.
+    #[inline(always)]
+    pub const fn is_half_free(&self, tat: u64, now: u64) -> bool {
+        tat.wrapping_sub(now) <= self.tolerance / 2
+    }
+
     /// How far the TAT may lie ahead of the clock, in ticks.
     #[inline(always)]
     pub const fn tolerance(&self) -> u64 {

@@ -19,6 +19,7 @@ pub mod defence;
 pub mod gcra;
 pub mod hash;
 pub mod header;
+pub mod lease;
 pub mod nat;
 pub mod parse;
 pub mod quic;

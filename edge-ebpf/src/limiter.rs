@@ -4,6 +4,9 @@
 //! that is empty or whose limits have all run back to rest (then forgetting
 //! it changes nothing); only when both are in use it takes the one closer to
 //! rest, so that a flood of new sources cannot wash out those over their limit.
+//!
+//! A source that sends several packets in a tick of the clock has some charged ahead
+//! ([`edge_common::lease`]): those that follow are paid for without an atomic operation.
 
 use crate::{
     atomic::compare_exchange,
@@ -11,11 +14,13 @@ use crate::{
     maps::{self, LIMITER, Unknown, config},
     source::hide,
 };
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use core::arch::asm;
 use edge_common::{
     abi::{LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Profile, TableStat},
     gcra::{Limit, ticks},
     hash::reduce,
+    lease::{Holder, Lease},
     reason::Reason,
 };
 
@@ -53,10 +58,26 @@ pub fn charge(facts: Facts<'_>, hash: u64, profile: u8, class: LimitKind) -> Res
 #[inline(always)]
 fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) -> u32 {
     let unknown = Unknown::new(now);
-    let now = ticks(now);
-    let Some(slot) = find(hash, now) else {
+    let Some(slot) = find(hash, ticks(now)) else {
         return 0;
     };
+    // One number, so that the verifier follows what comes behind once.
+    let kind = unknown.number(class as u32);
+    let holder = Holder::new(kind, cpu(), now);
+    let lease = lease_of(slot);
+    if let Some(rest) = lease.spend(holder, frame_len) {
+        keep(slot, rest);
+        return 0;
+    }
+    if lease.can_be_renewed(holder) {
+        let which = (profile as u32) << 8 | kind;
+        if edge_renew_lease(slot, holder.word(), now, which, frame_len) != 0 {
+            return 0;
+        }
+    } else if !lease.is_live(holder) {
+        keep(slot, holder.nothing());
+    }
+    let now = ticks(now);
     let limits = maps::profile(profile);
     // First look at all, then write: a packet that any limit denies must leave
     // the line alone, or a flood over its limit would bounce it between CPUs.
@@ -72,8 +93,6 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     };
     let mut packets = look(LimitKind::Packets, 1);
     let mut bytes = look(LimitKind::Bytes, frame_len);
-    // One number, so that the verifier follows what comes behind once.
-    let kind = unknown.number(class as u32);
     let class_word = word(slot, kind + 1);
     // Packets stand for no class.
     let mut class = if (on & !LimitKind::Packets.bit()) >> kind & 1 != 0 {
@@ -237,6 +256,96 @@ extern "C" fn edge_charge_again(word: *mut u64, which: u32, tat: u64, now: u64, 
     0
 }
 
+/// The CPU that this runs on, which leases are known by.
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+#[inline(always)]
+fn lease_of(slot: *mut LimiterSlot) -> Lease {
+    // SAFETY: a word of a map value, read whole.
+    unsafe { (&raw const (*slot).lease).read_volatile() }
+}
+
+#[inline(always)]
+fn keep(slot: *mut LimiterSlot, lease: Lease) {
+    // SAFETY: a word of a map value, written whole; who loses to another CPU loses a lease.
+    unsafe { (&raw mut (*slot).lease).write_volatile(lease) };
+}
+
+/// Gives back what is left of the holder's lease and, when the same tick goes on and half of
+/// every limit is free, charges the next one. 1 when the packet is paid for from it. `which` as
+/// for [`edge_charge_again`]. A global function, as it is asked once for many packets.
+#[inline(never)]
+// SAFETY: no other symbol of the object has this name.
+#[unsafe(no_mangle)]
+extern "C" fn edge_renew_lease(
+    slot: *mut LimiterSlot,
+    holder: u64,
+    now: u64,
+    which: u32,
+    frame_len: u32,
+) -> u32 {
+    if slot.is_null() {
+        return 0;
+    }
+    let (holder, old, now) = (Holder::from_word(holder), lease_of(slot), ticks(now));
+    let (left_packets, left_bytes) = old.left();
+    let (limits, class) = (maps::profile((which >> 8) as u8), which & 0xff);
+    let (packets_kind, bytes_kind) = (LimitKind::Packets as u32, LimitKind::Bytes as u32);
+    let on = config!(limits_on);
+    let has_class = (on & !LimitKind::Packets.bit()) >> class & 1 != 0;
+    let read = |kind| {
+        // SAFETY: the index is masked to the array's length, and the profile is read-only; a
+        // word of the slot, which the verifier checks that callers pass, read whole.
+        unsafe {
+            let word = word(slot, kind + 1);
+            (
+                limit(limits, kind).read_volatile(),
+                word,
+                word.read_volatile(),
+            )
+        }
+    };
+    let is_half_free = |kind, back, ahead| {
+        let (limit, _, tat) = read(kind);
+        !limit.is_some() || limit.is_half_free(limit.renewed(tat, now, back, ahead), now)
+    };
+    // False when another CPU was faster: then nothing is given back, and what was charged is lost.
+    let charge = |kind, back, ahead| {
+        let (limit, word, tat) = read(kind);
+        if !limit.is_some() || back | ahead == 0 {
+            return true;
+        }
+        let new = limit.renewed(tat, now, back, ahead);
+        // SAFETY: 8 bytes aligned, written by this operation only.
+        unsafe { compare_exchange(word, tat, new) == tat }
+    };
+    let (mut lease, mut packets, mut bytes) = (holder.nothing(), 0, 0);
+    if old.is_live(holder) {
+        (lease, packets) = holder.grant(old.next_size(), frame_len);
+        bytes = packets * frame_len;
+        let is_free = (on >> packets_kind & 1 == 0
+            || is_half_free(packets_kind, left_packets, packets))
+            && (on >> bytes_kind & 1 == 0 || is_half_free(bytes_kind, left_bytes, bytes))
+            && (!has_class || is_half_free(class, left_packets, packets));
+        if !is_free {
+            (lease, packets, bytes) = (holder.no_more(), 0, 0);
+        }
+    }
+    let is_charged = (on >> packets_kind & 1 == 0 || charge(packets_kind, left_packets, packets))
+        && (on >> bytes_kind & 1 == 0 || charge(bytes_kind, left_bytes, bytes))
+        && (!has_class || charge(class, left_packets, packets));
+    if !is_charged {
+        lease = holder.no_more();
+    }
+    let spent = lease.spend(holder, frame_len);
+    keep(slot, spent.unwrap_or(lease));
+    spent.is_some() as u32
+}
+
 /// The slot of the source, taken over from another one if need be.
 #[inline(always)]
 fn find(hash: u64, now: u64) -> Option<*mut LimiterSlot> {
@@ -300,6 +409,7 @@ unsafe fn take(slot: *mut LimiterSlot, old: u64, tag: u64, in_use: bool) -> *mut
         if compare_exchange(&raw mut (*slot).tag, old, tag) != old {
             return slot;
         }
+        (&raw mut (*slot).lease).write_volatile(Lease::default());
         if in_use {
             for kind in 0..LIMIT_KINDS as u32 {
                 let tat = word(slot, kind + 1);
