@@ -26,6 +26,10 @@ pub mod maps {
     pub const LPM4: &str = "LPM4";
     /// Kernel LPM trie of IPv6 prefixes.
     pub const LPM6: &str = "LPM6";
+    /// Array of cache lines of zeros.
+    pub const LINES4: &str = "LINES4";
+    /// The same of pairs of them.
+    pub const LINES6: &str = "LINES6";
     /// Array of one [`super::Syn`], mappable.
     pub const SYN: &str = "SYN";
     /// Array of one [`super::Pace`], mappable.
@@ -129,8 +133,10 @@ pub struct Drive {
     pub space: Space,
     /// 1: the sources are those of [`maps::SOURCES`], from the first one on.
     pub listed: u64,
+    /// Entries of [`maps::LINES4`] and [`maps::LINES6`].
+    pub lines: u64,
     /// Fills the cache line.
-    pub pad: [u64; 2],
+    pub pad: u64,
 }
 
 const _: () = assert!(size_of::<Drive>() == 64);

@@ -70,8 +70,7 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
         return 0;
     }
     if lease.can_be_renewed(holder) {
-        let which = (profile as u32) << 8 | kind;
-        if edge_renew_lease(slot, holder.word(), now, which, frame_len) != 0 {
+        if edge_renew_lease(slot, holder.word(), now, profile.into(), frame_len) != 0 {
             return 0;
         }
     } else if !lease.is_live(holder) {
@@ -275,9 +274,9 @@ fn keep(slot: *mut LimiterSlot, lease: Lease) {
     unsafe { (&raw mut (*slot).lease).write_volatile(lease) };
 }
 
-/// Gives back what is left of the holder's lease and, when the same tick goes on and half of
-/// every limit is free, charges the next one. 1 when the packet is paid for from it. `which` as
-/// for [`edge_charge_again`]. A global function, as it is asked once for many packets.
+/// Gives back what is left of the lease of this CPU and, when the same tick goes on and half of
+/// every limit is free, charges the next one. 1 when the packet is paid for from it. A global
+/// function, as it is asked once for many packets.
 #[inline(never)]
 // SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
@@ -285,15 +284,19 @@ extern "C" fn edge_renew_lease(
     slot: *mut LimiterSlot,
     holder: u64,
     now: u64,
-    which: u32,
+    profile: u32,
     frame_len: u32,
 ) -> u32 {
     if slot.is_null() {
         return 0;
     }
     let (holder, old, now) = (Holder::from_word(holder), lease_of(slot), ticks(now));
+    // Another CPU's by now: what is left of that is not ours to give back.
+    if !old.can_be_renewed(holder) {
+        return 0;
+    }
     let (left_packets, left_bytes) = old.left();
-    let (limits, class) = (maps::profile((which >> 8) as u8), which & 0xff);
+    let (limits, class) = (maps::profile(profile as u8), old.class());
     let (packets_kind, bytes_kind) = (LimitKind::Packets as u32, LimitKind::Bytes as u32);
     let on = config!(limits_on);
     let has_class = (on & !LimitKind::Packets.bit()) >> class & 1 != 0;
@@ -409,7 +412,9 @@ unsafe fn take(slot: *mut LimiterSlot, old: u64, tag: u64, in_use: bool) -> *mut
         if compare_exchange(&raw mut (*slot).tag, old, tag) != old {
             return slot;
         }
-        (&raw mut (*slot).lease).write_volatile(Lease::default());
+        // Who holds it may write it once more in this very moment: then the new source has what
+        // was left to the former one, no more than 64 packets.
+        keep(slot, Lease::default());
         if in_use {
             for kind in 0..LIMIT_KINDS as u32 {
                 let tat = word(slot, kind + 1);

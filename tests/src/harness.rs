@@ -107,6 +107,8 @@ pub struct Harness {
     to: Region,
     under_test: Map,
     linear_under_test: Map,
+    /// Entries of [`maps::LINES4`] and [`maps::LINES6`].
+    lines: u32,
 }
 
 /// What a harness program does before the program under test sees a packet.
@@ -154,8 +156,12 @@ impl Harness {
     pub fn load(object: &Path, hosts: u32, prefixes: u32) -> Result<Self> {
         let bytes = fs::read(object)
             .with_context(|| format!("cannot read {}: cargo xtask build", object.display()))?;
+        // As many buckets of four as Edge has for so many hosts, which fill three fifths of them.
+        let lines = (hosts / 12 * 5).max(1);
         let mut loader = EbpfLoader::new();
         for (name, entries) in [
+            (maps::LINES4, lines),
+            (maps::LINES6, lines),
             (maps::HASH4, hosts),
             (maps::HASH6, hosts),
             (maps::LPM4, prefixes),
@@ -189,6 +195,7 @@ impl Harness {
             to,
             under_test,
             linear_under_test,
+            lines,
         })
     }
 
@@ -275,6 +282,7 @@ impl Harness {
             drive.space.base,
             drive.space.shift,
             drive.listed,
+            self.lines.into(),
         ];
         for (at, word) in self.drive.u64s().iter().zip(words) {
             at.store(word, Relaxed);

@@ -29,6 +29,7 @@ use edge_common::{
         DEST4_AT, DEST6_AT, Drive, LISTED, PATIENCE_NS, Pace, SLACK_NS, SOURCE4_AT, SOURCE6_AT,
         SYN4_LEN, SYN6_LEN, Syn, TCP_FLAGS_AT, TCP4_AT, TCP6_AT,
     },
+    hash::{Seed, hash64, reduce},
     header::Sum,
     parse::tcp as flag,
 };
@@ -50,6 +51,10 @@ static HASH6: HashMap<[u32; 4], u32> = HashMap::with_max_entries(1, 0);
 static LPM4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 static LPM6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+static LINES4: Array<[u64; 8]> = Array::with_max_entries(1, 0);
+#[map]
+static LINES6: Array<[u64; 16]> = Array::with_max_entries(1, 0);
 #[map]
 static SYN: Array<Syn> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
@@ -236,7 +241,7 @@ pub fn helpers_syn6(ctx: XdpContext) -> u32 {
     helpers(&ctx, Family::V6, false)
 }
 
-/// What it costs to check one.
+/// What it costs to check one, and to look its socket up before.
 #[xdp(frags)]
 pub fn helpers_ack4(ctx: XdpContext) -> u32 {
     helpers(&ctx, Family::V4, true)
@@ -246,6 +251,22 @@ pub fn helpers_ack4(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn helpers_ack6(ctx: XdpContext) -> u32 {
     helpers(&ctx, Family::V6, true)
+}
+
+/// What the check alone costs.
+#[xdp(frags)]
+pub fn cookie_ack4(ctx: XdpContext) -> u32 {
+    headers(&ctx, Family::V4).map_or(xdp_action::XDP_ABORTED, |(_, _, ip, tcp)| {
+        check(Family::V4, ip, tcp)
+    })
+}
+
+/// The same for IPv6.
+#[xdp(frags)]
+pub fn cookie_ack6(ctx: XdpContext) -> u32 {
+    headers(&ctx, Family::V6).map_or(xdp_action::XDP_ABORTED, |(_, _, ip, tcp)| {
+        check(Family::V6, ip, tcp)
+    })
 }
 
 /// What the cookie alone costs.
@@ -278,7 +299,7 @@ fn helpers(ctx: &XdpContext, family: Family, is_ack: bool) -> u32 {
 
 #[inline(always)]
 fn asked(ctx: &XdpContext, family: Family, is_ack: bool) -> Option<u32> {
-    let (mut tuple, size, mut ip, tcp) = headers(ctx, family)?;
+    let (mut tuple, size, ip, tcp) = headers(ctx, family)?;
     // SAFETY: the tuple has at least `size` bytes; the context is the running program's.
     let socket = unsafe {
         let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
@@ -292,7 +313,12 @@ fn asked(ctx: &XdpContext, family: Family, is_ack: bool) -> Option<u32> {
     if !is_ack {
         return make(family, ip, tcp);
     }
-    let [ports, seq, ack, _, _] = tcp;
+    Some(check(family, ip, tcp))
+}
+
+/// Checks the cookie of an acknowledgement.
+#[inline(always)]
+fn check(family: Family, mut ip: [u32; 10], [ports, seq, ack, _, _]: [u32; 5]) -> u32 {
     let mut tcp = [ports, seq, ack, 0x5010_0000u32.to_be(), 0];
     let (ip, tcp) = (&raw mut ip, (&raw mut tcp).cast());
     // SAFETY: the headers are on the stack and as long as the helpers read.
@@ -302,11 +328,11 @@ fn asked(ctx: &XdpContext, family: Family, is_ack: bool) -> Option<u32> {
             Family::V6 => bpf_tcp_raw_check_syncookie_ipv6(ip.cast(), tcp),
         }
     };
-    Some(if valid == 0 {
+    if valid == 0 {
         xdp_action::XDP_PASS
     } else {
         xdp_action::XDP_DROP
-    })
+    }
 }
 
 /// The tuple of the packet's socket and its length, the IP header as far as cookies
@@ -359,6 +385,39 @@ pub fn plain_hash4(ctx: XdpContext) -> u32 {
 pub fn plain_hash6(ctx: XdpContext) -> u32 {
     // SAFETY: as above.
     verdict(at::<[u32; 4]>(&ctx, SOURCE6_AT).map(|at| unsafe { HASH6.get(*at).is_some() }))
+}
+
+/// What no look-up among as many hosts can do without, unless they fit into a smaller table: one
+/// line of memory, found by a hash of the source.
+#[xdp(frags)]
+pub fn plain_line4(ctx: XdpContext) -> u32 {
+    // SAFETY: `at` checked the bounds.
+    verdict(at::<u32>(&ctx, SOURCE4_AT).and_then(|at| line(&LINES4, unsafe { *at } as u64)))
+}
+
+/// The same for IPv6.
+#[xdp(frags)]
+pub fn plain_line6(ctx: XdpContext) -> u32 {
+    // SAFETY: as above.
+    let halves = at::<[u64; 2]>(&ctx, SOURCE6_AT).map(|at| unsafe { *at });
+    verdict(halves.and_then(|[hi, lo]| line(&LINES6, hi ^ lo)))
+}
+
+/// Whether the line that a source's hash leads to is as it was made: it always is.
+#[inline(always)]
+fn line<T>(lines: &Array<T>, source: u64) -> Option<bool> {
+    const SEED: Seed = Seed::new([
+        0x9e37_79b9_7f4a_7c15,
+        0xbf58_476d_1ce4_e5b9,
+        0x94d0_49bb_1331_11eb,
+        0xd6e8_feb8_6659_fd93,
+    ]);
+    // SAFETY: a map value that the program's user has set.
+    let all = unsafe { (*DRIVE.get_ptr(0)?).lines } as u32;
+    let at = reduce((hash64(&SEED, source) >> 32) as u32, all);
+    let word = lines.get_ptr(at)?.cast::<u64>();
+    // SAFETY: a line begins with a word.
+    Some(unsafe { word.read_volatile() } == 0)
 }
 
 /// Blacklisted prefixes in the obvious way: the kernel's LPM trie.

@@ -431,9 +431,9 @@ fn groups() -> Vec<Group> {
 }
 
 fn hosts_rows(family: Family) -> Vec<Spec> {
-    let hash = match family {
-        Family::V4 => "plain_hash4",
-        Family::V6 => "plain_hash6",
+    let (hash, line) = match family {
+        Family::V4 => ("plain_hash4", "plain_line4"),
+        Family::V6 => ("plain_hash6", "plain_line6"),
     };
     vec![
         Spec::edge(
@@ -456,6 +456,12 @@ fn hosts_rows(family: Family) -> Vec<Spec> {
             Some(120.0),
         ),
         Spec::xdp_filter("drop, 1 M hosts", family, From::Hosts),
+        Spec::plain(
+            "  one line of memory alone, 1 M hosts in turn",
+            family,
+            From::Hosts,
+            line,
+        ),
         Spec::plain(
             "  a kernel hash alone, 1 M hosts in turn",
             family,

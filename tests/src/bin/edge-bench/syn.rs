@@ -201,8 +201,8 @@ impl Bench {
         let helpers: &[&str] = match (row.what, family) {
             (What::Syn | What::SameSyn, Family::V4) => &["cookie_syn4", "helpers_syn4"],
             (What::Syn | What::SameSyn, Family::V6) => &["cookie_syn6", "helpers_syn6"],
-            (What::Guess, Family::V4) => &["helpers_ack4"],
-            (What::Guess, Family::V6) => &["helpers_ack6"],
+            (What::Guess, Family::V4) => &["cookie_ack4", "helpers_ack4"],
+            (What::Guess, Family::V6) => &["cookie_ack6", "helpers_ack6"],
             _ => &[],
         };
         let floor = harness.contender("floor_pass")?;
@@ -242,7 +242,6 @@ impl Bench {
                 let (cookie, all) = (net(cookie), net(all));
                 note += &format!("; the kernel's cookie alone {cookie:.1}, and look-up {all:.1}");
             }
-            [all] => note += &format!("; the kernel's look-up and check alone {:.1}", net(all)),
             _ => {}
         }
         for other in others {
