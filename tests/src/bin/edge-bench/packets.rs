@@ -457,7 +457,7 @@ fn hosts_rows(family: Family) -> Vec<Spec> {
         ),
         Spec::xdp_filter("drop, 1 M hosts", family, From::Hosts),
         Spec::plain(
-            "  one line of memory alone, 1 M hosts in turn",
+            "  one line and 60 instructions, 1 M hosts in turn",
             family,
             From::Hosts,
             line,
