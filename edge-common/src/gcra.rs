@@ -100,10 +100,12 @@ impl Limit {
         self.arrival(self.refund(tat, back), now, ahead)
     }
 
-    /// Whether at most half of what the limit tolerates lies between `now` and a TAT, in ticks.
+    /// Whether half of what the limit tolerates is free at `now` behind a TAT that is not before
+    /// it, and that half is worth two steps of the clock at least; all in ticks.
     #[inline(always)]
-    pub const fn is_half_free(&self, tat: u64, now: u64) -> bool {
-        tat.wrapping_sub(now) <= self.tolerance / 2
+    pub const fn is_half_free(&self, tat: u64, now: u64, step: u64) -> bool {
+        let half = self.tolerance / 2;
+        tat.wrapping_sub(now) <= half && step.wrapping_mul(2) <= half
     }
 
     /// How far the TAT may lie ahead of the clock, in ticks.

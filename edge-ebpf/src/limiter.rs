@@ -20,7 +20,7 @@ use edge_common::{
     abi::{LIMIT_KINDS, LIMIT_SLOTS, LIMITER_WAYS, LimitKind, LimiterSlot, Profile, TableStat},
     gcra::{Limit, ticks},
     hash::reduce,
-    lease::{Holder, Lease},
+    lease::{Holder, Lease, Renewal},
     reason::Reason,
 };
 
@@ -64,17 +64,18 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     // One number, so that the verifier follows what comes behind once.
     let kind = unknown.number(class as u32);
     let holder = Holder::new(kind, cpu(), now);
-    let lease = lease_of(slot);
-    if let Some(rest) = lease.spend(holder, frame_len) {
-        keep(slot, rest);
-        return 0;
-    }
-    if lease.can_be_renewed(holder) {
-        if edge_renew_lease(slot, holder.word(), now, profile.into(), frame_len) != 0 {
+    // Sources that share a line may have limits of their own: what one is charged no other has.
+    let may_lease = profile == 0;
+    if may_lease {
+        let lease = lease_of(slot);
+        if let Some(rest) = lease.spend(holder, frame_len) {
+            keep(slot, rest);
             return 0;
         }
-    } else if !lease.is_live(holder) {
-        keep(slot, holder.nothing());
+        if lease.is_renewable(holder) && edge_renew_lease(slot, holder.word(), now, frame_len) != 0
+        {
+            return 0;
+        }
     }
     let now = ticks(now);
     let limits = maps::profile(profile);
@@ -124,6 +125,9 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     over |= commit_known(packets, LimitKind::Packets, 1);
     over |= commit_known(bytes, LimitKind::Bytes, frame_len);
     over |= commit(class, class_word, kind, 1);
+    if may_lease && over == 0 && !lease_of(slot).is_live(holder) {
+        keep(slot, holder.nothing());
+    }
     over
 }
 
@@ -270,7 +274,8 @@ fn lease_of(slot: *mut LimiterSlot) -> Lease {
 
 #[inline(always)]
 fn keep(slot: *mut LimiterSlot, lease: Lease) {
-    // SAFETY: a word of a map value, written whole; who loses to another CPU loses a lease.
+    // SAFETY: a word of a map value, written whole. Whichever CPU writes last, of a lease there
+    // is no more than its own CPU left of it.
     unsafe { (&raw mut (*slot).lease).write_volatile(lease) };
 }
 
@@ -284,69 +289,105 @@ extern "C" fn edge_renew_lease(
     slot: *mut LimiterSlot,
     holder: u64,
     now: u64,
-    profile: u32,
     frame_len: u32,
 ) -> u32 {
     if slot.is_null() {
         return 0;
     }
     let (holder, old, now) = (Holder::from_word(holder), lease_of(slot), ticks(now));
-    // Another CPU's by now: what is left of that is not ours to give back.
-    if !old.can_be_renewed(holder) {
+    // Another CPU's by now.
+    if !old.is_renewable(holder) {
         return 0;
     }
-    let (left_packets, left_bytes) = old.left();
-    let (limits, class) = (maps::profile(profile as u8), old.class());
-    let (packets_kind, bytes_kind) = (LimitKind::Packets as u32, LimitKind::Bytes as u32);
+    // Each word is read once, before the lease changes hands: who has charged meanwhile for a
+    // source or a tick to which the old lease does not belong makes what follows fail.
     let on = config!(limits_on);
-    let has_class = (on & !LimitKind::Packets.bit()) >> class & 1 != 0;
-    let read = |kind| {
-        // SAFETY: the index is masked to the array's length, and the profile is read-only; a
-        // word of the slot, which the verifier checks that callers pass, read whole.
-        unsafe {
-            let word = word(slot, kind + 1);
-            (
-                limit(limits, kind).read_volatile(),
-                word,
-                word.read_volatile(),
-            )
-        }
-    };
-    let is_half_free = |kind, back, ahead| {
-        let (limit, _, tat) = read(kind);
-        !limit.is_some() || limit.is_half_free(limit.renewed(tat, now, back, ahead), now)
-    };
-    // False when another CPU was faster: then nothing is given back, and what was charged is lost.
-    let charge = |kind, back, ahead| {
-        let (limit, word, tat) = read(kind);
-        if !limit.is_some() || back | ahead == 0 {
-            return true;
-        }
-        let new = limit.renewed(tat, now, back, ahead);
-        // SAFETY: 8 bytes aligned, written by this operation only.
-        unsafe { compare_exchange(word, tat, new) == tat }
-    };
-    let (mut lease, mut packets, mut bytes) = (holder.nothing(), 0, 0);
-    if old.is_live(holder) {
-        (lease, packets) = holder.grant(old.next_size(), frame_len);
-        bytes = packets * frame_len;
-        let is_free = (on >> packets_kind & 1 == 0
-            || is_half_free(packets_kind, left_packets, packets))
-            && (on >> bytes_kind & 1 == 0 || is_half_free(bytes_kind, left_bytes, bytes))
-            && (!has_class || is_half_free(class, left_packets, packets));
-        if !is_free {
-            (lease, packets, bytes) = (holder.no_more(), 0, 0);
+    let charge = |kind: u32, is_on: bool| Charge::new(slot, kind, is_on);
+    let packets = charge(
+        LimitKind::Packets as u32,
+        on & LimitKind::Packets.bit() != 0,
+    );
+    let bytes = charge(LimitKind::Bytes as u32, on & LimitKind::Bytes.bit() != 0);
+    let class = old.class();
+    let class = charge(class, (on & !LimitKind::Packets.bit()) >> class & 1 != 0);
+    let mut renewal = old.renewal(holder, frame_len);
+    let mut new = renewed(renewal, packets, bytes, class, now);
+    let [a, b, c] = new;
+    if !(packets.is_half_free(a, now) && bytes.is_half_free(b, now) && class.is_half_free(c, now)) {
+        renewal = renewal.refused(holder);
+        new = renewed(renewal, packets, bytes, class, now);
+    }
+    let spent = renewal.lease.spend(holder, frame_len);
+    let lease = spent.unwrap_or(renewal.lease);
+    // SAFETY: a word of the slot, which the verifier checks that callers pass, 8 bytes aligned;
+    // of this CPU's lease nobody else writes what is left.
+    if unsafe { compare_exchange((&raw mut (*slot).lease).cast::<u64>(), old.0, lease.0) } != old.0
+    {
+        return 0;
+    }
+    let [a, b, c] = new;
+    if packets.commit(a) && bytes.commit(b) && class.commit(c) {
+        return spent.is_some() as u32;
+    }
+    // What was charged already is lost to the source, and what was not given back.
+    keep(slot, holder.no_more());
+    0
+}
+
+/// The three words after a renewal.
+#[inline(always)]
+fn renewed(renewal: Renewal, packets: Charge, bytes: Charge, class: Charge, now: u64) -> [u64; 3] {
+    let ([back, back_bytes], [ahead, ahead_bytes]) = (renewal.back, renewal.ahead);
+    [
+        packets.renewed(now, back, ahead),
+        bytes.renewed(now, back_bytes, ahead_bytes),
+        class.renewed(now, back, ahead),
+    ]
+}
+
+/// A limit of the default profile that a lease is charged to, and its word as it was found.
+#[derive(Clone, Copy)]
+struct Charge {
+    limit: Limit,
+    word: *mut u64,
+    tat: u64,
+}
+
+impl Charge {
+    #[inline(always)]
+    fn new(slot: *mut LimiterSlot, kind: u32, is_on: bool) -> Self {
+        let word = word(slot, kind + 1);
+        let limit = if is_on {
+            // SAFETY: the index is masked to the array's length, and the profile is read-only.
+            unsafe { limit(maps::profile(0), kind).read_volatile() }
+        } else {
+            Limit::NONE
+        };
+        // SAFETY: a word of the slot, 8 bytes aligned, read whole.
+        let tat = unsafe { word.read_volatile() };
+        Self { limit, word, tat }
+    }
+
+    #[inline(always)]
+    fn renewed(self, now: u64, back: u32, ahead: u32) -> u64 {
+        if self.limit.is_some() {
+            self.limit.renewed(self.tat, now, back, ahead)
+        } else {
+            self.tat
         }
     }
-    let is_charged = (on >> packets_kind & 1 == 0 || charge(packets_kind, left_packets, packets))
-        && (on >> bytes_kind & 1 == 0 || charge(bytes_kind, left_bytes, bytes))
-        && (!has_class || charge(class, left_packets, packets));
-    if !is_charged {
-        lease = holder.no_more();
+
+    #[inline(always)]
+    fn is_half_free(self, new: u64, now: u64) -> bool {
+        !self.limit.is_some() || self.limit.is_half_free(new, now, ticks(config!(tick_ns)))
     }
-    let spent = lease.spend(holder, frame_len);
-    keep(slot, spent.unwrap_or(lease));
-    spent.is_some() as u32
+
+    /// False when another CPU was faster.
+    #[inline(always)]
+    fn commit(self, new: u64) -> bool {
+        // SAFETY: a word of the slot, 8 bytes aligned, written by this operation only.
+        new == self.tat || unsafe { compare_exchange(self.word, self.tat, new) } == self.tat
+    }
 }
 
 /// The slot of the source, taken over from another one if need be.
@@ -413,7 +454,7 @@ unsafe fn take(slot: *mut LimiterSlot, old: u64, tag: u64, in_use: bool) -> *mut
             return slot;
         }
         // Who holds it may write it once more in this very moment: then the new source has what
-        // was left to the former one, no more than 64 packets.
+        // was left to the former one.
         keep(slot, Lease::default());
         if in_use {
             for kind in 0..LIMIT_KINDS as u32 {

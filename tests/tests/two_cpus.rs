@@ -81,3 +81,12 @@ fn what_two_cpus_charge_ahead_is_within_the_limit_as_well() {
         "{passed} passed of a burst of {burst}"
     );
 }
+
+#[test]
+fn two_cpus_that_meet_in_a_small_burst_stay_within_it() {
+    // Of few packets half are charged ahead while the other CPU takes what there is.
+    for burst in [130, 131, 200, 500] {
+        let (passed, _) = flood(1_000, burst);
+        assert!(passed >= burst / 2, "{passed} passed of a burst of {burst}");
+    }
+}

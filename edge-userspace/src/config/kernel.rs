@@ -203,7 +203,10 @@ fn leading_ones_128(n: u8) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use edge_common::{abi::Mode, defence::reply::feature};
+    use edge_common::{
+        abi::{Mode, Stage},
+        defence::reply::feature,
+    };
 
     use super::*;
     use crate::config::test::{model, model_of};
@@ -302,9 +305,38 @@ mod tests {
         assert_eq!(config.reflection, Mode::Enforce as u32);
         let alone = lower(&model_of("flood.rest = 'auto'"));
         assert_eq!(
-            (alone.services, alone.rest, alone.always_defended),
-            (16, 1, 0)
+            (
+                alone.services,
+                alone.rest,
+                alone.defended,
+                alone.always_defended
+            ),
+            (16, 1, 1, 0)
         );
+    }
+
+    #[test]
+    fn services_that_are_off_leave_the_defence_out() {
+        let one = "[[service]]\nname = 'a'\nports = [80]\nsyn = 'off'\n";
+        let config = lower(&model_of(one));
+        assert_eq!((config.services, config.defended), (16, 0));
+        assert!(!Stage::Defence.is_on(&config));
+        for more in [
+            "syn = 'auto'",
+            "syn = 'always'\ndry_run = true",
+            "syn = 'auto'\nforwarded = true\naddresses = ['203.0.113.7']",
+        ] {
+            let more = format!("{one}[[service]]\nname = 'b'\nports = [81]\n{more}");
+            let config = lower(&model_of(&more));
+            assert_eq!(config.defended, 1, "{more}");
+            assert!(Stage::Defence.is_on(&config), "{more}");
+        }
+        let udp = "[[service]]\nname = 'b'\nports = [53]\nprotocol = 'udp'";
+        let config = lower(&model_of(&format!(
+            "flood.reflection.mode = 'dry-run'\n{one}{udp}"
+        )));
+        assert_eq!(config.defended, 0);
+        assert!(Stage::Defence.is_on(&config));
     }
 
     #[test]

@@ -237,12 +237,9 @@ impl Bench {
         let net = |s: &Samples| s.best() - floor.best();
         let mut note = format!("{:.1} % {what}", share * 100.0);
         let (others, helpers) = others.split_at(others.len() - helpers.len());
-        match helpers {
-            [cookie, all] => {
-                let (cookie, all) = (net(cookie), net(all));
-                note += &format!("; the kernel's cookie alone {cookie:.1}, and look-up {all:.1}");
-            }
-            _ => {}
+        if let [cookie, all] = helpers {
+            let (cookie, all) = (net(cookie), net(all));
+            note += &format!("; the kernel's cookie alone {cookie:.1}, and look-up {all:.1}");
         }
         for other in others {
             note += &format!("; other object {:.1}", net(other));
