@@ -530,7 +530,7 @@ pub struct LimiterSlot {
     pub tag: u64,
     /// TATs by [`LimitKind`], in [`crate::gcra::ticks`].
     pub tat: [u64; LIMIT_KINDS],
-    /// What a CPU has charged ahead.
+    /// What a CPU has charged ahead; 0, as programs before it leave it, is nothing.
     pub lease: Lease,
     /// Fills the cache line.
     pub pad: u64,

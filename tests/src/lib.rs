@@ -7,6 +7,7 @@
 //! mount in the namespace of the protected host, so pins vanish too.
 
 pub mod client;
+pub mod cpu;
 pub mod daemon;
 pub mod decap;
 pub mod frames;

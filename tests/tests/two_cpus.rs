@@ -7,6 +7,7 @@ use edge_common::{
     reason::Reason,
 };
 use edge_tests::{
+    cpu::pin_to,
     golden::v4,
     program::{Rig, Settings},
     test_run,
@@ -16,17 +17,6 @@ use edge_userspace::clock::coarse_tick_ns;
 /// Packets of each CPU, in one test run: what happens between runs would hide
 /// what is let through too much.
 const PACKETS: u32 = 3_000_000;
-
-fn pin_to(cpu: usize) {
-    // SAFETY: a zeroed set is an empty one; CPU_SET stays inside it for a small
-    // number; the call reads the set, which outlives it.
-    let status = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
-    };
-    assert_eq!(status, 0, "cannot run on CPU {cpu}");
-}
 
 /// Two CPUs send packets of one source, together more than a limit of so many a second and of a
 /// burst of so many lets through. Gives how many passed, and how many were denied.

@@ -98,7 +98,7 @@ pub(super) type Specs = [Spec; maps::ALL.len()];
 /// bytes, `targets` the room for addresses and ports of services.
 pub(super) fn specs(config: &Config, events: u32, targets: u32) -> Specs {
     let word = size_of::<u64>();
-    // The tables of a defence that is off take no room.
+    // Without services their tables take no room.
     let when_on = |entries| if config.services == 0 { 1 } else { entries };
     let when_balanced = |entries: u32| if config.rings == 0 { 1 } else { entries.max(1) };
     let when_nat = |entries| {

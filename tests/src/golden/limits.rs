@@ -28,6 +28,7 @@ pub(super) fn tables() -> Vec<Table> {
         overrides(),
         exempt(),
         fast(),
+        leases(),
     ]);
     all.extend(masks());
     all
@@ -365,6 +366,33 @@ fn fast() -> Table {
     ];
     let settings = limited(LimitKind::Packets, Mode::Enforce, 1_000_000, 8000);
     Table::new("a million packets a second", settings, rows)
+}
+
+/// What is charged ahead pays for nobody else, and is there for packets of all kinds.
+fn leases() -> Table {
+    let (free, limited) = ("2001:db8:1::1", "2001:db8:1::2");
+    let from = |source: &str| ip(source, V6_DEST).tcp(ACK);
+    let mut rows = Vec::new();
+    for (source, ms) in [(free, 0), (free, 1)] {
+        let name = "who has no limit, and the same limits' place";
+        rows.push(row(name, from(source), Pass).times(40).after_ms(ms));
+    }
+    rows.extend([
+        row("the burst of its neighbour", from(limited), Pass).times(130),
+        row("and no more", from(limited), LimitPackets).times(100),
+        row("who has no limit has none still", from(free), Pass).times(40),
+        row("the neighbour after that", from(limited), LimitPackets).times(10),
+        row("UDP, some of it ahead", v4().udp(8), Pass).times(33),
+        row("TCP has all the rest", v4().tcp(ACK), Pass).times(97),
+        row("which is used up then", v4().tcp(ACK), LimitPackets).times(10),
+        row("for UDP, too", v4().udp(8), LimitPackets).times(10),
+    ]);
+    let settings = Settings::checks(Mode::Off)
+        .limit(0, LimitKind::Packets, 1, 130)
+        .limit(0, LimitKind::Udp, 1, 1000)
+        .limit_mode(LimitKind::Packets, Mode::Enforce)
+        .limit_mode(LimitKind::Udp, Mode::Enforce);
+    Table::new("what is charged ahead", settings, rows).profile(free, 1)
 }
 
 /// Which sources share a limit.

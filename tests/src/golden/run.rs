@@ -11,7 +11,10 @@ use edge_common::{
 use super::{Row, Table, table::START};
 use edge_userspace::tables::TableError;
 
-use crate::program::{Moved, Rig, Rigs};
+use crate::{
+    cpu,
+    program::{Moved, Rig, Rigs},
+};
 
 /// `XDP_DROP`.
 const XDP_DROP: u32 = 1;
@@ -103,6 +106,7 @@ pub fn run_all(mut done: impl FnMut(&TableReport)) -> Report {
 }
 
 fn report(rigs: &mut Rigs, table: &Table) -> TableReport {
+    cpu::stay();
     let mut run = || {
         let mut rig = rigs.take(&table.settings)?;
         let failures = run_rows(&mut rig, table)?;
