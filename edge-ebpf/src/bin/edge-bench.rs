@@ -427,7 +427,7 @@ fn line<T>(lines: &Array<T>, source: u64) -> Option<bool> {
     Some(is_zero)
 }
 
-/// 60 instructions, two by two independent of each other and of everything else.
+/// 60 instructions that need nothing of the line.
 #[inline(always)]
 fn work(mut a: u64) {
     let mut b = a;
