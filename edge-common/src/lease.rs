@@ -7,11 +7,17 @@
 //! take from this lease, which is one word, by a plain store. What is left when another tick has
 //! begun, or when a packet of another class comes, goes back.
 //!
-//! Nothing is admitted that was not charged. A word of a CPU is written by that CPU alone: if
-//! another one overwrites it, it is lost, and the source has so much less. Two things are left to
-//! chance, of 64 packets or 128 KiB each: a source that takes over the place of another in the very
-//! moment in which a CPU spends has what was left to the other; and a lease that is left alone for a
-//! round of its time counts again if its CPU comes back to it in the very tick.
+//! Nothing is admitted that was not charged. A lease is spent and given back by its CPU alone: if
+//! another one overwrites it, it is lost, and the source has so much less. Who charges in another
+//! tick overwrites it first, so that what has run back to rest since is not given back. Three
+//! things are left to chance, of 64 packets or 128 KiB each:
+//!
+//! * A CPU that spends while another one takes the place over for another source, or charges in the
+//!   next tick, puts back what that has overwritten.
+//! * A lease that is left alone for a round of its time counts again if its CPU comes back to it in
+//!   the very tick.
+//! * Programs that are replaced by such with other limits give back in those what was charged in
+//!   the former.
 //!
 //! Its size doubles with each that is used up within a tick, so that at most as many packets are
 //! lost as were used. It is only taken while half of every limit stays free, and that half is worth
@@ -60,7 +66,7 @@ pub struct Holder(u64);
 
 impl Holder {
     /// A CPU at a time (nanoseconds of the program's clock), with a packet of the class with
-    /// this number (below 8).
+    /// this number (below 7).
     #[inline(always)]
     pub const fn new(class: u32, cpu: u32, now: u64) -> Self {
         Self(
@@ -86,6 +92,16 @@ impl Holder {
     #[inline(always)]
     pub const fn nothing(self) -> Lease {
         Lease(self.0 | GUARDS)
+    }
+
+    /// What stands for the first packet of a tick, of so many bytes: it is charged by itself.
+    #[inline(always)]
+    pub const fn first(self, bytes: u32) -> Lease {
+        if bytes <= MAX_BYTES {
+            self.nothing()
+        } else {
+            self.no_more()
+        }
     }
 
     /// A lease without anything in it, after which none is given in this tick.
@@ -146,16 +162,17 @@ impl Lease {
     pub const fn renewal(self, holder: Holder, bytes: u32) -> Renewal {
         let (back_packets, back_bytes) = self.left();
         let (mut lease, mut packets) = (holder.nothing(), 0);
-        if (self.0 ^ holder.0) & HOLDER == 0 && self.size() != NO_MORE {
+        let is_same = (self.0 ^ holder.0) & HOLDER == 0;
+        if is_same && self.size() != NO_MORE && bytes <= MAX_BYTES {
             (lease, packets) = holder.grant(self.size() + 1, bytes);
         } else if self.is_live(holder) {
-            // Classes take turns: nothing is held back from one for the other.
+            // Classes, or sources, take turns: nothing is held back from one for the other.
             lease = holder.no_more();
         }
         Renewal {
             lease,
             back: [back_packets, back_bytes],
-            ahead: [packets, packets * bytes],
+            ahead: [packets, packets.wrapping_mul(bytes)],
         }
     }
 
@@ -295,9 +312,17 @@ mod tests {
         // 64 of these are more bytes than it has room for.
         let (lease, packets) = mine.grant(6, 9_000);
         assert_eq!((packets, lease.left()), (14, (14, 126_000)));
+        // What no lease pays for gives it back.
         for bytes in [MAX_BYTES + 1, u32::MAX] {
-            assert_eq!(mine.grant(6, bytes).0.left(), (0, 0));
+            let want = Renewal {
+                lease: mine.no_more(),
+                back: [14, 126_000],
+                ahead: [0; 2],
+            };
+            assert_eq!(lease.renewal(mine, bytes), want);
+            assert_eq!(mine.first(bytes), mine.no_more());
         }
+        assert_eq!(mine.first(MAX_BYTES), mine.nothing());
     }
 
     /// Limits of one source, of packets and of bytes, and of packets of two classes.
@@ -342,13 +367,11 @@ mod tests {
                     return true;
                 }
             }
-            if !self.admits_exactly(class, now, bytes) {
-                return false;
+            let is_admitted = self.admits_exactly(class, now, bytes);
+            if is_admitted && !self.lease.is_live(mine) {
+                self.lease = mine.first(bytes);
             }
-            if !self.lease.is_live(mine) {
-                self.lease = mine.nothing();
-            }
-            true
+            is_admitted
         }
 
         fn renewed(&self, renewal: Renewal, class: usize, now: u64) -> [u64; 4] {

@@ -64,18 +64,16 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     // One number, so that the verifier follows what comes behind once.
     let kind = unknown.number(class as u32);
     let holder = Holder::new(kind, cpu(), now);
-    // Sources that share a line may have limits of their own: what one is charged no other has.
-    let may_lease = profile == 0;
-    if may_lease {
-        let lease = lease_of(slot);
-        if let Some(rest) = lease.spend(holder, frame_len) {
-            keep(slot, rest);
-            return 0;
-        }
-        if lease.is_renewable(holder) && edge_renew_lease(slot, holder.word(), now, frame_len) != 0
-        {
-            return 0;
-        }
+    // Leases are charged to the default limits. Who shares the line and has others gives back what
+    // there is.
+    let payable = if profile == 0 { frame_len } else { u32::MAX };
+    let lease = lease_of(slot);
+    if let Some(rest) = lease.spend(holder, payable) {
+        keep(slot, rest);
+        return 0;
+    }
+    if lease.is_renewable(holder) && edge_renew_lease(slot, holder.word(), now, payable) != 0 {
+        return 0;
     }
     let now = ticks(now);
     let limits = maps::profile(profile);
@@ -117,6 +115,10 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
             }
         }
     }
+    // Before it is charged: what is left of a lease of another tick goes back no more then.
+    if !lease_of(slot).is_live(holder) {
+        keep(slot, holder.first(payable));
+    }
     let commit = |look: Look, word, kind, units| look.commit(word, kind, units, profile, now);
     let commit_known = |look, kind: LimitKind, units| {
         let kind = kind as u32;
@@ -125,9 +127,6 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     over |= commit_known(packets, LimitKind::Packets, 1);
     over |= commit_known(bytes, LimitKind::Bytes, frame_len);
     over |= commit(class, class_word, kind, 1);
-    if may_lease && over == 0 && !lease_of(slot).is_live(holder) {
-        keep(slot, holder.nothing());
-    }
     over
 }
 
@@ -280,8 +279,8 @@ fn keep(slot: *mut LimiterSlot, lease: Lease) {
 }
 
 /// Gives back what is left of the lease of this CPU and, when the same tick goes on and half of
-/// every limit is free, charges the next one. 1 when the packet is paid for from it. A global
-/// function, as it is asked once for many packets.
+/// every limit is free, charges the next one. 1 when the packet is paid for from it. More bytes
+/// than a lease has only give back. A global function, as it is asked once for many packets.
 #[inline(never)]
 // SAFETY: no other symbol of the object has this name.
 #[unsafe(no_mangle)]
@@ -299,8 +298,9 @@ extern "C" fn edge_renew_lease(
     if !old.is_renewable(holder) {
         return 0;
     }
-    // Each word is read once, before the lease changes hands: who has charged meanwhile for a
-    // source or a tick to which the old lease does not belong makes what follows fail.
+    // Each word is read once, between two looks at the lease. Who has charged in another tick, or
+    // for another source, has overwritten the lease before; who does it now makes the exchange of
+    // the word fail.
     let on = config!(limits_on);
     let charge = |kind: u32, is_on: bool| Charge::new(slot, kind, is_on);
     let packets = charge(

@@ -371,6 +371,7 @@ fn fast() -> Table {
 /// What is charged ahead pays for nobody else, and is there for packets of all kinds.
 fn leases() -> Table {
     let (free, limited) = ("2001:db8:1::1", "2001:db8:1::2");
+    let (default, other) = ("2001:db8:2::1", "2001:db8:2::2");
     let from = |source: &str| ip(source, V6_DEST).tcp(ACK);
     let mut rows = Vec::new();
     for (source, ms) in [(free, 0), (free, 1)] {
@@ -386,13 +387,25 @@ fn leases() -> Table {
         row("TCP has all the rest", v4().tcp(ACK), Pass).times(97),
         row("which is used up then", v4().tcp(ACK), LimitPackets).times(10),
         row("for UDP, too", v4().udp(8), LimitPackets).times(10),
+        row("something is left", from(default), Pass).times(33),
+        row("of no worth later", from(other), Pass)
+            .times(130)
+            .after_ms(90_000),
+        row("when others have used all up", from(other), LimitPackets).times(2),
+        row("and nothing goes back", from(default), LimitPackets).times(2),
     ]);
     let settings = Settings::checks(Mode::Off)
         .limit(0, LimitKind::Packets, 1, 130)
         .limit(0, LimitKind::Udp, 1, 1000)
         .limit_mode(LimitKind::Packets, Mode::Enforce)
         .limit_mode(LimitKind::Udp, Mode::Enforce);
-    Table::new("what is charged ahead", settings, rows).profile(free, 1)
+    Table::new(
+        "what is charged ahead",
+        settings.limit(2, LimitKind::Packets, 1, 130),
+        rows,
+    )
+    .profile(free, 1)
+    .profile(other, 2)
 }
 
 /// Which sources share a limit.

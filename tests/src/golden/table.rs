@@ -16,8 +16,9 @@ use crate::{
     program::Settings,
 };
 
-/// Time at the start of each table, nanoseconds: far from 0, and on a step of the stamps.
-pub(super) const START: u64 = 1 << 40;
+/// Time at the start of each table, nanoseconds: far from 0, also in the few bits of it that leases
+/// have, and on a step of the stamps.
+pub(super) const START: u64 = 1 << 40 | 1 << 30;
 
 /// One packet, or several of it in a row.
 #[derive(Clone, Debug)]
