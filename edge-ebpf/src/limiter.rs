@@ -65,8 +65,10 @@ fn exceeded(hash: u64, now: u64, profile: u8, class: LimitKind, frame_len: u32) 
     let kind = unknown.number(class as u32);
     let holder = Holder::new(kind, cpu(), now);
     // Leases are charged to the default limits. Who shares the line and has others gives back what
-    // there is.
-    let payable = if profile == 0 { frame_len } else { u32::MAX };
+    // there is: more than any lease pays for. Without a branch, which the verifier would follow
+    // through all that comes behind.
+    let has_others = ((profile as i32).wrapping_neg() >> 31) as u32;
+    let payable = unknown.number(frame_len | has_others);
     let lease = lease_of(slot);
     if let Some(rest) = lease.spend(holder, payable) {
         keep(slot, rest);
