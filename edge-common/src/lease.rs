@@ -99,7 +99,8 @@ impl Holder {
     #[inline(always)]
     pub const fn first(self, bytes: u32) -> Lease {
         // Without a branch, for the verifier's sake.
-        Lease(self.0 | GUARDS | ((bytes >> 31) * NO_MORE) as u64 * (1 << SIZE_SHIFT))
+        let size = (bytes >> 31) * NO_MORE;
+        Lease(self.0 | GUARDS | (size as u64) << SIZE_SHIFT)
     }
 
     /// A lease without anything in it, after which none is given in this tick.
