@@ -454,7 +454,8 @@ impl Engine {
         let mut defence = defence.lock();
         let forced = self.force_with(model, &mut defence);
         if forced.is_ok() {
-            defence.keep();
+            defence.keep(&self.shared);
+            self.shared.publish_services(&mut defence);
             self.balancer.lock().keep();
             drop(defence);
             self.pardon();

@@ -202,7 +202,7 @@ pub(super) fn engine(
         engine.proxy.commit(listening);
     }
     undo.disarm();
-    engine.defence.lock().keep();
+    engine.defence.lock().keep(&engine.shared);
     engine.balancer.lock().keep();
     engine.pardon();
     engine.send_ring();

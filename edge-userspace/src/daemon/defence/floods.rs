@@ -73,12 +73,12 @@ impl Limited {
 
 impl Defence {
     /// Reads what was counted of the host as a whole, where that is limited, and tells what
-    /// changed; whether anything did. Counters are read seldom as long as all is quiet.
-    pub(super) fn poll_host(&mut self, shared: &Shared, now: Now, seldom: bool) -> bool {
+    /// changed. Counters are read seldom as long as all is quiet.
+    pub(super) fn poll_host(&mut self, shared: &Shared, now: Now, seldom: bool) {
         let host: Vec<(Found, Mode)> = self.limited.host().collect();
         let is_attacked = |(found, _): &(Found, Mode)| self.watch.is_attacked(HOST, *found);
         if host.is_empty() || !seldom && !host.iter().any(is_attacked) {
-            return false;
+            return;
         }
         let counted = shared.packets_of(HOST_REASONS);
         let counted = self.troubles.mind(Trouble::HostCounters, counted);
@@ -104,7 +104,7 @@ impl Defence {
             changes.extend(history.take(subject, &step, now));
         }
         drop(history);
-        tell(changes, shared)
+        tell(changes, shared);
     }
 
     /// How a subject is followed.
@@ -167,5 +167,51 @@ pub(super) const fn over_limit(mode: Mode) -> Remedy {
         Mode::Enforce => Remedy::Drops,
         Mode::DryRun => Remedy::DryRun,
         Mode::Off => Remedy::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::mpsc::sync_channel};
+
+    use super::*;
+    use crate::{
+        daemon::defence::journal::Saver,
+        services::watch::{Followed, Watch},
+    };
+
+    #[test]
+    fn what_is_no_longer_limited_is_under_attack_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (commands, _engine) = sync_channel(1);
+        let (upgrades, _orders) = tokio::sync::mpsc::channel(1);
+        let now = Now::read();
+        let shared = Shared::new(now, commands, upgrades);
+        shared.attacks.open(dir.path());
+        let mut defence = Defence::new(dir.path());
+        let subject = Subject {
+            name: HOST,
+            found: Found::Prefixes,
+            remedy: Remedy::Drops,
+        };
+        let followed = Followed {
+            name: HOST,
+            found: Found::Prefixes,
+            hold_ns: 60_000_000_000,
+            inherited: Some((now.mono_ns, now.mono_ns + 60_000_000_000)),
+        };
+        let reading = Reading::of_host([0; HOST_REASONS.len()]);
+        let step = Watch::default().take(followed, reading, now.mono_ns);
+        assert!(step.attacked);
+        { shared.attacks.lock() }.take(subject, &step, now);
+        // A configuration without limits comes into force.
+        defence.keep(&shared);
+        let list = { shared.attacks.lock() }.list();
+        assert!(list.iter().all(|a| a.ended_unix_ms.is_some()), "{list:?}");
+        assert_eq!(list.len(), 1);
+        assert_eq!(shared.hub.subscribe(9).0.len(), 1, "it is told");
+        Saver::default().mind(&shared.attacks, false, Now { unix_ms: 1, ..now });
+        let kept = fs::read_to_string(dir.path().join("attacks.json")).unwrap();
+        assert!(!kept.contains("\"ended_unix_ms\":null"), "{kept}");
     }
 }

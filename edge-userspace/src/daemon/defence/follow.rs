@@ -77,14 +77,13 @@ impl Follower {
             for turn in 0u32.. {
                 // One last look at the end, so that the history has it.
                 let over = is_over(&told);
-                let mut changed = false;
                 let mut defence = defence.lock();
-                defence.follow(&shared, &mut changed, turn.is_multiple_of(SELDOM));
+                defence.follow(&shared, turn.is_multiple_of(SELDOM));
                 defence.sample(&mut events, &shared.attacks);
                 shared.publish_services(&mut defence);
                 // The disk keeps nobody waiting.
                 drop(defence);
-                saver.mind(&shared.attacks, changed || over, Now::read());
+                saver.mind(&shared.attacks, over, Now::read());
                 if over {
                     return;
                 }
@@ -128,11 +127,9 @@ impl Drop for Follower {
 }
 
 impl Defence {
-    /// Takes a look. `told` is set when an attack began or ended.
-    fn follow(&mut self, shared: &Shared, told: &mut bool, seldom: bool) {
-        let gone = { shared.attacks.lock() }.keep(|name, found| self.is_there(name, found));
-        *told |= tell(gone, shared);
-        *told |= self.poll_host(shared, Now::read(), seldom);
+    /// Takes a look.
+    fn follow(&mut self, shared: &Shared, seldom: bool) {
+        self.poll_host(shared, Now::read(), seldom);
         if self.services.is_none() {
             return;
         }
@@ -152,7 +149,7 @@ impl Defence {
             let written = self.write_targets();
             self.troubles.mind(Trouble::Targets, written);
         }
-        *told |= self.poll(shared, now, seldom);
+        self.poll(shared, now, seldom);
     }
 
     /// Sees that the host's TCP is still as it must be; when it grants something
@@ -180,12 +177,11 @@ impl Defence {
         now.is_none_or(|now| now.is_ok_and(|told| told == self.told))
     }
 
-    /// Reads what the program found, and tells what changed; whether anything did.
-    /// Counters, which take a system call each, are read seldom as long as a service is
-    /// at rest.
-    fn poll(&mut self, shared: &Shared, now: Now, seldom: bool) -> bool {
+    /// Reads what the program found, and tells what changed. Counters, which take a system
+    /// call each, are read seldom as long as a service is at rest.
+    fn poll(&mut self, shared: &Shared, now: Now, seldom: bool) {
         let Some(s) = &self.services else {
-            return false;
+            return;
         };
         let mut trouble = Ok(());
         let mut changes = Vec::new();
@@ -225,7 +221,7 @@ impl Defence {
             changes.extend(journal.take(subject, &step, now));
         }
         self.troubles.mind(Trouble::Counters, trouble);
-        tell(changes, shared)
+        tell(changes, shared);
     }
 
     /// Takes the sampled packets that came since the last time to the attacks that they
@@ -282,9 +278,12 @@ fn remedy(service: &Service, reflection: Mode) -> Remedy {
     }
 }
 
-/// Tells the log and those who follow of attacks that began or ended; whether any did.
-pub(super) fn tell(changes: Vec<(Change, Attack)>, shared: &Shared) -> bool {
-    let any = !changes.is_empty();
+/// Tells the log and those who follow of attacks that began, go on or ended, and sees that the
+/// file gets them.
+pub(super) fn tell(changes: Vec<(Change, Attack)>, shared: &Shared) {
+    if !changes.is_empty() {
+        shared.attacks.mark_changed();
+    }
     for (change, attack) in changes {
         log(change, &attack);
         shared.hub.announce(Notice {
@@ -293,7 +292,6 @@ pub(super) fn tell(changes: Vec<(Change, Attack)>, shared: &Shared) -> bool {
             attack,
         });
     }
-    any
 }
 
 /// A line in the log.

@@ -4,7 +4,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tracing::warn;
@@ -20,8 +23,9 @@ use crate::{
 /// Name of the file in the state directory.
 const FILE: &str = "attacks.json";
 
-/// How often the file is brought up to date while an attack is on, milliseconds. What
-/// a crash loses of it are samples and peaks; what was counted is in the kernel.
+/// How often the file is brought up to date while an attack is on, and tried again when the disk
+/// did not take it, milliseconds. What a crash loses of it are samples and peaks; what was counted
+/// is in the kernel.
 pub(super) const SAVE_EVERY_MS: u64 = 30_000;
 
 /// The history, and its file once there is one.
@@ -29,6 +33,8 @@ pub(super) const SAVE_EVERY_MS: u64 = 30_000;
 pub(in crate::daemon) struct Journal {
     history: Mutex<History>,
     file: Mutex<Option<PathBuf>>,
+    /// Whether there was something to tell of attacks since the file was last tried.
+    changed: AtomicBool,
 }
 
 impl Journal {
@@ -60,6 +66,11 @@ impl Journal {
     pub(in crate::daemon) fn lock(&self) -> MutexGuard<'_, History> {
         // Each change leaves a sound history.
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is something to tell of an attack: the file does not wait until it is due.
+    pub(super) fn mark_changed(&self) {
+        self.changed.store(true, Ordering::Relaxed);
     }
 
     /// Writes the file.
@@ -108,20 +119,23 @@ fn set_aside(path: &Path, why: &dyn std::error::Error) {
 /// When the file is to be written.
 #[derive(Debug, Default)]
 pub(super) struct Saver {
-    saved_unix_ms: u64,
+    tried_unix_ms: u64,
     /// What the disk said the last time.
     trouble: Option<String>,
 }
 
 impl Saver {
-    /// Writes the file when something changed, and now and then during an attack.
-    pub(super) fn mind(&mut self, journal: &Journal, changed: bool, now: Now) {
-        let due = now.unix_ms.abs_diff(self.saved_unix_ms) >= SAVE_EVERY_MS;
-        let needed = changed || due && journal.lock().is_any_on();
+    /// Writes the file when something changed, now and then during an attack, and when `over`,
+    /// at the end. What the disk did not take is tried again when it is due.
+    pub(super) fn mind(&mut self, journal: &Journal, over: bool, now: Now) {
+        let due = now.unix_ms.abs_diff(self.tried_unix_ms) >= SAVE_EVERY_MS;
+        let lacking = self.trouble.is_some();
+        let changed = journal.changed.swap(false, Ordering::Relaxed);
+        let needed = changed || over || due && (lacking || journal.lock().is_any_on());
         if !needed {
             return;
         }
-        self.saved_unix_ms = now.unix_ms;
+        self.tried_unix_ms = now.unix_ms;
         let trouble = journal.save().err().map(|e| e.to_string());
         if let Some(e) = trouble
             .as_ref()
@@ -152,6 +166,12 @@ mod tests {
         unix_ms: 1_000_000,
     };
 
+    /// When a file of [`NOW`] is due.
+    const DUE: Now = Now {
+        unix_ms: NOW.unix_ms + SAVE_EVERY_MS,
+        ..NOW
+    };
+
     /// An attack begins.
     fn attack(journal: &Journal) {
         let reading = Reading {
@@ -172,6 +192,7 @@ mod tests {
             remedy: Remedy::Cookies,
         };
         journal.lock().take(subject, &step, NOW);
+        journal.mark_changed();
     }
 
     fn opened(dir: &Path) -> Journal {
@@ -189,19 +210,34 @@ mod tests {
         saver.mind(&journal, false, NOW);
         assert!(!file.exists(), "nothing to keep");
         attack(&journal);
-        saver.mind(&journal, true, NOW);
+        saver.mind(&journal, false, NOW);
         let mode = fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(opened(dir.path()).lock().list().len(), 1);
         fs::remove_file(&file).unwrap();
         saver.mind(&journal, false, NOW);
         assert!(!file.exists(), "not due");
-        let later = Now {
-            unix_ms: NOW.unix_ms + SAVE_EVERY_MS,
-            ..NOW
-        };
-        saver.mind(&journal, false, later);
+        saver.mind(&journal, false, DUE);
         assert!(file.exists(), "an attack is on");
+    }
+
+    #[test]
+    fn what_the_disk_did_not_take_is_tried_again_though_the_attack_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        let journal = opened(dir.path());
+        let mut saver = Saver::default();
+        attack(&journal);
+        journal.lock().keep(|_, _| false);
+        fs::create_dir(&file).unwrap();
+        saver.mind(&journal, false, NOW);
+        assert!(saver.trouble.is_some());
+        fs::remove_dir(&file).unwrap();
+        saver.mind(&journal, false, NOW);
+        assert!(!file.exists(), "not due");
+        saver.mind(&journal, false, DUE);
+        assert_eq!(saver.trouble, None);
+        assert_eq!(opened(dir.path()).lock().list().len(), 1);
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::{
         Model,
         services::{Ports, Protocol, Service, Sysctls},
     },
+    daemon::facts::Shared,
     datapath::{DatapathError, ServiceTables},
     host::{
         self,
@@ -49,6 +50,7 @@ use crate::{
     status::{ServiceStatus, ServiceTargets, attack::Found},
 };
 use floods::Limited;
+use follow::tell;
 use sight::Sight;
 use sysctls::Keeper;
 pub(super) use sysctls::Unmet;
@@ -246,8 +248,9 @@ impl Defence {
         Ok(self.write_targets()?)
     }
 
-    /// What was filled is in force.
-    pub(super) fn keep(&mut self) {
+    /// What was filled is in force. Attacks on what is no longer followed are over with that.
+    /// At the start nobody can have asked yet for what is told of them.
+    pub(super) fn keep(&mut self, shared: &Shared) {
         self.former = None;
         self.told = self.prepared;
         self.limited = self.filled;
@@ -260,6 +263,8 @@ impl Defence {
         let mut watch = std::mem::take(&mut self.watch);
         watch.keep(|name, found| self.is_there(name, found));
         self.watch = watch;
+        let gone = { shared.attacks.lock() }.keep(|name, found| self.is_there(name, found));
+        tell(gone, shared);
         let forwards = || sysctl::read(&root(), "net/ipv4/ip_forward").is_ok_and(|v| v != "0");
         if self.model().is_some_and(Model::has_rest) && forwards() {
             warn!(
