@@ -45,6 +45,25 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// Whether a process has ended with all its threads, and so has closed what it had open. The kernel
+/// takes its memory, and with it its command line, before that.
+#[must_use]
+pub fn is_over(pid: u32) -> bool {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(e) => {
+            return e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH);
+        }
+    };
+    // The name before it may hold anything (proc_pid_stat(5)).
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next());
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    matches!(state, Some('Z' | 'X')) && threads <= 1
+}
+
 /// Files of one installation of Edge on a host: configuration, database, socket, pins. All of them
 /// are gone when it is dropped, and so is the daemon.
 #[derive(Debug)]
@@ -415,6 +434,27 @@ impl<'a> Installation<'a> {
                     && words.any(|word| word == config.as_bytes())
             })
             .collect()
+    }
+
+    /// Kills the processes that run the daemon of this installation, and waits until they are
+    /// over.
+    ///
+    /// # Panics
+    /// When they are not in time.
+    #[track_caller]
+    pub fn kill_daemons(&self) {
+        let mut all = Vec::new();
+        wait::until("all daemons are over", || {
+            // Also those that have begun meanwhile.
+            let found = self.daemons();
+            for pid in &found {
+                let pid = i32::try_from(*pid).expect("a process");
+                // SAFETY: no pointers; it runs the daemon of our own installation.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            all.extend(&found);
+            found.is_empty() && all.iter().all(|pid| is_over(*pid))
+        });
     }
 
     #[track_caller]

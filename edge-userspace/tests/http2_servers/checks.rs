@@ -27,7 +27,7 @@ fn servers_are_checked_by_what_they_speak() {
         };
         let mut setup = Setup::new(&[]).upstream(format!(
             "protocol = 'http2'\n{tls}\n\
-             health = {{ interval = '100ms', fall = 1, rise = 1, {keys} }}"
+             health = {{ interval = '500ms', timeout = '450ms', fall = 1, rise = 1, {keys} }}"
         ));
         setup.servers = vec![server.address.clone()];
         let rig = Rig::new(&setup);

@@ -252,7 +252,7 @@ async fn bodies_are_as_long_as_was_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_is_silent_gets_no_more_requests() {
     let (address, take) = connections();
-    let upstream = "retries.tries = 1\ntimeouts = { first_byte = '300ms', connect = '300ms' }";
+    let upstream = "retries.tries = 1\ntimeouts = { first_byte = '900ms', connect = '900ms' }";
     let rig = rig(&address, upstream);
     let server = tokio::task::spawn_blocking(move || {
         let mut silent = next(&take);

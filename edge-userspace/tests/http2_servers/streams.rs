@@ -329,7 +329,9 @@ async fn no_more_streams_than_a_server_takes() {
     let mut builder = Builder::new();
     builder.max_concurrent_streams(2);
     let server = Server::with(&builder);
-    let upstream = format!("{UPSTREAM}\nkeep_alive.connections = 3\nretries.tries = 1");
+    let upstream = format!(
+        "{UPSTREAM}\nkeep_alive.connections = 3\nretries.tries = 1\ntimeouts.connect = '15s'"
+    );
     let rig = Rig::new(&setup(&server).upstream(upstream));
     let client = connect(rig.port.at).await;
     let mut answers = Vec::new();

@@ -331,7 +331,7 @@ fn a_server_that_fails_is_left_alone_for_a_while() {
     let (failing, recovered) = switched();
     let well = Server::saying("well");
     let rig = Rig::new(&Setup::new(&[&failing, &well]).upstream(
-        "retries = { tries = 1 }\npassive = { consecutive_errors = 3, eject = '500ms', max_ejected = 0.5 }",
+        "retries = { tries = 1 }\npassive = { consecutive_errors = 3, eject = '2s', max_ejected = 0.5 }",
     ));
     let mut client = rig.client();
     until("it is ejected", || {

@@ -22,7 +22,7 @@ fn error_pages_name_the_request_and_nothing_of_the_inside() {
         })
     };
     let timeouts = "retries = { tries = 1 }\n\
-                    timeouts = { connect = '200ms', first_byte = '300ms', between_bytes = '300ms', request = '60s' }\n";
+                    timeouts = { connect = '200ms', first_byte = '1s', between_bytes = '1s', request = '60s' }\n";
     let (silent, rubbish) = (failing(""), failing("secret-rubbish\r\n\r\n"));
     let breaker = "breaker = { failure_rate = 1.0, window = 1, open = '1h' }";
     let mut nobody = Setup::new(&[]).upstream(timeouts);

@@ -111,7 +111,7 @@ pub(super) fn settings(forward: &str, more: &str) -> String {
     format!(
         "[[service]]\nname = \"web\"\naddresses = [\"{}\", \"{}\"]\nports = [{PORT}]\nsyn = \"off\"\n\
          forward = \"{forward}\"\necho = true\n{more}\n{backends}\
-         [service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 1\n",
+         [service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"100ms\"\nrise = 1\nfall = 2\n",
         VIPS[0], VIPS[1]
     )
 }

@@ -116,7 +116,7 @@ fn slow_heads_and_floods_of_resets_become_bans() {
     let silent = SocketAddr::new(lab.links[1].v4(2), SILENT);
     let _silent = { &lab.links[1].outside }.inside(|| TcpListener::bind(silent).unwrap());
     let bans = "offences = 2, window = \"60s\", ttl = \"600s\"";
-    let limits = "limits = { header_timeout = \"500ms\", h2_resets_per_second = 2 }";
+    let limits = "limits = { header_timeout = \"1s\", h2_resets_per_second = 2 }";
     let edge = Installation::new(&lab.host, &["eth0"], &settings(&lab, "", bans, limits));
     let _daemon = edge.start();
     let syn = |source| link.frame(source, Payload::Tcp(frames::SYN));
@@ -282,11 +282,7 @@ fn what_a_new_configuration_spares_is_banned_no_more() {
     assert!(link.passes_from(link.v6(4)));
     wait::until_some("the first has ended", || daemon.ended());
     // By a start.
-    for pid in edge.daemons() {
-        // SAFETY: no pointers; it runs the daemon of our own installation.
-        unsafe { libc::kill(i32::try_from(pid).unwrap(), libc::SIGKILL) };
-    }
-    wait::until("it is gone", || edge.daemons().is_empty());
+    edge.kill_daemons();
     edge.configure(&["eth0"], &with("", "\"10.77.0.0/24\""));
     let _daemon = edge.start();
     assert_eq!(listed(&edge), BTreeSet::from([cli]));

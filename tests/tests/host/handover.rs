@@ -4,12 +4,11 @@
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::ops::Not as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::thread;
 
-use edge_tests::daemon::{Daemon, Installation, Outcome};
+use edge_tests::daemon::{Daemon, Installation, Outcome, is_over};
 use edge_tests::lab::{Lab, Link};
 use edge_tests::server::Nginx;
 use edge_tests::wait;
@@ -71,7 +70,9 @@ fn clients_of_old_connections_are_banned_by_the_next_process() {
     let link = lab.link();
     let _servers = [1, 2].map(|n| Nginx::start(&lab.links[n].outside));
     let root = "[proxy]\nbans = { offences = 2, window = \"60s\", ttl = \"600s\" }";
-    let edge = Installation::new(&lab.host, &["eth0"], &settings(&lab, root, "", ""));
+    let patience = "limits = { header_timeout = \"10m\" }";
+    let settings = settings(&lab, root, patience, "");
+    let edge = Installation::new(&lab.host, &["eth0"], &settings);
     let mut daemon = edge.start();
     let _heirs = Heirs(&edge);
     let entries = || edge.json(&["blacklist", "list"]);
@@ -192,10 +193,7 @@ impl Drop for Stray {
         // SAFETY: no pointers; it is ours, and nobody has waited for it before it ended.
         unsafe { libc::kill(i32::try_from(self.0).unwrap(), libc::SIGKILL) };
         // What it has of the daemon's keeps another one from starting.
-        let open = format!("/proc/{}/fd", self.0);
-        wait::until("it is gone", || {
-            fs::read_dir(&open).is_ok_and(|all| all.count() > 0).not()
-        });
+        wait::until("it is gone", || is_over(self.0));
     }
 }
 
@@ -340,7 +338,7 @@ fn of_a_process_that_is_not_known_the_old_one_is_the_service() {
             let status = wait::until_some("the old one has ended", || old.ended());
             assert!(!status.success(), "{status}");
         }
-        wait::until("all are gone", || edge.daemons().is_empty());
+        wait::until("all are gone", || is_over(new) && edge.daemons().is_empty());
     }
 }
 

@@ -9,6 +9,7 @@ use edge_common::addr::Prefix;
 use edge_common::decide::Standing;
 use edge_tests::daemon::Installation;
 use edge_tests::lab::Lab;
+use edge_tests::wait;
 use edge_userspace::control::client::{Client, ImportStage};
 use edge_userspace::control::protocol::{ImportHeader, List, Origin, Request, Response};
 
@@ -68,7 +69,7 @@ fn a_million_lines_are_in_force_and_a_scrape_stays_small() {
 
     // They survive a restart, and are in force when the daemon says that it is ready.
     daemon.kill();
-    let _daemon = edge.start();
+    let _daemon = edge.start_within(4 * wait::PATIENCE);
     assert!(!link.passes_from(listed(3 * (MILLION - 1))));
     let counts = edge.status();
     let hosts = counts["tables"].as_array().unwrap();

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use edge_tests::daemon::Installation;
 use edge_tests::frames::{self, Payload};
 use edge_tests::lab::Lab;
+use edge_tests::wait;
 
 /// The value of a sample, by name and labels in any order.
 fn sample(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
@@ -90,7 +91,15 @@ fn the_proxy_is_seen_and_steered() {
         lab.host.run("curl", &[&status[..], &[&url]].concat())
     };
     assert_eq!([get("/app/a"), get("/other")], ["502", "404"]);
-    let text = edge.scrape();
+    // They are counted behind their answers.
+    let text = wait::until_some("both are counted", || {
+        let text = edge.scrape();
+        let count = "edge_http_request_duration_seconds_count";
+        let all = sample(&text, count, &[("listener", "web")]) == Some(2.0);
+        let routed = "edge_http_route_requests_total";
+        let routed = sample(&text, routed, &[("route", "app"), ("class", "5xx")]) == Some(1.0);
+        (all && routed).then_some(text)
+    });
     complains_of_nothing(&lab, &text);
     for (name, labels, value) in [
         (

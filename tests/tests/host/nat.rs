@@ -90,7 +90,7 @@ fn service(
 }
 
 const CHECKED: &str = "[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"100ms\"\n\
-                       rise = 1\nfall = 1\n";
+                       rise = 1\nfall = 2\n";
 
 fn snat() -> String {
     format!(

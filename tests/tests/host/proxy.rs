@@ -58,6 +58,15 @@ pub(crate) fn settings(lab: &Lab, root: &str, listener: &str, routes: &str) -> S
     )
 }
 
+/// The same, but the upstream `app` waits as long as any test goes on.
+pub(crate) fn patient(settings: &str) -> String {
+    let app = "name = \"app\"\n";
+    let patience = "timeouts = { request = \"1000s\", between_bytes = \"300s\" }\n";
+    let patient = settings.replace(app, &format!("{app}{patience}"));
+    assert_ne!(patient, settings);
+    patient
+}
+
 /// What curl gets from a source: the status and the body; an error of curl's is 0.
 pub(crate) fn curl(link: &Link, source: IpAddr, url: &str, more: &[&str]) -> (u16, String) {
     let source = source.to_string();

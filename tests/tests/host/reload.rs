@@ -97,9 +97,11 @@ fn a_wrong_configuration_is_refused_and_the_old_one_stays() {
     assert_eq!(edge.status()["reloads"]["failed"], wrong.len());
     // A signal has nobody to tell but the log.
     daemon.signal(libc::SIGHUP);
-    wait::until("the refusal is in the log", || {
-        daemon.log().contains("prefixes")
+    wait::until("it is refused as well", || {
+        edge.status()["reloads"]["failed"] == wrong.len() + 1
     });
+    let refused = daemon.log().matches("not reloaded").count();
+    assert_eq!(refused, wrong.len() + 1, "{}", daemon.log());
     assert!(!link.passes_from(address("10.71.0.1")));
 
     edge.configure(&["eth0"], good);

@@ -77,7 +77,9 @@ fn a_hundred_reloads_under_load_lose_and_reset_nothing() {
     let mut large: Vec<TcpStream> = (0..DOWNLOADS).map(|_| download(link)).collect();
     let [http1, http2] = ["http/1.1", "h2"]
         .map(|protocol| trusting(&[&certificates[0], &certificates[1]], protocol));
+    // Who has asked once may be idle for longer.
     let mut secured = shake_hands(link, &http1).unwrap();
+    ask_secured(&mut secured, "/n").unwrap();
     let mut streams = H2::new(shake_hands(link, &http2).unwrap()).unwrap();
     let mut other = H2::new(shake_hands(link, &http2).unwrap()).unwrap();
     let mut got = Answer::default();

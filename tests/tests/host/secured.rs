@@ -16,7 +16,7 @@ use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::proxy::{HTTPS, settings, with_certificate};
+use crate::proxy::{HTTPS, patient, settings, with_certificate};
 use crate::upgrade::{Heirs, copy_of_binary, downloads, head, pid};
 
 /// The name in the certificates.
@@ -296,10 +296,7 @@ fn clients_of_tls_and_http2_lose_nothing_by_upgrades() {
     let _servers = [1, 2].map(|n| Nginx::serving(&lab.links[n].outside, files.path()));
     let edge = Installation::new(&lab.host, &["eth0"], "");
     let certificate = Certificate::new(&edge, "own");
-    let settings = settings(&lab, "", "", "");
-    let app = "name = \"app\"\n";
-    let patience = "timeouts = { request = \"1000s\", between_bytes = \"300s\" }\n";
-    let settings = settings.replace(app, &format!("{app}{patience}"));
+    let settings = patient(&settings(&lab, "", "", ""));
     let text = with_certificate(&settings, &certificate.files());
     edge.configure(&["eth0"], &text);
     let mut daemon = edge.start();

@@ -144,11 +144,16 @@ fn clients_of_nginx_get_their_pages_through_cookies() {
     let _daemon = edge.start();
     wait_ready(&edge, "web", 2, 2);
     let sent = counter(&edge, "web", "cookies_sent");
-    for (n, source) in [link.v4(2), link.v6(2), link.v4(3)].into_iter().enumerate() {
+    // A request that comes with the end of its handshake shows the cookie as well.
+    let mut valid = 0;
+    for (n, source) in (1..).zip([link.v4(2), link.v6(2), link.v4(3)]) {
         assert!(link.can_get(source, wait::PATIENCE), "{source}");
         wait::until("cookies are counted", || {
-            counter(&edge, "web", "cookies_valid") > n as u64
+            let before = valid;
+            valid = counter(&edge, "web", "cookies_valid");
+            valid > before
         });
+        assert!((n..=2 * n).contains(&valid), "{valid} of {n}");
     }
     assert!(counter(&edge, "web", "cookies_sent") >= sent + 3);
     assert_eq!(service(&edge, "web")["defended"], true);
@@ -156,8 +161,10 @@ fn clients_of_nginx_get_their_pages_through_cookies() {
     let text = edge.ok(&["status"]);
     assert!(text.contains("\nweb      always  defended"), "{text}");
     let text = edge.scrape();
+    let series = "edge_service_events_total{service=\"web\",event=\"cookies_valid\"} ";
+    let valid = text.lines().find_map(|line| line.strip_prefix(series));
+    assert!((3..=6).contains(&valid.unwrap().parse().unwrap()), "{text}");
     for series in [
-        "edge_service_events_total{service=\"web\",event=\"cookies_valid\"} 3",
         "edge_service_defended{service=\"web\"} 1",
         "edge_service_under_attack{service=\"web\"} 0",
         "edge_table_entries{table=\"service_targets\"} 2",
@@ -402,12 +409,15 @@ fn an_attack_is_seen_and_survived_and_ends() {
     }
     assert_eq!(service(&edge, "web")["under_attack"], false);
     assert_eq!(counter(&edge, "web", "cookies_sent"), 0);
-    flood(link, || service(&edge, "web")["under_attack"] == true);
-    let seen = service(&edge, "web");
+    // It ends within a second of the flood, so that all is looked at in it.
+    let mut seen = Value::Null;
+    flood(link, || {
+        seen = service(&edge, "web");
+        let text = edge.ok(&["status"]);
+        seen["under_attack"] == true && text.contains("\nweb: UNDER ATTACK since ")
+    });
     assert!(seen["attack_since_unix_ms"].is_u64(), "{seen}");
     assert_eq!(seen["defended"], true);
-    let text = edge.ok(&["status"]);
-    assert!(text.contains("\nweb: UNDER ATTACK since "), "{text}");
     let valid = counter(&edge, "web", "cookies_valid");
     let mut got = 0;
     flood(link, || {
@@ -434,7 +444,8 @@ fn a_reload_keeps_the_state_of_services_that_stay() {
     let edge = Installation::new(&lab.host, &["eth0"], ALWAYS);
     let daemon: Daemon = edge.start();
     wait_ready(&edge, "web", 2, 2);
-    assert!(link.can_get(link.v4(2), wait::PATIENCE));
+    // It says nothing: a request that comes with the end of the handshake would count as well.
+    let _client = connect(link, SocketAddr::new(link.v4(1), 80)).unwrap();
     let one = |edge: &Installation<'_>| {
         wait::until("a cookie was valid", || {
             counter(edge, "web", "cookies_valid") == 1

@@ -306,7 +306,7 @@ fn limits_set_at_run_time_outlast_a_restart() {
 fn entries_expire_in_the_kernel_and_then_everywhere() {
     isolated(|directory| {
         let (_home, daemon) = started(directory, CONFIG);
-        daemon.add(List::Black, &["9.0.0.1"], Some(1)).unwrap();
+        daemon.add(List::Black, &["9.0.0.1"], Some(5)).unwrap();
         send("a0p", &udp4(LISTED, HERE), 1);
         expect(&daemon, Reason::Blacklisted, 1);
         wait("a packet that passes", || {

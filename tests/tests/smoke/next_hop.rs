@@ -211,7 +211,8 @@ fn a_mac_address_that_changes_is_told() {
         let news = rig.watch.changes().unwrap();
         rig.follow_changes(&news);
         changes.extend(news);
-        rig.hop("10.77.0.2").dest_mac == OTHER_MAC
+        let told = rig.told.get(&ip("10.77.0.2"));
+        matches!(told, Some(Ok(hop)) if hop.dest_mac == OTHER_MAC)
     });
     let told = Change::Neighbour {
         ifindex: rig.eth0(),
@@ -443,8 +444,8 @@ fn a_vlan_device_is_a_tag_on_the_interface_below() {
 #[test]
 fn a_watch_that_cannot_keep_up_says_that_anything_may_have_changed() {
     let mut rig = Rig::new();
-    rig.watch.changes().unwrap();
-    assert_eq!(rig.watch.changes().unwrap(), []);
+    // What the kernel enters by itself, it may enter late.
+    wait("quiet", || rig.watch.changes().unwrap().is_empty());
     let mut routes = String::new();
     for n in 0..20_000u32 {
         let to = Ipv4Addr::from(0xc612_0000 + n);
@@ -463,7 +464,7 @@ fn a_watch_that_cannot_keep_up_says_that_anything_may_have_changed() {
     assert_eq!(rig.watch.changes().unwrap(), [Change::All]);
     rig.host.ip("route add 198.51.100.0/24 dev eth0");
     let route = Change::Routes("198.51.100.0/24".parse().unwrap());
-    assert_eq!(rig.watch.changes().unwrap(), [route]);
+    assert!(rig.watch.changes().unwrap().contains(&route));
 }
 
 #[test]
